@@ -1,0 +1,48 @@
+# Everything a checkout needs: `make help` lists it. The first target that needs Python packages installs them into .venv.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+ARGS ?=
+
+.PHONY: help setup demo bench-demo test test-slow lint format types wheel clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=hard"'
+
+setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it is up to date
+
+$(STAMP): pyproject.toml constraints.txt
+	@.ci/setup $(VENV)
+
+demo: $(STAMP) ## Generate videos, train, personalise, report: the whole path, a few minutes
+	$(BIN)/clipautt demo $(ARGS)
+
+bench-demo: $(STAMP) ## The demo in a fresh folder; it prints the seconds of each stage
+	$(BIN)/clipautt demo out=runs/bench-demo/$(shell date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: $(STAMP) ## The fast tests
+	$(BIN)/python -m pytest tests $(ARGS)
+
+test-slow: $(STAMP) ## The tests marked slow, gpu or cluster
+	$(BIN)/python -m pytest tests -m "slow or gpu or cluster" $(ARGS)
+
+lint: $(STAMP) ## Format and lint, as a check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMP) ## Format and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(STAMP) ## mypy, strict for clipautt/
+	$(BIN)/mypy
+
+wheel: $(STAMP) ## Build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove caches and builds; .venv, data, features and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""clipautt: video emotion recognition with CLIP and action-unit prompts, personalised at test time.
+
+The method lives here and runs without Ray; the distributed jobs are in `ray_jobs`. What most users need:
+
+    from clipautt import Predictor
+    print(Predictor.load("runs/train/demo").predict("face.mp4"))
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipautt.predictor import Predictor, VideoPrediction
+
+__all__ = ["Predictor", "VideoPrediction", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use, so that importing the package costs nothing."""
+    if name in ("Predictor", "VideoPrediction"):
+        from clipautt import predictor
+
+        return getattr(predictor, name)
+    if name == "__version__":
+        return metadata.version("clipautt")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

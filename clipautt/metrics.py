@@ -1,0 +1,101 @@
+"""WAR, UAR, macro F1 and intervals. Pure functions of class indices.
+
+WAR (weighted average recall) is the accuracy; UAR is the unweighted mean of the recalls of the classes that occur. In
+the evaluation the unit is the video, figures are computed per target subject, and the headline is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import f1_score, recall_score
+
+Labels = Sequence[int] | npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one set of predictions, each in 0..1."""
+
+    war: float
+    """Accuracy."""
+    uar: float
+    """Mean recall over the classes that occur."""
+    f1: float
+    """Macro F1 over all classes; a class that is neither there nor predicted counts 0."""
+
+
+def score(predictions: Labels, labels: Labels, *, num_classes: int) -> Scores:
+    """WAR, UAR and macro F1.
+
+    Args:
+        predictions: class indices [N].
+        labels: true class indices [N].
+        num_classes: C.
+
+    Raises:
+        ValueError: for empty or unequal inputs.
+    """
+    predicted, true = np.asarray(predictions), np.asarray(labels)
+    if len(predicted) != len(true) or not len(true):
+        raise ValueError(f"{len(predicted)} predictions for {len(true)} labels; both must be equal and at least 1")
+    every = list(range(num_classes))
+    present = sorted(set(true.tolist()))
+    return Scores(
+        war=float((predicted == true).mean()),
+        uar=float(recall_score(true, predicted, labels=present, average="macro", zero_division=0)),
+        f1=float(f1_score(true, predicted, labels=every, average="macro", zero_division=0)),
+    )
+
+
+def majority(labels: Labels) -> npt.NDArray[np.int64]:
+    """The constant prediction of the most frequent class of these very labels; ties go to the lower index."""
+    true = np.asarray(labels)
+    return np.full(len(true), int(np.bincount(true).argmax()), dtype=np.int64)
+
+
+def confusion(predictions: Labels, labels: Labels, *, num_classes: int) -> npt.NDArray[np.int64]:
+    """Counts [C, C]; rows are true classes, columns predicted ones."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
+    return counts
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval."""
+
+    mean: float
+    """Of the values."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+def bootstrap(
+    values: Sequence[float] | npt.NDArray[np.floating], *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of a mean (Efron and Tibshirani, 1993).
+
+    For a paired comparison the values are the differences of the two methods, one per subject.
+
+    Args:
+        values: one figure per subject, [S]; NaN is an error.
+        confidence: mass of the interval.
+        draws: resamples.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: for no values, or values that are not finite.
+    """
+    array = np.asarray(values, float)
+    if not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"bootstrap needs finite values, got {array.tolist()}")
+    index = np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(array[index].mean(1), [tail, 1 - tail])
+    return Interval(float(array.mean()), float(low), float(high))

@@ -1,0 +1,208 @@
+"""CLIP-AU: adapter, temporal module, AU similarities and classifier; and the checkpoint that carries it.
+
+Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalise(Adapter(t_k));
+v = normalise(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Both CLIP towers stay frozen
+outside. The model takes text features as an argument, so that tuned prompts need no change of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clipautt.backbone import Preprocessing
+from clipautt.decoding import Sampling
+from clipautt.features import FeatureSpec, SubjectBaseline
+from clipautt.windows import WindowSpec, embed_windows, window_starts
+
+TEMPERATURE = 5.0
+"""τ of the AU similarities."""
+_HIDDEN_ADAPTER, _HIDDEN_CLASSIFIER = 512, 256
+
+
+class ClipAU(nn.Module):
+    """The trainable part of CLIP-AU.
+
+    Args:
+        feature_dim: d, width of image and text features.
+        num_prompts: K.
+        num_classes: C.
+    """
+
+    def __init__(self, feature_dim: int, num_prompts: int, num_classes: int) -> None:
+        super().__init__()
+        self.adapter = nn.Sequential(
+            nn.Linear(feature_dim, _HIDDEN_ADAPTER), nn.ReLU(), nn.Linear(_HIDDEN_ADAPTER, feature_dim)
+        )
+        self.temporal = nn.Conv1d(feature_dim, feature_dim, kernel_size=3, padding=1)
+        self.classifier = nn.Sequential(
+            nn.Linear(num_prompts, _HIDDEN_CLASSIFIER), nn.ReLU(), nn.Linear(_HIDDEN_CLASSIFIER, num_classes)
+        )
+
+    def au_embeddings(self, text_features: Tensor) -> Tensor:
+        """a = normalise(Adapter(t)): [..., K, d] → [..., K, d]."""
+        return F.normalize(self.adapter(text_features), dim=-1)
+
+    def video_embedding(self, windows: Tensor) -> Tensor:
+        """v of stacked windows [B, L, d] → [B, d]; the training path, one convolution per window."""
+        hidden = F.gelu(self.temporal(windows.transpose(1, 2)))
+        return F.normalize(hidden.mean(-1), dim=-1)
+
+    def window_embeddings(self, frames: Tensor, spec: WindowSpec) -> tuple[Tensor, list[int]]:
+        """v of every window of one video [T, d], in one pass: [V, d] and the first frame of each window."""
+        used = frames[:: spec.stride]
+        starts = window_starts(len(used), spec)
+        assert self.temporal.bias is not None
+        return embed_windows(used, self.temporal.weight, self.temporal.bias, length=spec.length, starts=starts), starts
+
+    def similarities(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
+        """s = τ ⟨v, a⟩: [..., V, d] and [..., K, d] → [..., V, K]."""
+        return TEMPERATURE * embeddings @ au_embeddings.transpose(-1, -2)
+
+    def logits(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
+        """Class logits of window embeddings: [..., V, d] and [..., K, d] → [..., V, C]."""
+        scores: Tensor = self.classifier(self.similarities(embeddings, au_embeddings))
+        return scores
+
+    def forward(self, windows: Tensor, text_features: Tensor) -> Tensor:
+        """Logits [B, C] of windows [B, L, d] under text features [K, d]."""
+        return self.logits(self.video_embedding(windows), self.au_embeddings(text_features))
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """The facts beside the weights."""
+
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    phrases: tuple[str, ...]
+    """The K AU phrases, verbatim and in order."""
+    context: str
+    """The leading phrase of every prompt; its tokens are the M context tokens."""
+    context_tokens: int
+    """M."""
+    features: FeatureSpec
+    """What the model was trained on; other features are refused."""
+    subject_baseline: SubjectBaseline
+    """What was subtracted from the frame features of every subject, and must be again."""
+    window: WindowSpec
+    """Length and stride that the model was trained with."""
+    training: dict[str, Any]
+    """The training configuration."""
+    metrics: dict[str, float]
+    """On source-validation subjects."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Per class, phrases for the zero-shot row; empty when the task has none."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """A trained CLIP-AU with everything needed to use it."""
+
+    model: ClipAU
+    """In evaluation mode, without gradients."""
+    spec: CheckpointSpec
+    """Facts."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights and facts that change a prediction."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        facts = asdict(self.spec)
+        used = {k: v for k, v in facts.items() if k not in ("training", "metrics")}
+        digest.update(json.dumps(used, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.spec.classes}, K={len(self.spec.phrases)}, d={self.spec.features.feature_dim})"
+
+    def check_features(self, features: FeatureSpec) -> None:
+        """Refuse features of another backbone, preprocessing or sampling.
+
+        Raises:
+            ValueError: naming both sides.
+        """
+        mine, theirs = asdict(self.spec.features), asdict(features)
+        differences = [
+            f"{name}: checkpoint {mine[name]}, given {theirs[name]}" for name in mine if mine[name] != theirs[name]
+        ]
+        if differences:
+            raise ValueError(f"these features do not belong to this checkpoint ({'; '.join(differences)})")
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in checkpoint.model.state_dict().items()}, folder / "weights.safetensors")
+    facts = asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint}
+    aside = folder / f"checkpoint.json.{os.getpid()}.tmp"
+    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(aside, folder / "checkpoint.json")
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no checkpoint.
+        ValueError: if weights and facts do not belong together.
+    """
+    folder = Path(folder)
+    if not (folder / "checkpoint.json").is_file():
+        raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is not there); `clipautt train` makes one")
+    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    fingerprint = facts.pop("fingerprint")
+    spec = _spec_from_json(facts)
+    model = ClipAU(spec.features.feature_dim, len(spec.phrases), len(spec.classes))
+    try:
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: weights.safetensors does not fit checkpoint.json ({error})") from error
+    checkpoint = Checkpoint(model.eval().requires_grad_(False), spec)
+    if checkpoint.fingerprint != fingerprint:
+        raise ValueError(
+            f"{folder}: the weights have fingerprint {checkpoint.fingerprint}, checkpoint.json says {fingerprint}"
+        )
+    return checkpoint
+
+
+def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
+    features = facts["features"]
+    shape = features["preprocessing"]
+    preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
+    sampling = Sampling(**features["sampling"])
+    return CheckpointSpec(
+        **{
+            **facts,
+            "classes": tuple(facts["classes"]),
+            "phrases": tuple(facts["phrases"]),
+            "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
+            "features": FeatureSpec(**{**features, "preprocessing": preprocessing, "sampling": sampling}),
+            "window": WindowSpec(**facts["window"]),
+        }
+    )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def initial_model(feature_dim: int, num_prompts: int, num_classes: int, *, seed: int) -> ClipAU:
+    """An untrained CLIP-AU whose weights follow from the seed alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ClipAU(feature_dim, num_prompts, num_classes)

@@ -1,0 +1,166 @@
+"""Video in, typed prediction out: what a notebook, the command line and the server share.
+
+    from clipautt import Predictor
+    print(Predictor.load("runs/train/demo").predict("face.mp4"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from clipautt.action_units import VOCABULARY
+from clipautt.adaptation import Personalization, adapt, load_personalization, subject_file
+from clipautt.backbone import Backbone, BackboneConfig, load_backbone
+from clipautt.clips import Clip
+from clipautt.features import ClipFeatures, encode_clip
+from clipautt.methods import AdaptConfig, ClipAUTT
+from clipautt.model import load_checkpoint
+from clipautt.source import Prediction, Source
+from clipautt.windows import entropy
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPrediction:
+    """What the model says about one video."""
+
+    video: str
+    """Path of the file."""
+    label: str
+    """The most probable class."""
+    probabilities: Mapping[str, float]
+    """Class name → probability; they sum to 1."""
+    window_start_seconds: float
+    """Begin of the most expressive window."""
+    window_end_seconds: float
+    """Its end."""
+    action_units: pd.DataFrame
+    """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, V rows."""
+    entropy: pd.Series
+    """Entropy of the class prediction of every window in nats, same index; lowest where the face is most expressive."""
+    personalized_for: str | None = None
+    """Subject whose prompts or centre were used."""
+    decoder_frames: int = 0
+    """Frames that were looked at."""
+
+    @property
+    def top_action_units(self) -> pd.Series:
+        """AU codes whose similarity rose most in the window, relative to the rest of the video, highest first."""
+        inside = (self.action_units.index >= self.window_start_seconds) & (self.action_units.index <= self.window_end_seconds)
+        rise = self.action_units[inside].mean() - self.action_units.median()
+        return rise.sort_values(ascending=False).head(5)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
+        window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
+        return f"VideoPrediction({self.label!r}: {shares}; window {window}; {self.action_units.shape[0]} windows)"
+
+
+class Predictor:
+    """A loaded checkpoint with its backbone. Immutable; safe to share between threads.
+
+    Args:
+        source: the frozen model.
+        config: how predictions are read out. The default fits the checkpoint's subject baseline.
+        personalizations: folder with one `<subject>.safetensors` per subject, as `clipautt adapt` writes it.
+    """
+
+    def __init__(self, source: Source, *, config: AdaptConfig | None = None, personalizations: Path | None = None) -> None:
+        self.source = source
+        self.config = config or AdaptConfig(protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline)
+        self.personalizations = personalizations
+
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path, *, backbone: Backbone | BackboneConfig | None = None, personalizations: str | Path | None = None
+    ) -> Predictor:
+        """Load a checkpoint folder and the backbone it was trained with.
+
+        Args:
+            checkpoint: folder with `checkpoint.json`.
+            backbone: needed where the checkpoint's backbone is not the embedded one.
+            personalizations: folder of adapted prompts, see `clipautt adapt`.
+
+        Raises:
+            FileNotFoundError: if there is no checkpoint.
+            ValueError: if backbone and checkpoint do not belong together.
+        """
+        loaded = load_checkpoint(checkpoint)
+        given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or BackboneConfig())
+        return cls(Source(loaded, given), personalizations=None if personalizations is None else Path(personalizations))
+
+    def predict(self, video: str | Path, *, subject: str | Personalization | None = None) -> VideoPrediction:
+        """Predict one video.
+
+        Args:
+            video: path of a video of a face that fills most of the frame.
+            subject: a subject with adapted prompts in the predictor's folder, or a `Personalization`; None predicts
+                without personalization (a subject baseline then uses the video's own frames).
+
+        Raises:
+            FileNotFoundError: if the video or the subject's prompts are not there.
+            DecodeError: if the video cannot be decoded.
+        """
+        personalization = self._find(subject) if isinstance(subject, str) else subject
+        who = personalization.subject_id if personalization else "unknown"
+        clip = Clip(Path(video).stem, who, str(video), "target")
+        features = encode_clip(clip, self.source.backbone, self.source.checkpoint.spec.features.sampling)
+        return self.predict_features(features, video=str(video), personalization=personalization)
+
+    def predict_features(
+        self, clip: ClipFeatures, *, video: str = "", personalization: Personalization | None = None
+    ) -> VideoPrediction:
+        """Predict from stored features of one clip."""
+        if personalization is None:
+            result = adapt(self.source, [clip], self.config)[clip.subject_id]
+            return self._describe(clip, video, result.predictions[0], result.centre, self.source.au_embeddings, None)
+        state = personalization.state(self.source)
+        centred = replace(clip, features=clip.features - personalization.centre)
+        method = ClipAUTT(replace(personalization.config, objective="none", method="clip_autt"))
+        prediction, _ = method.step(state, self.source, centred)
+        return self._describe(clip, video, prediction, personalization.centre, state.au_embeddings, personalization.subject_id)
+
+    def _find(self, subject: str) -> Personalization:
+        if self.personalizations is None:
+            raise ValueError(f"subject={subject!r} needs a folder of adapted prompts: give prompts=FOLDER")
+        path = self.personalizations / subject_file(subject)
+        if not path.is_file():
+            there = sorted(unquote(path.stem) for path in self.personalizations.glob("*.safetensors"))
+            raise FileNotFoundError(
+                f"no adapted prompts for subject {subject!r} in {self.personalizations}; there are: {', '.join(there[:10]) or 'none'}"
+            )
+        return load_personalization(path, self.source)
+
+    def _describe(
+        self, clip: ClipFeatures, video: str, prediction: Prediction, centre: Tensor, au_embeddings: Tensor, subject: str | None
+    ) -> VideoPrediction:
+        views = self.source.views(replace(clip, features=clip.features - centre))
+        with torch.no_grad():
+            similarities = self.source.model.similarities(views.embeddings, au_embeddings).numpy()
+            curve = entropy(self.source.logits(views.embeddings, au_embeddings)).numpy()
+        index = pd.Index((views.start_seconds + views.end_seconds) / 2, name="time_seconds")
+        codes = action_unit_columns(self.source.checkpoint.spec.phrases)
+        probabilities = {name: float(p) for name, p in zip(self.source.classes, prediction.probabilities, strict=True)}
+        return VideoPrediction(
+            video=video,
+            label=self.source.classes[prediction.label_index],
+            probabilities=probabilities,
+            window_start_seconds=prediction.window_start_seconds,
+            window_end_seconds=prediction.window_end_seconds,
+            action_units=pd.DataFrame(similarities, index=index, columns=codes),
+            entropy=pd.Series(curve, index=index, name="entropy"),
+            personalized_for=subject,
+            decoder_frames=len(clip.times),
+        )
+
+
+def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
+    """The AU code of each phrase of the vocabulary; other phrases stand for themselves."""
+    codes = {unit.phrase: unit.code for unit in VOCABULARY}
+    return [codes.get(phrase, phrase) for phrase in prompts]

@@ -1,0 +1,203 @@
+"""Fit CLIP-AU on stored features of source subjects.
+
+Each epoch sees every clip once through a random window of L frames: trained on windows, the lowest-entropy window later
+falls on the expression more often than after training on whole clips. Batches and windows derive from seed, epoch and
+clip, so the order in which clips are listed changes nothing. Target subjects never enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipautt.action_units import VOCABULARY, phrases
+from clipautt.features import SUBJECT_BASELINES, ClipFeatures, SubjectBaseline, subject_centre
+from clipautt.metrics import score
+from clipautt.model import ClipAU
+from clipautt.windows import WindowSpec, entropy
+
+PHRASES = phrases(VOCABULARY)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How CLIP-AU is fitted; the defaults are the paper's."""
+
+    window: WindowSpec = field(default_factory=WindowSpec)
+    """Length and stride of the training windows."""
+    subject_baseline: SubjectBaseline = "median"
+    """Centre removed from every subject's frame features, here and at test time."""
+    context: str = "a human face with"
+    """Leading phrase of the AU prompts; its tokens become the context that CLIP-AUTT tunes."""
+    epochs: int = 10
+    """Passes over the clips; the last one is kept."""
+    batch_size: int = 8
+    """Clips per step."""
+    learning_rate: float = 1e-3
+    """AdamW."""
+    weight_decay: float = 1e-4
+    """AdamW."""
+    seed: int = 0
+    """Of initial weights, order and windows."""
+
+    def __post_init__(self) -> None:
+        if self.subject_baseline not in SUBJECT_BASELINES:
+            raise ValueError(
+                f"train.subject_baseline={self.subject_baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}"
+            )
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}; allowed are whole numbers from 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate={self.learning_rate}; allowed are positive numbers")
+
+
+@dataclass(frozen=True, repr=False)
+class Example:
+    """A labelled clip to learn from."""
+
+    clip: ClipFeatures
+    """With the subject's centre removed."""
+    label: int
+    """Class index."""
+
+
+def id_number(text: str) -> int:
+    """A stable 63-bit number of an identifier, to seed generators with."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:
+    """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
+    subjects: dict[str, list[Tensor]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):  # a mean must not depend on the order of listing
+        subjects.setdefault(clip.subject_id, []).append(clip.features)
+    centres = {subject: subject_centre(torch.cat(parts), baseline) for subject, parts in subjects.items()}
+    return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
+
+
+def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
+    """L consecutive frames [L, d] after the stride; a shorter clip is repeated from its last frame."""
+    used = (
+        clip.features[int(rng.integers(spec.stride)) :: spec.stride]
+        if len(clip.features) > spec.stride
+        else clip.features
+    )
+    if len(used) < spec.length:
+        return torch.cat([used, used[-1:].expand(spec.length - len(used), -1)])
+    start = int(rng.integers(len(used) - spec.length + 1))
+    return used[start : start + spec.length]
+
+
+def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) -> list[list[Example]]:
+    """The batches of one epoch: a seeded permutation of the clips, incomplete last batch included."""
+    ordered = sorted(examples, key=lambda example: example.clip.clip_id)
+    permutation = np.random.default_rng([config.seed, 11, epoch]).permutation(len(ordered))
+    return [
+        [ordered[i] for i in permutation[at : at + config.batch_size]]
+        for at in range(0, len(ordered), config.batch_size)
+    ]
+
+
+def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor]:
+    """Windows [B, L, d] and labels [B] of a batch; the window depends on seed, epoch and clip alone."""
+    windows = []
+    for example in batch:
+        rng = np.random.default_rng([config.seed, 12, epoch, id_number(example.clip.clip_id)])
+        windows.append(random_window(example.clip, config.window, rng))
+    return torch.stack(windows), torch.tensor([example.label for example in batch])
+
+
+def fit(
+    model: nn.Module,
+    text_features: Tensor,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    on_epoch: Callable[[int, float], None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    first_epoch: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Train a `ClipAU`, or its data-parallel wrapper, in place.
+
+    Args:
+        model: called as `model(windows, text_features)`.
+        text_features: of the K prompts with the source context, [K, d].
+        examples: labelled source clips, centred with `centre_subjects`.
+        config: see `TrainConfig`.
+        on_epoch: called with the epoch's number and mean loss.
+        rank: of this worker; it takes every `world_size`-th clip of each batch, which may be none.
+        world_size: number of workers whose gradients are averaged.
+        first_epoch: where to go on after a restart.
+        optimizer: made by `make_optimizer`; a new one by default.
+
+    Raises:
+        ValueError: for no examples.
+        FloatingPointError: if the loss is not finite.
+    """
+    if not examples:
+        raise ValueError("no labelled source clips with features; check the extraction's failures")
+    optimizer = optimizer or make_optimizer(model, config)
+    model.train()
+    for epoch in range(first_epoch, config.epochs):
+        losses = []
+        for batch in epoch_batches(examples, config, epoch):
+            share = batch[rank::world_size]
+            windows, labels = batch_windows(share or batch[:1], config, epoch)
+            logits = model(windows.to(text_features.device), text_features)
+            # Averaged over the workers, this is the mean over the clips of the batch, however they are shared out.
+            weight = len(share) * world_size / len(batch)
+            value = F.cross_entropy(logits, labels.to(text_features.device)) * weight
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss of epoch {epoch} is {value.item()}")
+            optimizer.zero_grad()
+            torch.autograd.backward(value)
+            optimizer.step()
+            losses.append(value.item())
+        if on_epoch:
+            on_epoch(epoch, float(np.mean(losses)))
+    model.eval()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters of the model."""
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+@torch.inference_mode()
+def validate(
+    model: ClipAU, text_features: Tensor, examples: Sequence[Example], config: TrainConfig
+) -> Mapping[str, float]:
+    """Mean WAR and UAR over source-validation subjects with the lowest-entropy window, and the mean entropy.
+
+    Returns:
+        `war`, `uar` in 0..1 and `entropy` in nats; empty without examples.
+    """
+    if not examples:
+        return {}
+    au = model.au_embeddings(text_features)
+    found: dict[str, list[tuple[int, int]]] = {}
+    entropies = []
+    for example in examples:
+        logits = model.logits(model.window_embeddings(example.clip.features.to(au.device), config.window)[0], au)
+        uncertain = entropy(logits)
+        best = int(uncertain.argmin())
+        entropies.append(float(uncertain[best]))
+        found.setdefault(example.clip.subject_id, []).append((int(logits[best].argmax()), example.label))
+    scores = [
+        score([predicted for predicted, _ in pairs], [true for _, true in pairs], num_classes=logits.shape[-1])
+        for pairs in found.values()
+    ]
+    return {
+        "war": float(np.mean([s.war for s in scores])),
+        "uar": float(np.mean([s.uar for s in scores])),
+        "entropy": float(np.mean(entropies)),
+    }

@@ -1,0 +1,81 @@
+"""Windows of a video: their embeddings and entropies, all in one pass. Pure tensor functions.
+
+A window of L frames goes through the temporal module as if it stood alone: its first and last frame see zero padding.
+All windows of a video share one convolution of the whole sequence; only those two border frames differ per window, so
+the cost grows with the number of frames T and not with T × L.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How a video is cut into windows."""
+
+    length: int = 16
+    """L, in sampled frames."""
+    stride: int = 1
+    """Every how many stored frames one is used; 1 takes them all."""
+    hop: int = 1
+    """Frames between the starts of neighbouring windows."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "stride", "hop"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"window.{name}={value}; allowed are whole numbers from 1")
+
+
+def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:
+    """First frame of every window of a video of `num_frames` frames (after the stride).
+
+    The last frames are never dropped: when the hop does not reach the end, one more window ends there. A video shorter
+    than a window is one window.
+
+        num_frames 10, length 4, hop 3:  0 · · 3 · · 6      (the window at 6 ends at the last frame)
+    """
+    last = max(num_frames - spec.length, 0)
+    starts = list(range(0, last + 1, spec.hop))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy of softmax(logits) in nats: [..., C] → [...]."""
+    log_probabilities = F.log_softmax(logits, dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def embed_windows(frames: Tensor, weight: Tensor, bias: Tensor, *, length: int, starts: list[int]) -> Tensor:
+    """Embedding of every window: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
+
+    Args:
+        frames: frame features [T, d].
+        weight: of the convolution, [d_out, d, 3].
+        bias: of the convolution, [d_out].
+        length: L; cut to T for shorter videos.
+        starts: first frames, see `window_starts`.
+
+    Returns:
+        Unit vectors [len(starts), d_out].
+    """
+    length = min(length, len(frames))
+    before, centre, after = (frames @ weight[:, :, tap].T for tap in range(3))
+    first = centre + bias  # what a frame sees of itself
+    if length == 1:
+        return F.normalize(F.gelu(first)[starts], dim=-1)
+    zero = torch.zeros_like(before[:1])
+    from_left = torch.cat([zero, before[:-1]])
+    from_right = torch.cat([after[1:], zero])
+    begin = torch.tensor(starts, device=frames.device)
+    end = begin + length - 1
+    borders = F.gelu(first + from_right)[begin] + F.gelu(first + from_left)[end]
+    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter.
+    inner = F.gelu(first + from_left + from_right).double().cumsum(0)
+    between = (inner[end - 1] - inner[begin]).to(borders.dtype)
+    return F.normalize((borders + between) / length, dim=-1)

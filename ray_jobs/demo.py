@@ -1,0 +1,82 @@
+"""The whole path on synthetic faces: render, extract, train, personalize, report.
+
+Makes mp4 clips of people who differ in how they express and in how they look at rest, trains CLIP-AU on some of them,
+personalizes to the others without labels and writes a report that shows whom it helped. It chains the very jobs that
+work on real data. A second run continues where the first one stopped.
+
+Example:
+    clipautt demo
+    clipautt demo seed=1 difficulty=hard size=full out=runs/hard-1
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ray_jobs import adapt, cli, extract, report, synth, train
+from ray_jobs.cluster import connect
+from ray_jobs.configuration import compose, instantiate
+from ray_jobs.progress import table
+from ray_jobs.runs import open_run, write_json
+
+_SHARED = ("backbone", "train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "dataset", "seed")
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    name = f"{cfg.task}-{cfg.difficulty}-seed{cfg.seed}"
+    run = open_run("demo", name, cfg, root=cfg.runs, folder=cfg.out, ignore=("cluster", "runs", "out"))
+    data, store = run.folder / "data", str(run.folder / "features")
+    manifest = str(data / "manifest.parquet")
+    checkpoint = str(run.folder / "train" / "demo")
+    common = {"runs": str(run.folder), "name": "demo", "manifest": manifest, "store": store}
+    stages: list[tuple[str, Callable[[DictConfig], int], dict[str, str]]] = [
+        ("synth", synth.main, {"out": str(data)}),
+        ("extract", extract.main, common),
+        ("train", train.main, common),
+        ("adapt", adapt.main, common | {"checkpoint": checkpoint}),
+        ("report", report.main, {"run": str(run.folder / "adapt" / "demo"), "out": str(run.folder / "report")}),
+    ]
+    seconds = {}
+    with connect(instantiate(cfg.cluster)):
+        for number, (job, stage, given) in enumerate(stages, 1):
+            print(f"\n[{number}/{len(stages)}] {job}", flush=True)
+            began = time.perf_counter()
+            stage(stage_settings(job, cfg, given))
+            seconds[job] = time.perf_counter() - began
+    write_json(run.path("seconds.json"), seconds)
+    table([(job, f"{value:.0f} s") for job, value in [*seconds.items(), ("all", sum(seconds.values()))]], ["stage", "time"])
+    page = run.folder / "report" / "report.html"
+    print(f"\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
+    return 0
+
+
+def stage_settings(job: str, cfg: DictConfig, given: dict[str, str]) -> DictConfig:
+    """The job's own settings with the demo's shared ones and the given ones in their places."""
+    settings = compose(job)
+    for key in _SHARED:
+        if key in settings and key in cfg:
+            settings[key] = cfg[key]
+    for key, value in given.items():
+        if key in settings:
+            settings[key] = value
+    return settings
+
+
+def example_video(data: Path) -> Path:
+    """A target subject's video with an expression."""
+    return sorted((data / "videos").glob("target-*/*_c001.mp4"))[0]
+
+
+def shorter(path: Path) -> str:
+    """Relative to the working directory where that is possible."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["demo", *sys.argv[1:]]))

@@ -1,0 +1,158 @@
+"""Draw the report of one or several adaptation runs: whom personalization helped, and what it looked at.
+
+Writes a self-contained HTML page, PNG figures, Parquet tables and Markdown. Several runs (other seeds, other people)
+make one report.
+
+Example:
+    clipautt report run=runs/adapt/hard
+    clipautt report run=[runs/adapt/seed0,runs/adapt/seed1] out=report
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from omegaconf import DictConfig, ListConfig
+
+from clipautt.adaptation import load_personalization, subject_file
+from clipautt.backbone import Backbone, load_backbone
+from clipautt.clips import Clip, Manifest, read_manifest
+from clipautt.datasets.synthetic.generate import read_truth, truth_path
+from clipautt.features import FeatureStore
+from clipautt.methods import AdaptConfig, make_method
+from clipautt.model import load_checkpoint
+from clipautt.reports.explain import Side, choose_clips, measure_agreement, tell_story
+from clipautt.reports.page import write_report
+from clipautt.reports.stories import AuAgreement, ClipStory
+from clipautt.results import read_rows
+from clipautt.source import Source
+from ray_jobs import cli
+from ray_jobs.adapt import EVERY, make_methods
+from ray_jobs.configuration import instantiate
+from ray_jobs.runs import versions
+from ray_jobs.train import find_checkpoint
+
+REFERENCE = AdaptConfig()
+"""What the personalised method is compared with: CLIP-AU, best window."""
+
+
+def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 4) -> Path:
+    """Write the report of adaptation runs.
+
+    Args:
+        runs: run folders of `clipautt adapt`, with the same method in each.
+        out: folder of the report.
+        backbone: the one the runs used.
+        clips: how many clips of the first run are shown in detail.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        FileNotFoundError: if a folder is no adaptation run or has no results.
+    """
+    settings = [_settings(run) for run in runs]
+    rows = pd.concat([_rows(run) for run in runs], ignore_index=True)
+    manifest = read_manifest(settings[0]["manifest"])
+    own = instantiate(settings[0]["adapt"])
+    stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, backbone, clips)
+    methods = make_methods(own, settings[0]["compare"])
+    deviations = dict.fromkeys(make_method(method).deviations for method in methods)
+    return write_report(
+        out,
+        rows=rows,
+        classes=manifest.classes,
+        title=f"Personalization report: {manifest.clips[0].dataset or Path(settings[0]['manifest']).parent.name}",
+        personalised=own.name,
+        reference=REFERENCE.name,
+        stories=stories,
+        agreement=agreement,
+        facts=_facts(rows, manifest),
+        notes=list(deviations),
+        synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
+    )
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    if not file.is_file() or not (run / "subjects").is_dir():
+        raise FileNotFoundError(f"{run} is no run folder of `clipautt adapt` (config.yaml or subjects/ is not there)")
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def _rows(run: Path) -> pd.DataFrame:
+    rows = read_rows((run / "subjects").glob("[!.]*.parquet"))
+    labelled = rows[rows["label"] != ""]
+    if labelled.empty:
+        raise FileNotFoundError(f"{run} has no results with labels to report on")
+    drawn = labelled[labelled["cohort"] != EVERY]
+    return drawn if len(drawn) else labelled
+
+
+def _explained(
+    run: Path,
+    settings: dict[str, Any],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    own: AdaptConfig,
+    backbone: Backbone,
+    count: int,
+) -> tuple[list[ClipStory], list[AuAgreement]]:
+    """Stories and agreement of one run's target subjects."""
+    folder = settings["checkpoint"]
+    reference = Side(Source(load_checkpoint(find_checkpoint(folder, "none")), backbone), {})
+    source = Source(load_checkpoint(find_checkpoint(folder, own.subject_baseline)), backbone, window=own.window)
+    targets = manifest.of_split("target")
+    paths = {clip.subject_id: run / "prompts" / subject_file(clip.subject_id) for clip in targets}
+    known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
+    personalised = Side(source, known)
+    features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(targets)
+    run_rows = rows[(rows["split"] == "target") & (rows["manifest"] == manifest.fingerprint)]
+    before, after = (_one_per_clip(run_rows, name) for name in (REFERENCE.name, own.name))
+    chosen = choose_clips(before, after, positive=manifest.classes[-1], count=count)
+    by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}
+    has_truth = all(truth_path(clip.source).is_file() for clip in targets)
+    truth = read_truth if has_truth else None
+    before, after = before.set_index("clip_id"), after.set_index("clip_id")
+    stories = [
+        tell_story(by_id[c], features[c], personalised, before=before.loc[c], after=after.loc[c], truth=truth) for c in chosen
+    ]
+    agreement = measure_agreement(targets, features, reference, personalised, truth=read_truth) if has_truth else []
+    return stories, agreement
+
+
+def _one_per_clip(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """A method's rows of the cohort that has most clips, one per clip."""
+    own = rows[rows["method"] == method]
+    largest = own.groupby("cohort")["clip_id"].nunique().idxmax()
+    return own[own["cohort"] == largest].drop_duplicates("clip_id")
+
+
+def _facts(rows: pd.DataFrame, manifest: Manifest) -> dict[str, str]:
+    packages = versions()["packages"]
+    return {
+        "Data": f"{manifest.clips[0].dataset} (manifest {', '.join(sorted(set(rows['manifest'])))})",
+        "Backbone": ", ".join(sorted(set(rows["backbone"]))),
+        "Checkpoints": ", ".join(sorted(set(rows["checkpoint"]))),
+        "Code": ", ".join(sorted(set(rows["code_version"]))),
+        "Packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+    }
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    runs = [Path(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
+    out = Path(cfg.out) if cfg.out else runs[0] / "report"
+    path = report(runs, out, backbone=load_backbone(instantiate(cfg.backbone)), clips=cfg.clips)
+    print((out / "report.md").read_text(encoding="utf-8"))
+    print(f"report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["report", *sys.argv[1:]]))

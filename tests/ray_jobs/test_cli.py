@@ -1,0 +1,205 @@
+"""The `clipautt` command over small jobs of our own: help, errors and exit codes; and what it says of the real ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ray_jobs
+from ray_jobs import cli, configuration, usage
+
+WALK = '''"""Walks through a list of clips.
+
+Longer words about it.
+
+Example:
+    clipautt walk clip.mp4 speed=3
+"""
+import numpy_is_not_imported_for_help
+POSITIONAL = "video"
+def main(cfg): ...
+'''
+RUN = '''"""Runs."""
+from pathlib import Path
+class Remote(ValueError):
+    cause = ValueError("steps=-1: expected at least 0")
+def main(cfg):
+    if cfg.fail == "value": raise ValueError("steps=-1: expected at least 0")
+    if cfg.fail == "remote": raise Remote("a traceback of the worker")
+    if cfg.fail == "file": Path("/no/such/file").read_text()
+    if cfg.fail == "stop": raise KeyboardInterrupt
+    if cfg.fail == "bug": raise KeyError("x")
+    print(repr(cfg.video))
+    return cfg.code
+'''
+WORDS = '''"""Takes words."""
+READS_WORDS = True
+def main(words):
+    print(words)
+    return 0
+'''
+SETTINGS = """# What walking needs.
+defaults:
+  - pace: slow
+  - _self_
+
+video: ??? # the clip to walk through
+# How fast it goes,
+# in clips per second.
+speed: 2
+nested: # held together
+  depth: [1, 2] # how deep
+  silent: null
+fail: ""
+code: 0
+"""
+
+
+@pytest.fixture
+def small_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of jobs and a conf folder of their own."""
+    jobs, conf = tmp_path / "jobs", tmp_path / "conf"
+    jobs.mkdir()
+    (conf / "pace").mkdir(parents=True)
+    for name, text in {"walk": WALK, "run": RUN, "words": WORDS, "helper": '"""No job."""\n'}.items():
+        (jobs / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, f"ray_jobs.{name}", raising=False)
+    for name in ("walk", "run"):
+        (conf / f"{name}.yaml").write_text(SETTINGS)
+    (conf / "pace" / "slow.yaml").write_text("# Calm.\n\n# steps in a minute\nsteps: 60\n")
+    (conf / "pace" / "fast.yaml").write_text("# Hurried.\n_target_: ray_jobs.cluster.ClusterConfig\nnum_cpus: 3\n")
+    monkeypatch.setattr(ray_jobs, "__path__", [str(jobs)])
+    monkeypatch.setattr(configuration, "folder", lambda: conf)
+    monkeypatch.delenv("CLIPAUTT_DEBUG", raising=False)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_overview_lists_every_job_without_importing_it(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "  walk   Walks through a list of clips\n" in out
+    assert "  words  Takes words\n" in out
+    assert "helper" not in out
+
+
+def test_help_of_a_job(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "walk", "--help")
+    assert code == 0
+    for line in [
+        "Example:\n    clipautt walk clip.mp4 speed=3",
+        "Usage: clipautt walk VIDEO key=value …",
+        "  pace=fast                                 Hurried.",
+        "  pace=slow                                 (chosen) Calm.",
+        "  pace.steps=60                             steps in a minute",
+        "  video=(yours to give)                     the clip to walk through",
+        "  speed=2                                   How fast it goes, in clips per second.",
+        "  nested.depth=[1,2]                        how deep",
+        "  nested.silent=null\n",
+    ]:
+        assert line in out, line
+    assert "_target_" not in out
+
+
+def test_help_shows_what_the_words_chose_and_falls_back_on_field_docs(
+    small_jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "run", "pace=fast", "speed=9", "--help")
+    assert "  pace.num_cpus=3                           Cores that a Ray started here may use" in out
+    assert "  speed=9  " in out
+
+
+def test_a_job_gets_its_settings_and_gives_its_exit_code(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "run", "video=a", "code=3") == (3, "'a'\n", "")
+    assert run(capsys, "words", "a", "--b") == (0, "['a', '--b']\n", "")
+
+
+@pytest.mark.parametrize("path", ["clip.mp4", "/a b/x=1, (2).mp4", "it's [a].mp4", "speed=3.mp4"])
+def test_a_first_word_may_be_a_path(small_jobs: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(small_jobs)
+    if "/" not in path:
+        Path(path).touch()
+    words = cli.overrides(usage.find_job("walk"), [path, "speed=3"])
+    cfg = configuration.compose("walk", words)
+    assert (cfg.video, cfg.speed) == (path, 3)
+
+
+def test_a_first_word_that_is_a_setting_is_one(small_jobs: Path) -> None:
+    assert cli.overrides(usage.find_job("walk"), ["video=x.mp4"]) == ["video=x.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["wlak"], "clipautt wlak: unknown job 'wlak'; did you mean 'walk'? `clipautt --help` lists the jobs\n"),
+        (["run", "sped=1"], "clipautt run: unknown key 'sped'; did you mean 'speed'?\n"),
+        (["run", "--num-steps", "3"], "clipautt run: unknown option '--num-steps': settings are written key=value, as"),
+        (
+            ["run", "clip.mp4"],
+            "clipautt run: cannot read 'clip.mp4': settings are written key=value; see `clipautt run",
+        ),
+        (["run", "video=x", "fail=value"], "clipautt run: steps=-1: expected at least 0\n"),
+        (["run", "video=x", "fail=remote"], "clipautt run: steps=-1: expected at least 0\n"),
+        (["run", "video=x", "fail=file"], "clipautt run: No such file or directory: /no/such/file\n"),
+        (["run"], "clipautt run: video has no value; set it with video=…\n"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    small_jobs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert "Traceback" not in err
+
+
+def test_debug_shows_where_it_came_from(small_jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPAUTT_DEBUG", "1")
+    with pytest.raises(ValueError, match="expected at least 0"):
+        cli.main(["run", "video=x", "fail=value"])
+
+
+def test_bugs_are_not_hidden(small_jobs: Path) -> None:
+    with pytest.raises(KeyError):
+        cli.main(["run", "video=x", "fail=bug"])
+
+
+def test_an_interrupted_job_exits_130(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "run", "video=x", "fail=stop") == (130, "", "\nclipautt run: interrupted\n")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "ray_jobs.cli", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("clipautt ")
+
+
+@pytest.mark.parametrize("name", usage.jobs())
+def test_every_real_job_has_a_purpose_and_an_example(name: str) -> None:
+    job = usage.jobs()[name]
+    assert job.purpose, f"ray_jobs/{name}.py has no docstring"
+    assert len(job.purpose) <= 110, f"ray_jobs/{name}.py: the first line of the docstring is too long for the overview"
+    assert "Example:" in job.doc, f"ray_jobs/{name}.py: the docstring has no `Example:`"
+    assert f"clipautt {name}" in job.doc
+
+
+@pytest.mark.parametrize("name", usage.jobs())
+def test_help_of_every_real_job_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, name, "--help")
+    assert (code, err) == (0, "")
+    assert usage.jobs()[name].purpose in out
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = "import sys; from ray_jobs import cli; cli.main(['--help'])"
+    code += "; print([name for name in ('torch', 'ray') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

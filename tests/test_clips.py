@@ -1,0 +1,198 @@
+"""The manifest is checked at the door: every problem at once, with row, column and value."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clipautt.clips import Clip, Manifest, ManifestError, by_subject, read_manifest, write_manifest
+
+HEADER = "clip_id,subject_id,source,start_seconds,end_seconds,label,split,dataset\n"
+
+
+def csv(folder: Path, *lines: str, header: str = HEADER) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text(header + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_csv_to_clips(tmp_path: Path) -> None:
+    path = csv(
+        tmp_path,
+        "b,s2,videos/b.mp4,,,pain,target,demo",
+        "a,s1,/data/a.mp4,1.5,4,neutral,source_train,demo",
+        "c,s3,s3://bucket/c.mp4,,,,target,demo",
+    )
+    manifest = read_manifest(path)
+    assert manifest.clips == (
+        Clip("a", "s1", "/data/a.mp4", "source_train", "neutral", 1.5, 4.0, "demo"),
+        Clip("b", "s2", str(tmp_path / "videos" / "b.mp4"), "target", "pain", None, None, "demo"),
+        Clip("c", "s3", "s3://bucket/c.mp4", "target", None, None, None, "demo"),
+    )
+    assert manifest.classes == ("neutral", "pain") and len(manifest) == 3
+    assert repr(manifest) == "Manifest(3 clips, 3 subjects, classes=('neutral', 'pain'))"
+
+
+def test_numeric_ids_stay_text_with_their_zeros(tmp_path: Path) -> None:
+    manifest = read_manifest(csv(tmp_path, "0010,007,x.mp4,,,1,source_train,", "011,08,x.mp4,,,0,target,"))
+    assert [clip.clip_id for clip in manifest.clips] == ["0010", "011"]
+    assert [clip.subject_id for clip in manifest.clips] == ["007", "08"]
+    assert [clip.label for clip in manifest.clips] == ["1", "0"] and manifest.classes == ("0", "1")
+
+
+def test_words_that_pandas_takes_for_missing_are_names(tmp_path: Path) -> None:
+    manifest = read_manifest(csv(tmp_path, "NA,None,nan,,,null,source_train,", "x,n/a,y,,,neutral,target,NA"))
+    first, second = manifest.clips
+    assert (first.clip_id, first.subject_id, Path(first.source).name, first.label) == ("NA", "None", "nan", "null")
+    assert (second.subject_id, second.dataset) == ("n/a", "NA")
+
+
+def test_parquet_with_numbers_as_ids_and_labels(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "clip_id": [2, 1],
+            "subject_id": [7, 8],
+            "source": ["a", "b"],
+            "label": [1, 0],
+            "split": ["target", "source_val"],
+        }
+    )
+    table.to_parquet(tmp_path / "m.parquet")
+    manifest = read_manifest(tmp_path / "m.parquet")
+    assert [(c.clip_id, c.subject_id, c.label) for c in manifest.clips] == [("1", "8", "0"), ("2", "7", "1")]
+
+
+def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
+    path = csv(
+        tmp_path,
+        "a,s1,x.mp4,,,pain,source_train,",
+        "a,s1,x.mp4,,,pain,target,",
+        ",s2,x.mp4,,,neutral,target,",
+        "c,s3,,,,neutral,target,",
+        "d,s4,x.mp4,3,2,neutral,target,",
+        "e,s5,x.mp4,-1,,neutral,target,",
+        "f,s6,x.mp4,soon,,neutral,target,",
+        "g,s7,x.mp4,,,,source_val,",
+        "h,s8,x.mp4,,,joy,test,",
+    )
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, classes=("neutral", "pain"))
+    assert str(caught.value).splitlines() == [
+        f"{path} has 10 problems:",
+        "  row 2: clip_id is empty",
+        "  row 3: source is empty",
+        "  row 1: clip_id 'a' stands twice",
+        "  row 8: split 'test' is not one of source_train, source_val, target",
+        "  row 8: label 'joy' is not one of neutral, pain",
+        "  row 7: label is empty; only target clips may go without",
+        "  row 6: start_seconds 'soon' is not a number of seconds",
+        "  row 4: the span 3.0 to 2.0 seconds is empty or negative",
+        "  row 5: the span -1.0 to nan seconds is empty or negative",
+        "  subject 's1' is in source_train and target; a subject belongs to one split",
+    ]
+
+
+def test_long_lists_of_problems_end_with_a_count(tmp_path: Path) -> None:
+    lines = [f"c{i},s{i},x.mp4,,,pain,nowhere," for i in range(30)]
+    with pytest.raises(ManifestError, match=r"has 30 problems") as caught:
+        read_manifest(csv(tmp_path, *lines))
+    assert str(caught.value).endswith("… and 10 more")
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ManifestError, match="missing columns subject_id, split; required are clip_id, subject_id, source"
+    ):
+        read_manifest(csv(tmp_path, "a,x.mp4", header="clip_id,source\n"))
+
+
+def test_labels_are_needed_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="row 0: label is empty; only target clips may go without"):
+        read_manifest(csv(tmp_path, "a,s,x.mp4,source_train", header="clip_id,subject_id,source,split\n"))
+    path = csv(tmp_path, "a,s,x.mp4,target", header="clip_id,subject_id,source,split\n")
+    assert read_manifest(path).clips[0].label is None
+
+
+def test_spans_by_frame_number_are_refused_and_not_ignored(tmp_path: Path) -> None:
+    path = csv(tmp_path, "a,s,x.mp4,target,5", header="clip_id,subject_id,source,split,start_frame\n")
+    with pytest.raises(ManifestError, match="column start_frame is not supported; give start_seconds and end_seconds"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("column", ["start_seconds", "end_seconds"])
+def test_one_end_of_the_span_alone_is_checked_too(tmp_path: Path, column: str) -> None:
+    path = csv(tmp_path, "a,s,x.mp4,target,-2", header=f"clip_id,subject_id,source,split,{column}\n")
+    with pytest.raises(ManifestError, match=r"row 0: the span .*-2\.0.* is empty or negative"):
+        read_manifest(path)
+
+
+def test_manifest_without_rows(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"has 1 problem:\n  no rows"):
+        read_manifest(csv(tmp_path))
+
+
+def test_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no manifest at .*gone\.parquet; `clipautt synth out=.*` makes one"):
+        read_manifest(tmp_path / "gone.parquet")
+
+
+@pytest.mark.parametrize("other", ["source_train", "source_val"])
+def test_subject_on_both_sides_is_refused(tmp_path: Path, other: str) -> None:
+    path = csv(tmp_path, f"a,s1,x.mp4,,,pain,{other},", "b,s1,y.mp4,,,pain,target,")
+    with pytest.raises(ManifestError, match=f"subject 's1' is in {other} and target; a subject belongs to one split"):
+        read_manifest(path)
+
+
+def clips(folder: Path) -> list[Clip]:
+    return [
+        Clip("b", "s1", str(folder / "videos" / "b.mp4"), "target", "pain", None, 2.0, "demo"),
+        Clip("a", "s0", "/elsewhere/a.mp4", "source_train", "neutral", dataset="demo"),
+        Clip("c", "s2", "s3://bucket/c.mp4", "target"),
+    ]
+
+
+def test_written_manifest_reads_the_same_and_moves_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    write_manifest(clips(tmp_path / "here"), tmp_path / "here" / "manifest.parquet")
+    read = read_manifest(tmp_path / "here" / "manifest.parquet")
+    assert list(read.clips) == sorted(clips(tmp_path / "here"), key=lambda clip: clip.clip_id)
+    table = pd.read_parquet(tmp_path / "here" / "manifest.parquet")
+    assert table["source"].tolist() == ["/elsewhere/a.mp4", "videos/b.mp4", "s3://bucket/c.mp4"]
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = read_manifest(tmp_path / "there" / "manifest.parquet")
+    assert moved.clips[1].source == str(tmp_path / "there" / "videos" / "b.mp4")
+    assert moved.fingerprint == read.fingerprint
+
+
+def test_fingerprint_is_of_clips_and_labels_in_any_order(tmp_path: Path) -> None:
+    ordered = tuple(sorted(clips(tmp_path), key=lambda clip: clip.clip_id))
+    original = Manifest(ordered, ("neutral", "pain"))
+    changes = [{"label": "neutral"}, {"subject_id": "s9"}, {"end_seconds": 3.0}, {"clip_id": "bb"}]
+    others = {
+        Manifest((ordered[0], replace(ordered[1], **c), ordered[2]), original.classes).fingerprint for c in changes
+    }
+    assert len(others | {original.fingerprint}) == 5
+    elsewhere = Manifest(tuple(replace(clip, source="/moved") for clip in ordered), original.classes)
+    assert elsewhere.fingerprint == original.fingerprint
+
+
+def test_whole_seconds_have_the_fingerprint_of_their_decimals(tmp_path: Path) -> None:
+    one = read_manifest(csv(tmp_path, "a,s,x.mp4,1,4,pain,target,")).fingerprint
+    assert read_manifest(csv(tmp_path, "a,s,x.mp4,1.0,4.0,pain,target,")).fingerprint == one
+
+
+def test_splits_labels_and_subjects(tmp_path: Path) -> None:
+    manifest = Manifest(tuple(clips(tmp_path)), ("neutral", "pain"))
+    assert [clip.clip_id for clip in manifest.of_split("target")] == ["b", "c"]
+    assert [clip.clip_id for clip in manifest.of_split("source_train", "source_val")] == ["a"]
+    assert manifest.label_index(manifest.clips[0]) == 1
+    with pytest.raises(ValueError, match="clip 'c' has no label"):
+        manifest.label_index(manifest.clips[2])
+    assert list(by_subject(manifest.clips)) == ["s0", "s1", "s2"]
+
+
+def test_positions_of_the_record_are_stable() -> None:
+    assert [f.name for f in fields(Clip)][:4] == ["clip_id", "subject_id", "source", "split"]

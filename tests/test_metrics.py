@@ -1,0 +1,84 @@
+"""Literal figures, and the degenerate predictor that every row is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clipautt.metrics import Scores, bootstrap, confusion, majority, score
+
+
+def test_literal_scores() -> None:
+    #             recall of 0: 3/4, of 1: 1/2; precision of 0: 3/4, of 1: 1/2
+    assert score([0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1], num_classes=2) == Scores(
+        war=pytest.approx(4 / 6), uar=pytest.approx(0.625), f1=pytest.approx((0.75 + 0.5) / 2)
+    )
+
+
+def test_three_classes_literal() -> None:
+    result = score([0, 1, 1, 2, 0], [0, 1, 2, 2, 2], num_classes=3)
+    assert result.war == pytest.approx(3 / 5)
+    assert result.uar == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert result.f1 == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
+
+
+def test_class_that_does_not_occur() -> None:
+    """UAR averages over the classes that are there; F1 counts the absent one as 0."""
+    assert score([0, 0], [0, 0], num_classes=2) == Scores(war=1.0, uar=1.0, f1=0.5)
+    assert score([0, 1], [0, 0], num_classes=2) == Scores(war=0.5, uar=0.5, f1=pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("positives", [1, 5, 8, 10])
+def test_majority_predictor_scores_p_over_one_plus_p(positives: int) -> None:
+    labels = [1] * positives + [0] * (20 - positives)
+    constant = score(majority(labels), labels, num_classes=2)
+    share = (20 - positives) / 20
+    assert constant.war == pytest.approx(share)
+    assert constant.uar == pytest.approx(0.5)
+    assert constant.f1 == pytest.approx(share / (1 + share))
+
+
+def test_majority_ties_go_to_the_lower_index() -> None:
+    assert majority([1, 0, 1, 0]).tolist() == [0, 0, 0, 0]
+    assert majority([2, 1, 2]).tolist() == [2, 2, 2]
+
+
+def test_confusion_rows_are_true_classes() -> None:
+    assert confusion([0, 1, 1, 1], [0, 0, 1, 0], num_classes=2).tolist() == [[1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize(("predictions", "labels"), [([], []), ([0], [0, 1])])
+def test_unequal_or_empty_inputs_are_refused(predictions: list[int], labels: list[int]) -> None:
+    message = f"{len(predictions)} predictions for {len(labels)} labels; both must be equal and at least 1"
+    with pytest.raises(ValueError, match=message):
+        score(predictions, labels, num_classes=2)
+
+
+def test_interval_of_a_clear_difference_leaves_zero_out() -> None:
+    interval = bootstrap([0.1, 0.12, 0.08, 0.11, 0.09, 0.1])
+    assert interval.mean == pytest.approx(0.1)
+    assert 0.08 <= interval.low < 0.1 < interval.high <= 0.12
+
+
+def test_interval_of_no_difference_holds_zero() -> None:
+    interval = bootstrap([0.1, -0.1, 0.05, -0.05, 0.2, -0.2])
+    assert interval.low < 0 < interval.high and interval.mean == pytest.approx(0)
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = [bootstrap(rng.normal(1, 1, 30), draws=500, seed=i) for i in range(200)]
+    assert 0.88 <= np.mean([i.low <= 1 <= i.high for i in covered]) <= 0.98
+
+
+def test_interval_is_narrower_at_lower_confidence_and_repeats() -> None:
+    values = np.arange(10.0)
+    wide, narrow = bootstrap(values), bootstrap(values, confidence=0.5)
+    assert wide.low < narrow.low < 4.5 < narrow.high < wide.high
+    assert bootstrap(values) == wide
+
+
+@pytest.mark.parametrize("values", [[], [0.1, float("nan")]])
+def test_interval_refuses_what_is_not_finite(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="bootstrap needs finite values, got"):
+        bootstrap(values)

@@ -1,0 +1,95 @@
+"""The frozen model as methods see it: windows with their times, logits, class vectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clipautt.features import ClipFeatures
+from clipautt.model import Checkpoint
+from clipautt.source import Prediction, Source
+from clipautt.windows import WindowSpec
+from tests.fakes import FEATURE_DIM, PHRASES, fake_backbone, fake_checkpoint, fake_clip, fake_source, shared_backbone
+
+
+def test_another_backbone_is_refused_naming_both() -> None:
+    other, mine = fake_backbone(seed=1), shared_backbone()
+    message = rf"trained with backbone fake \({mine.fingerprint}\), given is fake \({other.fingerprint}\)"
+    with pytest.raises(ValueError, match=message):
+        Source(fake_checkpoint(), other)
+
+
+def test_text_side_is_that_of_the_checkpoint() -> None:
+    source = fake_source()
+    assert source.prompts.texts == tuple(f"a human face with {phrase}" for phrase in PHRASES)
+    assert source.context.shape == (6, 4, 32) and source.classes == ("neutral", "pain")
+    torch.testing.assert_close(source.au_embeddings, source.model.au_embeddings(source.text_features))
+    assert torch.equal(source.au_embeddings_of(source.context), source.au_embeddings)
+    assert not source.au_embeddings.requires_grad
+
+
+def test_logits_under_source_prompts_equal_the_training_path() -> None:
+    source, clip = fake_source(), fake_clip(num_frames=9)
+    views = source.views(clip)
+    stacked = torch.stack([clip.features[start : start + 6] for start in views.starts])
+    expected = source.model(stacked, source.text_features)
+    torch.testing.assert_close(source.logits(views.embeddings), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_window_times_literal() -> None:
+    clip = fake_clip(num_frames=20)  # 12.5 frames per second
+    views = fake_source(window=WindowSpec(length=6, stride=2, hop=3)).views(clip)
+    assert views.starts.tolist() == [0, 6, 8]  # ten used frames: windows begin at used frames 0, 3 and 4
+    assert views.start_seconds.tolist() == pytest.approx([0.0, 0.48, 0.64])
+    assert views.end_seconds.tolist() == pytest.approx([0.88, 1.36, 1.52])  # last frame 10, 16, 18 and 0.08 s on
+
+
+def test_window_times_follow_the_clip_s_own_times() -> None:
+    clip = replace(fake_clip(num_frames=4), times=np.array([0.5, 0.6, 0.9, 1.0]))
+    views = fake_source(window=WindowSpec(length=2)).views(clip)
+    assert views.start_seconds.tolist() == pytest.approx([0.5, 0.6, 0.9])
+    assert views.end_seconds.tolist() == pytest.approx([0.7, 1.0, 1.1])
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7])
+def test_short_clips_are_one_window(num_frames: int) -> None:
+    views = fake_source().views(fake_clip(num_frames=num_frames))
+    assert views.embeddings.shape == (max(1, num_frames - 5), FEATURE_DIM)
+    assert torch.isfinite(views.embeddings).all()
+    assert views.end_seconds[-1] == pytest.approx((num_frames - 1) / 12.5 + (0.08 if num_frames > 1 else 0))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_whole_clip_is_one_window_of_all_used_frames(stride: int) -> None:
+    source, clip = fake_source(window=WindowSpec(length=4, stride=stride)), fake_clip(num_frames=20)
+    views = source.whole_clip(clip)
+    assert views.starts.tolist() == [0]
+    expected = source.model.video_embedding(clip.features[None, ::stride])
+    torch.testing.assert_close(views.embeddings, expected, atol=1e-5, rtol=0)
+
+
+def test_class_text_is_normalised_and_needs_descriptions() -> None:
+    source = fake_source()
+    vectors = source.class_text()
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
+    checkpoint = fake_checkpoint()
+    without = Checkpoint(checkpoint.model, replace(checkpoint.spec, descriptions=()))
+    with pytest.raises(ValueError, match="this checkpoint has no class descriptions, so there is no zero-shot row"):
+        Source(without, shared_backbone()).class_text()
+
+
+def test_prediction_reads_its_own_probabilities() -> None:
+    prediction = Prediction("c", "s", torch.tensor([0.25, 0.75]), 0.0, 1.0)
+    assert prediction.label_index == 1 and prediction.status == "ok"
+    assert prediction.entropy == pytest.approx(0.5623351446)
+    assert Prediction("c", "s", torch.tensor([1.0, 0.0]), 0.0, 1.0).entropy == pytest.approx(0, abs=1e-9)
+
+
+def test_records_print_shapes_and_no_tensors() -> None:
+    clip = ClipFeatures("c1", "s1", torch.zeros(3, 4), np.zeros(3))
+    assert repr(clip) == "ClipFeatures('c1', features=(3, 4))"
+    assert repr(fake_source().views(fake_clip())) == "Views((15, 16))"
+    assert repr(fake_checkpoint()) == "Checkpoint(('neutral', 'pain'), K=6, d=16)"
