@@ -220,7 +220,7 @@ def subject_file(subject_id: str) -> str:
 
 
 def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
-    """Write a subject's prompts and centre as safetensors, aside and renamed, with the checkpoint's fingerprint inside."""
+    """Write one subject's prompts and centre, aside and renamed, with the checkpoint's fingerprint inside."""
     tensors = {"centre": personalization.centre.contiguous()}
     if personalization.context is not None:
         tensors["context"] = personalization.context.contiguous()

@@ -62,7 +62,9 @@ class Manifest:
     """A hash of what the clips are and how they are labelled; where the files lie does not enter."""
 
     def __post_init__(self) -> None:
-        content = [[c.dataset, c.clip_id, c.subject_id, c.split, c.label, c.start_seconds, c.end_seconds] for c in self.clips]
+        content = [
+            [c.dataset, c.clip_id, c.subject_id, c.split, c.label, c.start_seconds, c.end_seconds] for c in self.clips
+        ]
         text = json.dumps([content, self.classes])
         object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest()[:16])
 

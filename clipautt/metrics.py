@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import f1_score, recall_score
 
 Labels = Sequence[int] | npt.NDArray[np.integer]
 
@@ -42,12 +41,13 @@ def score(predictions: Labels, labels: Labels, *, num_classes: int) -> Scores:
     predicted, true = np.asarray(predictions), np.asarray(labels)
     if len(predicted) != len(true) or not len(true):
         raise ValueError(f"{len(predicted)} predictions for {len(true)} labels; both must be equal and at least 1")
-    every = list(range(num_classes))
-    present = sorted(set(true.tolist()))
+    counts = confusion(predicted, true, num_classes=num_classes)
+    hits, actual, called = counts.diagonal(), counts.sum(1), counts.sum(0)
+    present = actual > 0
     return Scores(
-        war=float((predicted == true).mean()),
-        uar=float(recall_score(true, predicted, labels=present, average="macro", zero_division=0)),
-        f1=float(f1_score(true, predicted, labels=every, average="macro", zero_division=0)),
+        war=float(hits.sum() / len(true)),
+        uar=float((hits[present] / actual[present]).mean()),
+        f1=float((2 * hits / np.maximum(actual + called, 1)).mean()),
     )
 
 

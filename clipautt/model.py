@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from clipautt.backbone import Preprocessing
@@ -146,7 +146,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.model.state_dict().items()}, folder / "weights.safetensors")
+    weights = save({name: value.contiguous() for name, value in checkpoint.model.state_dict().items()})
+    (folder / "weights.safetensors").write_bytes(weights)  # save_file would let nobody else read it
     facts = asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint}
     aside = folder / f"checkpoint.json.{os.getpid()}.tmp"
     aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")

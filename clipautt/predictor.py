@@ -1,7 +1,7 @@
 """Video in, typed prediction out: what a notebook, the command line and the server share.
 
-    from clipautt import Predictor
-    print(Predictor.load("runs/train/demo").predict("face.mp4"))
+from clipautt import Predictor
+print(Predictor.load("runs/train/demo").predict("face.mp4"))
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class VideoPrediction:
     @property
     def top_action_units(self) -> pd.Series:
         """AU codes whose similarity rose most in the window, relative to the rest of the video, highest first."""
-        inside = (self.action_units.index >= self.window_start_seconds) & (self.action_units.index <= self.window_end_seconds)
+        inside = (self.action_units.index >= self.window_start_seconds) & (
+            self.action_units.index <= self.window_end_seconds
+        )
         rise = self.action_units[inside].mean() - self.action_units.median()
         return rise.sort_values(ascending=False).head(5)
 
@@ -71,14 +73,22 @@ class Predictor:
         personalizations: folder with one `<subject>.safetensors` per subject, as `clipautt adapt` writes it.
     """
 
-    def __init__(self, source: Source, *, config: AdaptConfig | None = None, personalizations: Path | None = None) -> None:
+    def __init__(
+        self, source: Source, *, config: AdaptConfig | None = None, personalizations: Path | None = None
+    ) -> None:
         self.source = source
-        self.config = config or AdaptConfig(protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline)
+        self.config = config or AdaptConfig(
+            protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline
+        )
         self.personalizations = personalizations
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path, *, backbone: Backbone | BackboneConfig | None = None, personalizations: str | Path | None = None
+        cls,
+        checkpoint: str | Path,
+        *,
+        backbone: Backbone | BackboneConfig | None = None,
+        personalizations: str | Path | None = None,
     ) -> Predictor:
         """Load a checkpoint folder and the backbone it was trained with.
 
@@ -124,7 +134,9 @@ class Predictor:
         centred = replace(clip, features=clip.features - personalization.centre)
         method = ClipAUTT(replace(personalization.config, objective="none", method="clip_autt"))
         prediction, _ = method.step(state, self.source, centred)
-        return self._describe(clip, video, prediction, personalization.centre, state.au_embeddings, personalization.subject_id)
+        return self._describe(
+            clip, video, prediction, personalization.centre, state.au_embeddings, personalization.subject_id
+        )
 
     def _find(self, subject: str) -> Personalization:
         if self.personalizations is None:
@@ -133,12 +145,19 @@ class Predictor:
         if not path.is_file():
             there = sorted(unquote(path.stem) for path in self.personalizations.glob("*.safetensors"))
             raise FileNotFoundError(
-                f"no adapted prompts for subject {subject!r} in {self.personalizations}; there are: {', '.join(there[:10]) or 'none'}"
+                f"no adapted prompts for subject {subject!r} in {self.personalizations}; "
+                f"there are: {', '.join(there[:10]) or 'none'}"
             )
         return load_personalization(path, self.source)
 
     def _describe(
-        self, clip: ClipFeatures, video: str, prediction: Prediction, centre: Tensor, au_embeddings: Tensor, subject: str | None
+        self,
+        clip: ClipFeatures,
+        video: str,
+        prediction: Prediction,
+        centre: Tensor,
+        au_embeddings: Tensor,
+        subject: str | None,
     ) -> VideoPrediction:
         views = self.source.views(replace(clip, features=clip.features - centre))
         with torch.no_grad():

@@ -2,9 +2,10 @@
 
 Frames of many identities are drawn with random action units, sent through mp4 as real clips are, and captioned with
 phrases of the active units; no caption names a class that is to be recognised. The loss is CLIP's contrastive loss on
-the captions, plus a sigmoid loss per AU prompt whose target grows with the intensity, so that similarities rank it, plus
-a linear probe of the image features that is thrown away afterwards: it predicts how the intensities of a frame differ from
-the person's other frames, which points the image tower at expressions rather than at people from the first steps on.
+the captions, plus a sigmoid loss per AU prompt whose target grows with the intensity, so that similarities rank it,
+plus a linear probe of the image features that is thrown away afterwards: it predicts how the intensities of a frame
+differ from the person's other frames, which points the image tower at expressions rather than at people from the first
+steps on.
 
 What this module does not know: real faces. Its result is an embedded default for demonstrations and tests.
 """
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -216,6 +217,11 @@ class Trainee(nn.Module):
     Only the token embeddings that are shipped are trained; the other rows of the stock vocabulary never occur.
     """
 
+    kept: Tensor
+    """Ids of the shipped tokens, ascending, int64."""
+    lookup: Tensor
+    """Row of `rows` for each id of the stock vocabulary, int64."""
+
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
         self.config = config
@@ -249,7 +255,7 @@ class Trainee(nn.Module):
 
     def _within_person(self, values: Tensor) -> Tensor:
         """[B, 28] minus the mean over the frames of the same person in the batch; they stand together."""
-        people = values.unflatten(0, (-1, self.config.frames_per_batch_identity))
+        people = values.reshape(-1, self.config.frames_per_batch_identity, values.shape[-1])
         return people - people.mean(1, keepdim=True)
 
     def finished(self) -> CLIP:
@@ -274,7 +280,7 @@ def train_small_clip(
     """
     torch.manual_seed(config.seed)
     target = torch.device(device)
-    trainee = Trainee(config).to(target, memory_format=torch.channels_last).train()
+    trainee = Trainee(config).to(target).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(_parameter_groups(trainee), lr=config.learning_rate, betas=(0.9, 0.98))
     peak = [group["lr"] for group in optimizer.param_groups]
     for step, batch in enumerate(batches(config, frames, intensities, device=target)):
@@ -361,7 +367,10 @@ def save_small_clip(
     """Write the weights with shape, recipe and figures in the file's metadata, and the model card beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"shape": asdict(config.shape), "recipe": asdict(config), "auc": auc, "command": command}
-    save_file(pack_small_clip(model, shipped_tokens()), path, metadata={k: json.dumps(v) for k, v in facts.items()})
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    path.write_bytes(
+        save(pack_small_clip(model, shipped_tokens()), metadata)
+    )  # save_file: only its owner could read it
     path.with_name("MODEL_CARD.md").write_text(model_card(config, auc, command=command, num_bytes=path.stat().st_size))
 
 

@@ -57,7 +57,9 @@ class AdaptJob:
         names = [method.name for method in self.methods]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare")
+            raise ValueError(
+                f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare"
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,11 +102,15 @@ class AdaptActor:
                 # Without a transductive part, what a clip gets does not depend on which other clips there are.
                 key = group.clip_ids if method.transductive else groups_union(groups)
                 if key not in done:
-                    done[key] = adapt(source, [clip for clip in clips if clip.clip_id in key], method)[clips[0].subject_id]
+                    done[key] = adapt(source, [clip for clip in clips if clip.clip_id in key], method)[
+                        clips[0].subject_id
+                    ]
                 result = done[key]
                 if group.cohort == EVERY and method is self.job.methods[0]:
                     path = Path(self.job.folder) / "prompts" / subject_file(clips[0].subject_id)
-                    save_personalization(Personalization.of(result, method), path, checkpoint=source.checkpoint.fingerprint)
+                    save_personalization(
+                        Personalization.of(result, method), path, checkpoint=source.checkpoint.fingerprint
+                    )
                 members = [p for p in result.predictions if p.clip_id in group.clip_ids]
                 found.append((method.name, group, result.seconds / len(key), members))
         return found
@@ -138,35 +144,32 @@ def run_adaptation(
     cluster: ClusterConfig,
     actors: int | None = None,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Adapt to every subject that has no result file yet, on the connected Ray.
 
     Returns:
-        All result rows of the run.
-
-    Raises:
-        RuntimeError: if subjects failed, after all others are done; it names them.
+        All result rows of the run; and of the subjects that failed, which the others do not wait for, id → reason.
     """
     subjects = by_subject(clip for clip in clips if clip.clip_id in features)
     results = Path(job.folder) / "subjects"
     results.mkdir(parents=True, exist_ok=True)
     todo = {subject: own for subject, own in subjects.items() if not (results / result_file(subject)).is_file()}
     facts = _row_facts(job, manifest, seed)
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     total = sum(map(len, todo.values()))
     with Progress("adapt", total, unit="videos") as progress:
-        for subject, outcome in _work(job, todo, features, cohorts, manifest, cluster=cluster, actors=actors, seed=seed):
+        for subject, outcome in _work(
+            job, todo, features, cohorts, manifest, cluster=cluster, actors=actors, seed=seed
+        ):
             if isinstance(outcome, Exception):
-                failures.append(f"{subject}: {str(outcome).strip().splitlines()[-1]}")
+                failures[subject] = str(outcome).strip().splitlines()[-1]
             else:
                 rows = list(_rows(outcome, {clip.clip_id: clip for clip in todo[subject]}, manifest, job, facts))
                 aside = results / f".{result_file(subject)}"
                 write_rows(rows, aside)
                 aside.replace(results / result_file(subject))
             progress.advance(len(todo[subject]), failed=len(todo[subject]) * isinstance(outcome, Exception))
-    if failures:
-        raise RuntimeError(f"{len(failures)} of {len(todo)} subjects failed: " + "; ".join(failures[:5]))
-    return read_rows(results / result_file(subject) for subject in subjects)
+    return read_rows(results / result_file(subject) for subject in subjects if subject not in failures), failures
 
 
 def result_file(subject_id: str) -> str:
@@ -294,12 +297,14 @@ def main(cfg: DictConfig) -> int:
     with connect(cluster):
         store, summary = extract(clips, backbone, spec.features.sampling, cfg.store, cluster=cluster)
         report_failures(summary)
-        rows = run_adaptation(
+        rows, failed = run_adaptation(
             job, manifest, clips, store.load(clips), cohorts, cluster=cluster, actors=cfg.actors, seed=cfg.seed
         )
     print_summary(rows, manifest)
+    if failed:
+        table(failed.items(), ["subject without a result", "reason"])
     print(f"results: {run.folder}; `clipautt report run={run.folder}` draws them")
-    return 0
+    return 1 if failed else 0
 
 
 def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:
@@ -308,11 +313,15 @@ def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:
     cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
     shown = labelled[labelled["cohort"] == cohort]
     if shown.empty:
-        print(f"{rows['clip_id'].nunique()} clips of {rows['subject_id'].nunique()} subjects predicted; no labels to compare with")
+        counts = rows["clip_id"].nunique(), rows["subject_id"].nunique()
+        print(f"{counts[0]} clips of {counts[1]} subjects predicted; no labels to compare with")
         return
     scores = subject_scores(shown, classes=manifest.classes)
     means = scores.groupby(["split", "method"], sort=False)[["war", "uar", "f1"]].mean().reset_index()
-    lines = [(m.split, m.method, *(f"{100 * v:.1f} %" for v in (m.war, m.uar, m.f1))) for m in means.itertuples()]
+    lines = [
+        (row["split"], row["method"], *(f"{100 * float(row[name]):.1f} %" for name in ("war", "uar", "f1")))
+        for row in means.to_dict("records")
+    ]
     table(lines, ["split", f"method ({cohort})", "WAR", "UAR", "F1"])
 
 

@@ -64,6 +64,8 @@ def checkout() -> Path | None:
 
 @dataclass(frozen=True)
 class _Layer:
+    """Settings with some of the user's words applied, and the options chosen so far."""
+
     cfg: DictConfig
     choices: dict[str, str | None]
 
@@ -94,8 +96,8 @@ def compose(job: str, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: The user's words, `key=value` or `group=option`, in Hydra's grammar.
 
     Returns:
-        The composed settings in struct mode: reading an unknown key raises. Mandatory values may still be missing; they
-        are reported when they are read, by `instantiate` or `resolved`.
+        The composed settings in struct mode: reading an unknown key raises. Mandatory values may still be missing;
+        `complete` refuses that, and so do `instantiate` and `resolved`.
 
     Raises:
         ValueError: A word cannot be read, or names an unknown key or option, or has a value of the wrong type.
@@ -191,7 +193,7 @@ def _plain(node: Any) -> Any:
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[ConfigLoader]:
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()  # Hydra refuses to start where another user of it, say a notebook, left it running.
     with initialize_config_dir(config_dir=str(folder()), version_base=VERSION_BASE, job_name="clipautt"):
         yield GlobalHydra.instance().config_loader()
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from ray_jobs import adapt, cli, extract, report, synth, train
 from ray_jobs.cluster import connect
-from ray_jobs.configuration import compose, instantiate
+from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.progress import table
 from ray_jobs.runs import open_run, write_json
 
@@ -47,10 +47,14 @@ def main(cfg: DictConfig) -> int:
         for number, (job, stage, given) in enumerate(stages, 1):
             print(f"\n[{number}/{len(stages)}] {job}", flush=True)
             began = time.perf_counter()
-            stage(stage_settings(job, cfg, given))
+            if code := stage(stage_settings(job, cfg, given)):
+                return code
             seconds[job] = time.perf_counter() - began
     write_json(run.path("seconds.json"), seconds)
-    table([(job, f"{value:.0f} s") for job, value in [*seconds.items(), ("all", sum(seconds.values()))]], ["stage", "time"])
+    table(
+        [(job, f"{value:.0f} s") for job, value in [*seconds.items(), ("all", sum(seconds.values()))]],
+        ["stage", "time"],
+    )
     page = run.folder / "report" / "report.html"
     print(f"\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
     return 0
@@ -58,12 +62,12 @@ def main(cfg: DictConfig) -> int:
 
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, str]) -> DictConfig:
     """The job's own settings with the demo's shared ones and the given ones in their places."""
-    settings = compose(job)
+    settings, shared = compose(job), resolved(cfg)
     for key in _SHARED:
-        if key in settings and key in cfg:
-            settings[key] = cfg[key]
+        if key in settings.keys() and key in shared:  # noqa: SIM118 - `in` alone overlooks what has no value yet
+            settings[key] = shared[key]
     for key, value in given.items():
-        if key in settings:
+        if key in settings.keys():  # noqa: SIM118
             settings[key] = value
     return settings
 

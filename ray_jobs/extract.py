@@ -115,7 +115,9 @@ class _Decode:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         clip = Clip(**row["clip"])
-        facts = {name: getattr(clip, name) for name in ("clip_id", "subject_id", "source")} | {"clip_key": row["clip_key"]}
+        facts = {name: getattr(clip, name) for name in ("clip_id", "subject_id", "source")} | {
+            "clip_key": row["clip_key"]
+        }
         empty = {"decoder": "", "times": b"", "frames": b""}
         try:
             shape = self.preprocessing
@@ -148,7 +150,9 @@ class _Encode:
 
 
 def _store_row(row: dict[str, Any], feature_dim: int) -> dict[str, Any]:
-    values = {name: row[name] for name in ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")}
+    values = {
+        name: row[name] for name in ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")
+    }
     if row["status"] != OK:
         return values | {"times": None, "features": None}
     features = np.frombuffer(row["features"], np.float32).reshape(-1, feature_dim)
@@ -178,7 +182,8 @@ def main(cfg: DictConfig) -> int:
             retry_failed=cfg.retry_failed,
         )
     report_failures(summary)
-    print(f"{summary.extracted} clips encoded, {summary.present} were there, {len(summary.failures)} without features; store: {store.path}")
+    print(f"{summary.extracted} clips encoded, {summary.present} were there, {len(summary.failures)} without features")
+    print(f"store: {store.path}")
     return 1 if len(summary.failures) == len(clips) else 0
 
 

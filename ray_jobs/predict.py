@@ -44,7 +44,9 @@ def resolve_checkpoint(given: str | None, prompts: Path | None = None) -> Path:
         return find_checkpoint(given, "median")
     found = newest("**/checkpoints/median/checkpoint.json") or newest("**/checkpoint.json")
     if found is None:
-        raise FileNotFoundError("no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER")
+        raise FileNotFoundError(
+            "no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER"
+        )
     return found.parent
 
 
@@ -62,7 +64,10 @@ def show(prediction: VideoPrediction) -> None:
     print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
     if prediction.personalized_for:
         print(f"personalized for: {prediction.personalized_for}")
-    table([(code, f"{rise:+.2f}") for code, rise in prediction.top_action_units.items()], ["action unit", "rise in the window"])
+    table(
+        [(code, f"{rise:+.2f}") for code, rise in prediction.top_action_units.items()],
+        ["action unit", "rise in the window"],
+    )
 
 
 def main(cfg: DictConfig) -> int:

@@ -1,7 +1,7 @@
 """Train the embedded CLIP on rendered faces and write its weights and model card.
 
-This is how the weights in the package were made. On two CPU cores it takes most of an hour; a GPU is used where there is
-one.
+This is how the weights in the package were made. On two CPU cores it takes most of an hour; a GPU is used where there
+is one.
 
 Example:
     clipautt pretrain out=clipautt/weights/embedded_clip.safetensors
@@ -40,7 +40,9 @@ def main(cfg: DictConfig) -> int:
     people = []
     for stream, count in ((TRAINING_STREAM, config.identities), (VALIDATION_STREAM, config.validation_identities)):
         with Progress("draw", count, unit="people") as drawing:
-            people.append(draw_people(config, stream=stream, count=count, workers=workers, progress=lambda _: drawing.advance()))
+            people.append(
+                draw_people(config, stream=stream, count=count, workers=workers, progress=lambda _: drawing.advance())
+            )
     with Progress("train", config.steps, unit="steps") as progress:
         model = train_small_clip(
             config, *people[0], device=device, on_step=lambda _, loss: progress.advance(note=f"loss {loss:.3f}")

@@ -118,9 +118,10 @@ def _explained(
     by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}
     has_truth = all(truth_path(clip.source).is_file() for clip in targets)
     truth = read_truth if has_truth else None
-    before, after = before.set_index("clip_id"), after.set_index("clip_id")
+    rows_before, rows_after = ({str(row["clip_id"]): row for _, row in side.iterrows()} for side in (before, after))
     stories = [
-        tell_story(by_id[c], features[c], personalised, before=before.loc[c], after=after.loc[c], truth=truth) for c in chosen
+        tell_story(by_id[c], features[c], personalised, before=rows_before[c], after=rows_after[c], truth=truth)
+        for c in chosen
     ]
     agreement = measure_agreement(targets, features, reference, personalised, truth=read_truth) if has_truth else []
     return stories, agreement

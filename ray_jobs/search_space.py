@@ -6,10 +6,11 @@ does not know: Ray, and how good any value is.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -64,10 +65,15 @@ class Dimension:
     log: bool = False
     """Whether to sample evenly on a logarithmic scale."""
 
+    @property
+    def dtype(self) -> str:
+        """Type of its column in the table of trials; every one has room for an empty cell."""
+        return {int: "Int64", float: "float64", bool: "boolean"}.get(_hint(self.name), "object")
+
     def suggest(self, trial: Trial) -> Value:
         """A value for this trial."""
         if self.choices:
-            return trial.suggest_categorical(self.name, self.choices)
+            return cast(Value, trial.suggest_categorical(self.name, self.choices))
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(self.name, self.low, self.high, step=int(self.step or 1), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
@@ -146,14 +152,19 @@ def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConf
     return SearchSpace(tuple(dimensions), train, adapt)
 
 
-def _refuse_idle(dimensions: list[Dimension], adapt: AdaptConfig) -> None:
+def _refuse_idle(dimensions: Sequence[Dimension], adapt: AdaptConfig) -> None:
     """A dimension that matters in no trial would be searched for nothing."""
     searched = {dimension.name: dimension.choices for dimension in dimensions}
-    idle = [name for name in searched if name in _OF_TUNING]
-    if idle and adapt.objective == "none" and not set(searched.get("objective", ())) - {"none"}:
-        raise ValueError(
-            f"space.{idle[0]} has no effect without prompt tuning: search objective, or set one with adapt.objective=…"
-        )
+    deciding = {name: searched.get(name) or (getattr(adapt, name),) for name in ("objective", "protocol", "readout")}
+    reachable = [
+        replace(adapt, **dict(zip(deciding, values, strict=True))) for values in itertools.product(*deciding.values())
+    ]
+    for name in searched:
+        if not any(_matters(name, config) for config in reachable):
+            given = ", ".join(f"{key} {' or '.join(map(str, values))}" for key, values in deciding.items())
+            raise ValueError(
+                f"space.{name} changes nothing in any trial ({given}); search objective too, or leave it out"
+            )
 
 
 def _dimension(name: str, given: Any) -> Dimension:

@@ -69,7 +69,11 @@ def find_checkpoint(path: str | Path, baseline: str) -> Path:
     there = sorted(p.parent.name for p in path.glob("checkpoints/*/checkpoint.json"))
     raise FileNotFoundError(
         f"no checkpoint for subject baseline {baseline!r} in {path}; "
-        + (f"there are: {', '.join(there)}; train it with baselines=[{baseline}]" if there else "`clipautt train` makes one")
+        + (
+            f"there are: {', '.join(there)}; train it with baselines=[{baseline}]"
+            if there
+            else "`clipautt train` makes one"
+        )
     )
 
 
@@ -83,7 +87,9 @@ def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[st
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    todo = [c for c in job.configs if not (checkpoint_folder(job.folder, c.subject_baseline) / "checkpoint.json").is_file()]
+    todo = [
+        c for c in job.configs if not (checkpoint_folder(job.folder, c.subject_baseline) / "checkpoint.json").is_file()
+    ]
     if todo:
         gpu = gpu_share(cluster)
         resources = {"GPU": gpu} if gpu else {"CPU": 1}
@@ -92,13 +98,18 @@ def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[st
             train_loop_config={"job": ray.put(replace(job, configs=tuple(todo)))},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu > 0, resources_per_worker=resources),
             run_config=RunConfig(
-                name="ray_train", storage_path=str(Path(job.folder).absolute()), failure_config=FailureConfig(max_failures=2)
+                name="ray_train",
+                storage_path=str(Path(job.folder).absolute()),
+                failure_config=FailureConfig(max_failures=2),
             ),
         )
         trainer.fit()
     from clipautt.model import load_checkpoint
 
-    return {c.subject_baseline: load_checkpoint(checkpoint_folder(job.folder, c.subject_baseline)).spec.metrics for c in job.configs}
+    return {
+        c.subject_baseline: load_checkpoint(checkpoint_folder(job.folder, c.subject_baseline)).spec.metrics
+        for c in job.configs
+    }
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
@@ -125,7 +136,9 @@ def _train_worker(settings: dict[str, Any]) -> None:
         metrics = dict(validate(model.eval(), text, held_out, config))
         if rank == 0:
             spec = _spec(job, config, metrics, prompts.num_context)
-            save_checkpoint(Checkpoint(model.requires_grad_(False), spec), checkpoint_folder(job.folder, config.subject_baseline))
+            save_checkpoint(
+                Checkpoint(model.requires_grad_(False), spec), checkpoint_folder(job.folder, config.subject_baseline)
+            )
         ray.train.report({"subject_baseline": config.subject_baseline, **metrics})
 
 
@@ -172,7 +185,9 @@ def main(cfg: DictConfig) -> int:
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     clips = manifest.of_split("source_train", "source_val")
     with connect(cluster):
-        store, summary = extract(clips, instantiate(cfg.backbone), instantiate(cfg.sampling), cfg.store, cluster=cluster)
+        store, summary = extract(
+            clips, instantiate(cfg.backbone), instantiate(cfg.sampling), cfg.store, cluster=cluster
+        )
         report_failures(summary)
         figures = train(make_job(cfg, manifest, store.spec, run.folder), cluster=cluster, workers=cfg.workers)
     print_figures(figures)

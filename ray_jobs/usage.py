@@ -145,18 +145,17 @@ def comments(path: Path) -> dict[str, str]:
 
     Returns:
         Dotted key → the comment behind it, or else the comment lines right above it. The empty key holds what the file
-        says of itself: the comment at its top, where no setting follows directly.
+        says of itself: the comment lines at its top.
     """
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     top = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    own_ends = top == len(lines) or not lines[top].strip() or lines[top].startswith(("defaults:", TARGET, "---"))
-    found = {"": _block_above(lines, top)} if own_ends else {}
+    found = {"": _block_above(lines, top)}
     for key, name, value in _pairs(yaml.compose(text, Loader=yaml.SafeLoader), ""):
         row = name.start_mark.line
         behind = _behind(lines, name.end_mark.line, name.end_mark.column + 1) if _is_block(name, value) else ""
         behind = behind or _behind(lines, value.end_mark.line, value.end_mark.column)
-        found[key] = behind or ("" if own_ends and row == top else _block_above(lines, row))
+        found[key] = behind or ("" if row == top else _block_above(lines, row))
     return {key: comment for key, comment in found.items() if comment}
 
 
@@ -195,7 +194,7 @@ def settings(composition: configuration.Composition) -> list[Setting]:
     """Every setting of a composed configuration, the job's own before those of its groups.
 
     Each comes with the comment of the YAML file that set it last; where no file has one, with the docstring under the
-    field of the dataclass that the setting fills.
+    field of the dataclass that the setting fills, or else with the comment of the mapping it stands in.
     """
     tree = OmegaConf.to_container(composition.cfg, resolve=False)
     about = _field_docs(tree, "")
@@ -203,11 +202,18 @@ def settings(composition: configuration.Composition) -> list[Setting]:
         prefix = f"{source.package}." if source.package else ""
         about.update({prefix + key: comment for key, comment in comments(source.path).items() if key})
     found = [
-        Setting(key, _value(value), about.get(key, ""))
+        Setting(key, _value(value), _nearest_comment(about, key))
         for key, value in configuration.flatten(tree).items()
         if key.rpartition(".")[2] != TARGET
     ]
     return sorted(found, key=lambda setting: setting.key.partition(".")[0] in composition.choices)
+
+
+def _nearest_comment(about: Mapping[str, str], key: str) -> str:
+    """The comment of a setting, or of the mapping it stands in."""
+    while key and not about.get(key):
+        key = key.rpartition(".")[0]
+    return about.get(key, "")
 
 
 def _setting_lines(composition: configuration.Composition) -> list[str]:
@@ -252,11 +258,11 @@ def _field_docs(tree: Any, prefix: str) -> dict[str, str]:
 
 @cache
 def _docs_of_class(target: str) -> dict[str, str]:
-    module, _, name = target.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    *modules, name = target.split(".")
+    path = _source_of(modules)
+    if path is None:
         return {}
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
     found = {}
     for field, doc in itertools.pairwise(body):
@@ -265,6 +271,17 @@ def _docs_of_class(target: str) -> dict[str, str]:
         if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str):
             found[field.target.id] = " ".join(doc.value.value.split())
     return found
+
+
+def _source_of(modules: list[str]) -> Path | None:
+    """The file of a dotted module, found without importing the packages around it."""
+    spec = importlib.util.find_spec(modules[0]) if modules else None
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        path = Path(folder, *modules[1:])
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
 
 
 def _pairs(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:

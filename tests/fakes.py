@@ -1,4 +1,4 @@
-"""Small stand-ins for what is large: a random CLIP, a checkpoint on top of it, and clip features with a known structure.
+"""Small stand-ins for what is large: a random CLIP, a checkpoint on top of it, clip features with a known structure.
 
 Everything follows from seeds. Nothing here has learned anything; what it is good for is to be exact and fast.
 """
@@ -139,7 +139,7 @@ def fake_label(clip: ClipFeatures) -> int:
 
 
 def numbered_frames(count: int, *, height: int = 64, width: int = 64) -> npt.NDArray[np.uint8]:
-    """Frames [count, H, W, 3] whose number stands in their pixels as eight black or white stripes; see `read_number`."""
+    """Frames [count, H, W, 3] that carry their number as eight black or white stripes; see `read_number`."""
     bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
     stripes = np.repeat(bits, height // 8, axis=1).astype(np.uint8) * 255
     return np.broadcast_to(stripes[:, :, None, None], (count, height, width, 3)).copy()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipautt.action_units import content_hash, phrases
+from clipautt.action_units import TASKS, content_hash, phrases
 from clipautt.backbone import (
     Backbone,
     BackboneConfig,
@@ -70,7 +70,7 @@ def test_prompts_are_cut_to_their_real_length() -> None:
     assert prompts.tokens[:, -2:].tolist() == [[49407, 0], [prompts.tokens[1, -2], 49407]]
     assert prompts.embeddings.shape == (2, 9, TEXT_WIDTH) and prompts.context.shape == (2, 4, TEXT_WIDTH)
     assert prompts.content_hash == content_hash(prompts.texts)
-    assert shared_backbone().tokenize(phrases(), context=CONTEXT).tokens.shape == (46, 14)
+    assert shared_backbone().tokenize(phrases(), context=CONTEXT).tokens.shape == (46, 15)
 
 
 def test_without_a_leading_phrase_there_is_no_context() -> None:
@@ -224,6 +224,18 @@ def test_fingerprint_is_not_of_name_or_memory_layout() -> None:
 def test_configuration_that_names_no_backbone_is_refused(config: BackboneConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_backbone(config)
+
+
+def test_embedded_backbone_reads_every_prompt_and_nothing_else() -> None:
+    backbone = load_backbone(BackboneConfig())
+    assert backbone.name == "embedded" and backbone.feature_dim == 128 and backbone.preprocessing.size == 96
+    descriptions = [text for task in TASKS.values() for group in task.descriptions for text in group]
+    for texts in (phrases(), descriptions):
+        prompts = backbone.tokenize(texts, context=CONTEXT)
+        features = backbone.encode_prompts(prompts)
+        assert prompts.num_context == 4 and torch.isfinite(features).all()
+    with pytest.raises(ValueError, match=r"the embedded backbone was never trained on some words of \['a happy dog'\]"):
+        backbone.tokenize(["a happy dog"])
 
 
 def test_missing_weights_of_the_embedded_backbone_are_named(tmp_path: Path) -> None:

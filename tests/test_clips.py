@@ -170,11 +170,11 @@ def test_written_manifest_reads_the_same_and_moves_with_its_folder(tmp_path: Pat
 def test_fingerprint_is_of_clips_and_labels_in_any_order(tmp_path: Path) -> None:
     ordered = tuple(sorted(clips(tmp_path), key=lambda clip: clip.clip_id))
     original = Manifest(ordered, ("neutral", "pain"))
-    changes = [{"label": "neutral"}, {"subject_id": "s9"}, {"end_seconds": 3.0}, {"clip_id": "bb"}]
+    changes = [{"label": "neutral"}, {"subject_id": "s9"}, {"end_seconds": 3.0}, {"clip_id": "bb"}, {"dataset": "x"}]
     others = {
         Manifest((ordered[0], replace(ordered[1], **c), ordered[2]), original.classes).fingerprint for c in changes
     }
-    assert len(others | {original.fingerprint}) == 5
+    assert len(others | {original.fingerprint}) == 6
     elsewhere = Manifest(tuple(replace(clip, source="/moved") for clip in ordered), original.classes)
     assert elsewhere.fingerprint == original.fingerprint
 

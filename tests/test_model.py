@@ -91,7 +91,9 @@ def test_saved_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
     assert torch.equal(loaded.model(windows, text), saved.model(windows, text))
     assert loaded.spec == saved.spec and loaded.fingerprint == saved.fingerprint
     assert not loaded.model.training and count_parameters(loaded.model) == 0
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["checkpoint.json", "weights.safetensors"]
+    files = sorted((tmp_path / "new" / "folder").iterdir())
+    assert [file.name for file in files] == ["checkpoint.json", "weights.safetensors"]
+    assert files[0].stat().st_mode == files[1].stat().st_mode  # readable by whom the folder is shared with
 
 
 def test_checkpoint_says_everything_in_plain_json(tmp_path: Path) -> None:

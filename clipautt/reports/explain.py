@@ -131,8 +131,8 @@ def measure_agreement(
         found = au_agreement(np.concatenate(before), pd.concat(true), codes, adapted=np.concatenate(after))
         per_subject.append(pd.DataFrame([vars(one) for one in found]))
     every = pd.concat(per_subject)
-    mean = every.groupby("code", sort=False)[["rho", "rho_adapted"]].mean()
-    counts = every.groupby("code", sort=False)["num_windows"].sum()
+    mean = every.groupby("code", sort=False).agg({"rho": "mean", "rho_adapted": "mean", "num_windows": "sum"})
     return [
-        AuAgreement(str(code), float(row["rho"]), float(row["rho_adapted"]), int(counts[code])) for code, row in mean.iterrows()
+        AuAgreement(str(code), float(row["rho"]), float(row["rho_adapted"]), int(row["num_windows"]))
+        for code, row in mean.iterrows()
     ]

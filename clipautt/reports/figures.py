@@ -58,10 +58,10 @@ def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: s
         title: what was compared.
     """
     num_people = len(uar)
-    height = 1.5 + max(2, min(num_people, _MAX_NAMED_SUBJECTS)) * 0.3
+    named = num_people <= _MAX_NAMED_SUBJECTS
+    height = 1.5 + 0.3 * max(2, num_people) if named else 7
     figure = Figure(figsize=(10, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    named = num_people <= _MAX_NAMED_SUBJECTS
     ordered = war.set_index("person").reindex(uar["person"]).reset_index()
     for axes, people, name in ((left, uar, "UAR"), (right, ordered, "WAR")):
         _change_panel(axes, people, name=name, labelled=named)
@@ -69,7 +69,7 @@ def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: s
         f"{shorten(person, 24)}  ({percent(before)} \N{RIGHTWARDS ARROW} {percent(after)})"
         for person, before, after in zip(uar["person"], uar["before"], uar["after"], strict=True)
     ]
-    left.set_yticks(range(num_people), labels if named else [""] * num_people)
+    left.set_yticks(range(num_people) if named else [], labels if named else [])
     left.set_ylim(num_people - 0.4, -0.6)
     if not named:
         left.set_ylabel(f"{num_people} subjects, from the largest gain to the largest loss")

@@ -103,7 +103,7 @@ def test_help_of_a_job(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> 
         "  video=(yours to give)                     the clip to walk through",
         "  speed=2                                   How fast it goes, in clips per second.",
         "  nested.depth=[1,2]                        how deep",
-        "  nested.silent=null\n",
+        "  nested.silent=null                        held together\n",
     ]:
         assert line in out, line
     assert "_target_" not in out

@@ -25,6 +25,7 @@ Example:
 """
 import os
 import sys
+import time
 from ray_jobs import cli, cluster
 
 def main(cfg):
@@ -36,7 +37,8 @@ def main(cfg):
             return x * x
         print("squares", ray.get([square.remote(i) for i in range(3)]))
         print("text", repr(cfg.text))
-        print("files", sorted(os.listdir(".")))
+        print("files", sorted(os.listdir(".")), flush=True)
+        time.sleep(cfg.sleep)
     return cfg.code
 
 if __name__ == "__main__":
@@ -52,7 +54,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(source, root / "ray_jobs", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "ray_jobs" / "tiny.py").write_text(TINY)
     (root / "conf").mkdir()
-    (root / "conf" / "tiny.yaml").write_text("code: 0 # exit code\ntext: x # printed\nruns: runs # unused\n")
+    (root / "conf" / "tiny.yaml").write_text(
+        "code: 0 # exit code\ntext: x # printed\nsleep: 0 # seconds\nruns: runs # unused\n"
+    )
     (root / "pyproject.toml").touch()
     for name in ("runs/a.parquet", "data/b.parquet", ".git/config", "clip.mp4", "kept/data/c.json"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -185,3 +189,22 @@ def test_a_failing_job_fails_here(
     captured = capfd.readouterr()
     assert "squares [0, 1, 4]\n" in captured.out
     assert "failed: " in captured.err
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_job_there(
+    project: Path, cluster_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+    async def interrupted(client: JobSubmissionClient, job_id: str, shown: list[str]) -> None:
+        async for lines in client.tail_job_logs(job_id):
+            if "files" in lines:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "_print_log", interrupted)
+    assert cli.main(["submit", "tiny", "sleep=600", "runs=/shared", "--address", cluster_url]) == 130
+    stopped = [job.status for job in JobSubmissionClient(cluster_url).list_jobs() if "sleep=600" in job.entrypoint]
+    assert stopped == ["STOPPED"]

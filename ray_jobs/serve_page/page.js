@@ -1,0 +1,172 @@
+// The page: a file goes in, the server's answer is shown. All text is set as text, never as HTML.
+
+import { node, risesOf, signed, timeline } from "./chart.js";
+
+const $ = (id) => document.getElementById(id);
+const form = $("form"), input = $("video"), player = $("player"), result = $("result");
+let limits = null, address = null, chart = null, stopAt = null, answer = null;
+
+function element(name, text = "", classes = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = classes;
+  return made;
+}
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer, or refused the file while it arrived. Is `clipautt serve` still running?");
+  }
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.detail || `The server answered with status ${response.status}.`);
+  return body;
+}
+
+function fail(message) {
+  $("error").textContent = message.charAt(0).toUpperCase() + message.slice(1);
+  $("error").hidden = !message;
+}
+
+async function welcome() {
+  const [health, { subjects }] = await Promise.all([ask("healthz"), ask("v1/subjects")]);
+  limits = health.limits;
+  $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds `
+    + `and ${Math.round(limits.max_bytes / 1e6)} MB`;
+  $("synthetic").hidden = health.backbone !== "embedded";
+  $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
+  $("subject-hint").textContent = subjects.length
+    ? `(optional; ${subjects.length} with adapted prompts)` : "(none has adapted prompts yet)";
+  $("facts").textContent = `Checkpoint ${health.checkpoint}, backbone ${health.backbone}.`;
+}
+
+function chosen() {
+  fail("");
+  const [file] = input.files;
+  $("chosen").textContent = file ? `${file.name} (${(file.size / 1e6).toFixed(1)} MB)` : "Choose a video, or drop it here";
+  result.hidden = true;
+}
+
+async function predict(event) {
+  event.preventDefault();
+  fail("");
+  const [file] = input.files;
+  if (!file) return fail("Choose a video first.");
+  if (limits && file.size > limits.max_bytes) {
+    return fail(`The file is too large; at most ${limits.max_bytes / 1e6} MB are taken.`);
+  }
+  const data = new FormData();
+  data.append("video", file);
+  const subject = $("subject").value.trim();
+  if (subject) data.append("subject_id", subject);
+  $("predict").disabled = true;
+  $("status").textContent = "Looking at the video…";
+  result.hidden = true;
+  try {
+    show(await ask("v1/predict", { method: "POST", body: data }), file);
+  } catch (error) {
+    fail(error.message);
+  } finally {
+    $("predict").disabled = false;
+    $("status").textContent = "";
+  }
+}
+
+function show(given, file) {
+  answer = given;
+  if (address) URL.revokeObjectURL(address);
+  address = URL.createObjectURL(file);
+  player.src = address;
+  stopAt = null;
+  $("unplayable").hidden = true;
+  $("replay").hidden = player.hidden = false;
+  $("label").textContent = answer.label;
+  $("for-whom").textContent = answer.personalized_for
+    ? `Personalised for ${answer.personalized_for}` : "Not personalised";
+  $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value)));
+  $("moment").textContent = `The answer rests on ${answer.window_start_seconds.toFixed(2)} to `
+    + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest. It took ${answer.seconds.toFixed(1)} s.`;
+  const single = answer.action_units.time_seconds.length < 2;
+  $("moved").textContent = single
+    ? "The clip is a single moment, so nothing in it rises over anything else."
+    : "How much each action unit rose over its usual level in this clip, strongest first";
+  $("units").replaceChildren(...answer.top_action_units.map(unit));
+  $("numbers").open = false;
+  result.hidden = false;
+  if (chart) chart.stop();
+  chart = timeline($("timeline"), answer, (seconds) => { stopAt = null; player.currentTime = seconds; chart.setTime(seconds); });
+  chart.setTime(0);
+  result.focus({ preventScroll: true });
+  result.scrollIntoView({ block: "nearest" });
+}
+
+function share(name, value) {
+  const bar = element("dd", "", "bar");
+  const filled = element("i");
+  filled.style.width = `${100 * value}%`;
+  bar.append(filled);
+  return [element("dt", name), bar, element("dd", `${(100 * value).toFixed(1)} %`, "number")];
+}
+
+function unit({ code, name, phrase, rise }, index) {
+  const item = element("li");
+  const sample = node("svg", { viewBox: "0 0 28 10", "aria-hidden": "true" });
+  sample.append(node("line", { class: `series s${index}`, x1: 0, x2: 28, y1: 5, y2: 5 }));
+  const words = element("span", phrase);
+  words.append(" ", element("span", code === name ? code : `${code}, ${name}`, "soft small"));
+  item.append(sample, words, element("span", signed(rise), "number"));
+  return item;
+}
+
+function fillNumbers() {
+  const rises = risesOf(answer);
+  const head = element("tr");
+  head.append(...["second", ...rises.map(({ code }) => code), "entropy"].map((text) => element("th", text)));
+  const rows = answer.action_units.time_seconds.map((time, at) => {
+    const row = element("tr");
+    const cells = [time.toFixed(2), ...rises.map(({ values }) => signed(values[at])), answer.entropy[at].toFixed(3)];
+    row.append(...cells.map((text) => element("td", text)));
+    return row;
+  });
+  $("numbers").querySelector("table").replaceChildren(head, ...rows);
+}
+
+function replay() {
+  player.currentTime = answer.window_start_seconds;
+  stopAt = answer.window_end_seconds;
+  player.play().catch(() => {});
+}
+
+function follow() {
+  if (chart) chart.setTime(player.currentTime);
+  if (stopAt !== null && player.currentTime >= stopAt) {
+    stopAt = null;
+    player.pause();
+  }
+  if (!player.paused) requestAnimationFrame(follow);
+}
+
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // Else the browser would leave the page and open the file.
+    $("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) {
+      input.files = event.dataTransfer.files;
+      chosen();
+    }
+  });
+}
+form.addEventListener("submit", predict);
+input.addEventListener("change", chosen);
+player.addEventListener("play", follow);
+player.addEventListener("timeupdate", follow);
+player.addEventListener("error", () => {
+  if (!address) return;
+  $("unplayable").hidden = false;
+  $("replay").hidden = player.hidden = true;
+});
+$("replay").addEventListener("click", replay);
+$("numbers").addEventListener("toggle", () => { if ($("numbers").open) fillNumbers(); });
+welcome().catch((error) => fail(error.message));

@@ -1,0 +1,148 @@
+"""A headless Chromium, driven over its DevTools protocol with the aiohttp that Ray brings: enough to use a page as a
+person would and to see what it asks the network for."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+_WAIT_SECONDS = 60.0
+
+
+def find_chromium() -> str | None:
+    """The path of Chromium or Chrome, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.requested: list[str] = []
+        """URLs that the page asked for."""
+        self.complaints: list[str] = []
+        """Uncaught exceptions, console errors and violations of the security policy."""
+
+    async def listen(self) -> None:
+        """Take the browser's messages, for as long as it lives."""
+        async for received in self._socket:
+            message = json.loads(received.data)
+            method, told = message.get("method"), message.get("params", {})
+            if message.get("id") in self._waiting:
+                self._waiting.pop(message["id"]).set_result(message)
+            elif method == "Network.requestWillBeSent":
+                self.requested.append(told["request"]["url"])
+            elif method == "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(told["exceptionDetails"]))
+            elif method == "Log.entryAdded":
+                self.complaints.append(told["entry"]["text"])
+
+    async def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command of the protocol, and its result."""
+        number = next(self._ids)
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        message = await asyncio.wait_for(self._waiting[number], _WAIT_SECONDS)
+        if "error" in message:
+            raise RuntimeError(f"{method}: {message['error']['message']}")
+        result: dict[str, Any] = message["result"]
+        return result
+
+    async def evaluate(self, script: str) -> Any:
+        """The value of a JavaScript expression."""
+        result = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(json.dumps(result["exceptionDetails"]))
+        return result["result"].get("value")
+
+    async def wait_for(self, script: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
+        while not await self.evaluate(script):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(f"{script}; the page shows: {await self.text('body')}")
+            await asyncio.sleep(0.05)
+
+    async def text(self, selector: str) -> str:
+        """What an element shows."""
+        return str(await self.evaluate(f"document.querySelector({selector!r}).innerText"))
+
+    async def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to a file input."""
+        root = (await self.send("DOM.getDocument"))["root"]["nodeId"]
+        found = (await self.send("DOM.querySelector", nodeId=root, selector=selector))["nodeId"]
+        await self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=found)
+
+    async def press(self, key: str) -> None:
+        """Press one key, such as `Tab` or `Enter`."""
+        code = {"Tab": 9, "Enter": 13}[key]
+        extra = {"text": "\r"} if key == "Enter" else {}
+        await self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **extra)
+        await self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    async def look(self, *, width: int = 1000, height: int = 800, dark: bool = False) -> None:
+        """Size of the window, and the colours the person prefers."""
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    async def screenshot(self, path: Path) -> None:
+        """The whole page as PNG."""
+        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@asynccontextmanager
+async def open_page(chromium: str, folder: Path, url: str) -> AsyncIterator[Page]:
+    """A new browser at a URL.
+
+    Args:
+        chromium: Path of the browser.
+        folder: Where its profile goes.
+        url: Of the page.
+    """
+    command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--mute-audio"]
+    command += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        port = await _debugging_port(folder / "DevToolsActivePort")
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                tabs = [tab for tab in await response.json() if tab["type"] == "page"]
+            async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = Page(socket)
+                listening = asyncio.create_task(page.listen())
+                for domain in ("Page", "Network", "Runtime", "Log", "DOM"):
+                    await page.send(f"{domain}.enable")
+                await page.send("Page.navigate", url=url)
+                await page.wait_for("document.readyState === 'complete'")
+                yield page
+                listening.cancel()
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def _debugging_port(file: Path) -> int:
+    deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
+    while not (file.is_file() and file.read_text().count("\n")):
+        if asyncio.get_running_loop().time() > deadline:
+            raise TimeoutError("Chromium does not start")
+        await asyncio.sleep(0.1)
+    return int(file.read_text().split()[0])

@@ -1,0 +1,158 @@
+"""The whole path on a real local Ray with real mp4 files: synth, extract, train, adapt, report, predict."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clipautt import Predictor
+from clipautt.backbone import BackboneConfig
+from clipautt.clips import read_manifest
+from clipautt.decoding import Sampling
+from clipautt.methods import AdaptConfig
+from clipautt.results import Cohort
+from ray_jobs import cli
+from ray_jobs.adapt import EVERY, AdaptJob, make_groups, make_methods, run_adaptation
+from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.extract import extract
+
+SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny demo."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    assert cli.main(["demo", *SMALL, f"out={out}"]) == 0
+    return out
+
+
+def rows_of(run: Path) -> pd.DataFrame:
+    tables = [pd.read_parquet(path) for path in sorted((run / "adapt" / "demo" / "subjects").glob("*.parquet"))]
+    return pd.concat(tables).sort_values(["method", "cohort", "draw", "clip_id"], ignore_index=True)
+
+
+def test_demo_leaves_every_artefact(demo: Path) -> None:
+    for path in ("data/manifest.parquet", "data/contact_sheet.png", "train/demo/checkpoints/median/checkpoint.json"):
+        assert (demo / path).is_file(), path
+    page = (demo / "report" / "report.html").read_text()
+    assert "synthetic" in page.lower()
+    assert "http://" not in page and "https://" not in page
+    rows = rows_of(demo)
+    assert set(rows["status"]) == {"ok"}
+    assert set(rows["split"]) == {"target", "source_val"}
+    assert rows.groupby(["method", "cohort", "draw"])["clip_id"].nunique().loc[(slice(None), EVERY, 0)].eq(12).all()
+
+
+def test_a_second_run_does_nothing_twice(demo: Path) -> None:
+    kept = [
+        *demo.rglob("*.mp4"),
+        *demo.rglob("part-*.parquet"),
+        *demo.rglob("weights.safetensors"),
+        *demo.rglob("subjects/*"),
+    ]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert cli.main(["demo", *SMALL, f"out={demo}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert len(list(demo.rglob("part-*.parquet"))) == len([p for p in kept if p.name.startswith("part-")])
+
+
+def test_other_settings_are_refused_and_named(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", *SMALL, "train.epochs=3", f"out={demo}"]) == 2
+    assert "train.epochs" in capsys.readouterr().err
+
+
+def test_actors_and_order_change_nothing(demo: Path, tmp_path: Path) -> None:
+    """One actor or two, clips listed forwards or backwards: the same decisions, probabilities to 1e-5."""
+    manifest = read_manifest(demo / "data" / "manifest.parquet")
+    clips = manifest.of_split("target")
+    found = []
+    with connect(ClusterConfig(address="local", num_cpus=2)):
+        store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
+        for number, (actors, listed) in enumerate([(1, clips), (2, clips[::-1])]):
+            methods = make_methods(
+                AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1), ["paper", "infomax_kl@median"]
+            )
+            job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), methods, str(tmp_path / str(number)))
+            rows, failed = run_adaptation(
+                job, manifest, listed, store.load(listed), [Cohort()], cluster=ClusterConfig(), actors=actors
+            )
+            assert not failed
+            found.append(rows.sort_values(["method", "cohort", "clip_id"], ignore_index=True))
+    assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
+    assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 1e-5
+
+
+def test_adaptation_resumes_subject_by_subject(demo: Path, tmp_path: Path) -> None:
+    """A result file that is there is kept; the missing subject is done again and gives the same rows."""
+    copy = tmp_path / "run"
+    shutil.copytree(demo, copy)
+    results = copy / "adapt" / "demo" / "subjects"
+    gone = results / "target-000.parquet"
+    expected, kept = pd.read_parquet(gone), (results / "target-001.parquet").stat().st_mtime_ns
+    gone.unlink()
+    overrides = [
+        f"runs={copy}",
+        "name=demo",
+        f"manifest={demo / 'data' / 'manifest.parquet'}",
+        f"store={demo / 'features'}",
+    ]
+    overrides += [
+        f"checkpoint={demo / 'train' / 'demo'}",
+        "compare=[zero_shot,clip_au,infomax_kl@median]",
+        "seed=3",
+        "adapt.seed=3",
+    ]
+    overrides += ["splits=[target,source_val]"]
+    assert cli.main(["adapt", *overrides]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(gone).drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert (results / "target-001.parquet").stat().st_mtime_ns == kept
+
+
+def test_labels_only_shape_the_groups(demo: Path) -> None:
+    clips = read_manifest(demo / "data" / "manifest.parquet").of_split("target")[:4]
+    groups = make_groups(clips, [Cohort(0.5), Cohort(0.2, draws=2)], positive="pain", seed=0)
+    assert [(g.cohort, g.draw) for g in groups] == [(EVERY, 0), ("balanced", 0), ("20%", 0), ("20%", 1)]
+    assert len(groups[0].clip_ids) == 4
+
+
+def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
+    manifest = pd.read_parquet(demo / "data" / "manifest.parquet").head(3)
+    manifest["source"] = [str(demo / "data" / source) for source in manifest["source"]]
+    (tmp_path / "broken.mp4").write_text("not a video")
+    manifest.loc[1, "source"] = str(tmp_path / "broken.mp4")
+    manifest.loc[2, "source"] = str(tmp_path / "gone.mp4")
+    manifest.to_parquet(tmp_path / "manifest.parquet")
+    clips = read_manifest(tmp_path / "manifest.parquet", classes=("neutral", "pain")).clips
+    with connect(ClusterConfig(address="local", num_cpus=2)):
+        store, summary = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())
+        again = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())[1]
+    assert summary.extracted == 1 and again.extracted == 0
+    reasons = dict(summary.failures)
+    assert "broken.mp4" in reasons[clips[1].clip_id] and "gone.mp4" in reasons[clips[2].clip_id]
+    assert list(store.load(clips)) == [clips[0].clip_id]
+
+
+def test_predictor_and_command_agree(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = demo / "data" / "videos" / "target-000" / "target-000_c001.mp4"
+    checkpoint, prompts = demo / "train" / "demo" / "checkpoints" / "median", demo / "adapt" / "demo" / "prompts"
+    predictor = Predictor.load(checkpoint, personalizations=prompts)
+    prediction = predictor.predict(video, subject="target-000")
+    assert prediction.personalized_for == "target-000"
+    assert prediction.action_units.shape[1] == 46
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    # The personalized prediction of a clip that took part in the adaptation is the run's own.
+    rows = rows_of(demo)
+    own = rows[
+        (rows["clip_id"] == video.stem) & (rows["cohort"] == EVERY) & (rows["method"].str.contains("mean of windows"))
+    ]
+    assert prediction.probabilities["pain"] == pytest.approx(own["probability"].iloc[0], abs=1e-5)
+    words = [str(video), "subject=target-000", f"checkpoint={checkpoint}", f"prompts={prompts}"]
+    assert cli.main(["predict", *words]) == 0
+    assert prediction.label in capsys.readouterr().out
+    assert cli.main(["predict", *words[:1], "subject=nobody", *words[2:]]) == 2
+    assert "nobody" in capsys.readouterr().err

@@ -1,0 +1,297 @@
+"""Objectives and prompt tuning: what they compute, and what they can and cannot do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipautt import methods
+from clipautt.adaptation import adapt
+from clipautt.methods import (
+    AdaptConfig,
+    ClipAUTT,
+    NotFiniteError,
+    PromptState,
+    ZeroShot,
+    make_method,
+    objective_loss,
+    tune_context,
+)
+from clipautt.windows import WindowSpec, entropy
+from tests.fakes import FEATURE_DIM, fake_clip, fake_clips, fake_source
+from tests.golden import regenerate as golden
+
+TUNED = AdaptConfig(objective="entropy", steps=3, learning_rate=0.1)
+
+
+def windows_of(count: int, *, seed: int = 0) -> torch.Tensor:
+    noise = torch.randn(count, FEATURE_DIM, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(noise, dim=-1)
+
+
+def test_objectives_literal() -> None:
+    logits = torch.tensor([[math.log(4), 0.0], [0.0, 0.0]])  # 0.8/0.2 and 0.5/0.5, mean 0.65/0.35
+    source = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    mean_entropy = (-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)) + math.log(2)) / 2
+    entropy_of_mean = -(0.65 * math.log(0.65) + 0.35 * math.log(0.35))
+    divergence = (0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2)) / 2
+    expected = {
+        "entropy": mean_entropy,
+        "infomax": mean_entropy - entropy_of_mean,
+        "infomax_kl": mean_entropy - entropy_of_mean + 0.7 * divergence,
+    }
+    for objective, value in expected.items():
+        config = AdaptConfig(objective=objective, kl_weight=0.7)  # type: ignore[arg-type]
+        assert float(objective_loss(logits, source, config)) == pytest.approx(value, abs=1e-6), objective
+
+
+def test_infomax_of_agreeing_windows_is_zero_and_of_balanced_certain_ones_is_lowest() -> None:
+    config = AdaptConfig(objective="infomax")
+    agreeing = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+    balanced = torch.tensor([[30.0, 0.0], [0.0, 30.0]])
+    assert float(objective_loss(agreeing, agreeing, config)) == pytest.approx(0, abs=1e-6)
+    assert float(objective_loss(balanced, balanced, config)) == pytest.approx(-math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["entropy", "infomax", "infomax_kl"])
+def test_tuning_lowers_its_objective_and_leaves_the_start_alone(objective: Any) -> None:
+    source, windows = fake_source(), windows_of(8)
+    config = AdaptConfig(objective=objective, steps=10, learning_rate=0.1)
+    start = source.context.clone()
+    tuned = tune_context(source, windows, start, config)
+    before = objective_loss(source.logits(windows), source.logits(windows), config)
+    after = objective_loss(source.logits(windows, source.au_embeddings_of(tuned)), source.logits(windows), config)
+    assert after < before - 1e-3
+    assert torch.equal(start, source.context) and tuned.shape == start.shape and not tuned.requires_grad
+
+
+def test_step_size_is_relative_to_the_root_mean_square_of_the_context() -> None:
+    """AdamW's first step moves every coordinate by the learning rate."""
+    source, windows = fake_source(), windows_of(3)
+    rms = float(source.context.square().mean().sqrt())
+    assert 0.01 < rms < 0.03
+    relative = tune_context(source, windows, source.context, replace(TUNED, steps=1, learning_rate=0.5))
+    assert float((relative - source.context).abs().median()) == pytest.approx(0.5 * rms, rel=1e-2)
+    absolute = replace(TUNED, steps=1, learning_rate=0.5, learning_rate_unit="absolute")
+    moved = tune_context(source, windows, source.context, absolute) - source.context
+    assert float(moved.abs().median()) == pytest.approx(0.5, rel=1e-2)
+
+
+def test_shared_context_is_one_set_for_all_prompts() -> None:
+    source, windows = fake_source(), windows_of(3)
+    shared = tune_context(source, windows, source.context, replace(TUNED, per_au_context=False))
+    assert all(torch.equal(row, shared[0]) for row in shared) and not torch.equal(shared, source.context)
+    own = tune_context(source, windows, source.context, TUNED)
+    assert not torch.equal(own[0], own[1])
+
+
+@pytest.mark.parametrize("objective", ["infomax", "infomax_kl"])
+def test_mutual_information_of_one_window_moves_nothing(objective: Any) -> None:
+    """It is zero whatever the prompts are; AdamW would turn rounding errors into steps of full size."""
+    source = fake_source()
+    config = AdaptConfig(objective=objective, steps=5, learning_rate=0.3)
+    tuned = tune_context(source, windows_of(1), source.context, config)
+    assert torch.equal(tuned, source.context) and tuned is not source.context
+    assert not torch.equal(tune_context(source, windows_of(2), source.context, config), source.context)
+
+
+def test_no_weight_gets_a_gradient() -> None:
+    source = fake_source()
+    tune_context(source, windows_of(2), source.context, TUNED)
+    for parameter in (*source.model.parameters(), *source.backbone.model.parameters()):
+        assert parameter.grad is None and not parameter.requires_grad
+
+
+def test_numbers_that_are_not_finite_stop_the_tuning() -> None:
+    source = fake_source()
+    with pytest.raises(NotFiniteError, match="the entropy loss of step 0 is nan"):
+        tune_context(source, torch.full((1, FEATURE_DIM), float("nan")), source.context, TUNED)
+    with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned context is not finite"):
+        huge = replace(TUNED, learning_rate=1e37, learning_rate_unit="absolute")
+        tune_context(source, windows_of(2), source.context, huge)
+
+
+def test_the_lowest_entropy_windows_are_selected() -> None:
+    source, clip = fake_source(), fake_clip()
+    views = source.views(clip)
+    order = entropy(source.logits(views.embeddings)).argsort()
+    for count in (1, 3, 100):
+        method = ClipAUTT(replace(TUNED, windows_per_clip=count))
+        chosen = method._select(views, source, method.start(source, TUNED))
+        assert torch.equal(chosen, views.embeddings[order[:count]])
+
+
+def test_readouts_literal() -> None:
+    source, clip = fake_source(), fake_clip()
+    logits = source.logits(source.views(clip).embeddings)
+    best = int(entropy(logits).argmin())
+    expected = {
+        "best_window": logits[best],
+        "mean_windows": logits.mean(0),
+        "whole_clip": source.logits(source.whole_clip(clip).embeddings)[0],
+    }
+    for readout, used in expected.items():
+        config = AdaptConfig(readout=readout)  # type: ignore[arg-type]
+        prediction = adapt(source, [clip], config)["s0"].predictions[0]
+        assert torch.equal(prediction.probabilities, F.softmax(used, dim=-1)), readout
+        start = 0.0 if readout == "whole_clip" else best / 12.5
+        assert prediction.window_start_seconds == pytest.approx(start)
+    similarities = source.model.similarities(source.views(clip).embeddings, source.au_embeddings)[best]
+    best_window = adapt(source, [clip], AdaptConfig())["s0"].predictions[0]
+    torch.testing.assert_close(best_window.similarities, similarities)
+
+
+@pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
+def test_whole_clip_is_also_what_is_tuned_on(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(methods, "tune_context", lambda source, windows, start, config: seen.append(windows) or start)
+    source, clip = fake_source(), fake_clip()
+    adapt(source, [clip], replace(TUNED, protocol=protocol, readout="whole_clip"))
+    assert len(seen) == 1 and torch.equal(seen[0], source.whole_clip(clip).embeddings)
+
+
+def test_one_window_and_two_classes_entropy_sharpens_and_never_changes_a_decision() -> None:
+    """The gradient of the entropy has the sign of the margin: the margin moves away from zero."""
+    source, clips = fake_source(), fake_clips(subjects=20, per_subject=2, num_frames=12)
+    before = adapt(source, clips, AdaptConfig(protocol="per_video"))
+    config = AdaptConfig(objective="entropy", protocol="per_video", steps=3, learning_rate=0.02)
+    after = adapt(source, clips, config)
+    decisions = set()
+    for subject, result in before.items():
+        for old, new in zip(result.predictions, after[subject].predictions, strict=True):
+            assert old.clip_id == new.clip_id and new.label_index == old.label_index
+            assert new.probabilities.min() < old.probabilities.min()
+            decisions.add(old.label_index)
+    assert decisions == {0, 1}
+
+
+def test_infomax_over_several_clips_changes_decisions() -> None:
+    source, clips = fake_source(), fake_clips(subjects=6, per_subject=6, num_frames=12)
+    before = adapt(source, clips, AdaptConfig(protocol="per_subject"))
+    after = adapt(source, clips, AdaptConfig(objective="infomax", protocol="per_subject", steps=8, learning_rate=0.3))
+    changed = 0
+    for subject in before:
+        old = {p.clip_id: p.label_index for p in before[subject].predictions}
+        changed += sum(old[p.clip_id] != p.label_index for p in after[subject].predictions)
+    assert changed >= 1
+
+
+def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        methods, "tune_context", lambda source, windows, start, config: seen.append(len(windows)) or start
+    )
+    config = replace(TUNED, protocol="online", memory=5, windows_per_clip=2)
+    result = adapt(fake_source(), fake_clips(subjects=1, per_subject=5), config)["s0"]
+    assert seen == [2, 4, 5, 5, 5]
+    assert result.state.memory.shape == (5, FEATURE_DIM)
+
+
+def test_online_memory_holds_the_most_recent_windows() -> None:
+    source = fake_source()
+    config = replace(TUNED, protocol="online", memory=2, steps=1)
+    result = adapt(source, fake_clips(subjects=1, per_subject=4), config)["s0"]
+    clips = {clip.clip_id: clip for clip in fake_clips(subjects=1, per_subject=4)}
+    last = [clips[p.clip_id] for p in result.predictions[-2:]]
+    for window, clip, prediction in zip(result.state.memory, last, result.predictions[-2:], strict=True):
+        first = round(prediction.window_start_seconds * 12.5)
+        assert torch.equal(window, source.views(clip).embeddings[first])
+
+
+def test_zero_shot_is_the_cosine_with_the_class_texts() -> None:
+    source, clip = fake_source(), fake_clip()
+    prediction = adapt(source, [clip], AdaptConfig(method="zero_shot"))["s0"].predictions[0]
+    mean = F.normalize(F.normalize(clip.features, dim=-1).mean(0), dim=0)
+    logits = source.backbone.model.logit_scale.exp() * source.class_text() @ mean
+    torch.testing.assert_close(prediction.probabilities, F.softmax(logits, dim=-1))
+    assert prediction.similarities is None and prediction.window_end_seconds == pytest.approx(19 / 12.5)
+
+
+def test_methods_say_what_they_are() -> None:
+    assert isinstance(make_method(AdaptConfig()), ClipAUTT) and isinstance(
+        make_method(AdaptConfig(method="zero_shot")), ZeroShot
+    )
+    for method in (ClipAUTT, ZeroShot):
+        assert method.needs <= {"views", "class_text", "text_tower", "subject_set", "pixels"}
+        assert method.fidelity in ("exact", "adapted", "variant") and method.deviations
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "CLIP-AU, best window"),
+        ({"readout": "whole_clip"}, "CLIP-AU, whole clip"),
+        ({"objective": "entropy", "steps": 0}, "CLIP-AU, best window"),
+        ({"objective": "entropy", "protocol": "per_video"}, "CLIP-AUTT entropy, per video"),
+        ({"objective": "infomax_kl", "readout": "mean_windows"}, "CLIP-AUTT infomax+KL, per subject, mean of windows"),
+        ({"objective": "infomax", "subject_baseline": "median"}, "CLIP-AUTT infomax, per subject, median baseline"),
+        ({"method": "zero_shot", "objective": "entropy"}, "zero-shot"),
+    ],
+)
+def test_names_of_rows(options: dict[str, Any], name: str) -> None:
+    assert AdaptConfig(**options).name == name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"protocol": "per_video", "objective": "entropy"}, False),
+        ({"protocol": "per_subject"}, False),
+        ({"protocol": "per_subject", "objective": "entropy"}, True),
+        ({"protocol": "online", "subject_baseline": "median"}, True),
+    ],
+)
+def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], expected: bool) -> None:
+    assert AdaptConfig(**options).transductive is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "magic"}, r"adapt\.objective='magic'; allowed are none, entropy, infomax, infomax_kl"),
+        ({"protocol": "batch"}, r"adapt\.protocol='batch'; allowed are per_video, online, per_subject"),
+        ({"readout": "last"}, r"adapt\.readout='last'; allowed are best_window, mean_windows, whole_clip"),
+        ({"method": "tent"}, r"adapt\.method='tent'; allowed are clip_autt, zero_shot"),
+        ({"subject_baseline": "mode"}, r"adapt\.subject_baseline='mode'; allowed are none, mean, median"),
+        ({"learning_rate_unit": "rms"}, r"adapt\.learning_rate_unit='rms'; allowed are context_rms, absolute"),
+        ({"steps": -1}, r"adapt\.steps=-1; allowed are whole numbers from 0"),
+        ({"windows_per_clip": 0}, r"adapt\.windows_per_clip=0; allowed are whole numbers from 1"),
+        ({"memory": 0}, r"adapt\.memory=0; allowed are whole numbers from 1"),
+        ({"learning_rate": 0.0}, r"adapt\.learning_rate=0\.0, adapt\.kl_weight=0\.3; both must be positive"),
+        ({"kl_weight": -1.0}, r"adapt\.learning_rate=0\.3, adapt\.kl_weight=-1\.0; both must be positive"),
+    ],
+)
+def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptConfig(**options)
+
+
+def test_state_prints_its_shape() -> None:
+    assert repr(PromptState()) == "PromptState(source)"
+    assert repr(PromptState(torch.zeros(6, 4, 32))) == "PromptState((6, 4, 32))"
+
+
+def test_another_window_than_the_checkpoint_s_can_be_asked_for() -> None:
+    source, clip = fake_source(), fake_clip()
+    longer = adapt(source, [clip], AdaptConfig(window=WindowSpec(length=10)))["s0"].predictions[0]
+    views = fake_source(window=WindowSpec(length=10)).views(clip)
+    best = int(entropy(source.logits(views.embeddings)).argmin())
+    assert longer.window_start_seconds == pytest.approx(best / 12.5)
+    assert longer.window_end_seconds == pytest.approx((best + 10) / 12.5)
+    assert source.window.length == 6 and np.isclose(longer.probabilities.sum(), 1)
+
+
+def test_golden_logits_gradient_and_tuned_context() -> None:
+    source, windows, expected = golden.load()
+    found = golden.compute(source, windows)
+    assert set(found) == set(expected) == {"logits", "gradient", "tuned_context", "tuned_logits"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    assert (expected["tuned_context"] - source.context).abs().max() > 1e-3
+    assert (expected["tuned_logits"] - expected["logits"]).abs().max() > 1e-2
