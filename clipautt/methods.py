@@ -50,9 +50,9 @@ class AdaptConfig:
     """Instead of the checkpoint's windows."""
     per_au_context: bool = True
     """Context vectors of their own for each AU prompt, or one set shared by all."""
-    steps: int = 20
+    steps: int = 10
     """AdamW steps; 0 is CLIP-AU."""
-    learning_rate: float = 0.3
+    learning_rate: float = 1.0
     """Step size, in the unit below."""
     learning_rate_unit: Literal["context_rms", "absolute"] = "context_rms"
     """Relative to the root mean square of the source context, or as it is."""

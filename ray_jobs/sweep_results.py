@@ -58,7 +58,7 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
     aside = folder / ".trials.parquet"
     trials.to_parquet(aside, index=False)
     aside.replace(folder / "trials.parquet")
-    print_counts(trials)
+    print_counts(trials, job.space)
     best = best_trial(trials)
     if best is None:
         print(f"no trial finished well, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
@@ -176,12 +176,12 @@ def importances(study: Any) -> dict[str, float]:
     return {str(name): float(share) for name, share in found.items()}
 
 
-def print_counts(trials: pd.DataFrame) -> None:
+def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:
     """How many trials there are of each kind, and the first reasons of failed ones."""
     counts = trials["status"].value_counts()
-    print(
-        ", ".join(f"{counts[status]} trials {status}" for status in ("ok", "failed", "interrupted") if status in counts)
-    )
+    parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "interrupted") if status in counts]
+    values = trials.loc[trials["status"] == "ok", [dimension.name for dimension in space.dimensions]]
+    print(f"trials: {', '.join(parts)}; {len(values.drop_duplicates())} different ones finished")
     failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
     if len(failed):
         table(failed[["number", "reason"]].head(_SHOWN).to_numpy().tolist(), ["failed trial", "reason"])

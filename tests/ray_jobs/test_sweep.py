@@ -236,7 +236,7 @@ def test_failed_and_interrupted_trials_stay_visible(
     for reason in failed["reason"]:
         assert reason.startswith("the embedded backbone was never trained on some words of ['a zebra with")
     assert f"trial {failed.index[0]} failed: the embedded backbone was never" in printed
-    assert f"{6 - 1 - len(failed)} trials ok, {len(failed)} trials failed, 1 trials interrupted" in printed
+    assert f"trials: {6 - 1 - len(failed)} ok, {len(failed)} failed, 1 interrupted; " in printed
     assert "Traceback" not in printed + capsys.readouterr().err
 
 
