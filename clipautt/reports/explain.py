@@ -60,7 +60,8 @@ def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, co
         positive: class with the expression; only such clips and spoilt neutral ones are shown.
         count: at most so many.
     """
-    joined = before.set_index("clip_id").join(after.set_index("clip_id")[["prediction"]], rsuffix="_after", how="inner")
+    later = after.set_index("clip_id")["prediction"].rename("prediction_after")
+    joined = before.set_index("clip_id").join(later, how="inner")
     right, right_after = joined["prediction"] == joined["label"], joined["prediction_after"] == joined["label"]
     shown = joined["label"] == positive
     kinds = [joined[~right & right_after & shown], joined[right & ~right_after], joined[right & right_after & shown]]
