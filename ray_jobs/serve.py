@@ -138,6 +138,7 @@ def start(config: ServeConfig) -> str:
         ConnectionError: The port is in use, or the server does not start.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
     _refuse_used_port(config)
     status = serve.status()
@@ -157,8 +158,10 @@ def start(config: ServeConfig) -> str:
         target = serve.RunTarget(_application(config), APPLICATION, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _await_running()
-    except BaseException:
+    except BaseException as error:
         stop()
+        if isinstance(error, RayError | RuntimeError | TimeoutError):
+            raise ConnectionError(f"the server does not start: {error}") from error
         raise
     return config.url
 
@@ -177,6 +180,7 @@ def stop() -> None:
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """Ray and the server run inside this block; gives the URL."""
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # Ray's 5 s are short on a busy machine.
     with connect(config.cluster):
         url = start(config)
         try:

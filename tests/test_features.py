@@ -96,6 +96,22 @@ def test_half_written_file_is_never_read(tmp_path: Path, store: FeatureStore) ->
     assert sorted(p.suffix for p in store.path.iterdir()) == [".json", ".parquet", ".tmp"]
 
 
+def test_interrupted_append_leaves_the_store_as_it_was(
+    tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip_at(tmp_path, name) for name in "ab"]
+    store.append([row(clips[0], features_of(1))])
+
+    def stop_half_way(table: Any, path: Path) -> None:
+        Path(path).write_bytes(b"PAR1 and then the power failed")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("clipautt.features.pq.write_table", stop_half_way)
+        store.append([row(clips[1], features_of(2))])
+    assert list(store.load(clips)) == ["a"] and store.missing(clips) == [clips[1]]
+
+
 def test_same_clip_id_of_another_file_or_span_is_another_clip(tmp_path: Path, store: FeatureStore) -> None:
     clip = clip_at(tmp_path, "c1", file="here")
     store.append([row(clip, features_of(1))])

@@ -182,6 +182,22 @@ def test_infomax_over_several_clips_changes_decisions() -> None:
     assert changed >= 1
 
 
+def test_prompts_go_on_from_the_last_clip_online_and_from_the_source_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[torch.Tensor] = []
+
+    def nudge(source: Any, windows: torch.Tensor, start: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
+        starts.append(start)
+        return start + 1
+
+    monkeypatch.setattr(methods, "tune_context", nudge)
+    source, clips = fake_source(), fake_clips(subjects=2, per_subject=3)
+    moved = {"online": [0, 1, 2, 0, 1, 2], "per_video": [0] * 6, "per_subject": [0, 0]}
+    for protocol, expected in moved.items():
+        starts.clear()
+        adapt(source, clips, replace(TUNED, protocol=protocol))  # type: ignore[arg-type]
+        assert [round(float((start - source.context).mean())) for start in starts] == expected, protocol
+
+
 def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
