@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,13 @@ from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.extract import extract
 
 SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One real local Ray for all jobs of this file; they use the Ray they find."""
+    with connect(ClusterConfig(address="local", num_cpus=2)):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +79,17 @@ def test_actors_and_order_change_nothing(demo: Path, tmp_path: Path) -> None:
     manifest = read_manifest(demo / "data" / "manifest.parquet")
     clips = manifest.of_split("target")
     found = []
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
-        for number, (actors, listed) in enumerate([(1, clips), (2, clips[::-1])]):
-            methods = make_methods(
-                AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1), ["paper", "infomax_kl@median"]
-            )
-            job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), methods, str(tmp_path / str(number)))
-            rows, failed = run_adaptation(
-                job, manifest, listed, store.load(listed), [Cohort()], cluster=ClusterConfig(), actors=actors
-            )
-            assert not failed
-            found.append(rows.sort_values(["method", "cohort", "clip_id"], ignore_index=True))
+    store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
+    for number, (actors, listed) in enumerate([(1, clips), (2, clips[::-1])]):
+        methods = make_methods(
+            AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1), ["paper", "infomax_kl@median"]
+        )
+        job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), methods, str(tmp_path / str(number)))
+        rows, failed = run_adaptation(
+            job, manifest, listed, store.load(listed), [Cohort()], cluster=ClusterConfig(), actors=actors
+        )
+        assert not failed
+        found.append(rows.sort_values(["method", "cohort", "clip_id"], ignore_index=True))
     assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
     assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 1e-5
 
@@ -128,9 +135,8 @@ def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
     manifest.loc[2, "source"] = str(tmp_path / "gone.mp4")
     manifest.to_parquet(tmp_path / "manifest.parquet")
     clips = read_manifest(tmp_path / "manifest.parquet", classes=("neutral", "pain")).clips
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        store, summary = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())
-        again = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())[1]
+    store, summary = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())
+    again = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())[1]
     assert summary.extracted == 1 and again.extracted == 0
     reasons = dict(summary.failures)
     assert "broken.mp4" in reasons[clips[1].clip_id] and "gone.mp4" in reasons[clips[2].clip_id]
