@@ -32,7 +32,7 @@ from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gp
 from ray_jobs.configuration import instantiate, resolved
 from ray_jobs.extract import extract, report_failures
 from ray_jobs.progress import duration
-from ray_jobs.runs import IGNORED, open_run
+from ray_jobs.runs import IGNORED, open_run, write_atomic
 from ray_jobs.search_space import SearchSpace, SeededSampler, make_space
 from ray_jobs.sweep_results import write_results
 from ray_jobs.sweep_trial import METRICS, SweepData, SweepJob, load_data, run_trial
@@ -100,12 +100,13 @@ class TrialLog:
 
     Args:
         study: of the sweep.
+        folder: where failing trials leave their reasons, see `reason_file`.
         total: trials when all are done.
         done: trials that were finished before.
     """
 
-    def __init__(self, study: Any, *, total: int, done: int) -> None:
-        self.study, self.total, self.before, self.done = study, total, done, done
+    def __init__(self, study: Any, folder: str | Path, *, total: int, done: int) -> None:
+        self.study, self.folder, self.total, self.before, self.done = study, Path(folder), total, done, done
         self.began = time.monotonic()
         good = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
         best = max(good, key=lambda trial: trial.value, default=None)
@@ -119,9 +120,8 @@ class TrialLog:
             self.best = uar, number
         self._line(f"trial {number}: UAR {100 * uar:.1f} %")
 
-    def failed(self, number: int, error: BaseException | None) -> None:
+    def failed(self, number: int, reason: str) -> None:
         """A trial has none."""
-        reason = _reason(error)
         self.study.set_user_attr(_fact_key(number), {"status": "failed", "reason": reason})
         self._line(f"trial {number} failed: {reason}")
 
@@ -143,6 +143,21 @@ def _reason(error: BaseException | None) -> str:
     return text if isinstance(told, ValueError) or told is None else f"{type(told).__name__}: {text}"
 
 
+def reason_file(folder: str | Path, trial_id: str) -> Path:
+    """Where a failing trial says why: Tune itself may not have its error yet when it reports the failure."""
+    return Path(folder) / f"{trial_id}.reason"
+
+
+def _explained_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData, scratch: Path) -> dict[str, Any]:
+    from ray import tune
+
+    try:
+        return run_trial(config, job=job, data=data)
+    except Exception as error:
+        write_atomic(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error).encode())
+        raise
+
+
 def _tune_callback(log: TrialLog) -> Any:
     from ray.tune import Callback
 
@@ -151,7 +166,9 @@ def _tune_callback(log: TrialLog) -> Any:
             log.finished(trial.config["number"], trial.last_result)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            log.failed(trial.config["number"], trial.get_pickled_error() or trial.get_error())
+            told = reason_file(log.folder, trial.trial_id)
+            reason = told.read_text(encoding="utf-8") if told.is_file() else _reason(trial.get_pickled_error())
+            log.failed(trial.config["number"], reason)
 
     return Finished()
 
@@ -214,8 +231,8 @@ def _tune(
         storage=_storage(job.folder),
         study_name=study.study_name,
     )
-    trainable = tune.with_parameters(run_trial, job=job, data=data)
-    scratch = Path(job.folder) / f".ray_tune.{uuid.uuid4().hex[:8]}"
+    scratch = (Path(job.folder) / f".ray_tune.{uuid.uuid4().hex[:8]}").absolute()
+    trainable = tune.with_parameters(_explained_trial, job=job, data=data, scratch=scratch)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "gpu": gpu} if gpu else {"cpu": 1}),
         tune_config=tune.TuneConfig(
@@ -229,9 +246,9 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(scratch.absolute()),
+            storage_path=str(scratch),
             verbose=0,
-            callbacks=[_tune_callback(TrialLog(study, total=total, done=done))],
+            callbacks=[_tune_callback(TrialLog(study, scratch, total=total, done=done))],
         ),
     )
     try:

