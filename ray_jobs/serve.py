@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import io
 import ipaddress
 import logging
@@ -46,6 +47,7 @@ APPLICATION = "clipautt"
 
 _READY_SECONDS = 300.0
 _CHECK_SECONDS = 10.0
+_SILENCE_SECONDS = 120.0
 _PREDICTIONS_AT_ONCE = 2
 """Per replica: one decodes while another encodes."""
 _WAITING_REQUESTS = 16
@@ -148,13 +150,13 @@ def start(config: ServeConfig) -> str:
         raise ValueError(f"replicas={config.replicas}: expected at most {num_cpus()}, the cores of the cluster")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    http = {
+    listen = {
         "host": "127.0.0.1" if config.host == "localhost" else config.host,
         "port": config.port,
         "request_timeout_s": ANSWER_SECONDS + 60,
     }
     try:
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+        serve.start(proxy_location="HeadOnly", http_options=listen, logging_config=quiet)
         target = serve.RunTarget(_application(config), APPLICATION, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _await_running()
@@ -196,7 +198,7 @@ def main(cfg: DictConfig) -> int:
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
-        _watch()
+        _watch(config)
     print("stopped")
     return 0
 
@@ -257,29 +259,39 @@ def _await_running() -> None:
         time.sleep(0.5)
 
 
-def _watch() -> None:
-    """Wait for a signal, and say when the server is no longer well.
+def _watch(config: ServeConfig) -> None:
+    """Wait for a signal, and say when the server no longer answers.
+
+    Asked over HTTP, because questions to a Ray that has died may never return.
 
     Raises:
-        ConnectionError: Ray is gone.
+        ConnectionError: It has not answered for a while, so it will not.
     """
-    from ray import serve
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
-
-    before = "RUNNING"
+    answered = time.monotonic()
+    silent = False
     while True:
         time.sleep(_CHECK_SECONDS)
-        try:
-            application = serve.status().applications.get(APPLICATION)
-        except (RayError, RayServeException) as error:
-            raise ConnectionError(f"Ray no longer answers: {_last_line(str(error))}") from error
-        state = str(application.status.value) if application else "REMOVED"
-        if state != before:
-            print(
-                f"the server is now {state}: {_last_line(application.message if application else '')}", file=sys.stderr
-            )
-        before = state
+        if _answers(config):
+            if silent:
+                print("the server answers again", file=sys.stderr, flush=True)
+            answered, silent = time.monotonic(), False
+        elif time.monotonic() - answered > _SILENCE_SECONDS:
+            raise ConnectionError(f"the server has not answered for {_SILENCE_SECONDS:g} s, so it stops; did Ray die?")
+        elif not silent:
+            silent = True
+            print("the server does not answer", file=sys.stderr, flush=True)
+
+
+def _answers(config: ServeConfig) -> bool:
+    connection = http.client.HTTPConnection(config.host, config.port, timeout=_CHECK_SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        connection.getresponse()  # Whatever it says; all workers may be busy.
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def _refuse_used_port(config: ServeConfig) -> None:

@@ -31,6 +31,18 @@ _ASSETS = {
     "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
+_ERRORS = {
+    400: "no file `video`, or not multipart/form-data",
+    403: "asked under another name than this machine's, or by another site's page",
+    404: "nobody has adapted prompts under this subject_id",
+    409: "the subject's prompts belong to another checkpoint",
+    413: "more bytes than are taken",
+    415: "no video that can be decoded; says what the decoders said",
+    422: "longer, or of larger pictures, than is taken",
+    500: "the server failed",
+    503: "too many requests at once, or the worker stopped; try again",
+    504: "no answer in time",
+}
 _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
@@ -199,7 +211,6 @@ def make_app(model: Model, limits: Limits, *, host: str = "127.0.0.1") -> ASGI:
         summary="Emotion from face video by facial action units, personalised",
         docs_url=None,
         redoc_url=None,
-        responses={code: {"model": Problem} for code in (400, 403, 404, 409, 413, 415, 422, 500, 503, 504)},
     )
     _add_routes(app, model, limits)
     for path, (name, media_type) in _ASSETS.items():
@@ -211,7 +222,11 @@ def make_app(model: Model, limits: Limits, *, host: str = "127.0.0.1") -> ASGI:
 
 
 def _add_routes(app: FastAPI, model: Model, limits: Limits) -> None:
-    @app.post("/v1/predict", summary="Predict one video", response_model=Answer)
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": words} for status, words in _ERRORS.items()
+    }
+
+    @app.post("/v1/predict", summary="Predict one video", response_model=Answer, responses=errors)
     async def predict(
         video: Annotated[UploadFile, File(description="The video: MP4, WebM, MOV, MKV, AVI …; one face fills it")],
         subject_id: Annotated[

@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -134,13 +135,18 @@ class TrialLog:
         print(f"sweep: {self.done}/{self.total} trials, {what}, best {best}, {ending}", flush=True)
 
 
-def _reason(error: BaseException | None) -> str:
-    """One line: what the trial's code said, or that its process ended."""
-    cause = getattr(error, "cause", None)
-    told = cause if isinstance(cause, BaseException) else error
-    lines = [line.strip() for line in str(told or "").splitlines() if line.strip()]
+def _reason(error: BaseException) -> str:
+    """One line: what the trial's code said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else "no reason given"
-    return text if isinstance(told, ValueError) or told is None else f"{type(told).__name__}: {text}"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _ending(error_file: str | None) -> str:
+    """How a trial's process ended that could say nothing itself: what Ray noted, below a headline with the time."""
+    text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    return lines[0] if lines else "its process ended without a reason"
 
 
 def reason_file(folder: str | Path, trial_id: str) -> Path:
@@ -167,7 +173,7 @@ def _tune_callback(log: TrialLog) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             told = reason_file(log.folder, trial.trial_id)
-            reason = told.read_text(encoding="utf-8") if told.is_file() else _reason(trial.get_pickled_error())
+            reason = told.read_text(encoding="utf-8") if told.is_file() else _ending(trial.error_file)
             log.failed(trial.config["number"], reason)
 
     return Finished()
@@ -251,6 +257,7 @@ def _tune(
             callbacks=[_tune_callback(TrialLog(study, scratch, total=total, done=done))],
         ),
     )
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # It repeats at the end which trials failed.
     try:
         tuner.fit()
     finally:

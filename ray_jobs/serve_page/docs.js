@@ -40,6 +40,14 @@ function route(spec, path, method, operation) {
   if (form) section.append(element("p", "Sent as multipart/form-data:", "soft"), fields(spec, form));
   const schema = operation.responses["200"].content["application/json"].schema;
   section.append(element("p", "Answer:", "soft"), fields(spec, schema));
+  const errors = Object.entries(operation.responses).filter(([status]) => status !== "200");
+  const table = element("table", "", "text");
+  for (const [status, { description }] of errors) {
+    const row = element("tr");
+    row.append(element("th", status), element("td", description));
+    table.append(row);
+  }
+  if (errors.length) section.append(element("p", "Errors:", "soft"), table);
   return section;
 }
 

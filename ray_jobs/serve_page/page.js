@@ -4,7 +4,7 @@ import { node, risesOf, signed, timeline } from "./chart.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("form"), input = $("video"), player = $("player"), result = $("result");
-let limits = null, address = null, chart = null, stopAt = null, answer = null, busy = false;
+let limits = null, address = null, chart = null, stopAt = null, answer = null, busy = false, served = "";
 
 function element(name, text = "", classes = "") {
   const made = document.createElement(name);
@@ -34,18 +34,22 @@ async function welcome() {
   const [health, { subjects }] = await Promise.all([ask("healthz"), ask("v1/subjects")]);
   limits = health.limits;
   $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds `
-    + `and ${+(limits.max_bytes / 1e6).toFixed(1)} MB`;
+    + `and ${size(limits.max_bytes)}`;
   $("synthetic").hidden = health.backbone !== "embedded";
   $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
   $("subject-hint").textContent = subjects.length
     ? `(optional; ${subjects.length} with adapted prompts)` : "(none has adapted prompts yet)";
-  $("facts").textContent = `Checkpoint ${health.checkpoint}, backbone ${health.backbone}.`;
+  served = `checkpoint ${health.checkpoint}, backbone ${health.backbone}`;
+}
+
+function size(bytes) {
+  return bytes < 1e5 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 function chosen() {
   fail("");
   const [file] = input.files;
-  $("chosen").textContent = file ? `${file.name} (${(file.size / 1e6).toFixed(1)} MB)` : "Choose a video, or drop it here";
+  $("chosen").textContent = file ? `${file.name} (${size(file.size)})` : "Choose a video, or drop it here";
   result.hidden = true;
 }
 
@@ -56,7 +60,7 @@ async function predict(event) {
   const [file] = input.files;
   if (!file) return fail("Choose a video first.");
   if (limits && file.size > limits.max_bytes) {
-    return fail(`The file is too large; at most ${limits.max_bytes / 1e6} MB are taken.`);
+    return fail(`The file is too large; at most ${size(limits.max_bytes)} are taken.`);
   }
   const data = new FormData();
   data.append("video", file);
@@ -91,13 +95,15 @@ function show(given, file) {
   $("label").textContent = answer.label;
   $("for-whom").textContent = answer.personalized_for
     ? `Personalised for ${answer.personalized_for}` : "Not personalised";
-  $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value)));
+  $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value, name === answer.label)));
   $("moment").textContent = `The answer rests on ${answer.window_start_seconds.toFixed(2)} to `
-    + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest. It took ${answer.seconds.toFixed(1)} s.`;
+    + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest.`;
+  $("facts").textContent = `Answered in ${answer.seconds.toFixed(1)} s by ${served}.`;
   const single = answer.action_units.time_seconds.length < 2;
   $("moved").textContent = single
     ? "The clip is a single moment, so nothing in it rises over anything else."
-    : "How much each action unit rose over its usual level in this clip, strongest first";
+    : "How much better each description fits than it usually does in this clip, strongest first. The fit is the model's own "
+      + "measure, learned to tell its classes apart; it does not measure muscles.";
   $("units").replaceChildren(...answer.top_action_units.map(unit));
   $("numbers").open = false;
   result.hidden = false;
@@ -108,8 +114,8 @@ function show(given, file) {
   result.scrollIntoView({ block: "nearest" });
 }
 
-function share(name, value) {
-  const bar = element("dd", "", "bar");
+function share(name, value, top) {
+  const bar = element("dd", "", top ? "bar top" : "bar");
   const filled = element("i");
   filled.style.width = `${100 * value}%`;
   bar.append(filled);
