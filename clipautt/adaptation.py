@@ -70,8 +70,7 @@ def adapt(
         NotFiniteError: if a clip has no finite prediction even under the source prompts, naming it.
     """
     check_baseline(source, config)
-    if config.window is not None and config.window != source.window:
-        source = Source(source.checkpoint, source.backbone, window=config.window)
+    source = source.with_window(config.window)
     groups: dict[str, list[ClipFeatures]] = {}
     for clip in clips:
         groups.setdefault(clip.subject_id, []).append(clip)

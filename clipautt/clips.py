@@ -37,7 +37,7 @@ class Clip:
     subject_id: str
     """Whose face it shows."""
     source: str
-    """Path or URI of the video file, absolute once read."""
+    """Path of the video file, absolute once read."""
     split: Split
     """`source_train` and `source_val` to learn from and select on, `target` to be personalised."""
     label: str | None = None
@@ -140,8 +140,7 @@ def _clip(row: dict[Hashable, Any], folder: Path) -> Clip:
     known = {f.name for f in fields(Clip)}
     values = {name: value for name, value in row.items() if name in known and not pd.isna(value)}
     source = values["source"]
-    absolute = "://" in source or Path(source).is_absolute()
-    values["source"] = source if absolute else str((folder / source).resolve())
+    values["source"] = source if Path(source).is_absolute() else str((folder / source).resolve())
     seconds = {name: float(values[name]) for name in _SECONDS if name in values}
     return Clip(**{**values, **seconds})
 
@@ -160,6 +159,8 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     for column in _REQUIRED:
         for row in table.index[table[column].isna() | (table[column].astype(str).str.strip() == "")]:
             yield f"row {row}: {column} is empty"
+    for row in table.index[table["source"].astype(str).str.contains("://", regex=False)]:
+        yield f"row {row}: source {table['source'][row]!r} is a URI; only files that every node sees as a path are read"
     for row in table.index[table["clip_id"].duplicated() & table["clip_id"].notna()]:
         yield f"row {row}: clip_id {table['clip_id'][row]!r} stands twice"
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:

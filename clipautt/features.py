@@ -130,9 +130,15 @@ class FeatureStore:
 
         Returns:
             The file, or None when there are no rows.
+
+        Raises:
+            ValueError: for features that are not finite, naming the clip.
         """
         if not rows:
             return None
+        for row in rows:
+            if row["features"] is not None and not np.isfinite(row["features"]).all():
+                raise ValueError(f"features of clip {row['clip_id']!r} are not finite")
         self.path.mkdir(parents=True, exist_ok=True)
         spec_file = self.path / "spec.json"
         if not spec_file.exists():

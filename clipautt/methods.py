@@ -11,7 +11,7 @@ minimisation only sharpens a decision: the gradient of the entropy has the sign 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
@@ -92,7 +92,7 @@ class AdaptConfig:
 
     @property
     def name(self) -> str:
-        """The name of its rows in tables."""
+        """The name of its rows in tables: what it does, then each setting that counts for it and is not the default."""
         if self.method == "zero_shot":
             return "zero-shot"
         readout = _READOUT_NAMES[self.readout]
@@ -101,7 +101,31 @@ class AdaptConfig:
         else:
             name = f"CLIP-AUTT {_OBJECTIVE_NAMES[self.objective]}, {self.protocol.replace('_', ' ')}"
             name += "" if self.readout == "best_window" else f", {readout}"
-        return name if self.subject_baseline == "none" else f"{name}, {self.subject_baseline} baseline"
+        name += "" if self.subject_baseline == "none" else f", {self.subject_baseline} baseline"
+        return ", ".join([name, *self._particulars()])
+
+    def _particulars(self) -> Iterator[str]:
+        if self.window is not None:
+            yield f"windows of {self.window.length}"
+            yield from (f"{part} {value}" for part in ("stride", "hop") if (value := getattr(self.window, part)) > 1)
+        if not self.tunes:
+            return
+        usual = AdaptConfig()
+        if (self.steps, self.learning_rate, self.learning_rate_unit) != (
+            usual.steps,
+            usual.learning_rate,
+            usual.learning_rate_unit,
+        ):
+            unit = "" if self.learning_rate_unit == "context_rms" else " absolute"
+            yield f"{self.steps} steps of {self.learning_rate:g}{unit}"
+        if not self.per_au_context:
+            yield "shared context"
+        if self.objective == "infomax_kl" and self.kl_weight != usual.kl_weight:
+            yield f"KL weight {self.kl_weight:g}"
+        if self.windows_per_clip != usual.windows_per_clip:
+            yield f"{self.windows_per_clip} windows per clip"
+        if self.protocol == "online" and self.memory != usual.memory:
+            yield f"memory {self.memory}"
 
 
 def _check(name: str, value: object, allowed: Sequence[str]) -> None:

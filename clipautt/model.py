@@ -53,10 +53,18 @@ class ClipAU(nn.Module):
         """a = normalise(Adapter(t)): [..., K, d] → [..., K, d]."""
         return F.normalize(self.adapter(text_features), dim=-1)
 
-    def video_embedding(self, windows: Tensor) -> Tensor:
-        """v of stacked windows [B, L, d] → [B, d]; the training path, one convolution per window."""
+    def video_embedding(self, windows: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """v of stacked windows [B, L, d] → [B, d]; the training path, one convolution per window.
+
+        Args:
+            windows: frame features, zeros behind the end of a clip shorter than L.
+            lengths: frames of each window that count, [B]; all of them by default.
+        """
         hidden = F.gelu(self.temporal(windows.transpose(1, 2)))
-        return F.normalize(hidden.mean(-1), dim=-1)
+        if lengths is None:
+            return F.normalize(hidden.mean(-1), dim=-1)
+        inside = torch.arange(windows.shape[1], device=windows.device) < lengths[:, None]
+        return F.normalize((hidden * inside[:, None]).sum(-1) / lengths[:, None], dim=-1)
 
     def window_embeddings(self, frames: Tensor, spec: WindowSpec) -> tuple[Tensor, list[int]]:
         """v of every window of one video [T, d], in one pass: [V, d] and the first frame of each window."""
@@ -74,9 +82,9 @@ class ClipAU(nn.Module):
         scores: Tensor = self.classifier(self.similarities(embeddings, au_embeddings))
         return scores
 
-    def forward(self, windows: Tensor, text_features: Tensor) -> Tensor:
-        """Logits [B, C] of windows [B, L, d] under text features [K, d]."""
-        return self.logits(self.video_embedding(windows), self.au_embeddings(text_features))
+    def forward(self, windows: Tensor, text_features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of windows [B, L, d] under text features [K, d]; `lengths` as in `video_embedding`."""
+        return self.logits(self.video_embedding(windows, lengths), self.au_embeddings(text_features))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Predictor:
             FileNotFoundError: if the video or the subject's prompts are not there.
             DecodeError: if the video cannot be decoded.
         """
-        personalization = self._find(subject) if isinstance(subject, str) else subject
+        personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else "unknown"
         clip = Clip(Path(video).stem, who, str(video), "target")
         features = encode_clip(clip, self.source.backbone, self.source.checkpoint.spec.features.sampling)
@@ -128,17 +128,24 @@ class Predictor:
     ) -> VideoPrediction:
         """Predict from stored features of one clip."""
         if personalization is None:
-            result = adapt(self.source, [clip], self.config)[clip.subject_id]
-            return self._describe(clip, video, result.predictions[0], result.centre, self.source.au_embeddings, None)
-        state = personalization.state(self.source)
+            source = self.source.with_window(self.config.window)
+            result = adapt(source, [clip], self.config)[clip.subject_id]
+            centred = replace(clip, features=clip.features - result.centre)
+            return _describe(source, centred, video, result.predictions[0], source.au_embeddings)
+        source = self.source.with_window(personalization.config.window)
+        state = personalization.state(source)
         centred = replace(clip, features=clip.features - personalization.centre)
         method = ClipAUTT(replace(personalization.config, objective="none", method="clip_autt"))
-        prediction, _ = method.step(state, self.source, centred)
-        return self._describe(
-            clip, video, prediction, personalization.centre, state.au_embeddings, personalization.subject_id
-        )
+        prediction, _ = method.step(state, source, centred)
+        return _describe(source, centred, video, prediction, state.au_embeddings, personalization.subject_id)
 
-    def _find(self, subject: str) -> Personalization:
+    def find_personalization(self, subject: str) -> Personalization:
+        """A subject's adapted prompts in the predictor's folder.
+
+        Raises:
+            ValueError: if the predictor has no folder.
+            FileNotFoundError: if there are none for this subject, naming those that are there.
+        """
         if self.personalizations is None:
             raise ValueError(f"subject={subject!r} needs a folder of adapted prompts: give prompts=FOLDER")
         path = self.personalizations / subject_file(subject)
@@ -150,33 +157,34 @@ class Predictor:
             )
         return load_personalization(path, self.source)
 
-    def _describe(
-        self,
-        clip: ClipFeatures,
-        video: str,
-        prediction: Prediction,
-        centre: Tensor,
-        au_embeddings: Tensor,
-        subject: str | None,
-    ) -> VideoPrediction:
-        views = self.source.views(replace(clip, features=clip.features - centre))
-        with torch.no_grad():
-            similarities = self.source.model.similarities(views.embeddings, au_embeddings).numpy()
-            curve = entropy(self.source.logits(views.embeddings, au_embeddings)).numpy()
-        index = pd.Index((views.start_seconds + views.end_seconds) / 2, name="time_seconds")
-        codes = action_unit_columns(self.source.checkpoint.spec.phrases)
-        probabilities = {name: float(p) for name, p in zip(self.source.classes, prediction.probabilities, strict=True)}
-        return VideoPrediction(
-            video=video,
-            label=self.source.classes[prediction.label_index],
-            probabilities=probabilities,
-            window_start_seconds=prediction.window_start_seconds,
-            window_end_seconds=prediction.window_end_seconds,
-            action_units=pd.DataFrame(similarities, index=index, columns=codes),
-            entropy=pd.Series(curve, index=index, name="entropy"),
-            personalized_for=subject,
-            decoder_frames=len(clip.times),
-        )
+
+def _describe(
+    source: Source,
+    clip: ClipFeatures,
+    video: str,
+    prediction: Prediction,
+    au_embeddings: Tensor,
+    subject: str | None = None,
+) -> VideoPrediction:
+    views = source.views(clip)
+    with torch.no_grad():
+        similarities = source.model.similarities(views.embeddings, au_embeddings).cpu().numpy()
+        curve = entropy(source.logits(views.embeddings, au_embeddings)).cpu().numpy()
+    index = pd.Index((views.start_seconds + views.end_seconds) / 2, name="time_seconds")
+    probabilities = {name: float(p) for name, p in zip(source.classes, prediction.probabilities, strict=True)}
+    return VideoPrediction(
+        video=video,
+        label=source.classes[prediction.label_index],
+        probabilities=probabilities,
+        window_start_seconds=prediction.window_start_seconds,
+        window_end_seconds=prediction.window_end_seconds,
+        action_units=pd.DataFrame(
+            similarities, index=index, columns=action_unit_columns(source.checkpoint.spec.phrases)
+        ),
+        entropy=pd.Series(curve, index=index, name="entropy"),
+        personalized_for=subject,
+        decoder_frames=len(clip.times),
+    )
 
 
 def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:

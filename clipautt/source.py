@@ -108,6 +108,14 @@ class Source:
         """Class names in label order."""
         return self.checkpoint.spec.classes
 
+    def with_window(self, window: WindowSpec | None) -> Source:
+        """The same model with other windows; itself for None or the windows it has."""
+        if window is None or window == self.window:
+            return self
+        other = copy.copy(self)
+        other.window = window
+        return other
+
     def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
         """All windows of a clip."""
         spec = window or self.window

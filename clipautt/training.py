@@ -83,15 +83,9 @@ def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) ->
 
 
 def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
-    """L consecutive frames [L, d] after the stride; a shorter clip is repeated from its last frame."""
-    used = (
-        clip.features[int(rng.integers(spec.stride)) :: spec.stride]
-        if len(clip.features) > spec.stride
-        else clip.features
-    )
-    if len(used) < spec.length:
-        return torch.cat([used, used[-1:].expand(spec.length - len(used), -1)])
-    start = int(rng.integers(len(used) - spec.length + 1))
+    """L consecutive frames [L, d] after the stride; all of a clip that has fewer."""
+    used = clip.features[int(rng.integers(min(spec.stride, len(clip.features)))) :: spec.stride]
+    start = int(rng.integers(max(len(used) - spec.length, 0) + 1))
     return used[start : start + spec.length]
 
 
@@ -105,13 +99,17 @@ def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) 
     ]
 
 
-def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor]:
-    """Windows [B, L, d] and labels [B] of a batch; the window depends on seed, epoch and clip alone."""
+def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows [B, L, d], their lengths [B] and labels [B]; the window depends on seed, epoch and clip alone.
+
+    A clip shorter than L stands alone at its own length, as at test time; zeros fill the rest of its row.
+    """
     windows = []
     for example in batch:
         rng = np.random.default_rng([config.seed, 12, epoch, id_number(example.clip.clip_id)])
         windows.append(random_window(example.clip, config.window, rng))
-    return torch.stack(windows), torch.tensor([example.label for example in batch])
+    lengths = torch.tensor([len(window) for window in windows])
+    return nn.utils.rnn.pad_sequence(windows, batch_first=True), lengths, torch.tensor([e.label for e in batch])
 
 
 def fit(
@@ -129,7 +127,7 @@ def fit(
     """Train a `ClipAU`, or its data-parallel wrapper, in place.
 
     Args:
-        model: called as `model(windows, text_features)`.
+        model: called as `model(windows, text_features, lengths)`.
         text_features: of the K prompts with the source context, [K, d].
         examples: labelled source clips, centred with `centre_subjects`.
         config: see `TrainConfig`.
@@ -151,11 +149,13 @@ def fit(
         losses = []
         for batch in epoch_batches(examples, config, epoch):
             share = batch[rank::world_size]
-            windows, labels = batch_windows(share or batch[:1], config, epoch)
-            logits = model(windows.to(text_features.device), text_features)
+            windows, lengths, labels = (
+                part.to(text_features.device) for part in batch_windows(share or batch[:1], config, epoch)
+            )
+            logits = model(windows, text_features, lengths)
             # Averaged over the workers, this is the mean over the clips of the batch, however they are shared out.
             weight = len(share) * world_size / len(batch)
-            value = F.cross_entropy(logits, labels.to(text_features.device)) * weight
+            value = F.cross_entropy(logits, labels) * weight
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss of epoch {epoch} is {value.item()}")
             optimizer.zero_grad()

@@ -156,6 +156,9 @@ def _store_row(row: dict[str, Any], feature_dim: int) -> dict[str, Any]:
     if row["status"] != OK:
         return values | {"times": None, "features": None}
     features = np.frombuffer(row["features"], np.float32).reshape(-1, feature_dim)
+    if not np.isfinite(features).all():
+        reason = "the backbone gave features that are not finite"
+        return values | {"status": "not_finite", "reason": reason, "times": None, "features": None}
     return values | {"times": np.frombuffer(row["times"], np.float64).tolist(), "features": features}
 
 

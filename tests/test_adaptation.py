@@ -355,7 +355,7 @@ def test_saved_personalization_predicts_as_the_adapted_state(tmp_path: Path) -> 
     assert torch.equal(loaded.centre, result.centre) and torch.equal(loaded.context, result.state.context)
     assert torch.equal(loaded.state(source).au_embeddings, result.state.au_embeddings)
     assert [p.name for p in path.parent.iterdir()] == ["s0.safetensors"]
-    assert repr(loaded).startswith("Personalization('s0', CLIP-AUTT infomax+KL, per subject, median baseline)")
+    assert repr(loaded).startswith("Personalization('s0', CLIP-AUTT infomax+KL, per subject, median baseline, windows of 5")
 
 
 def test_personalization_without_tuning_is_the_centre_and_the_source_prompts(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ def test_csv_to_clips(tmp_path: Path) -> None:
         tmp_path,
         "b,s2,videos/b.mp4,,,pain,target,demo",
         "a,s1,/data/a.mp4,1.5,4,neutral,source_train,demo",
-        "c,s3,s3://bucket/c.mp4,,,,target,demo",
+        "c,s3,/elsewhere/c.mp4,,,,target,demo",
     )
     manifest = read_manifest(path)
     assert manifest.clips == (
         Clip("a", "s1", "/data/a.mp4", "source_train", "neutral", 1.5, 4.0, "demo"),
         Clip("b", "s2", str(tmp_path / "videos" / "b.mp4"), "target", "pain", None, None, "demo"),
-        Clip("c", "s3", "s3://bucket/c.mp4", "target", None, None, None, "demo"),
+        Clip("c", "s3", "/elsewhere/c.mp4", "target", None, None, None, "demo"),
     )
     assert manifest.classes == ("neutral", "pain") and len(manifest) == 3
     assert repr(manifest) == "Manifest(3 clips, 3 subjects, classes=('neutral', 'pain'))"
@@ -146,11 +146,16 @@ def test_subject_on_both_sides_is_refused(tmp_path: Path, other: str) -> None:
         read_manifest(path)
 
 
+def test_uris_are_refused_at_the_door(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"row 1: source 's3://bucket/b.mp4' is a URI; only files"):
+        read_manifest(csv(tmp_path, "a,s1,a.mp4,,,,target,", "b,s1,s3://bucket/b.mp4,,,,target,"))
+
+
 def clips(folder: Path) -> list[Clip]:
     return [
         Clip("b", "s1", str(folder / "videos" / "b.mp4"), "target", "pain", None, 2.0, "demo"),
         Clip("a", "s0", "/elsewhere/a.mp4", "source_train", "neutral", dataset="demo"),
-        Clip("c", "s2", "s3://bucket/c.mp4", "target"),
+        Clip("c", "s2", "/elsewhere/c.mp4", "target"),
     ]
 
 
@@ -160,7 +165,7 @@ def test_written_manifest_reads_the_same_and_moves_with_its_folder(tmp_path: Pat
     read = read_manifest(tmp_path / "here" / "manifest.parquet")
     assert list(read.clips) == sorted(clips(tmp_path / "here"), key=lambda clip: clip.clip_id)
     table = pd.read_parquet(tmp_path / "here" / "manifest.parquet")
-    assert table["source"].tolist() == ["/elsewhere/a.mp4", "videos/b.mp4", "s3://bucket/c.mp4"]
+    assert table["source"].tolist() == ["/elsewhere/a.mp4", "videos/b.mp4", "/elsewhere/c.mp4"]
     (tmp_path / "here").rename(tmp_path / "there")
     moved = read_manifest(tmp_path / "there" / "manifest.parquet")
     assert moved.clips[1].source == str(tmp_path / "there" / "videos" / "b.mp4")

@@ -51,6 +51,15 @@ def row(clip: Clip, features: np.ndarray | None, **facts: Any) -> dict[str, Any]
     return basis | status | {"times": times, "features": features} | facts
 
 
+def test_features_that_are_not_finite_are_refused(tmp_path: Path, store: FeatureStore) -> None:
+    broken = features_of(1)
+    broken[0, 0] = np.nan
+    clip = clip_at(tmp_path)
+    with pytest.raises(ValueError, match="features of clip 'c1' are not finite"):
+        store.append([row(clip, broken)])
+    assert store.status().empty
+
+
 def test_stored_features_come_back_to_the_last_bit(tmp_path: Path, store: FeatureStore) -> None:
     clips = [clip_at(tmp_path, "b"), clip_at(tmp_path, "a"), clip_at(tmp_path, "gone")]
     wanted = {"a": features_of(1, 5), "b": features_of(2, 1)}

@@ -247,7 +247,17 @@ def test_methods_say_what_they_are() -> None:
         ({"objective": "entropy", "protocol": "per_video"}, "CLIP-AUTT entropy, per video"),
         ({"objective": "infomax_kl", "readout": "mean_windows"}, "CLIP-AUTT infomax+KL, per subject, mean of windows"),
         ({"objective": "infomax", "subject_baseline": "median"}, "CLIP-AUTT infomax, per subject, median baseline"),
-        ({"method": "zero_shot", "objective": "entropy"}, "zero-shot"),
+        ({"method": "zero_shot", "objective": "entropy", "steps": 3}, "zero-shot"),
+        (
+            {"objective": "entropy", "learning_rate": 0.001, "learning_rate_unit": "absolute"},
+            "CLIP-AUTT entropy, per subject, 10 steps of 0.001 absolute",
+        ),
+        ({"window": WindowSpec(24, hop=2), "steps": 3}, "CLIP-AU, best window, windows of 24, hop 2"),
+        (
+            {"objective": "infomax_kl", "kl_weight": 1.0, "windows_per_clip": 4, "per_au_context": False},
+            "CLIP-AUTT infomax+KL, per subject, shared context, KL weight 1, 4 windows per clip",
+        ),
+        ({"objective": "infomax", "protocol": "online", "memory": 8}, "CLIP-AUTT infomax, online, memory 8"),
     ],
 )
 def test_names_of_rows(options: dict[str, Any], name: str) -> None:

@@ -24,7 +24,7 @@ from clipautt.training import (
     validate,
 )
 from clipautt.windows import WindowSpec
-from tests.fakes import FEATURE_DIM, PHRASES, fake_clip, fake_clips, fake_label, fake_source
+from tests.fakes import FEATURE_DIM, PHRASES, fake_clip, fake_clips, fake_label, fake_model, fake_source
 
 WINDOW = WindowSpec(length=6)
 
@@ -116,12 +116,12 @@ def test_windows_lie_inside_the_clip_without_wrapping_and_follow_the_clip() -> N
     config = TrainConfig(window=WINDOW)
     starts = set()
     for epoch in range(200):
-        windows, labels = batch_windows([Example(counted, 1)], config, epoch)
+        windows, lengths, labels = batch_windows([Example(counted, 1)], config, epoch)
         values = windows[0, :, 0]
-        assert windows.shape == (1, 6, FEATURE_DIM) and labels.tolist() == [1]
+        assert windows.shape == (1, 6, FEATURE_DIM) and lengths.tolist() == [6] and labels.tolist() == [1]
         assert torch.equal(values, values[0] + torch.arange(6.0)) and values[-1] <= 19
         starts.add(int(values[0]))
-        again, _ = batch_windows([Example(fake_clip("other"), 0), Example(counted, 1)], config, epoch)
+        again, _, _ = batch_windows([Example(fake_clip("other"), 0), Example(counted, 1)], config, epoch)
         assert torch.equal(again[1], windows[0])
     assert starts == set(range(15))
 
@@ -137,10 +137,19 @@ def test_strided_windows_begin_at_any_phase() -> None:
     assert phases == {0, 1, 2}
 
 
-def test_short_clip_is_repeated_from_its_last_frame() -> None:
-    clip = fake_clip()
-    short = type(clip)("c", "s", torch.tensor([[1.0], [2.0]]), clip.times[:2])
-    assert random_window(short, WindowSpec(length=4), np.random.default_rng(0))[:, 0].tolist() == [1, 2, 2, 2]
+@pytest.mark.parametrize("stride", [1, 3, 9])
+def test_a_clip_shorter_than_a_window_is_trained_on_as_it_is_tested(stride: int) -> None:
+    config = TrainConfig(window=WindowSpec(length=6, stride=stride))
+    short, long = fake_clip("short", num_frames=4), fake_clip("long", num_frames=80)
+    windows, lengths, _ = batch_windows([Example(short, 1), Example(long, 0)], config, 0)
+    assert lengths[0] in {1: (4,), 3: (1, 2), 9: (1,)}[stride] and lengths[1] == 6
+    model = fake_model()
+    with torch.no_grad():
+        trained_on = model.video_embedding(windows, lengths)
+        alone = model.video_embedding(windows[:1, : lengths[0]])
+        tested = model.window_embeddings(windows[0, : lengths[0]], WindowSpec(length=6))[0]
+    torch.testing.assert_close(trained_on[:1], alone)
+    torch.testing.assert_close(trained_on[:1], tested)
 
 
 @pytest.mark.parametrize(("num_examples", "world_size"), [(9, 2), (8, 2), (3, 4), (8, 3)])
