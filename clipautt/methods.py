@@ -58,10 +58,12 @@ class AdaptConfig:
     """Relative to the root mean square of the source context, or as it is."""
     kl_weight: float = 0.3
     """Weight of the divergence from the source predictions in `infomax_kl`."""
+    balance_weight: float = 1.0
+    """Weight of the entropy of the mean prediction in `infomax` and `infomax_kl`; 1 gives the mutual information."""
     windows_per_clip: int = 1
-    """Lowest-entropy windows of each clip that the objective sees."""
+    """`best_window`: lowest-entropy windows of each clip that the objective sees."""
     memory: int = 16
-    """`online`: how many recent windows the objective sees."""
+    """`online`: how many recent samples (windows or clips, as read out) the objective sees."""
     seed: int = 0
     """Of the order of clips in `online`."""
 
@@ -75,10 +77,11 @@ class AdaptConfig:
         for name, least in (("steps", 0), ("windows_per_clip", 1), ("memory", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"adapt.{name}={getattr(self, name)}; allowed are whole numbers from {least}")
-        if not self.learning_rate > 0 or self.kl_weight < 0:
-            raise ValueError(
-                f"adapt.learning_rate={self.learning_rate}, adapt.kl_weight={self.kl_weight}; both must be positive"
-            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"adapt.learning_rate={self.learning_rate}; allowed are positive numbers")
+        for name in ("kl_weight", "balance_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"adapt.{name}={getattr(self, name)}; allowed are numbers from 0")
 
     @property
     def tunes(self) -> bool:
@@ -122,7 +125,9 @@ class AdaptConfig:
             yield "shared context"
         if self.objective == "infomax_kl" and self.kl_weight != usual.kl_weight:
             yield f"KL weight {self.kl_weight:g}"
-        if self.windows_per_clip != usual.windows_per_clip:
+        if self.objective in ("infomax", "infomax_kl") and self.balance_weight != usual.balance_weight:
+            yield f"balance weight {self.balance_weight:g}"
+        if self.readout == "best_window" and self.windows_per_clip != usual.windows_per_clip:
             yield f"{self.windows_per_clip} windows per clip"
         if self.protocol == "online" and self.memory != usual.memory:
             yield f"memory {self.memory}"
@@ -141,8 +146,8 @@ class PromptState:
     """Tuned context vectors [K, M, d_text]; None are the source prompts."""
     au_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     """a under this context, [K, d]."""
-    memory: Tensor | None = None
-    """`online`: recent selected window embeddings [n, d]."""
+    memory: tuple[Tensor, ...] = ()
+    """`online`: recent samples, each the embeddings of its windows [W, d]."""
 
     def __repr__(self) -> str:
         return f"PromptState({'source' if self.context is None else tuple(self.context.shape)})"
@@ -173,20 +178,21 @@ class NotFiniteError(FloatingPointError):
 
 
 def objective_loss(logits: Tensor, source_logits: Tensor, config: AdaptConfig) -> Tensor:
-    """The objective over N windows, a scalar.
+    """The objective over N samples, a scalar.
 
-    `entropy`: mean entropy of the predictions. `infomax`: minus the mutual information, mean entropy minus the entropy
-    of the mean prediction. `infomax_kl`: plus `kl_weight` times the mean divergence KL(source ‖ tuned).
+    `entropy`: mean entropy of the predictions. `infomax`: mean entropy minus `balance_weight` times the entropy of the
+    mean prediction, which is minus the mutual information at weight 1. `infomax_kl`: plus `kl_weight` times the mean
+    divergence KL(source ‖ tuned).
 
     Args:
         logits: under the tuned prompts, [N, C].
         source_logits: under the source prompts, [N, C].
-        config: names the objective.
+        config: names the objective and its weights.
     """
     value = entropy(logits).mean()
     if config.objective in ("infomax", "infomax_kl"):
         mean = F.softmax(logits, dim=-1).mean(0)
-        value = value + (mean * mean.clamp_min(1e-12).log()).sum()
+        value = value + config.balance_weight * (mean * mean.clamp_min(1e-12).log()).sum()
     if config.objective == "infomax_kl":
         target = F.log_softmax(source_logits, dim=-1)
         divergence = (target.exp() * (target - F.log_softmax(logits, dim=-1))).sum(-1).mean()
@@ -194,30 +200,33 @@ def objective_loss(logits: Tensor, source_logits: Tensor, config: AdaptConfig) -
     return value
 
 
-def tune_context(source: Source, windows: Tensor, start: Tensor, config: AdaptConfig) -> Tensor:
-    """A few AdamW steps of the context vectors on the objective over these windows.
+def tune_context(source: Source, samples: Sequence[Tensor], start: Tensor, config: AdaptConfig) -> Tensor:
+    """A few AdamW steps of the context vectors on the objective over these samples.
 
     Args:
         source: frozen.
-        windows: embeddings v of the selected windows, [N, d].
+        samples: what is predicted as one: the embeddings v of a sample's windows, [W, d]; their logits are averaged.
         start: context vectors to begin from, [K, M, d_text].
         config: objective, steps, step size.
 
     Returns:
-        Tuned context vectors [K, M, d_text]; `start` itself is not changed. A single window has no mutual information:
+        Tuned context vectors [K, M, d_text]; `start` itself is not changed. A single sample has no mutual information:
         there `infomax` and `infomax_kl` return `start`, since AdamW would turn rounding errors into full steps.
 
     Raises:
         NotFiniteError: if the loss or the result is not finite.
     """
-    if len(windows) == 1 and config.objective != "entropy":
+    if len(samples) == 1 and config.objective != "entropy":
         return start.detach().clone()
+    windows = torch.cat(list(samples))
+    counts = torch.tensor([len(sample) for sample in samples], device=windows.device)
+    average = F.one_hot(torch.arange(len(samples), device=windows.device).repeat_interleave(counts)).T / counts[:, None]
     scale = source.context.square().mean().sqrt().item() if config.learning_rate_unit == "context_rms" else 1.0
     parameter = (start if config.per_au_context else start.mean(0, keepdim=True)).detach().clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([parameter], lr=config.learning_rate * scale, weight_decay=0.0)
-    source_logits = source.logits(windows).detach()
+    source_logits = average @ source.logits(windows).detach()
     for step in range(config.steps):
-        logits = source.logits(windows, source.au_embeddings_of(parameter.expand_as(start)))
+        logits = average @ source.logits(windows, source.au_embeddings_of(parameter.expand_as(start)))
         value = objective_loss(logits, source_logits, config)
         if not torch.isfinite(value):
             raise NotFiniteError(f"the {config.objective} loss of step {step} is {value.item()}")
@@ -247,36 +256,42 @@ class ClipAUTT:
         return PromptState(au_embeddings=source.au_embeddings)
 
     def fit(self, state: PromptState, source: Source, clips: Sequence[ClipFeatures]) -> PromptState:
-        """`per_subject`: tune on the selected windows of all clips."""
+        """`per_subject`: tune on the samples of all clips."""
         if self.config.protocol != "per_subject" or not self.config.tunes or not clips:
             return state
-        windows = torch.cat([self._select(self._views(source, clip), source, state) for clip in clips])
-        return self._tuned(state, source, windows)
+        samples = [sample for clip in clips for sample in self._samples(self._views(source, clip), source, state)]
+        return self._tuned(state, source, samples)
 
     def step(self, state: PromptState, source: Source, clip: ClipFeatures) -> tuple[Prediction, PromptState]:
-        """Tune on the clip where the protocol says so, then predict it with the tuned prompts."""
+        """Tune on the clip where the protocol says so, then predict it with the tuned prompts.
+
+        `best_window` is the one of lowest entropy under the prompts that the clip starts from.
+        """
         views = self._views(source, clip)
         with torch.no_grad():
             best = int(entropy(source.logits(views.embeddings, state.au_embeddings)).argmin())
         if self.config.tunes and self.config.protocol != "per_subject":
-            windows = self._select(views, source, state)
+            samples = self._samples(views, source, state)
             if self.config.protocol == "online":
-                recent = windows if state.memory is None else torch.cat([state.memory, windows])
-                windows = recent[-max(self.config.memory, len(windows)) :]
-                state = replace(state, memory=windows)
-            state = self._tuned(state, source, windows)
+                samples = (*state.memory, *samples)[-max(self.config.memory, len(samples)) :]
+                state = replace(state, memory=samples)
+            state = self._tuned(state, source, samples)
         return self._predict(state, source, clip, views, best), state
 
     def _views(self, source: Source, clip: ClipFeatures) -> Views:
         return source.whole_clip(clip) if self.config.readout == "whole_clip" else source.views(clip)
 
-    def _select(self, views: Views, source: Source, state: PromptState) -> Tensor:
+    def _samples(self, views: Views, source: Source, state: PromptState) -> tuple[Tensor, ...]:
+        """What the objective sees of a clip is what is read out: its selected windows, or all of them as one."""
+        if self.config.readout == "mean_windows":
+            return (views.embeddings,)
         with torch.no_grad():
             uncertain = entropy(source.logits(views.embeddings, state.au_embeddings))
-        return views.embeddings[uncertain.argsort(stable=True)[: self.config.windows_per_clip]]
+        chosen = uncertain.argsort(stable=True)[: self.config.windows_per_clip].tolist()
+        return tuple(views.embeddings[window : window + 1] for window in chosen)
 
-    def _tuned(self, state: PromptState, source: Source, windows: Tensor) -> PromptState:
-        context = tune_context(source, windows, source.context if state.context is None else state.context, self.config)
+    def _tuned(self, state: PromptState, source: Source, samples: Sequence[Tensor]) -> PromptState:
+        context = tune_context(source, samples, source.context if state.context is None else state.context, self.config)
         with torch.no_grad():
             return replace(state, context=context, au_embeddings=source.au_embeddings_of(context))
 

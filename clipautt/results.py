@@ -32,7 +32,7 @@ class ResultRow:
     label: str
     """True class name."""
     prediction: str
-    """Predicted class name."""
+    """Predicted class name; empty for a clip without features, whose numbers are then NaN."""
     probability: float
     """Of the positive (last) class, 0..1."""
     window_start_seconds: float
@@ -42,7 +42,7 @@ class ResultRow:
     entropy: float
     """Of the prediction, nats."""
     status: str
-    """`ok`, or why the subject fell back to the source prompts."""
+    """`ok`, or why the subject fell back to the source prompts, or why the clip has no features."""
     method: str
     """Name of the row in tables, unique per configuration."""
     objective: str
@@ -137,6 +137,11 @@ def write_rows(rows: Iterable[ResultRow], path: Path) -> None:
     table = pd.DataFrame([asdict(row) for row in rows], columns=[f.name for f in fields(ResultRow)])
     table.to_parquet(aside, index=False)
     os.replace(aside, path)
+
+
+def predicted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a prediction, without those of clips that have no features."""
+    return rows[rows["prediction"] != ""]
 
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:

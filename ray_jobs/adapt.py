@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from clipautt.clips import Clip, Manifest, by_subject, read_manifest
 from clipautt.features import ClipFeatures
 from clipautt.methods import AdaptConfig
 from clipautt.model import load_checkpoint
-from clipautt.results import Cohort, ResultRow, read_rows, subject_scores, write_rows
+from clipautt.results import Cohort, ResultRow, predicted, read_rows, subject_scores, write_rows
 from clipautt.source import Prediction, Source
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
@@ -144,13 +144,25 @@ def run_adaptation(
     cluster: ClusterConfig,
     actors: int | None = None,
     seed: int = 0,
+    reasons: Mapping[str, str] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Adapt to every subject that has no result file yet, on the connected Ray.
+
+    Args:
+        job: what to compute.
+        manifest: names the classes.
+        clips: to predict.
+        features: of those clips that have some; each of the others gets a row that says why it has no prediction.
+        cohorts: of the evaluation.
+        cluster: the GPU share of an actor.
+        actors: how many; by default one per GPU, or per core.
+        seed: of the cohorts.
+        reasons: clip → why it has no features.
 
     Returns:
         All result rows of the run; and of the subjects that failed, which the others do not wait for, id → reason.
     """
-    subjects = by_subject(clip for clip in clips if clip.clip_id in features)
+    subjects = by_subject(clips)
     results = Path(job.folder) / "subjects"
     results.mkdir(parents=True, exist_ok=True)
     todo = {subject: own for subject, own in subjects.items() if not (results / result_file(subject)).is_file()}
@@ -164,7 +176,9 @@ def run_adaptation(
             if isinstance(outcome, Exception):
                 failures[subject] = str(outcome).strip().splitlines()[-1]
             else:
-                rows = list(_rows(outcome, {clip.clip_id: clip for clip in todo[subject]}, manifest, job, facts))
+                own = {clip.clip_id: clip for clip in todo[subject]}
+                rows = [*_rows(outcome, own, manifest, job, facts)]
+                rows += _empty_rows(own.values(), features, reasons or {}, job, facts)
                 aside = results / f".{result_file(subject)}"
                 write_rows(rows, aside)
                 aside.replace(results / result_file(subject))
@@ -191,6 +205,9 @@ def _work(
     """Subjects over a pool of actors, a few in flight per actor; yields in order of completion."""
     import ray
 
+    hollow = {subject for subject, own in todo.items() if not any(clip.clip_id in features for clip in own)}
+    yield from ((subject, []) for subject in sorted(hollow))
+    todo = {subject: own for subject, own in todo.items() if subject not in hollow}
     if not todo:
         return
     count = min(len(todo), actors or num_gpus() or num_cpus())
@@ -200,7 +217,8 @@ def _work(
     waiting, running = list(todo.items()), {}
 
     def submit(actor: Any) -> None:
-        subject, own = waiting.pop(0)
+        subject, listed = waiting.pop(0)
+        own = [clip for clip in listed if clip.clip_id in features]
         groups = make_groups(own, cohorts, positive=manifest.classes[-1], seed=seed)
         running[actor.run.remote([features[clip.clip_id] for clip in own], groups)] = (subject, actor)
 
@@ -227,41 +245,64 @@ def _row_facts(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, Any]:
 def _rows(
     found: GroupPredictions, clips: dict[str, Clip], manifest: Manifest, job: AdaptJob, facts: dict[str, Any]
 ) -> Iterator[ResultRow]:
-    methods = {method.name: method for method in job.methods}
+    settings = {method.name: _method_facts(method, job) for method in job.methods}
     for name, group, seconds, predictions in found:
-        method = methods[name]
-        checkpoint = load_checkpoint(find_checkpoint(job.checkpoint, method.subject_baseline))
-        window = method.window or checkpoint.spec.window
         for prediction in predictions:
-            clip = clips[prediction.clip_id]
             yield ResultRow(
-                clip_id=clip.clip_id,
-                subject_id=clip.subject_id,
-                split=clip.split,
-                label=clip.label or "",
+                **_clip_facts(clips[prediction.clip_id]),
                 prediction=manifest.classes[prediction.label_index],
                 probability=float(prediction.probabilities[-1]),
                 window_start_seconds=prediction.window_start_seconds,
                 window_end_seconds=prediction.window_end_seconds,
                 entropy=prediction.entropy,
                 status=prediction.status,
-                method=name,
-                objective="zero_shot" if method.method == "zero_shot" else method.objective,
-                protocol=method.protocol,
-                subject_baseline=method.subject_baseline,
-                readout=method.readout,
-                window_length=window.length,
-                window_stride=window.stride,
-                context_tokens=checkpoint.spec.context_tokens,
-                steps=method.steps if method.tunes else 0,
-                learning_rate=method.learning_rate if method.tunes else 0.0,
                 cohort=group.cohort,
                 draw=group.draw,
-                backbone=f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
-                checkpoint=checkpoint.fingerprint,
                 seconds=seconds,
+                **settings[name],
                 **facts,
             )
+
+
+def _empty_rows(
+    clips: Iterable[Clip],
+    features: Mapping[str, ClipFeatures],
+    reasons: Mapping[str, str],
+    job: AdaptJob,
+    facts: dict[str, Any],
+) -> Iterator[ResultRow]:
+    """One row per clip without features and method, so that no clip is lost in silence."""
+    numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds")
+    for method in job.methods:
+        settings = _method_facts(method, job)
+        for clip in clips:
+            if clip.clip_id not in features:
+                why = {"prediction": "", "status": f"no features: {reasons.get(clip.clip_id, 'not extracted')}"}
+                nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan")) | why | {"cohort": EVERY, "draw": 0}
+                yield ResultRow(**_clip_facts(clip), **nothing, **settings, **facts)
+
+
+def _clip_facts(clip: Clip) -> dict[str, Any]:
+    return {name: getattr(clip, name) for name in ("clip_id", "subject_id", "split")} | {"label": clip.label or ""}
+
+
+def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
+    checkpoint = load_checkpoint(find_checkpoint(job.checkpoint, method.subject_baseline))
+    window = method.window or checkpoint.spec.window
+    return {
+        "method": method.name,
+        "objective": "zero_shot" if method.method == "zero_shot" else method.objective,
+        "protocol": method.protocol,
+        "subject_baseline": method.subject_baseline,
+        "readout": method.readout,
+        "window_length": window.length,
+        "window_stride": window.stride,
+        "context_tokens": checkpoint.spec.context_tokens,
+        "steps": method.steps if method.tunes else 0,
+        "learning_rate": method.learning_rate if method.tunes else 0.0,
+        "backbone": f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
+        "checkpoint": checkpoint.fingerprint,
+    }
 
 
 def named_method(option: str) -> AdaptConfig:
@@ -298,7 +339,15 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(clips, backbone, spec.features.sampling, cfg.store, cluster=cluster)
         report_failures(summary)
         rows, failed = run_adaptation(
-            job, manifest, clips, store.load(clips), cohorts, cluster=cluster, actors=cfg.actors, seed=cfg.seed
+            job,
+            manifest,
+            clips,
+            store.load(clips),
+            cohorts,
+            cluster=cluster,
+            actors=cfg.actors,
+            seed=cfg.seed,
+            reasons=dict(summary.failures),
         )
     print_summary(rows, manifest)
     if failed:
@@ -309,11 +358,11 @@ def main(cfg: DictConfig) -> int:
 
 def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:
     """A short table of mean WAR and UAR over subjects, balanced cohort where there is one."""
-    labelled = rows[rows["label"] != ""]
+    labelled = predicted(rows[rows["label"] != ""])
     cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
     shown = labelled[labelled["cohort"] == cohort]
     if shown.empty:
-        counts = rows["clip_id"].nunique(), rows["subject_id"].nunique()
+        counts = [predicted(rows)[name].nunique() for name in ("clip_id", "subject_id")]
         print(f"{counts[0]} clips of {counts[1]} subjects predicted; no labels to compare with")
         return
     scores = subject_scores(shown, classes=manifest.classes)

@@ -29,7 +29,7 @@ from clipautt.model import load_checkpoint
 from clipautt.reports.explain import Side, choose_clips, measure_agreement, tell_story
 from clipautt.reports.page import write_report
 from clipautt.reports.stories import AuAgreement, ClipStory
-from clipautt.results import read_rows
+from clipautt.results import predicted, read_rows
 from clipautt.source import Source
 from ray_jobs import cli
 from ray_jobs.adapt import EVERY, make_methods
@@ -39,6 +39,7 @@ from ray_jobs.train import find_checkpoint
 
 REFERENCE = AdaptConfig()
 """What the personalised method is compared with: CLIP-AU, best window."""
+_NAMED_CLIPS = 5
 
 
 def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 4) -> Path:
@@ -57,7 +58,8 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
         FileNotFoundError: if a folder is no adaptation run or has no results.
     """
     settings = [_settings(run) for run in runs]
-    rows = pd.concat([_rows(run) for run in runs], ignore_index=True)
+    read = [_rows(run) for run in runs]
+    rows = pd.concat([scored for scored, _ in read], ignore_index=True)
     manifest = read_manifest(settings[0]["manifest"])
     own = instantiate(settings[0]["adapt"])
     stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, backbone, clips)
@@ -73,7 +75,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, manifest),
-        notes=list(deviations),
+        notes=[*_without_prediction([empty for _, empty in read]), *deviations],
         synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
     )
 
@@ -85,13 +87,24 @@ def _settings(run: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def _rows(run: Path) -> pd.DataFrame:
-    rows = read_rows((run / "subjects").glob("[!.]*.parquet"))
-    labelled = rows[rows["label"] != ""]
+def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Scored rows of a run; and of the clips without a prediction, id → why."""
+    every = read_rows((run / "subjects").glob("[!.]*.parquet"))
+    labelled = predicted(every[every["label"] != ""])
     if labelled.empty:
         raise FileNotFoundError(f"{run} has no results with labels to report on")
     drawn = labelled[labelled["cohort"] != EVERY]
-    return drawn if len(drawn) else labelled
+    empty = every[every["prediction"] == ""].drop_duplicates("clip_id")
+    return (drawn if len(drawn) else labelled), dict(zip(empty["clip_id"], empty["status"], strict=True))
+
+
+def _without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
+    """A sentence on the clips that no method could predict."""
+    every = [f"{clip} ({why})" for empty in runs for clip, why in empty.items()]
+    if not every:
+        return []
+    more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
+    return [f"Without a prediction, and left out of every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
 
 
 def _explained(

@@ -37,13 +37,14 @@ DIMENSIONS: dict[str, tuple[type, str]] = {
     "steps": (AdaptConfig, "steps"),
     "learning_rate": (AdaptConfig, "learning_rate"),
     "kl_weight": (AdaptConfig, "kl_weight"),
+    "balance_weight": (AdaptConfig, "balance_weight"),
     "windows_per_clip": (AdaptConfig, "windows_per_clip"),
     "memory": (AdaptConfig, "memory"),
     "per_au_context": (AdaptConfig, "per_au_context"),
 }
 """What may be searched → the field that it sets; those that decide whether others matter come first."""
 
-_OF_TUNING = ("steps", "learning_rate", "kl_weight", "windows_per_clip", "memory", "per_au_context")
+_OF_TUNING = ("steps", "learning_rate", "kl_weight", "balance_weight", "windows_per_clip", "memory", "per_au_context")
 _RANGE_KEYS = ("low", "high", "step", "log")
 _STREAM = 31  # Keeps the sampler's random numbers apart from those of training and cohorts.
 
@@ -122,7 +123,8 @@ def _matters(name: str, adapt: AdaptConfig) -> bool:
     needed = {
         "kl_weight": adapt.objective == "infomax_kl",
         "memory": adapt.protocol == "online",
-        "windows_per_clip": adapt.readout != "whole_clip",
+        "balance_weight": adapt.objective in ("infomax", "infomax_kl"),
+        "windows_per_clip": adapt.readout == "best_window",
     }
     return adapt.objective != "none" and needed.get(name, True)
 

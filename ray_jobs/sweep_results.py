@@ -28,6 +28,7 @@ _TUNING_FIELDS = (
     "learning_rate",
     "learning_rate_unit",
     "kl_weight",
+    "balance_weight",
     "windows_per_clip",
     "memory",
     "per_au_context",

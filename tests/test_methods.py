@@ -41,7 +41,7 @@ def test_objectives_literal() -> None:
     mean_entropy = (-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)) + math.log(2)) / 2
     entropy_of_mean = -(0.65 * math.log(0.65) + 0.35 * math.log(0.35))
     divergence = (0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2)) / 2
-    expected = {
+    expected: dict[str, float] = {
         "entropy": mean_entropy,
         "infomax": mean_entropy - entropy_of_mean,
         "infomax_kl": mean_entropy - entropy_of_mean + 0.7 * divergence,
@@ -49,6 +49,8 @@ def test_objectives_literal() -> None:
     for objective, value in expected.items():
         config = AdaptConfig(objective=objective, kl_weight=0.7)  # type: ignore[arg-type]
         assert float(objective_loss(logits, source, config)) == pytest.approx(value, abs=1e-6), objective
+        doubled = value if objective == "entropy" else value - entropy_of_mean
+        assert float(objective_loss(logits, source, replace(config, balance_weight=2.0))) == pytest.approx(doubled)
 
 
 def test_infomax_of_agreeing_windows_is_zero_and_of_balanced_certain_ones_is_lowest() -> None:
@@ -64,7 +66,7 @@ def test_tuning_lowers_its_objective_and_leaves_the_start_alone(objective: Any) 
     source, windows = fake_source(), windows_of(8)
     config = AdaptConfig(objective=objective, steps=10, learning_rate=0.1)
     start = source.context.clone()
-    tuned = tune_context(source, windows, start, config)
+    tuned = tune_context(source, windows.split(1), start, config)
     before = objective_loss(source.logits(windows), source.logits(windows), config)
     after = objective_loss(source.logits(windows, source.au_embeddings_of(tuned)), source.logits(windows), config)
     assert after < before - 1e-3
@@ -76,18 +78,18 @@ def test_step_size_is_relative_to_the_root_mean_square_of_the_context() -> None:
     source, windows = fake_source(), windows_of(3)
     rms = float(source.context.square().mean().sqrt())
     assert 0.01 < rms < 0.03
-    relative = tune_context(source, windows, source.context, replace(TUNED, steps=1, learning_rate=0.5))
+    relative = tune_context(source, windows.split(1), source.context, replace(TUNED, steps=1, learning_rate=0.5))
     assert float((relative - source.context).abs().median()) == pytest.approx(0.5 * rms, rel=1e-2)
     absolute = replace(TUNED, steps=1, learning_rate=0.5, learning_rate_unit="absolute")
-    moved = tune_context(source, windows, source.context, absolute) - source.context
+    moved = tune_context(source, windows.split(1), source.context, absolute) - source.context
     assert float(moved.abs().median()) == pytest.approx(0.5, rel=1e-2)
 
 
 def test_shared_context_is_one_set_for_all_prompts() -> None:
     source, windows = fake_source(), windows_of(3)
-    shared = tune_context(source, windows, source.context, replace(TUNED, per_au_context=False))
+    shared = tune_context(source, windows.split(1), source.context, replace(TUNED, per_au_context=False))
     assert all(torch.equal(row, shared[0]) for row in shared) and not torch.equal(shared, source.context)
-    own = tune_context(source, windows, source.context, TUNED)
+    own = tune_context(source, windows.split(1), source.context, TUNED)
     assert not torch.equal(own[0], own[1])
 
 
@@ -96,14 +98,14 @@ def test_mutual_information_of_one_window_moves_nothing(objective: Any) -> None:
     """It is zero whatever the prompts are; AdamW would turn rounding errors into steps of full size."""
     source = fake_source()
     config = AdaptConfig(objective=objective, steps=5, learning_rate=0.3)
-    tuned = tune_context(source, windows_of(1), source.context, config)
+    tuned = tune_context(source, windows_of(1).split(1), source.context, config)
     assert torch.equal(tuned, source.context) and tuned is not source.context
-    assert not torch.equal(tune_context(source, windows_of(2), source.context, config), source.context)
+    assert not torch.equal(tune_context(source, windows_of(2).split(1), source.context, config), source.context)
 
 
 def test_no_weight_gets_a_gradient() -> None:
     source = fake_source()
-    tune_context(source, windows_of(2), source.context, TUNED)
+    tune_context(source, windows_of(2).split(1), source.context, TUNED)
     for parameter in (*source.model.parameters(), *source.backbone.model.parameters()):
         assert parameter.grad is None and not parameter.requires_grad
 
@@ -111,10 +113,10 @@ def test_no_weight_gets_a_gradient() -> None:
 def test_numbers_that_are_not_finite_stop_the_tuning() -> None:
     source = fake_source()
     with pytest.raises(NotFiniteError, match="the entropy loss of step 0 is nan"):
-        tune_context(source, torch.full((1, FEATURE_DIM), float("nan")), source.context, TUNED)
+        tune_context(source, [torch.full((1, FEATURE_DIM), float("nan"))], source.context, TUNED)
     with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned context is not finite"):
         huge = replace(TUNED, learning_rate=1e37, learning_rate_unit="absolute")
-        tune_context(source, windows_of(2), source.context, huge)
+        tune_context(source, windows_of(2).split(1), source.context, huge)
 
 
 def test_the_lowest_entropy_windows_are_selected() -> None:
@@ -123,8 +125,9 @@ def test_the_lowest_entropy_windows_are_selected() -> None:
     order = entropy(source.logits(views.embeddings)).argsort()
     for count in (1, 3, 100):
         method = ClipAUTT(replace(TUNED, windows_per_clip=count))
-        chosen = method._select(views, source, method.start(source, TUNED))
-        assert torch.equal(chosen, views.embeddings[order[:count]])
+        chosen = method._samples(views, source, method.start(source, TUNED))
+        assert torch.equal(torch.cat(chosen), views.embeddings[order[:count]])
+        assert all(len(sample) == 1 for sample in chosen)
 
 
 def test_readouts_literal() -> None:
@@ -148,12 +151,49 @@ def test_readouts_literal() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
-def test_whole_clip_is_also_what_is_tuned_on(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(methods, "tune_context", lambda source, windows, start, config: seen.append(windows) or start)
+@pytest.mark.parametrize("readout", ["whole_clip", "mean_windows"])
+def test_what_is_read_out_is_also_what_is_tuned_on(
+    readout: Any, protocol: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(methods, "tune_context", lambda source, samples, start, config: seen.append(samples) or start)
     source, clip = fake_source(), fake_clip()
-    adapt(source, [clip], replace(TUNED, protocol=protocol, readout="whole_clip"))
-    assert len(seen) == 1 and torch.equal(seen[0], source.whole_clip(clip).embeddings)
+    adapt(source, [clip], replace(TUNED, protocol=protocol, readout=readout))
+    views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
+    assert len(seen) == 1 and len(seen[0]) == 1 and torch.equal(seen[0][0], views.embeddings)
+
+
+def test_a_sample_is_the_mean_of_the_logits_of_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of different length, under the tuned prompts and under the source prompts alike."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss(logits: torch.Tensor, source_logits: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
+        seen.append((logits.detach(), source_logits))
+        return objective_loss(logits, source_logits, config)
+
+    monkeypatch.setattr(methods, "objective_loss", loss)
+    source, windows = fake_source(), windows_of(6)
+    samples = [windows[:1], windows[1:4], windows[4:]]
+    tune_context(source, samples, source.context, AdaptConfig(objective="infomax", steps=2, learning_rate=0.3))
+    expected = torch.stack([source.logits(sample).mean(0) for sample in samples])
+    torch.testing.assert_close(seen[0][0], expected)
+    torch.testing.assert_close(seen[0][1], expected)
+    torch.testing.assert_close(seen[1][1], expected)
+    assert not torch.allclose(seen[1][0], expected)
+
+
+def test_more_weight_on_balance_moves_more_decisions() -> None:
+    """All clips begin in one class; the heavier the entropy of the mean prediction, the more of them leave it."""
+    source = fake_source()
+    windows = windows_of(200)
+    margins = source.logits(windows).diff(dim=-1)[:, 0]
+    samples = windows[margins.argsort(descending=True)[:12]].split(1)
+    left = []
+    for weight in (0.5, 1.0, 4.0):
+        config = AdaptConfig(objective="infomax", steps=10, learning_rate=0.3, balance_weight=weight)
+        tuned = source.au_embeddings_of(tune_context(source, samples, source.context, config))
+        left.append(int((source.logits(torch.cat(samples), tuned).diff(dim=-1) < 0).sum()))
+    assert left[0] <= left[1] <= left[2] and left[2] > left[0]
 
 
 def test_one_window_and_two_classes_entropy_sharpens_and_never_changes_a_decision() -> None:
@@ -185,7 +225,7 @@ def test_infomax_over_several_clips_changes_decisions() -> None:
 def test_prompts_go_on_from_the_last_clip_online_and_from_the_source_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[torch.Tensor] = []
 
-    def nudge(source: Any, windows: torch.Tensor, start: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
+    def nudge(source: Any, samples: Any, start: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
         starts.append(start)
         return start + 1
 
@@ -201,12 +241,12 @@ def test_prompts_go_on_from_the_last_clip_online_and_from_the_source_otherwise(m
 def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        methods, "tune_context", lambda source, windows, start, config: seen.append(len(windows)) or start
+        methods, "tune_context", lambda source, samples, start, config: seen.append(len(samples)) or start
     )
     config = replace(TUNED, protocol="online", memory=5, windows_per_clip=2)
     result = adapt(fake_source(), fake_clips(subjects=1, per_subject=5), config)["s0"]
     assert seen == [2, 4, 5, 5, 5]
-    assert result.state.memory.shape == (5, FEATURE_DIM)
+    assert [sample.shape for sample in result.state.memory] == [(1, FEATURE_DIM)] * 5
 
 
 def test_online_memory_holds_the_most_recent_windows() -> None:
@@ -215,9 +255,9 @@ def test_online_memory_holds_the_most_recent_windows() -> None:
     result = adapt(source, fake_clips(subjects=1, per_subject=4), config)["s0"]
     clips = {clip.clip_id: clip for clip in fake_clips(subjects=1, per_subject=4)}
     last = [clips[p.clip_id] for p in result.predictions[-2:]]
-    for window, clip, prediction in zip(result.state.memory, last, result.predictions[-2:], strict=True):
+    for sample, clip, prediction in zip(result.state.memory, last, result.predictions[-2:], strict=True):
         first = round(prediction.window_start_seconds * 12.5)
-        assert torch.equal(window, source.views(clip).embeddings[first])
+        assert torch.equal(sample[0], source.views(clip).embeddings[first])
 
 
 def test_zero_shot_is_the_cosine_with_the_class_texts() -> None:
@@ -257,6 +297,10 @@ def test_methods_say_what_they_are() -> None:
             {"objective": "infomax_kl", "kl_weight": 1.0, "windows_per_clip": 4, "per_au_context": False},
             "CLIP-AUTT infomax+KL, per subject, shared context, KL weight 1, 4 windows per clip",
         ),
+        (
+            {"objective": "infomax", "readout": "mean_windows", "balance_weight": 2, "windows_per_clip": 4},
+            "CLIP-AUTT infomax, per subject, mean of windows, balance weight 2",
+        ),
         ({"objective": "infomax", "protocol": "online", "memory": 8}, "CLIP-AUTT infomax, online, memory 8"),
     ],
 )
@@ -288,15 +332,10 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"learning_rate_unit": "rms"}, r"adapt\.learning_rate_unit='rms'; allowed are context_rms, absolute"),
         ({"steps": -1}, r"adapt\.steps=-1; allowed are whole numbers from 0"),
         ({"windows_per_clip": 0}, r"adapt\.windows_per_clip=0; allowed are whole numbers from 1"),
+        ({"balance_weight": -1.0}, r"adapt\.balance_weight=-1\.0; allowed are numbers from 0"),
         ({"memory": 0}, r"adapt\.memory=0; allowed are whole numbers from 1"),
-        (
-            {"learning_rate": 0.0, "kl_weight": 0.3},
-            r"adapt\.learning_rate=0\.0, adapt\.kl_weight=0\.3; both must be pos",
-        ),
-        (
-            {"learning_rate": 0.3, "kl_weight": -1.0},
-            r"adapt\.learning_rate=0\.3, adapt\.kl_weight=-1\.0; both must be pos",
-        ),
+        ({"learning_rate": 0.0}, r"adapt\.learning_rate=0\.0; allowed are positive numbers"),
+        ({"kl_weight": -1.0}, r"adapt\.kl_weight=-1\.0; allowed are numbers from 0"),
     ],
 )
 def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:

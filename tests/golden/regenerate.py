@@ -29,7 +29,7 @@ def compute(source: Source, windows: Tensor) -> dict[str, Tensor]:
     logits = source.logits(windows, source.au_embeddings_of(context))
     (gradient,) = torch.autograd.grad(objective_loss(logits, logits, AdaptConfig(objective="entropy")), context)
     source.context = context.detach()
-    tuned = tune_context(source, windows, source.context, CONFIG)
+    tuned = tune_context(source, windows.split(1), source.context, CONFIG)
     return {"logits": logits.detach(), "gradient": gradient, "tuned_context": tuned}
 
 

@@ -15,7 +15,7 @@ from clipautt.backbone import BackboneConfig
 from clipautt.clips import read_manifest
 from clipautt.decoding import Sampling
 from clipautt.methods import AdaptConfig
-from clipautt.results import Cohort
+from clipautt.results import Cohort, predicted
 from ray_jobs import cli
 from ray_jobs.adapt import EVERY, AdaptJob, make_groups, make_methods, run_adaptation
 from ray_jobs.cluster import ClusterConfig, connect
@@ -92,6 +92,24 @@ def test_actors_and_order_change_nothing(demo: Path, tmp_path: Path) -> None:
         found.append(rows.sort_values(["method", "cohort", "clip_id"], ignore_index=True))
     assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
     assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 1e-5
+
+
+def test_clips_without_features_get_a_row_that_says_why(demo: Path, tmp_path: Path) -> None:
+    """One clip of a subject, and every clip of another one, are missing; the rest is predicted all the same."""
+    manifest = read_manifest(demo / "data" / "manifest.parquet")
+    clips = manifest.of_split("target")
+    store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
+    lost = {clip.clip_id for clip in clips if clip.subject_id == "target-000"} | {"target-001_c001"}
+    features = {name: content for name, content in store.load(clips).items() if name not in lost}
+    job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), make_methods(AdaptConfig(), []), str(tmp_path))
+    reasons = dict.fromkeys(lost, "no face")
+    rows, failed = run_adaptation(job, manifest, clips, features, [Cohort()], cluster=ClusterConfig(), reasons=reasons)
+    assert not failed
+    empty = rows[rows["prediction"] == ""].set_index("clip_id")
+    assert set(empty.index) == lost and set(empty["status"]) == {"no features: no face"}
+    assert empty["probability"].isna().all() and set(empty["label"]) == {"neutral", "pain"}
+    assert set(rows.loc[rows["cohort"] == EVERY, "clip_id"]) == {clip.clip_id for clip in clips}
+    assert not set(predicted(rows)["clip_id"]) & lost
 
 
 def test_adaptation_resumes_subject_by_subject(demo: Path, tmp_path: Path) -> None:

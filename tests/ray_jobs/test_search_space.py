@@ -51,7 +51,7 @@ def test_the_project_s_own_space_is_valid_and_names_every_dimension() -> None:
     cfg = compose("sweep", ["manifest=m.parquet"])
     space = make_space(resolved(cfg)["space"], train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
     names = [dimension.name for dimension in space.dimensions]
-    assert names == ["objective", "readout", "window_length", "steps", "learning_rate"]
+    assert names == ["objective", "readout", "window_length", "steps", "learning_rate", "balance_weight"]
     assert set(cfg.space) == set(DIMENSIONS)
 
 
