@@ -157,7 +157,7 @@ def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFram
 
     Returns:
         Columns `method, split, cohort, seed, subject_id, war, uar, f1, num_clips, positive_share, majority_war,
-        majority_f1`.
+        majority_uar, majority_f1`.
 
     Raises:
         ValueError: if a clip has two rows under the same method, split, cohort, seed and draw.
@@ -174,7 +174,7 @@ def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFram
         values = asdict(score(group["prediction"].map(index).to_numpy(int), true, num_classes=len(classes)))
         constant = score(np.full(len(true), np.bincount(true).argmax()), true, num_classes=len(classes))
         extra = {"num_clips": len(group), "positive_share": float((true == len(classes) - 1).mean())}
-        extra |= {"majority_war": constant.war, "majority_f1": constant.f1}
+        extra |= {f"majority_{name}": getattr(constant, name) for name in ("war", "uar", "f1")}
         scored.append(dict(zip(keys, key, strict=True)) | values | extra)
     table = pd.DataFrame(scored)
     if table.empty:

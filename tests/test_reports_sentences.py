@@ -45,6 +45,7 @@ def make_scores(
             "num_clips": 20.0,
             "positive_share": share,
             "majority_war": 1 - share,
+            "majority_uar": 0.5,
             "majority_f1": 0.4,
         }
         for method, values in uar.items()

@@ -44,6 +44,7 @@ def make_scores(
             "num_clips": 20.0,
             "positive_share": {"balanced": 0.5, "20%": 0.2, "5%": 0.05}[cohort],
             "majority_war": 0.5,
+            "majority_uar": 0.5,
             "majority_f1": 1 / 3,
         }
         for method, people in methods.items()
@@ -221,7 +222,7 @@ def test_markdown_literal() -> None:
         "| --- | ---: | ---: | ---: |\n"
         "| a\\|b | 60.0 | 55.0 | 50.0 |\n"
         "| after | 70.0 (+10.0, +10.0 to +10.0) | 65.0 | 60.0 |\n"
-        "| majority predictor |  | 50.0 | 33.3 |\n"
+        "| majority predictor | 50.0 | 50.0 | 33.3 |\n"
     )
 
 

@@ -154,7 +154,9 @@ def test_subject_scores_literal() -> None:
         [0.75, (2 / 3 + 1) / 2, 4, 0.25]
     )
     assert scores.loc["a", "f1"] == pytest.approx((0.8 + 2 / 3) / 2)
-    assert scores.loc["a", ["majority_war", "majority_f1"]].tolist() == pytest.approx([0.75, 0.75 / 1.75])
+    assert scores.loc["a", ["majority_war", "majority_uar", "majority_f1"]].tolist() == pytest.approx(
+        [0.75, 0.5, 0.75 / 1.75]
+    )
     assert scores.loc["b", ["war", "uar", "f1"]].tolist() == pytest.approx([0.5, 0.5, 1 / 3])
     expected = ["method", "split", "cohort", "seed", "subject_id", "war", "uar", "f1", "num_clips", "positive_share"]
     assert list(scores.reset_index()[expected].columns) == expected and "draw" not in scores

@@ -24,7 +24,7 @@ from clipautt.metrics import Interval, bootstrap
 Metric = Literal["war", "uar", "f1"]
 METRICS: tuple[Metric, ...] = ("war", "uar", "f1")
 _KEYS = ["method", "split", "cohort"]
-_MEANS = [*METRICS, "positive_share", "majority_war", "majority_f1"]
+_MEANS = [*METRICS, "positive_share", *(f"majority_{name}" for name in METRICS)]
 _TOLERANCE = 1e-9
 
 
@@ -56,8 +56,8 @@ def person_scores(scores: pd.DataFrame, *, split: str = "target", shared_people:
         shared_people: whether all seeds have the same subjects, who are then averaged over seeds.
 
     Returns:
-        Columns `method, split, cohort, person, war, uar, f1, num_clips, positive_share, majority_war, majority_f1,
-        one_class`; `person` is the subject, with its seed where that tells two people apart.
+        Columns `method, split, cohort, person, war, uar, f1, num_clips, positive_share, majority_war, majority_uar,
+        majority_f1, one_class`; `person` is the subject, with its seed where that tells two people apart.
     """
     kept = scores[scores["split"] == split]
     several = kept["seed"].nunique() > 1 and not shared_people
@@ -135,9 +135,10 @@ def method_table(
         Index `method`; columns (cohort, figure), all figures in 0..1:
         `war`, `uar`, `f1` (mean over people), `*_spread` (standard deviation over seeds of that mean, NaN with one
         seed), `uar_low`, `uar_high` (95% interval over people), `uar_gain`, `uar_gain_low`, `uar_gain_high` (paired,
-        against the reference), `majority_war`, `majority_f1` (constant predictor of the most frequent class, on the
-        same videos), `positive_share`, `num_subjects`, `num_videos`, `num_one_class` (people for whom it predicts a
-        single class) and `degenerate` (it does so for everybody). A method without rows in a cohort has NaN there.
+        against the reference), `majority_war`, `majority_uar`, `majority_f1` (constant predictor of the most frequent
+        class, on the same videos), `positive_share`, `num_subjects`, `num_videos`, `num_one_class` (people
+        for whom it predicts a single class) and `degenerate` (it does so for everybody). A method without rows in a
+        cohort has NaN there.
 
     Raises:
         ValueError: if the split has rows and the reference is not among its methods.
@@ -262,8 +263,7 @@ def _markdown_cells(figures: dict[str, float] | None) -> list[str]:
 
 def _majority_cells(figures: pd.DataFrame) -> list[str]:
     """The constant predictor's cells; a range where the methods were not evaluated on the same videos."""
-    war, f1 = (value_range(figures[f"majority_{name}"]) for name in ("war", "f1"))
-    return ["", war, f1]
+    return [value_range(figures[f"majority_{name}"]) for name in ("uar", "war", "f1")]
 
 
 def value_range(values: pd.Series[float]) -> str:

@@ -159,7 +159,7 @@ def _count_range(values: pd.Series[float]) -> str:
 
 
 def _majority(figures: pd.DataFrame) -> tuple[Cell, ...]:
-    return Cell(), Cell(value_range(figures["majority_war"])), Cell(value_range(figures["majority_f1"]))
+    return tuple(Cell(value_range(figures[f"majority_{name}"])) for name in ("uar", "war", "f1"))
 
 
 def _cells(figures: dict[str, float] | None) -> tuple[Cell, ...]:
