@@ -25,10 +25,15 @@ from clipautt.windows import WindowSpec, entropy
 
 Objective = Literal["none", "entropy", "infomax", "infomax_kl"]
 AdaptationProtocol = Literal["per_video", "online", "per_subject"]
-Readout = Literal["best_window", "mean_windows", "whole_clip"]
+Readout = Literal["best_window", "mean_windows", "peak_window", "whole_clip"]
 
 _OBJECTIVE_NAMES = {"entropy": "entropy", "infomax": "infomax", "infomax_kl": "infomax+KL"}
-_READOUT_NAMES = {"best_window": "best window", "mean_windows": "mean of windows", "whole_clip": "whole clip"}
+_READOUT_NAMES = {
+    "best_window": "best window",
+    "mean_windows": "mean of windows",
+    "peak_window": "peak window",
+    "whole_clip": "whole clip",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class AdaptConfig:
     subject_baseline: SubjectBaseline = "none"
     """Centre removed from the frame features; the checkpoint must have been trained with the same."""
     readout: Readout = "best_window"
-    """The lowest-entropy window, the mean of all windows' logits, or the clip as one window."""
+    """The lowest-entropy window, the mean of all windows' logits, the window least like the neutral class, or the clip
+    as one window."""
     window: WindowSpec | None = None
     """Instead of the checkpoint's windows."""
     per_au_context: bool = True
@@ -63,7 +69,7 @@ class AdaptConfig:
     windows_per_clip: int = 1
     """`best_window`: lowest-entropy windows of each clip that the objective sees."""
     memory: int = 16
-    """`online`: how many recent samples (windows or clips, as read out) the objective sees."""
+    """`online`: how many recent samples (windows or clips, as read out) the objective sees, embedded as they came."""
     seed: int = 0
     """Of the order of clips in `online`."""
 
@@ -200,12 +206,34 @@ def objective_loss(logits: Tensor, source_logits: Tensor, config: AdaptConfig) -
     return value
 
 
+def peak_window(logits: Tensor) -> int:
+    """The window whose prediction is least like the neutral class, which is class 0; logits [V, C]."""
+    return int(F.log_softmax(logits, dim=-1)[:, 0].argmin())
+
+
+def read_out(logits: Tensor, sizes: Sequence[int], readout: Readout) -> Tensor:
+    """One prediction per sample: the peak of its windows, or their mean.
+
+    Args:
+        logits: of the windows of all samples, one sample after the other, [sum(sizes), C].
+        sizes: number of windows of each sample.
+        readout: `peak_window`; with every other one the logits of a sample are averaged.
+
+    Returns:
+        Logits [len(sizes), C].
+    """
+    samples = torch.split(logits, list(sizes))
+    if readout == "peak_window":
+        return torch.stack([sample[peak_window(sample)] for sample in samples])
+    return torch.stack([sample.mean(0) for sample in samples])
+
+
 def tune_context(source: Source, samples: Sequence[Tensor], start: Tensor, config: AdaptConfig) -> Tensor:
     """A few AdamW steps of the context vectors on the objective over these samples.
 
     Args:
         source: frozen.
-        samples: what is predicted as one: the embeddings v of a sample's windows, [W, d]; their logits are averaged.
+        samples: what is predicted as one: the embeddings v of a sample's windows, [W, d]; see `read_out`.
         start: context vectors to begin from, [K, M, d_text].
         config: objective, steps, step size.
 
@@ -219,14 +247,14 @@ def tune_context(source: Source, samples: Sequence[Tensor], start: Tensor, confi
     if len(samples) == 1 and config.objective != "entropy":
         return start.detach().clone()
     windows = torch.cat(list(samples))
-    counts = torch.tensor([len(sample) for sample in samples], device=windows.device)
-    average = F.one_hot(torch.arange(len(samples), device=windows.device).repeat_interleave(counts)).T / counts[:, None]
+    sizes = [len(sample) for sample in samples]
     scale = source.context.square().mean().sqrt().item() if config.learning_rate_unit == "context_rms" else 1.0
     parameter = (start if config.per_au_context else start.mean(0, keepdim=True)).detach().clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([parameter], lr=config.learning_rate * scale, weight_decay=0.0)
-    source_logits = average @ source.logits(windows).detach()
+    source_logits = read_out(source.logits(windows).detach(), sizes, config.readout)
     for step in range(config.steps):
-        logits = average @ source.logits(windows, source.au_embeddings_of(parameter.expand_as(start)))
+        logits = source.logits(windows, source.au_embeddings_of(parameter.expand_as(start)))
+        logits = read_out(logits, sizes, config.readout)
         value = objective_loss(logits, source_logits, config)
         if not torch.isfinite(value):
             raise NotFiniteError(f"the {config.objective} loss of step {step} is {value.item()}")
@@ -265,7 +293,8 @@ class ClipAUTT:
     def step(self, state: PromptState, source: Source, clip: ClipFeatures) -> tuple[Prediction, PromptState]:
         """Tune on the clip where the protocol says so, then predict it with the tuned prompts.
 
-        `best_window` is the one of lowest entropy under the prompts that the clip starts from.
+        `best_window` is the one of lowest entropy under the prompts that the clip starts from, `peak_window` the peak
+        under those that it is predicted with.
         """
         views = self._views(source, clip)
         with torch.no_grad():
@@ -283,7 +312,7 @@ class ClipAUTT:
 
     def _samples(self, views: Views, source: Source, state: PromptState) -> tuple[Tensor, ...]:
         """What the objective sees of a clip is what is read out: its selected windows, or all of them as one."""
-        if self.config.readout == "mean_windows":
+        if self.config.readout in ("mean_windows", "peak_window"):
             return (views.embeddings,)
         with torch.no_grad():
             uncertain = entropy(source.logits(views.embeddings, state.au_embeddings))
@@ -298,6 +327,7 @@ class ClipAUTT:
     def _predict(self, state: PromptState, source: Source, clip: ClipFeatures, views: Views, best: int) -> Prediction:
         with torch.no_grad():
             logits = source.logits(views.embeddings, state.au_embeddings)
+            best = peak_window(logits) if self.config.readout == "peak_window" else best
             used = logits.mean(0) if self.config.readout == "mean_windows" else logits[best]
             similarities = source.model.similarities(views.embeddings[best : best + 1], state.au_embeddings)[0]
         start, end = float(views.start_seconds[best]), float(views.end_seconds[best])

@@ -52,7 +52,7 @@ class ResultRow:
     subject_baseline: str
     """`none`, `mean` or `median`."""
     readout: str
-    """`best_window`, `mean_windows` or `whole_clip`."""
+    """`best_window`, `mean_windows`, `peak_window` or `whole_clip`."""
     window_length: int
     """L, frames."""
     window_stride: int

@@ -264,7 +264,7 @@ def test_fit_that_is_not_finite_marks_the_clips_it_was_for(protocol: Any) -> Non
     assert statuses == {"source prompts: the loss of fit is nan"}
 
 
-@pytest.mark.parametrize("readout", ["best_window", "mean_windows", "whole_clip"])
+@pytest.mark.parametrize("readout", ["best_window", "mean_windows", "peak_window", "whole_clip"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, readout: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1, per_subject=2)

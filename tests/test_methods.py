@@ -21,6 +21,8 @@ from clipautt.methods import (
     ZeroShot,
     make_method,
     objective_loss,
+    peak_window,
+    read_out,
     tune_context,
 )
 from clipautt.windows import WindowSpec, entropy
@@ -131,19 +133,21 @@ def test_the_lowest_entropy_windows_are_selected() -> None:
 
 
 def test_readouts_literal() -> None:
-    source, clip = fake_source(), fake_clip()
+    source, clip = fake_source(), fake_clip("c1")
     logits = source.logits(source.views(clip).embeddings)
-    best = int(entropy(logits).argmin())
+    best, peak = int(entropy(logits).argmin()), int(F.softmax(logits, dim=-1)[:, 0].argmin())
+    assert best != peak
     expected = {
         "best_window": logits[best],
         "mean_windows": logits.mean(0),
+        "peak_window": logits[peak],
         "whole_clip": source.logits(source.whole_clip(clip).embeddings)[0],
     }
     for readout, used in expected.items():
         config = AdaptConfig(readout=readout)  # type: ignore[arg-type]
         prediction = adapt(source, [clip], config)["s0"].predictions[0]
         assert torch.equal(prediction.probabilities, F.softmax(used, dim=-1)), readout
-        start = 0.0 if readout == "whole_clip" else best / 12.5
+        start = {"whole_clip": 0, "peak_window": peak}.get(readout, best) / 12.5
         assert prediction.window_start_seconds == pytest.approx(start)
     similarities = source.model.similarities(source.views(clip).embeddings, source.au_embeddings)[best]
     best_window = adapt(source, [clip], AdaptConfig())["s0"].predictions[0]
@@ -151,7 +155,7 @@ def test_readouts_literal() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
-@pytest.mark.parametrize("readout", ["whole_clip", "mean_windows"])
+@pytest.mark.parametrize("readout", ["whole_clip", "mean_windows", "peak_window"])
 def test_what_is_read_out_is_also_what_is_tuned_on(
     readout: Any, protocol: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +165,16 @@ def test_what_is_read_out_is_also_what_is_tuned_on(
     adapt(source, [clip], replace(TUNED, protocol=protocol, readout=readout))
     views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
     assert len(seen) == 1 and len(seen[0]) == 1 and torch.equal(seen[0][0], views.embeddings)
+
+
+def test_read_out_literal() -> None:
+    logits = torch.tensor([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0], [-1.0, 0.5]])
+    mean = torch.tensor([[1.5, 1.5], [-0.5, 0.75]])
+    assert torch.equal(read_out(logits, [2, 2], "mean_windows"), mean)
+    assert torch.equal(read_out(logits, [2, 2], "best_window"), mean)
+    assert torch.equal(read_out(logits, [2, 2], "peak_window"), logits[[1, 3]])
+    three = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.5, -9.0]])  # neutral has 16% of the first and 18% of the second
+    assert peak_window(three) == 0
 
 
 def test_a_sample_is_the_mean_of_the_logits_of_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +340,7 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
     [
         ({"objective": "magic"}, r"adapt\.objective='magic'; allowed are none, entropy, infomax, infomax_kl"),
         ({"protocol": "batch"}, r"adapt\.protocol='batch'; allowed are per_video, online, per_subject"),
-        ({"readout": "last"}, r"adapt\.readout='last'; allowed are best_window, mean_windows, whole_clip"),
+        ({"readout": "last"}, r"adapt\.readout='last'; allowed are best_window, mean_windows, peak_window, whole_clip"),
         ({"method": "tent"}, r"adapt\.method='tent'; allowed are clip_autt, zero_shot"),
         ({"subject_baseline": "mode"}, r"adapt\.subject_baseline='mode'; allowed are none, mean, median"),
         ({"learning_rate_unit": "rms"}, r"adapt\.learning_rate_unit='rms'; allowed are context_rms, absolute"),
