@@ -25,10 +25,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipautt.clips import id_number
 from clipautt.features import ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.methods import AdaptConfig, Method, NotFiniteError, PromptState, make_method
 from clipautt.source import Prediction, Source
-from clipautt.training import id_number
 
 
 @dataclass(frozen=True, eq=False, repr=False)

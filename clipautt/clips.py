@@ -90,6 +90,11 @@ class Manifest:
         return self.classes.index(clip.label)
 
 
+def id_number(text: str) -> int:
+    """A stable 63-bit number of an identifier, to seed generators with."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
 def by_subject(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     """Clips grouped by subject; subjects in alphabetical order."""
     groups: dict[str, list[Clip]] = {}

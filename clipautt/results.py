@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clipautt.clips import Clip, by_subject
+from clipautt.clips import Clip, by_subject, id_number
 from clipautt.metrics import score
-from clipautt.training import id_number
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ clip, so the order in which clips are listed changes nothing. Target subjects ne
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipautt.action_units import VOCABULARY, phrases
+from clipautt.clips import id_number
 from clipautt.features import SUBJECT_BASELINES, ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.metrics import score
 from clipautt.model import ClipAU
@@ -66,11 +66,6 @@ class Example:
     """With the subject's centre removed."""
     label: int
     """Class index."""
-
-
-def id_number(text: str) -> int:
-    """A stable 63-bit number of an identifier, to seed generators with."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:

@@ -19,11 +19,11 @@ from open_clip.model import CLIP, CustomTextCLIP
 
 from clipautt.action_units import TASKS, VOCABULARY
 from clipautt.backbone import Backbone, Preprocessing
+from clipautt.clips import id_number
 from clipautt.decoding import Sampling
 from clipautt.features import ClipFeatures, FeatureSpec, SubjectBaseline
 from clipautt.model import Checkpoint, CheckpointSpec, ClipAU, initial_model
 from clipautt.source import Source
-from clipautt.training import id_number
 from clipautt.windows import WindowSpec
 
 torch.set_num_threads(1)  # models this small only lose by sharing their work

@@ -28,13 +28,13 @@ from clipautt.backbone import (
     pack_small_clip,
     stock_tokenizer,
 )
-from clipautt.clips import Clip, Manifest, read_manifest, write_manifest
+from clipautt.clips import Clip, Manifest, id_number, read_manifest, write_manifest
 from clipautt.decoding import Sampling
 from clipautt.features import FeatureSpec, FeatureStore, clip_key
 from clipautt.metrics import score
 from clipautt.model import load_checkpoint
 from clipautt.source import Source
-from clipautt.training import PHRASES, id_number
+from clipautt.training import PHRASES
 from ray_jobs import cli, sweep, sweep_results
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.configuration import complete, compose, instantiate, resolved
