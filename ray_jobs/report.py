@@ -75,7 +75,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, manifest),
-        notes=[*_without_prediction([empty for _, empty in read]), *deviations],
+        notes=[*without_prediction([empty for _, empty in read]), *deviations],
         synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
     )
 
@@ -98,7 +98,7 @@ def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     return (drawn if len(drawn) else labelled), dict(zip(empty["clip_id"], empty["status"], strict=True))
 
 
-def _without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
+def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
     """A sentence on the clips that no method could predict."""
     every = [f"{clip} ({why})" for empty in runs for clip, why in empty.items()]
     if not every:

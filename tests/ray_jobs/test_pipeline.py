@@ -20,6 +20,7 @@ from ray_jobs import cli
 from ray_jobs.adapt import EVERY, AdaptJob, make_groups, make_methods, run_adaptation
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.extract import extract
+from ray_jobs.report import without_prediction
 
 SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
 
@@ -110,6 +111,14 @@ def test_clips_without_features_get_a_row_that_says_why(demo: Path, tmp_path: Pa
     assert empty["probability"].isna().all() and set(empty["label"]) == {"neutral", "pain"}
     assert set(rows.loc[rows["cohort"] == EVERY, "clip_id"]) == {clip.clip_id for clip in clips}
     assert not set(predicted(rows)["clip_id"]) & lost
+
+
+def test_the_report_names_clips_without_a_prediction() -> None:
+    runs = [{"a": "no features: broken"}, {f"b{i}": "no features: no face" for i in range(6)}]
+    (note,) = without_prediction(runs)
+    assert note.startswith("Without a prediction, and left out of every figure: a (no features: broken), b0 (no fea")
+    assert note.endswith("b3 (no features: no face) and 2 more.")
+    assert without_prediction([{}, {}]) == []
 
 
 def test_adaptation_resumes_subject_by_subject(demo: Path, tmp_path: Path) -> None:
