@@ -181,7 +181,9 @@ def test_predictor_and_command_agree(demo: Path, capsys: pytest.CaptureFixture[s
     # The personalized prediction of a clip that took part in the adaptation is the run's own.
     rows = rows_of(demo)
     own = rows[
-        (rows["clip_id"] == video.stem) & (rows["cohort"] == EVERY) & (rows["method"].str.contains("mean of windows"))
+        (rows["clip_id"] == video.stem)
+        & (rows["cohort"] == EVERY)
+        & (rows["method"] == "CLIP-AU, best window, median baseline")
     ]
     assert prediction.probabilities["pain"] == pytest.approx(own["probability"].iloc[0], abs=1e-5)
     words = [str(video), "subject=target-000", f"checkpoint={checkpoint}", f"prompts={prompts}"]
