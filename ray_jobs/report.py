@@ -61,6 +61,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
     read = [_rows(run) for run in runs]
     rows = pd.concat([scored for scored, _ in read], ignore_index=True)
     manifest = read_manifest(settings[0]["manifest"])
+    names = list(dict.fromkeys(_dataset_name(Path(one["manifest"])) for one in settings))
     own = instantiate(settings[0]["adapt"])
     stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, backbone, clips)
     methods = make_methods(own, settings[0]["compare"])
@@ -69,12 +70,12 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
         out,
         rows=rows,
         classes=manifest.classes,
-        title=f"Personalization report: {manifest.clips[0].dataset or Path(settings[0]['manifest']).parent.name}",
+        title=f"Personalization report: {', '.join(names)}",
         personalised=own.name,
         reference=REFERENCE.name,
         stories=stories,
         agreement=agreement,
-        facts=_facts(rows, manifest),
+        facts=_facts(rows, names),
         notes=[*without_prediction([empty for _, empty in read]), *deviations],
         synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
     )
@@ -147,10 +148,14 @@ def _one_per_clip(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return own[own["cohort"] == largest].drop_duplicates("clip_id")
 
 
-def _facts(rows: pd.DataFrame, manifest: Manifest) -> dict[str, str]:
+def _dataset_name(path: Path) -> str:
+    return read_manifest(path).clips[0].dataset or path.parent.name
+
+
+def _facts(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
     packages = versions()["packages"]
     return {
-        "Data": f"{manifest.clips[0].dataset} (manifest {', '.join(sorted(set(rows['manifest'])))})",
+        "Data": f"{', '.join(names)} (manifest {', '.join(dict.fromkeys(rows['manifest']))})",
         "Backbone": ", ".join(sorted(set(rows["backbone"]))),
         "Checkpoints": ", ".join(sorted(set(rows["checkpoint"]))),
         "Code": ", ".join(sorted(set(rows["code_version"]))),

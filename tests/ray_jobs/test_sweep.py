@@ -109,7 +109,7 @@ SPACE = (
     "space.steps.choices=[1,3]",
     "space.subject_baseline={choices: [none, median]}",
 )
-NO_TUNING = ("~space.objective", "~space.steps", "~space.learning_rate")
+NO_TUNING = ("~space.objective", "~space.steps", "~space.learning_rate", "~space.balance_weight")
 
 
 def words(data: Path, runs: Path, *more: str, space: Sequence[str] = SPACE) -> list[str]:
