@@ -9,6 +9,7 @@ Colours: Okabe and Ito, *Color Universal Design* (2008), https://jfly.uni-koeln.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,8 +124,10 @@ def method_bars(
     for axes, cohort in zip(panels, cohorts, strict=True):
         _method_panel(axes, table, rows, cohort, floor=floor, reference=reference)
     first = panels[0]
-    first.set_yticks(range(len(rows)), [shorten(label, 48) for label, _, _ in rows])
+    first.set_yticks(range(len(rows)), [textwrap.fill(shorten(label, 88), 48) for label, _, _ in rows])
     for tick, (label, method, _) in zip(first.get_yticklabels(), rows, strict=True):
+        tick.set_fontsize(8 if "\n" in tick.get_text() else 9)  # a row has room for two small lines
+        tick.set_linespacing(0.95)
         tick.set_fontweight("bold" if label == personalised else "normal")
         tick.set_fontstyle("normal" if method else "italic")
     first.set_ylim(len(rows) - 0.4, -0.6)
