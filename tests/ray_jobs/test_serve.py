@@ -635,6 +635,8 @@ def test_the_command_serves_until_a_signal(
 ) -> None:
     port = free_port()
     words = [f"checkpoint={model_folder}/checkpoint", f"prompts={model_folder}/prompts", f"port={port}"]
+    # What runs in the background of a script ignores interrupts, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.serve", *words, "cluster=local"],
         cwd=tmp_path,
@@ -653,6 +655,7 @@ def test_the_command_serves_until_a_signal(
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        signal.signal(signal.SIGINT, before)
     assert (process.returncode, out, err) == (0, "stopped\n", "")
     assert free(port)
 
