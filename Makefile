@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Generate videos, train, personalise, report: the whole path, a few minutes
 	$(BIN)/clipautt demo $(ARGS)
 
-demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint report: the figures of the README, an hour
+demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint report: the figures of the README, 45 minutes
 	for seed in 0 1 2; do $(BIN)/clipautt demo difficulty=hard size=full seed=$$seed out=runs/hard/$$seed $(ARGS) || exit 1; done
 	$(BIN)/clipautt report "run=[runs/hard/0/adapt/demo,runs/hard/1/adapt/demo,runs/hard/2/adapt/demo]" out=runs/hard/report
 

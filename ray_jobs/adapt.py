@@ -165,8 +165,9 @@ def run_adaptation(
     subjects = by_subject(clips)
     results = Path(job.folder) / "subjects"
     results.mkdir(parents=True, exist_ok=True)
-    todo = {subject: own for subject, own in subjects.items() if not (results / result_file(subject)).is_file()}
-    facts = _row_facts(job, manifest, seed)
+    todo = {subject: own for subject, own in subjects.items() if not _is_done(results / result_file(subject), features)}
+    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
+    settings = {method.name: _method_facts(method, job) | facts for method in job.methods}
     failures: dict[str, str] = {}
     total = sum(map(len, todo.values()))
     with Progress("adapt", total, unit="videos") as progress:
@@ -177,8 +178,8 @@ def run_adaptation(
                 failures[subject] = str(outcome).strip().splitlines()[-1]
             else:
                 own = {clip.clip_id: clip for clip in todo[subject]}
-                rows = [*_rows(outcome, own, manifest, job, facts)]
-                rows += _empty_rows(own.values(), features, reasons or {}, job, facts)
+                rows = [*_rows(outcome, own, manifest, settings)]
+                rows += _empty_rows(own.values(), features, reasons or {}, settings)
                 aside = results / f".{result_file(subject)}"
                 write_rows(rows, aside)
                 aside.replace(results / result_file(subject))
@@ -238,14 +239,17 @@ def _work(
         yield subject, outcome
 
 
-def _row_facts(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
+def _is_done(file: Path, features: Mapping[str, ClipFeatures]) -> bool:
+    """Whether a subject's rows are there, and none of its clips had to wait for features that have come since."""
+    if not file.is_file():
+        return False
+    rows = read_rows([file])
+    return not set(rows.loc[rows["prediction"] == "", "clip_id"]) & features.keys()
 
 
 def _rows(
-    found: GroupPredictions, clips: dict[str, Clip], manifest: Manifest, job: AdaptJob, facts: dict[str, Any]
+    found: GroupPredictions, clips: dict[str, Clip], manifest: Manifest, settings: Mapping[str, dict[str, Any]]
 ) -> Iterator[ResultRow]:
-    settings = {method.name: _method_facts(method, job) for method in job.methods}
     for name, group, seconds, predictions in found:
         for prediction in predictions:
             yield ResultRow(
@@ -260,7 +264,6 @@ def _rows(
                 draw=group.draw,
                 seconds=seconds,
                 **settings[name],
-                **facts,
             )
 
 
@@ -268,18 +271,16 @@ def _empty_rows(
     clips: Iterable[Clip],
     features: Mapping[str, ClipFeatures],
     reasons: Mapping[str, str],
-    job: AdaptJob,
-    facts: dict[str, Any],
+    settings: Mapping[str, dict[str, Any]],
 ) -> Iterator[ResultRow]:
     """One row per clip without features and method, so that no clip is lost in silence."""
     numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds")
-    for method in job.methods:
-        settings = _method_facts(method, job)
+    for of_method in settings.values():
         for clip in clips:
             if clip.clip_id not in features:
                 why = {"prediction": "", "status": f"no features: {reasons.get(clip.clip_id, 'not extracted')}"}
                 nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan")) | why | {"cohort": EVERY, "draw": 0}
-                yield ResultRow(**_clip_facts(clip), **nothing, **settings, **facts)
+                yield ResultRow(**_clip_facts(clip), **nothing, **of_method)
 
 
 def _clip_facts(clip: Clip) -> dict[str, Any]:

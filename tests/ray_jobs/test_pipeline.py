@@ -111,6 +111,12 @@ def test_clips_without_features_get_a_row_that_says_why(demo: Path, tmp_path: Pa
     assert empty["probability"].isna().all() and set(empty["label"]) == {"neutral", "pain"}
     assert set(rows.loc[rows["cohort"] == EVERY, "clip_id"]) == {clip.clip_id for clip in clips}
     assert not set(predicted(rows)["clip_id"]) & lost
+    # Once their features are there, only the subjects that waited for them are done again.
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "subjects").iterdir()}
+    rows, failed = run_adaptation(job, manifest, clips, store.load(clips), [Cohort()], cluster=ClusterConfig())
+    assert not failed and len(predicted(rows)) == len(rows)
+    again = {path.stem for path, before in kept.items() if path.stat().st_mtime_ns != before}
+    assert again == {"target-000", "target-001"}
 
 
 def test_the_report_names_clips_without_a_prediction() -> None:
