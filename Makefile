@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint 
 
 bench-demo: $(STAMP) ## Seconds per stage of the demo, beside what the bare work costs here
 	$(BIN)/python -m tests.benchmarks.bench_demo $(ARGS)
+
+bench-decode: $(STAMP) ## Memory and speed of reading ten minutes of 1080p video, beside decoding alone
+	$(BIN)/python -m tests.benchmarks.bench_decode $(ARGS)
 
 test: $(STAMP) ## The fast tests
 	$(BIN)/python -m pytest tests $(ARGS)

@@ -21,6 +21,8 @@ SPLITS: tuple[str, ...] = get_args(Split)
 _REQUIRED = ("clip_id", "subject_id", "source", "split")
 _TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset")
 _SECONDS = ("start_seconds", "end_seconds")
+_FRAMES = ("start_frame", "end_frame")
+_SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
 _SHOWN_PROBLEMS = 20
 
 
@@ -37,7 +39,7 @@ class Clip:
     subject_id: str
     """Whose face it shows."""
     source: str
-    """Path of the video file, absolute once read."""
+    """Path of the video file or of the folder of frames, absolute once read."""
     split: Split
     """`source_train` and `source_val` to learn from and select on, `target` to be personalised."""
     label: str | None = None
@@ -48,6 +50,12 @@ class Clip:
     """Where the clip ends, exclusive; None is the end of the file."""
     dataset: str = ""
     """Name of the data set."""
+    start_frame: int | None = None
+    """First frame of the clip in the file, counted from 0, instead of `start_seconds`."""
+    end_frame: int | None = None
+    """Frame before which the clip ends, instead of `end_seconds`."""
+    frames_per_second: float | None = None
+    """Of a folder of frames: the rate at which the numbers in the file names count; 1000 for milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         content = [
-            [c.dataset, c.clip_id, c.subject_id, c.split, c.label, c.start_seconds, c.end_seconds] for c in self.clips
+            [c.dataset, c.clip_id, c.subject_id, c.split, c.label, *(getattr(c, name) for name in _SPAN)]
+            for c in self.clips
         ]
         text = json.dumps([content, self.classes])
         object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest()[:16])
@@ -88,6 +97,24 @@ class Manifest:
         if clip.label is None:
             raise ValueError(f"clip {clip.clip_id!r} has no label")
         return self.classes.index(clip.label)
+
+    def counts(self, *, by: Literal["subject", "split"] = "subject") -> pd.DataFrame:
+        """How many clips there are of every class.
+
+        Args:
+            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, and `clips`;
+                `split` gives a row per split with the number of `subjects` instead of the subject.
+        """
+        rows = [(SPLITS.index(clip.split), clip.subject_id, clip.label) for clip in self.clips]
+        groups = pd.DataFrame(rows, columns=["split", "subject", "label"]).groupby(
+            ["split", "subject"] if by == "subject" else ["split"]
+        )
+        result = groups["label"].value_counts().unstack(fill_value=0).reindex(columns=list(self.classes), fill_value=0)
+        result["clips"] = groups.size()
+        if by == "split":
+            result.insert(0, "subjects", groups["subject"].nunique())
+        result = result.rename_axis(columns=None).reset_index()
+        return result.assign(split=[SPLITS[number] for number in result["split"]])
 
 
 def id_number(text: str) -> int:
@@ -146,8 +173,10 @@ def _clip(row: dict[Hashable, Any], folder: Path) -> Clip:
     values = {name: value for name, value in row.items() if name in known and not pd.isna(value)}
     source = values["source"]
     values["source"] = source if Path(source).is_absolute() else str((folder / source).resolve())
-    seconds = {name: float(values[name]) for name in _SECONDS if name in values}
-    return Clip(**{**values, **seconds})
+    numbers = {
+        name: int(float(values[name])) if name in _FRAMES else float(values[name]) for name in _SPAN if name in values
+    }
+    return Clip(**{**values, **numbers})
 
 
 def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[str]:
@@ -156,9 +185,6 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     if absent:
         yield f"missing column{'s' if len(absent) > 1 else ''} {', '.join(absent)}; required are {', '.join(_REQUIRED)}"
         return
-    for column in ("start_frame", "end_frame"):
-        if column in table:
-            yield f"column {column} is not supported; give start_seconds and end_seconds"
     if table.empty:
         yield "no rows"
     for column in _REQUIRED:
@@ -186,15 +212,29 @@ def _label_problems(table: pd.DataFrame, classes: tuple[str, ...]) -> Iterator[s
 
 
 def _span_problems(table: pd.DataFrame) -> Iterator[str]:
-    spans = {}
-    for column in _SECONDS:
+    values: dict[str, pd.Series] = {}
+    for column in _SPAN:
         given = table[column] if column in table else pd.Series(None, table.index, dtype=object)
-        spans[column] = pd.to_numeric(given, errors="coerce")
-        for row in table.index[given.notna() & ~np.isfinite(spans[column].astype(float))]:
-            yield f"row {row}: {column} {given[row]!r} is not a number of seconds"
-    start, end = spans["start_seconds"].astype(float), spans["end_seconds"].astype(float)
-    for row in table.index[(start < 0) | (end <= start.fillna(0))]:
-        yield f"row {row}: the span {start[row]} to {end[row]} seconds is empty or negative"
+        values[column] = pd.to_numeric(given, errors="coerce").astype(float)
+        wrong = ~np.isfinite(values[column])
+        if column in _FRAMES:
+            wrong |= values[column] % 1 != 0
+        unit = "whole number" if column in _FRAMES else "number"
+        for row in table.index[given.notna() & wrong]:
+            value = f"{given[row]:g}" if isinstance(given[row], float) else repr(given[row])
+            yield f"row {row}: {column} {value} is not a {unit}"
+    for names, unit in ((_SECONDS, "seconds"), (_FRAMES, "frames")):
+        start, end = (values[name] for name in names)
+        for row in table.index[(start < 0) | (end <= start.fillna(0))]:
+            shown = [
+                edge if np.isnan(at) else f"{at:g}" for edge, at in (("the start", start[row]), ("the end", end[row]))
+            ]
+            yield f"row {row}: the span from {shown[0]} to {shown[1]} in {unit} is empty or negative"
+    for second, frame in zip(_SECONDS, _FRAMES, strict=True):
+        for row in table.index[values[second].notna() & values[frame].notna()]:
+            yield f"row {row}: both {second} and {frame} are given; give one of them"
+    for row in table.index[values["frames_per_second"] <= 0]:
+        yield f"row {row}: frames_per_second {values['frames_per_second'][row]:g} is not positive"
 
 
 def write_manifest(clips: Iterable[Clip], path: Path) -> None:

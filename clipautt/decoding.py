@@ -1,35 +1,42 @@
-"""Video files to RGB frames of one size at chosen moments.
+"""Video files and folders of frames to RGB frames at chosen moments, one at a time.
 
 Frames are chosen by time and not by number, so that a different or variable frame rate gives the same moments. decord
-decodes first; PyAV takes over where decord refuses a file. Frames are resized in chunks while decoding: memory grows
-with the frames kept, not with the file. What this module does not do yet: end a decoder that hangs, or look for the
-face.
+decodes first; PyAV takes over where decord refuses a file; a folder of frames is read by OpenCV. Frames stream: memory
+holds a few, whatever the length of a video. A file that is damaged in the middle is refused, one that merely ends early
+gives the frames until there; damage that a decoder conceals without saying so is not seen.
+
+What this module does not do: end a decoder that hangs or survive one that crashes (see `reader`), crop and resize.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import av
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from clipautt.clips import Clip
+from clipautt.preprocessing import Frames
 
-Frames = npt.NDArray[np.uint8]
-Seconds = npt.NDArray[np.float64]
-_CHUNK = 64
+Decoder = Literal["decord", "pyav", "images"]
 _TOLERANCE = 1e-3
 """Seconds: webm rounds its times to milliseconds, and decord gives them in single precision."""
-_INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+_DEFAULT_RATE = 25.0
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "ivf", "gif")
+"""FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are none of them."""
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_NUMBER = re.compile(r"\d+(?!.*\d)")
+_Content = TypeVar("_Content")
 
 
 class DecodeError(ValueError):
-    """A file gave no frames; the message names the file and what each decoder said."""
+    """A source gave no frames; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,133 +53,213 @@ class Sampling:
             )
 
 
-@dataclass(frozen=True, repr=False)
-class DecodedClip:
-    """Frames of a clip with their times."""
-
-    frames: Frames
-    """RGB, uint8 [T, size, size, 3]."""
-    times: Seconds
-    """Seconds from the start of the clip, float64 [T]."""
-    decoder: str
-    """`decord` or `pyav`."""
-
-    def __repr__(self) -> str:
-        return f"DecodedClip({self.frames.shape} by {self.decoder})"
+def decoders_of(source: str) -> tuple[Decoder, ...]:
+    """The decoders that read a source, in the order in which they are tried."""
+    return ("images",) if Path(source).is_dir() else ("decord", "pyav")
 
 
-def sample_times(
-    times: Seconds, sampling: Sampling, *, start: float | None = None, end: float | None = None
-) -> npt.NDArray[np.int64]:
-    """Indices of the frames on display at the sampled moments of a span.
-
-        frame times   0   .04   .08   .12   .16   .20
-        moments       ^         ^           ^            12.5 per second → indices 0, 2, 4
+def stream_clip(
+    clip: Clip, sampling: Sampling, *, decoder: Decoder, max_pixels: int | None = None
+) -> Iterator[tuple[float, Frames]]:
+    """The sampled frames of a clip, decoded when they are asked for.
 
     Args:
-        times: presentation time of every frame in seconds, ascending, [N].
-        sampling: how many moments per second.
-        start: of the span, seconds; None is the first frame.
-        end: of the span, exclusive; None is the last frame.
+        clip: what to decode.
+        sampling: which moments.
+        decoder: one of `decoders_of(clip.source)`.
+        max_pixels: width × height of the largest frame that is decoded; None is any.
 
-    Returns:
-        int64 indices, ascending, without repetition.
-    """
-    first = float(times[0]) if start is None else start
-    inside = np.flatnonzero((times >= first - _TOLERANCE) & (times < (np.inf if end is None else end - _TOLERANCE)))
-    if sampling.frames_per_second is None or not len(inside):
-        return inside
-    last = float(times[inside[-1]])
-    count = int((last - first + _TOLERANCE) * sampling.frames_per_second) + 1
-    moments = first + np.arange(count) / sampling.frames_per_second
-    shown = np.searchsorted(times, moments + _TOLERANCE, side="right") - 1
-    return np.unique(shown.clip(inside[0], inside[-1]))
-
-
-def fit_frames(frames: Iterable[Frames], *, size: int, interpolation: str = "area") -> Frames:
-    """Crop the centre square of RGB frames [H, W, 3] and resize it: uint8 [T, size, size, 3]."""
-    return np.stack([_fit(frame, size, interpolation) for frame in frames])
-
-
-def _fit(frame: Frames, size: int, interpolation: str) -> Frames:
-    height, width = frame.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frame[top : top + side, left : left + side]
-    if side == size:
-        return square
-    enlarging = side < size and interpolation == "area"
-    resized = cv2.resize(
-        square, (size, size), interpolation=cv2.INTER_LINEAR if enlarging else _INTERPOLATION[interpolation]
-    )
-    return np.asarray(resized, np.uint8)
-
-
-def decode_clip(clip: Clip, *, size: int, sampling: Sampling, interpolation: str = "area") -> DecodedClip:
-    """Decode a clip's sampled frames.
+    Yields:
+        Time in seconds from the start of the clip, and the frame upright, RGB uint8 [H, W, 3].
 
     Raises:
-        FileNotFoundError: if the file is not there.
-        DecodeError: if no decoder gives a frame of the span.
+        DecodeError: for frames that are too large, damage, time stamps that go back, or a source without frames.
+        Exception: whatever the decoder raises for a file that it cannot read.
     """
-    if not Path(clip.source).exists():
-        raise FileNotFoundError(f"clip {clip.clip_id!r}: no video file at {clip.source}")
-    failures = []
-    decoders: tuple[tuple[str, Callable[..., tuple[Frames, Seconds]]], ...] = (
-        ("decord", _by_decord),
-        ("pyav", _by_pyav),
-    )
-    for name, decoder in decoders:
-        try:
-            frames, times = decoder(clip, size=size, sampling=sampling, interpolation=interpolation)
-        except Exception as error:  # decoders raise types of their own; each reason is kept
-            failures.append(
-                f"{name}: {str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}"
-            )
+    streams: dict[Decoder, Callable[[Clip, Sampling, int | None], Iterator[tuple[float, Frames]]]] = {
+        "decord": _by_decord,
+        "pyav": _by_pyav,
+        "images": _from_folder,
+    }
+    return streams[decoder](clip, sampling, max_pixels)
+
+
+def choose_frames(
+    frames: Iterable[tuple[int, float, _Content]], sampling: Sampling, clip: Clip
+) -> Iterator[tuple[float, _Content]]:
+    """The frames on display at the sampled moments of a clip's span.
+
+        frame times   0   .04   .08   .12   .16   .20
+        moments       ^         ^           ^            12.5 per second → the frames at 0, .08, .16
+
+    Works on a stream: it looks one frame ahead and keeps none.
+
+    Args:
+        frames: number, time in seconds and content of every frame, both ascending.
+        sampling: how many moments per second.
+        clip: its span, in seconds or frames; it begins with the first frame where nothing else is said.
+
+    Yields:
+        Time in seconds from the start of the span, and content; no frame twice.
+
+    Raises:
+        DecodeError: if the times go back.
+    """
+    rate = sampling.frames_per_second
+    start: float | None = None
+    held: tuple[float, _Content] | None = None
+    moment = 0  # the first one that has no frame yet
+    for number, time, content in _inside(frames, clip):
+        if start is None:
+            start = _start(clip, number, time)
+        if rate is None:
+            yield time - start, content
             continue
-        if len(frames):
-            return DecodedClip(frames, times - (clip.start_seconds or 0.0), name)
-        failures.append(f"{name}: no frames in the span")
-    raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({'; '.join(failures)})")
+        if held is not None and start + moment / rate + _TOLERANCE < time:
+            yield held[0] - start, held[1]
+            moment = max(moment + 1, math.ceil((time - _TOLERANCE - start) * rate))
+        held = time, content
+    if held is not None and start is not None and rate and start + moment / rate <= held[0] + _TOLERANCE:
+        yield held[0] - start, held[1]
 
 
-def _by_decord(clip: Clip, *, size: int, sampling: Sampling, interpolation: str) -> tuple[Frames, Seconds]:
+def _inside(frames: Iterable[tuple[int, float, _Content]], clip: Clip) -> Iterator[tuple[int, float, _Content]]:
+    """The frames of a clip's span; nothing behind it is decoded."""
+    first = -math.inf if clip.start_seconds is None else clip.start_seconds - _TOLERANCE
+    last = math.inf if clip.end_seconds is None else clip.end_seconds - _TOLERANCE
+    before: float | None = None
+    for number, time, content in frames:
+        if before is not None and time < before - _TOLERANCE:
+            raise DecodeError(f"the time stamps go back from {before:.3f} to {time:.3f} s at frame {number}")
+        before = time
+        if time >= last or (clip.end_frame is not None and number >= clip.end_frame):
+            return
+        if time >= first and number >= (clip.start_frame or 0):
+            yield number, time, content
+
+
+def _start(clip: Clip, number: int, time: float) -> float:
+    """The time at which a span begins, given its first frame."""
+    if clip.start_seconds is not None:
+        return clip.start_seconds
+    missed = 0 if clip.start_frame is None else number - clip.start_frame  # frames that a folder lacks
+    return time - missed / (clip.frames_per_second or _DEFAULT_RATE)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and width * height > max_pixels:
+        raise DecodeError(f"its frames have {width} × {height} pixels; at most {max_pixels:,} pixels are decoded")
+
+
+def _by_decord(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
     import decord
 
-    reader = decord.VideoReader(clip.source, num_threads=1)
+    with open_container(clip.source) as container:  # what decord would open unasked is looked at first
+        _check_stream(container, max_pixels)
+    # Any frame that decord would replace by its neighbour is too many.
+    reader = decord.VideoReader(clip.source, num_threads=1, fault_tol=1e-9)
     stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
-    times = stamps - stamps[0]
-    index = sample_times(times, sampling, start=clip.start_seconds, end=clip.end_seconds)
-    chunks = [reader.get_batch(list(index[i : i + _CHUNK])).asnumpy() for i in range(0, len(index), _CHUNK)]
-    fitted = [fit_frames(chunk, size=size, interpolation=interpolation) for chunk in chunks]
-    return (np.concatenate(fitted) if fitted else np.zeros((0, size, size, 3), np.uint8)), times[index]
+    times = (stamps - stamps[0]).tolist()
+    # One by one: batches grow by hundreds of megabytes over a long video of large frames.
+    for time, index in choose_frames(((i, time, i) for i, time in enumerate(times)), sampling, clip):
+        yield time, reader[index].asnumpy()
 
 
-def _by_pyav(clip: Clip, *, size: int, sampling: Sampling, interpolation: str) -> tuple[Frames, Seconds]:
-    """Two linear passes: the first reads the times, the second keeps the sampled frames."""
-    with av.open(clip.source) as container:
-        times = np.array([time for time, _ in _pyav_frames(container)])
-    if not len(times):
-        raise ValueError("no video frames")
-    index = sample_times(times, sampling, start=clip.start_seconds, end=clip.end_seconds)
-    wanted = set(index.tolist())
-    with av.open(clip.source) as container:
-        kept = [
-            _fit(frame.to_ndarray(format="rgb24"), size, interpolation)
-            for number, (_, frame) in enumerate(_pyav_frames(container))
-            if number in wanted
-        ]
-    return (np.stack(kept) if kept else np.zeros((0, size, size, 3), np.uint8)), times[index[: len(kept)]]
+def open_container(source: str) -> Any:
+    """Open a video file with PyAV, as a context manager.
+
+    Only real containers in local files are opened: a text file that names other files or addresses is none, whatever
+    its name ends with.
+
+    Raises:
+        av.FFmpegError: if it is none of `CONTAINERS`, or broken.
+    """
+    return av.open(source, options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)})
 
 
-def _pyav_frames(container: Any) -> Iterator[tuple[float, Any]]:
-    """Frames in order with their time from the first frame; frames without a time stamp follow at the stream's rate."""
+def _check_stream(container: Any, max_pixels: int | None) -> None:
+    """Refuse a file without video, or with frames that it declares to be too large, before anything is decoded."""
     if not container.streams.video:
-        raise ValueError("no video stream")
-    stream = container.streams.video[0]
-    rate = float(stream.average_rate or 25)
+        raise DecodeError("no video stream")
+    _check_pixels(container.streams.video[0].width, container.streams.video[0].height, max_pixels)
+
+
+def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
+    with open_container(clip.source) as container:
+        _check_stream(container, max_pixels)
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for time, frame in choose_frames(_pyav_frames(container, stream, max_pixels), sampling, clip):
+            pixels = frame.to_ndarray(format="rgb24")
+            yield time, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+def _pyav_frames(container: Any, stream: Any, max_pixels: int | None) -> Iterator[tuple[int, float, Any]]:
+    """Number, time from the first frame, and frame; frames without a time stamp follow at the stream's rate."""
+    rate = float(stream.average_rate or _DEFAULT_RATE)
     first: float | None = None
-    for number, frame in enumerate(container.decode(stream)):
-        time = number / rate if frame.time is None else float(frame.time)
-        first = time if first is None else first
-        yield time - first, frame
+    number, damage = 0, ""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damage = damage or f"damaged at frame {number} ({error.strerror})"
+            continue
+        for frame in frames:
+            if damage:  # a file that ends early breaks off in its last frame; here another one follows
+                raise DecodeError(damage)
+            if frame.is_corrupt:
+                damage = f"damaged at frame {number}"
+                continue
+            _check_pixels(frame.width, frame.height, max_pixels)
+            time = number / rate if frame.time is None else float(frame.time)
+            first = time if first is None else first
+            yield number, time - first, frame
+            number += 1
+
+
+def _from_folder(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
+    rate = clip.frames_per_second or _DEFAULT_RATE
+    numbered = ((number, number / rate, path) for number, path in list_frames(Path(clip.source)))
+    for time, path in choose_frames(numbered, sampling, clip):
+        yield time, read_image(path, max_pixels=max_pixels)
+
+
+def list_frames(folder: Path) -> list[tuple[int, Path]]:
+    """The pictures of a folder with the last number in their names, in the order of these numbers: 2 before 10.
+
+    Raises:
+        DecodeError: for a folder without pictures, or a picture without a number or with the number of another one.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != ".")
+    if not paths:
+        raise DecodeError("no pictures in the folder")
+    found: dict[int, Path] = {}
+    for path in paths:
+        match = _NUMBER.search(path.stem)
+        if match is None:
+            raise DecodeError(f"{path.name} has no number in its name, which says when it was taken")
+        number = int(match[0])
+        if number in found:
+            raise DecodeError(f"{found[number].name} and {path.name} have the same number")
+        found[number] = path
+    return sorted(found.items())
+
+
+def read_image(path: Path, *, max_pixels: int | None = None) -> Frames:
+    """A picture as RGB uint8 [H, W, 3], upright where its metadata say how.
+
+    Raises:
+        DecodeError: if it cannot be read or is too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as header:  # the size, before OpenCV decodes
+            _check_pixels(*header.size, max_pixels)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DecodeError(f"{path.name} is not a picture that can be read") from error
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DecodeError(f"{path.name} is damaged")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)

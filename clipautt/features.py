@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,9 +26,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from clipautt.backbone import Backbone, Preprocessing
+from clipautt.backbone import Backbone
 from clipautt.clips import Clip
-from clipautt.decoding import Sampling, decode_clip
+from clipautt.decoding import Sampling
+from clipautt.faces import FaceConfig
+from clipautt.reader import FrameChunk, FrameSpec
+from clipautt.reader_process import ReadLimits, read_clip
 
 OK = "ok"
 SubjectBaseline = Literal["none", "mean", "median"]
@@ -43,22 +46,26 @@ class FeatureSpec:
     """Name of the backbone."""
     backbone_fingerprint: str
     """Of weights, preprocessing and precision."""
-    preprocessing: Preprocessing
-    """Size, statistics and crop of a frame."""
-    sampling: Sampling
-    """Which moments of a clip are encoded."""
+    frames: FrameSpec
+    """Which moments of a clip are encoded, and what was made of its frames."""
     feature_dim: int
     """d."""
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that changes a feature, as plain values."""
+        return asdict(self) | {"frames": self.frames.facts}
+
+    @property
     def fingerprint(self) -> str:
         """Names the store's subfolder."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
-    def of(cls, backbone: Backbone, sampling: Sampling) -> FeatureSpec:
-        """The specification of features that this backbone makes."""
-        return cls(backbone.name, backbone.fingerprint, backbone.preprocessing, sampling, backbone.feature_dim)
+    def of(cls, backbone: Backbone, sampling: Sampling, faces: FaceConfig | None = None) -> FeatureSpec:
+        """The specification of features that this backbone makes; without `faces` the footage is taken as it is."""
+        frames = FrameSpec(backbone.preprocessing, sampling, faces or FaceConfig())
+        return cls(backbone.name, backbone.fingerprint, frames, backbone.feature_dim)
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,28 +80,35 @@ class ClipFeatures:
     """Frozen image features of the sampled frames, not normalised, float32 [T, d], T ≥ 1."""
     times: npt.NDArray[np.float64]
     """Seconds from the start of the clip, [T]."""
+    face_found: npt.NDArray[np.bool_] | None = None
+    """Whether a face was found in the frame, [T]; None where it was not recorded."""
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
 
 
 def clip_key(clip: Clip) -> str:
-    """What identifies a clip's pixels: its file (path, size, time of change) and its span."""
+    """What identifies a clip's pixels: its file (path, size, time of change; for a folder the latter) and its span."""
     path = os.path.abspath(clip.source)
     stat = os.stat(path) if os.path.exists(path) else None
-    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, clip.start_seconds, clip.end_seconds]
+    span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
+    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def encode_clip(clip: Clip, backbone: Backbone, sampling: Sampling) -> ClipFeatures:
-    """Decode and encode one clip, without a store.
+def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
+    """Decode and encode one clip, without a store; memory holds a chunk of its frames.
 
     Raises:
-        FileNotFoundError, DecodeError: as `decode_clip`.
+        FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
     """
-    shape = backbone.preprocessing
-    decoded = decode_clip(clip, size=shape.size, sampling=sampling, interpolation=shape.interpolation)
-    return ClipFeatures(clip.clip_id, clip.subject_id, backbone.encode_frames(decoded.frames), decoded.times)
+    encoded: list[tuple[FrameChunk, Tensor]] = []
+    for chunk in read_clip(clip, frames, limits):
+        features = backbone.encode_frames(chunk.frames)
+        encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
+    kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
+    times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
+    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
 
 
 class FeatureStore:
@@ -118,6 +132,7 @@ class FeatureStore:
                 ("reason", pa.string()),
                 ("decoder", pa.string()),
                 ("times", pa.list_(pa.float64())),
+                ("face_found", pa.list_(pa.bool_())),
                 ("features", pa.list_(pa.list_(pa.float32(), spec.feature_dim))),
             ]
         )
@@ -140,9 +155,10 @@ class FeatureStore:
             if row["features"] is not None and not np.isfinite(row["features"]).all():
                 raise ValueError(f"features of clip {row['clip_id']!r} are not finite")
         self.path.mkdir(parents=True, exist_ok=True)
-        spec_file = self.path / "spec.json"
+        # Readers of Parquet folders pass over names that begin with an underscore.
+        spec_file = self.path / "_spec.json"
         if not spec_file.exists():
-            _replace(spec_file, json.dumps(asdict(self.spec), indent=2).encode())
+            _replace(spec_file, json.dumps(self.spec.facts, indent=2).encode())
         columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in self.schema.names}
         columns["features"] = [None if f is None else list(np.asarray(f, np.float32)) for f in columns["features"]]
         table = pa.table(columns, schema=self.schema)
@@ -178,7 +194,7 @@ class FeatureStore:
             wanted.setdefault(clip_key(clip), []).append(clip)
         loaded: dict[str, ClipFeatures] = {}
         for file in self._files():
-            table = pq.read_table(file, columns=["clip_key", "status", "times", "features"])
+            table = pq.read_table(file, columns=["clip_key", "status", "times", "face_found", "features"])
             keep = pc.and_(
                 pc.equal(table["status"], OK), pc.is_in(table["clip_key"], pa.array(list(wanted), pa.string()))
             )
@@ -186,8 +202,9 @@ class FeatureStore:
                 for index in range(row.num_rows):
                     flat = row["features"][index].values.flatten().to_numpy().reshape(-1, self.spec.feature_dim)
                     features, times = torch.from_numpy(flat.copy()), np.array(row["times"][index].values.to_numpy())
+                    found = np.array(row["face_found"][index].as_py(), bool)
                     for clip in wanted[row["clip_key"][index].as_py()]:
-                        loaded[clip.clip_id] = ClipFeatures(clip.clip_id, clip.subject_id, features, times)
+                        loaded[clip.clip_id] = ClipFeatures(clip.clip_id, clip.subject_id, features, times, found)
         return dict(sorted(loaded.items()))
 
 

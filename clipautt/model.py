@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clipautt.backbone import Preprocessing
-from clipautt.decoding import Sampling
+from clipautt.backbone import BackboneConfig
 from clipautt.features import FeatureSpec, SubjectBaseline
+from clipautt.reader import FrameSpec
 from clipautt.windows import WindowSpec, embed_windows, window_starts
 
 TEMPERATURE = 5.0
@@ -111,6 +112,8 @@ class CheckpointSpec:
     """On source-validation subjects."""
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Per class, phrases for the zero-shot row; empty when the task has none."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """How the backbone was loaded; its weights may lie elsewhere by now."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,8 +131,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        facts = asdict(self.spec)
-        used = {k: v for k, v in facts.items() if k not in ("training", "metrics")}
+        facts = asdict(self.spec) | {"features": self.spec.features.facts}
+        used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -142,12 +145,22 @@ class Checkpoint:
         Raises:
             ValueError: naming both sides.
         """
-        mine, theirs = asdict(self.spec.features), asdict(features)
+        mine, theirs = _flat(self.spec.features.facts), _flat(features.facts)
         differences = [
-            f"{name}: checkpoint {mine[name]}, given {theirs[name]}" for name in mine if mine[name] != theirs[name]
+            f"{name}: checkpoint {mine.get(name)}, given {theirs.get(name)}"
+            for name in dict.fromkeys([*mine, *theirs])
+            if mine.get(name) != theirs.get(name)
         ]
         if differences:
             raise ValueError(f"these features do not belong to this checkpoint ({'; '.join(differences)})")
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
@@ -190,16 +203,14 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
     features = facts["features"]
-    shape = features["preprocessing"]
-    preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
-    sampling = Sampling(**features["sampling"])
     return CheckpointSpec(
         **{
             **facts,
+            "backbone": BackboneConfig(**facts["backbone"]),
             "classes": tuple(facts["classes"]),
             "phrases": tuple(facts["phrases"]),
             "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
-            "features": FeatureSpec(**{**features, "preprocessing": preprocessing, "sampling": sampling}),
+            "features": FeatureSpec(**{**features, "frames": FrameSpec.from_json(features["frames"])}),
             "window": WindowSpec(**facts["window"]),
         }
     )

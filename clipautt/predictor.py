@@ -22,6 +22,7 @@ from clipautt.clips import Clip
 from clipautt.features import ClipFeatures, encode_clip
 from clipautt.methods import AdaptConfig, ClipAUTT
 from clipautt.model import load_checkpoint
+from clipautt.reader_process import ReadLimits
 from clipautt.source import Prediction, Source
 from clipautt.windows import entropy
 
@@ -71,16 +72,23 @@ class Predictor:
         source: the frozen model.
         config: how predictions are read out. The default fits the checkpoint's subject baseline.
         personalizations: folder with one `<subject>.safetensors` per subject, as `clipautt adapt` writes it.
+        limits: what reading a video may cost.
     """
 
     def __init__(
-        self, source: Source, *, config: AdaptConfig | None = None, personalizations: Path | None = None
+        self,
+        source: Source,
+        *,
+        config: AdaptConfig | None = None,
+        personalizations: Path | None = None,
+        limits: ReadLimits | None = None,
     ) -> None:
         self.source = source
         self.config = config or AdaptConfig(
             protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline
         )
         self.personalizations = personalizations
+        self.limits = limits
 
     @classmethod
     def load(
@@ -89,38 +97,45 @@ class Predictor:
         *,
         backbone: Backbone | BackboneConfig | None = None,
         personalizations: str | Path | None = None,
+        limits: ReadLimits | None = None,
     ) -> Predictor:
         """Load a checkpoint folder and the backbone it was trained with.
 
         Args:
             checkpoint: folder with `checkpoint.json`.
-            backbone: needed where the checkpoint's backbone is not the embedded one.
+            backbone: how the checkpoint's backbone is loaded, where its weights have moved since training.
             personalizations: folder of adapted prompts, see `clipautt adapt`.
+            limits: what reading a video may cost.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
             ValueError: if backbone and checkpoint do not belong together.
         """
         loaded = load_checkpoint(checkpoint)
-        given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or BackboneConfig())
-        return cls(Source(loaded, given), personalizations=None if personalizations is None else Path(personalizations))
+        given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or loaded.spec.backbone)
+        folder = None if personalizations is None else Path(personalizations)
+        return cls(Source(loaded, given), personalizations=folder, limits=limits)
 
     def predict(self, video: str | Path, *, subject: str | Personalization | None = None) -> VideoPrediction:
         """Predict one video.
 
         Args:
-            video: path of a video of a face that fills most of the frame.
+            video: path of a video, or of a folder of frames. Where the checkpoint was trained on footage as it is, a
+                face must fill most of the frame; where it was trained with a face detector, the face is found.
             subject: a subject with adapted prompts in the predictor's folder, or a `Personalization`; None predicts
                 without personalization (a subject baseline then uses the video's own frames).
 
         Raises:
             FileNotFoundError: if the video or the subject's prompts are not there.
             DecodeError: if the video cannot be decoded.
+            NoFaceError: if the checkpoint looks for a face and there is none.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else "unknown"
         clip = Clip(Path(video).stem, who, str(video), "target")
-        features = encode_clip(clip, self.source.backbone, self.source.checkpoint.spec.features.sampling)
+        features = encode_clip(
+            clip, self.source.backbone, self.source.checkpoint.spec.features.frames, limits=self.limits
+        )
         return self.predict_features(features, video=str(video), personalization=personalization)
 
     def predict_features(

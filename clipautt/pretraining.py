@@ -31,18 +31,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
-from clipautt.backbone import (
-    Backbone,
-    SmallClipShape,
-    build_small_clip,
-    normalise_frames,
-    pack_small_clip,
-    read_text_tower,
-    stock_tokenizer,
-)
+from clipautt.backbone import Backbone
 from clipautt.datasets.synthetic.identity import draw_identity, total_intensities
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import reencode
+from clipautt.frozen_clip import normalise_frames
+from clipautt.small_clip import SmallClipShape, build_small_clip, pack_small_clip
+from clipautt.text_tower import read_text_tower, stock_tokenizer
 
 LEADING_PHRASE = "a human face with"
 """Four tokens; also the source context of the AU prompts, so training and test time see the same prompt."""

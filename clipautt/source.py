@@ -15,12 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipautt.backbone import Backbone
+from clipautt.backbone import Backbone, Prompts
 from clipautt.features import ClipFeatures
-from clipautt.model import Checkpoint
+from clipautt.model import Checkpoint, CheckpointSpec
 from clipautt.windows import WindowSpec, entropy
 
 OK = "ok"
+
+
+def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
+    """The prompts of a checkpoint; without a leading phrase, the first tokens of each stand where context goes."""
+    return backbone.tokenize(
+        spec.phrases, context=spec.context, num_context=None if spec.context else spec.context_tokens
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,7 +105,7 @@ class Source:
         self.model = checkpoint.model if on_device else copy.deepcopy(checkpoint.model).to(backbone.device)
         self.window = window or checkpoint.spec.window
         with torch.no_grad():
-            self.prompts = backbone.tokenize(checkpoint.spec.phrases, context=checkpoint.spec.context)
+            self.prompts = tokenize_prompts(backbone, checkpoint.spec)
             self.text_features = backbone.encode_prompts(self.prompts)
             self.au_embeddings = self.model.au_embeddings(self.text_features)
         self.context = self.prompts.context

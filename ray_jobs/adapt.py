@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from clipautt.adaptation import Personalization, SubjectResult, adapt, save_personalization, subject_file
 from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, by_subject, read_manifest
+from clipautt.clips import Clip, Manifest, by_subject
 from clipautt.features import ClipFeatures
 from clipautt.methods import AdaptConfig
 from clipautt.model import load_checkpoint
@@ -31,6 +31,7 @@ from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.extract import extract, report_failures
+from ray_jobs.manifest import load_manifest
 from ray_jobs.progress import Progress, table
 from ray_jobs.runs import code_version, open_run
 from ray_jobs.train import find_checkpoint
@@ -328,16 +329,25 @@ def make_methods(own: AdaptConfig, compare: Sequence[str]) -> tuple[AdaptConfig,
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    manifest = read_manifest(cfg.manifest)
-    cluster, backbone = instantiate(cfg.cluster), instantiate(cfg.backbone)
+    manifest = load_manifest(cfg)
+    cluster = instantiate(cfg.cluster)
     methods = make_methods(instantiate(cfg.adapt), cfg.compare)
     spec = load_checkpoint(find_checkpoint(cfg.checkpoint, methods[0].subject_baseline)).spec
+    backbone, frames = instantiate(cfg.backbone) or spec.backbone, spec.features.frames
     cohorts = [Cohort(**cohort) for cohort in resolved(cfg)["cohorts"]]
     run = open_run("adapt", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     job = AdaptJob(backbone, str(Path(cfg.checkpoint).absolute()), methods, str(run.folder))
     clips = manifest.of_split(*cfg.splits)
     with connect(cluster):
-        store, summary = extract(clips, backbone, spec.features.sampling, cfg.store, cluster=cluster)
+        store, summary = extract(
+            clips,
+            backbone,
+            frames.sampling,
+            cfg.store,
+            cluster=cluster,
+            faces=frames.faces,
+            limits=instantiate(cfg.limits),
+        )
         report_failures(summary)
         rows, failed = run_adaptation(
             job,

@@ -86,9 +86,9 @@ def _run(name: str, words: list[str]) -> int:
         print(usage.help_text(job, overrides(job, given) if not job.reads_words else ()))
         return 0
     if job.reads_words:
-        return int(importlib.import_module(f"ray_jobs.{name}").main(words))
-    cfg = configuration.complete(name, overrides(job, words))
-    return int(importlib.import_module(f"ray_jobs.{name}").main(cfg))
+        return int(importlib.import_module(f"ray_jobs.{job.module}").main(words))
+    cfg = configuration.complete(job.module, overrides(job, words))
+    return int(importlib.import_module(f"ray_jobs.{job.module}").main(cfg))
 
 
 def _message(error: BaseException) -> str:

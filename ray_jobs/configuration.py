@@ -9,9 +9,11 @@ What this module does not know: what any setting means. The dataclasses validate
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ray_jobs.typed import TARGET, build, nearest, suggestion
 
 VERSION_BASE = "1.3"
+_FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
 _WORD = re.compile(r"(?P<key>[+~]{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -228,7 +231,7 @@ def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple
     if job not in configured_jobs():
         raise ValueError(f"no configuration for {job!r}{suggestion(job, configured_jobs())}")
     with _plain_errors():
-        parsed = [_parse(word) for word in overrides]
+        parsed = [_parse(word) for given in overrides for word in _spelled_out(given)]
         groups = [word for word in parsed if loader.get_group_options(word.key_or_group)]
         layer = _load(job, [])
         for word in groups:
@@ -237,6 +240,22 @@ def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple
         layer = _load(job, words) if words else layer
         words += [_checked(layer, word) for word in parsed if word not in groups]
         return (_load(job, words) if len(words) > len(groups) else layer), words
+
+
+def _spelled_out(word: str) -> list[str]:
+    """A word as it is; `backbone=NAME` with the name of an open_clip model as the two words it is short for."""
+    group, _, name = word.partition("=")
+    if group != "backbone" or not (name.startswith(_FROM_ELSEWHERE) or name in _open_clip_models()):
+        return [word]
+    return ["backbone=open_clip", f"backbone.name={quoted(name)}"]
+
+
+@cache
+def _open_clip_models() -> frozenset[str]:
+    """Names of the models that open_clip knows, found without importing it."""
+    spec = importlib.util.find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec else None
+    return frozenset(path.stem for folder in folders or [] for path in Path(folder, "model_configs").glob("*.json"))
 
 
 def _parse(word: str) -> Override:
@@ -269,7 +288,7 @@ def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Overri
     if group not in taken and not word.is_add():
         raise ValueError(f"{job!r} takes no group {group!r}; its groups: {', '.join(sorted(taken)) or 'none'}")
     if option is not None and option not in options and not word.is_delete():
-        near = nearest(str(option), options)
+        near = nearest(str(option), [*options, *(_open_clip_models() if group == "backbone" else ())])
         hint = f"; did you mean {near!r}?" if near else ";"
         raise ValueError(f"unknown option {group}={option}{hint} options: {', '.join(options)}")
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -24,7 +25,7 @@ from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.progress import table
 from ray_jobs.runs import open_run, write_json
 
-_SHARED = ("backbone", "train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "dataset", "seed")
+_SHARED = ("backbone", "train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "seed")
 
 
 def main(cfg: DictConfig) -> int:
@@ -35,8 +36,8 @@ def main(cfg: DictConfig) -> int:
     manifest = str(data / "manifest.parquet")
     checkpoint = str(run.folder / "train" / "demo")
     common = {"runs": str(run.folder), "name": "demo", "manifest": manifest, "store": store}
-    stages: list[tuple[str, Callable[[DictConfig], int], dict[str, str]]] = [
-        ("synth", synth.main, {"out": str(data)}),
+    stages: list[tuple[str, Callable[[DictConfig], int], dict[str, Any]]] = [
+        ("synth", synth.main, {"out": str(data), "dataset": resolved(cfg)["dataset"]}),
         ("extract", extract.main, common),
         ("train", train.main, common),
         ("adapt", adapt.main, common | {"checkpoint": checkpoint}),
@@ -60,7 +61,7 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def stage_settings(job: str, cfg: DictConfig, given: dict[str, str]) -> DictConfig:
+def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:
     """The job's own settings with the demo's shared ones and the given ones in their places."""
     settings, shared = compose(job), resolved(cfg)
     for key in _SHARED:

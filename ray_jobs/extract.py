@@ -5,28 +5,35 @@ costs one row with a reason. A second run does only what is missing.
 
 Example:
     clipautt extract manifest=data/hard/manifest.parquet store=features
+    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from clipautt.backbone import Backbone, BackboneConfig, Preprocessing, load_backbone
-from clipautt.clips import Clip, read_manifest
-from clipautt.decoding import Sampling, decode_clip
+from clipautt.backbone import BackboneConfig, load_backbone
+from clipautt.clips import Clip
+from clipautt.decoding import Sampling
+from clipautt.faces import FaceConfig, make_detector
 from clipautt.features import OK, FeatureSpec, FeatureStore, clip_key
+from clipautt.reader import FrameSpec, NoFaceError
+from clipautt.reader_process import ReadLimits, read_clip
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus, ray_data
 from ray_jobs.configuration import instantiate
+from ray_jobs.manifest import load_manifest
 from ray_jobs.progress import Progress, table
 
-_CLIPS_PER_BATCH = 4
+_CLIPS_PER_BLOCK = 4
+_CHUNKS_PER_BATCH = 4
 _ROWS_PER_FILE = 64
 
 
@@ -49,6 +56,8 @@ def extract(
     store_root: str,
     *,
     cluster: ClusterConfig,
+    faces: FaceConfig | None = None,
+    limits: ReadLimits | None = None,
     encoders: int | None = None,
     retry_failed: bool = False,
 ) -> tuple[FeatureStore, ExtractSummary]:
@@ -56,12 +65,17 @@ def extract(
 
     Returns:
         The store and what was done.
+
+    Raises:
+        ValueError: for a backbone or a face detector that cannot be loaded.
     """
-    loaded = load_backbone(backbone)
-    store = FeatureStore(store_root, FeatureSpec.of(loaded, sampling))
+    faces = faces or FaceConfig()
+    if faces.detector != "none":
+        make_detector(faces)  # a mistake in its settings is one error here, and not a failure of every clip
+    store = FeatureStore(store_root, FeatureSpec.of(load_backbone(backbone), sampling, faces))
     missing = store.missing(clips, retry_failed=retry_failed)
     if missing:
-        _stream(missing, loaded, backbone, sampling, store, cluster=cluster, encoders=encoders)
+        _stream(missing, store, backbone, limits or ReadLimits(), cluster=cluster, encoders=encoders)
     status = store.status().set_index("clip_key")
     rows = [(clip.clip_id, status.loc[clip_key(clip)]) for clip in clips]
     failures = tuple((clip_id, str(row["reason"])) for clip_id, row in rows if row["status"] != OK)
@@ -71,10 +85,9 @@ def extract(
 
 def _stream(
     missing: Sequence[Clip],
-    loaded: Backbone,
-    config: BackboneConfig,
-    sampling: Sampling,
     store: FeatureStore,
+    backbone: BackboneConfig,
+    limits: ReadLimits,
     *,
     cluster: ClusterConfig,
     encoders: int | None,
@@ -85,21 +98,26 @@ def _stream(
     # On CPUs an encoder asks for half a core, so that decoding always finds a slot beside the pool.
     resources: dict[str, Any] = {"num_gpus": gpu} if gpu else {"num_cpus": 0.5}
     items = [{"clip": asdict(clip), "clip_key": clip_key(clip)} for clip in missing]
+    blocks = max(1, min(len(items) // _CLIPS_PER_BLOCK, 200))
     encoded = (
-        ray_data_module.from_items(items, override_num_blocks=max(1, min(len(items) // _CLIPS_PER_BATCH, 200)))
-        .map(_Decode(loaded.preprocessing, sampling), num_cpus=0.5)
+        ray_data_module.from_items(items, override_num_blocks=blocks)
+        .flat_map(_Decode(store.spec.frames, limits), num_cpus=0.5)
         .map_batches(
             _Encode,
-            fn_constructor_args=(config,),
-            batch_size=_CLIPS_PER_BATCH,
-            compute=ray_data_module.ActorPoolStrategy(min_size=min(workers, len(items)), max_size=workers),
+            fn_constructor_args=(backbone,),
+            batch_size=_CHUNKS_PER_BATCH,
+            compute=ray_data_module.ActorPoolStrategy(min_size=min(workers, blocks), max_size=workers),
             **resources,
         )
     )
     rows: list[dict[str, Any]] = []
+    chunks = _Assembly(store.spec.feature_dim)
     with Progress("extract", len(missing)) as progress:
-        for row in encoded.iter_rows():
-            rows.append(_store_row(row, store.spec.feature_dim))
+        for part in encoded.iter_rows():
+            row = chunks.add(part)
+            if row is None:
+                continue
+            rows.append(row)
             progress.advance(failed=int(row["status"] != OK))
             if len(rows) == _ROWS_PER_FILE:
                 store.append(rows)
@@ -108,28 +126,41 @@ def _stream(
 
 
 class _Decode:
-    """One clip to frames as bytes, or a status row."""
+    """One clip to rows with a chunk of frames each, and a last row that says how it ended.
 
-    def __init__(self, preprocessing: Preprocessing, sampling: Sampling) -> None:
-        self.preprocessing, self.sampling = preprocessing, sampling
+    A clip may be long: its frames leave this task chunk by chunk and are never in one row.
+    """
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __init__(self, frames: FrameSpec, limits: ReadLimits) -> None:
+        self.frames, self.limits = frames, limits
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         clip = Clip(**row["clip"])
-        facts = {name: getattr(clip, name) for name in ("clip_id", "subject_id", "source")} | {
-            "clip_key": row["clip_key"]
-        }
-        empty = {"decoder": "", "times": b"", "frames": b""}
+        facts = {name: getattr(clip, name) for name in ("clip_id", "subject_id", "source")}
+        facts |= {"clip_key": row["clip_key"]}
+        empty = {"status": "", "reason": "", "decoder": "", "number": 0, "times": b"", "found": b"", "frames": b""}
+        sent: Counter[str] = Counter()
+        decoder = ""
         try:
-            shape = self.preprocessing
-            decoded = decode_clip(clip, size=shape.size, sampling=self.sampling, interpolation=shape.interpolation)
+            for chunk in read_clip(clip, self.frames, self.limits):
+                decoder = chunk.decoder
+                content = {name: getattr(chunk, name).tobytes() for name in ("times", "found", "frames")}
+                yield facts | empty | content | {"decoder": decoder, "number": sent[decoder]}
+                sent[decoder] += 1
         except (ValueError, OSError) as error:
-            return facts | empty | {"status": "unreadable", "reason": str(error)}
-        content = {"decoder": decoded.decoder, "times": decoded.times.tobytes(), "frames": decoded.frames.tobytes()}
-        return facts | content | {"status": OK, "reason": ""}
+            yield facts | empty | {"status": _status(error), "reason": str(error)}
+        else:
+            yield facts | empty | {"status": OK, "decoder": decoder, "number": sent[decoder]}
+
+
+def _status(error: Exception) -> str:
+    if isinstance(error, NoFaceError):
+        return "no_face"
+    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
 
 
 class _Encode:
-    """An actor with the backbone. Each clip is a batch of its own, so that its neighbours cannot change its numbers."""
+    """An actor with the backbone. Each chunk is a batch of its own, so that no neighbour changes its numbers."""
 
     def __init__(self, config: BackboneConfig) -> None:
         import torch
@@ -145,21 +176,45 @@ class _Encode:
         features = []
         for content in batch["frames"]:
             frames = np.frombuffer(content, np.uint8).reshape(-1, size, size, 3)
-            features.append(self.backbone.encode_frames(frames.copy()).numpy().tobytes())
+            features.append(self.backbone.encode_frames(frames.copy()).numpy().tobytes() if len(frames) else b"")
         return {name: value for name, value in batch.items() if name != "frames"} | {"features": features}
 
 
-def _store_row(row: dict[str, Any], feature_dim: int) -> dict[str, Any]:
-    values = {
-        name: row[name] for name in ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")
-    }
-    if row["status"] != OK:
-        return values | {"times": None, "features": None}
-    features = np.frombuffer(row["features"], np.float32).reshape(-1, feature_dim)
-    if not np.isfinite(features).all():
-        reason = "the backbone gave features that are not finite"
-        return values | {"status": "not_finite", "reason": reason, "times": None, "features": None}
-    return values | {"times": np.frombuffer(row["times"], np.float64).tolist(), "features": features}
+class _Assembly:
+    """Chunks of clips, which arrive in any order, to whole store rows."""
+
+    def __init__(self, feature_dim: int) -> None:
+        self.feature_dim = feature_dim
+        self.chunks: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+        self.ends: dict[str, dict[str, Any]] = {}
+
+    def add(self, part: dict[str, Any]) -> dict[str, Any] | None:
+        """Take a row; the store's row of its clip, once everything of it is there."""
+        key = part["clip_key"]
+        if part["status"]:
+            self.ends[key] = part
+        else:
+            self.chunks.setdefault(key, {})[part["decoder"], part["number"]] = part
+        end = self.ends.get(key)
+        if end is None:
+            return None
+        needed = [(end["decoder"], number) for number in range(end["number"])]
+        if not set(needed) <= self.chunks.get(key, {}).keys():
+            return None
+        chunks = self.chunks.pop(key, {})  # those of a decoder that failed midway may still come, and are not asked for
+        return self._row(self.ends.pop(key), [chunks[name] for name in needed])
+
+    def _row(self, end: dict[str, Any], chunks: list[dict[str, Any]]) -> dict[str, Any]:
+        names = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")
+        row = {name: end[name] for name in names} | {"times": None, "face_found": None, "features": None}
+        if end["status"] != OK:
+            return row
+        features = np.frombuffer(b"".join(c["features"] for c in chunks), np.float32).reshape(-1, self.feature_dim)
+        if not np.isfinite(features).all():
+            return row | {"status": "not_finite", "reason": "the backbone gave features that are not finite"}
+        times = np.frombuffer(b"".join(c["times"] for c in chunks), np.float64).tolist()
+        found = np.frombuffer(b"".join(c["found"] for c in chunks), np.bool_).tolist()
+        return row | {"times": times, "face_found": found, "features": features}
 
 
 def report_failures(summary: ExtractSummary) -> None:
@@ -172,7 +227,7 @@ def report_failures(summary: ExtractSummary) -> None:
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    clips = read_manifest(cfg.manifest).clips
+    clips = load_manifest(cfg).clips
     cluster = instantiate(cfg.cluster)
     with connect(cluster):
         store, summary = extract(
@@ -181,6 +236,8 @@ def main(cfg: DictConfig) -> int:
             instantiate(cfg.sampling),
             cfg.store,
             cluster=cluster,
+            faces=instantiate(cfg.faces),
+            limits=instantiate(cfg.limits),
             encoders=cfg.encoders,
             retry_failed=cfg.retry_failed,
         )

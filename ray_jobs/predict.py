@@ -54,7 +54,9 @@ def load_predictor(cfg: DictConfig) -> Predictor:
     """The predictor that a configuration with backbone, checkpoint and prompts describes."""
     folder = resolve_checkpoint(cfg.checkpoint)
     prompts = Path(cfg.prompts) if cfg.prompts else newest("**/prompts")
-    return Predictor.load(folder, backbone=instantiate(cfg.backbone), personalizations=prompts)
+    return Predictor.load(
+        folder, backbone=instantiate(cfg.backbone), personalizations=prompts, limits=instantiate(cfg.limits)
+    )
 
 
 def show(prediction: VideoPrediction) -> None:

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig
 
 from clipautt.adaptation import load_personalization, subject_file
-from clipautt.backbone import Backbone, load_backbone
+from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, read_manifest
 from clipautt.datasets.synthetic.generate import read_truth, truth_path
 from clipautt.features import FeatureStore
@@ -42,13 +42,13 @@ REFERENCE = AdaptConfig()
 _NAMED_CLIPS = 5
 
 
-def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 4) -> Path:
+def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None = None, clips: int = 4) -> Path:
     """Write the report of adaptation runs.
 
     Args:
         runs: run folders of `clipautt adapt`, with the same method in each.
         out: folder of the report.
-        backbone: the one the runs used.
+        backbone: how the one that the runs used is loaded; None: as it was for training.
         clips: how many clips of the first run are shown in detail.
 
     Returns:
@@ -63,7 +63,9 @@ def report(runs: Sequence[Path], out: Path, *, backbone: Backbone, clips: int = 
     manifest = read_manifest(settings[0]["manifest"])
     names = list(dict.fromkeys(_dataset_name(Path(one["manifest"])) for one in settings))
     own = instantiate(settings[0]["adapt"])
-    stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, backbone, clips)
+    folder = find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)
+    loaded = load_backbone(backbone or load_checkpoint(folder).spec.backbone)
+    stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
     deviations = dict.fromkeys(make_method(method).deviations for method in methods)
     return write_report(
@@ -167,7 +169,7 @@ def main(cfg: DictConfig) -> int:
     """Run the job."""
     runs = [Path(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
     out = Path(cfg.out) if cfg.out else runs[0] / "report"
-    path = report(runs, out, backbone=load_backbone(instantiate(cfg.backbone)), clips=cfg.clips)
+    path = report(runs, out, backbone=instantiate(cfg.backbone), clips=cfg.clips)
     print((out / "report.md").read_text(encoding="utf-8"))
     print(f"report: {path}")
     return 0

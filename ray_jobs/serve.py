@@ -33,7 +33,9 @@ import torch
 from omegaconf import DictConfig
 
 from clipautt.backbone import BackboneConfig, load_backbone
+from clipautt.model import load_checkpoint
 from clipautt.predictor import Predictor
+from clipautt.reader_process import ReadLimits
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.configuration import instantiate
@@ -61,8 +63,8 @@ class ServeConfig:
     """Checkpoint folder."""
     prompts: Path | None = None
     """Folder of adapted prompts; None serves the source prompts only."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The CLIP that the checkpoint was trained with."""
+    backbone: BackboneConfig | None = None
+    """How the checkpoint's CLIP is loaded; None: as it was for training."""
     host: str = "127.0.0.1"
     """Address to listen on, one of this machine's own."""
     port: int = 8000
@@ -125,8 +127,9 @@ def load_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
     """
     if config.prompts is not None and not config.prompts.is_dir():
         raise FileNotFoundError(f"prompts={config.prompts}: no such folder; `clipautt adapt` makes one")
-    backbone = load_backbone(config.backbone).to(device)
-    return Predictor.load(config.checkpoint, backbone=backbone, personalizations=config.prompts)
+    backbone = load_backbone(config.backbone or load_checkpoint(config.checkpoint).spec.backbone).to(device)
+    limits = ReadLimits(max_pixels=config.limits.max_pixels)
+    return Predictor.load(config.checkpoint, backbone=backbone, personalizations=config.prompts, limits=limits)
 
 
 def start(config: ServeConfig) -> str:

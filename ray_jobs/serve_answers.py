@@ -19,6 +19,7 @@ from clipautt.adaptation import Personalization, load_personalization, subject_f
 from clipautt.decoding import DecodeError
 from clipautt.methods import NotFiniteError
 from clipautt.predictor import Predictor, VideoPrediction
+from clipautt.reader import NoFaceError
 from ray_jobs.serve_uploads import Limits, RefusedError, check_video, private_file, without_paths
 
 _CACHED_SUBJECTS = 64
@@ -53,6 +54,8 @@ class Service:
             except DecodeError as error:
                 said = without_paths(str(error), path).removeprefix(f"clip {path.stem!r}: ")
                 raise RefusedError(415, said) from error
+            except NoFaceError as error:
+                raise RefusedError(422, "no face was found in the video") from error
             except NotFiniteError as error:
                 raise RefusedError(422, f"the model gives no finite numbers for this video: {error}") from error
         return describe(prediction) | {"duration_seconds": duration, "seconds": time.perf_counter() - began}

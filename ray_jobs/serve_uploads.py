@@ -17,8 +17,7 @@ from typing import Any
 
 import av
 
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf")
-"""FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are none of them."""
+from clipautt.decoding import open_container
 
 _MAX_FRAMES_PER_SECOND = 240
 _FILE_NAME = "video"
@@ -82,9 +81,8 @@ def check_video(path: Path, limits: Limits) -> float:
     Raises:
         RefusedError: 415 for what is no video that can be read, 422 for what is over a limit.
     """
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
     try:
-        with av.open(str(path), options=options) as container:
+        with open_container(str(path)) as container:
             if not container.streams.video:
                 raise RefusedError(415, "the file has no video in it")
             stream = container.streams.video[0]

@@ -96,11 +96,11 @@ def entrypoint_of(name: str, words: Sequence[str]) -> str:
     if job.reads_words:
         raise ValueError(f"{name!r} runs here, it cannot be submitted")
     settings = cli.overrides(job, words)
-    if name in configuration.configured_jobs():
-        runs = configuration.complete(name, settings).get("runs")
+    if job.module in configuration.configured_jobs():
+        runs = configuration.complete(job.module, settings).get("runs")
         if runs is not None and "://" not in str(runs) and not os.path.isabs(str(runs)):
             print(f"clipautt submit: runs={runs} is relative and will be lost with the job's folder", file=sys.stderr)
-    return f"{_python()} {shlex.join(['-m', f'ray_jobs.{name}', *settings])}"
+    return f"{_python()} {shlex.join(['-m', f'ray_jobs.{job.module}', *settings])}"
 
 
 def runtime_env() -> dict[str, Any]:

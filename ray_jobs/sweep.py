@@ -27,11 +27,12 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.clips import Manifest, read_manifest
+from clipautt.clips import Manifest
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.configuration import instantiate, resolved
 from ray_jobs.extract import extract, report_failures
+from ray_jobs.manifest import load_manifest
 from ray_jobs.progress import duration
 from ray_jobs.runs import IGNORED, open_run, write_atomic
 from ray_jobs.search_space import SearchSpace, SeededSampler, make_space
@@ -291,7 +292,7 @@ def check_splits(manifest: Manifest) -> None:
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     settings = resolved(cfg)
-    manifest = read_manifest(cfg.manifest)
+    manifest = load_manifest(cfg)
     check_counts(cfg.trials, cfg.concurrent)
     check_splits(manifest)
     space = make_space(settings.get("space") or {}, train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
@@ -300,7 +301,15 @@ def main(cfg: DictConfig) -> int:
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=(*IGNORED, "trials", "concurrent"))
     clips = manifest.of_split("source_train", "source_val")
     with connect(cluster):
-        store, summary = extract(clips, backbone, instantiate(cfg.sampling), cfg.store, cluster=cluster)
+        store, summary = extract(
+            clips,
+            backbone,
+            instantiate(cfg.sampling),
+            cfg.store,
+            cluster=cluster,
+            faces=instantiate(cfg.faces),
+            limits=instantiate(cfg.limits),
+        )
         report_failures(summary)
         job = SweepJob(backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
         options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}

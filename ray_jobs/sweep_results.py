@@ -105,10 +105,11 @@ def best_settings(job: SweepJob, trial: pd.Series, settings: Mapping[str, Any]) 
     values = values_of(trial, job.space)
     training, adaptation = job.space.configs(values)
     name = f"{settings['name']}-best"
-    shared = {key: settings[key] for key in ("manifest", "store", "backbone", "runs")} | {"name": name}
+    shared = {key: settings[key] for key in ("manifest", "store", "runs")} | {"name": name}
+    frames = {key: settings[key] for key in ("backbone", "faces", "sampling")}
     own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
     baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
-    train = words_for("train", shared | {"sampling": settings["sampling"], "train": own, "baselines": baselines})
+    train = words_for("train", shared | frames | {"train": own, "baselines": baselines})
     idle = () if adaptation.tunes else _TUNING_FIELDS
     chosen = {key: value for key, value in asdict(adaptation).items() if key not in idle}
     checkpoint = str(Path(settings["runs"]) / "train" / name)

@@ -153,6 +153,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         training=asdict(config) | {"manifest": job.manifest},
         metrics={},
         descriptions=task.descriptions if task else (),
+        backbone=job.backbone,
     )
     checkpoint = Checkpoint(model.cpu().requires_grad_(False), spec)
     _keep(checkpoint, folder)

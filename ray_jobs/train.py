@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from clipautt.action_units import TASKS
 from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, read_manifest
+from clipautt.clips import Clip, Manifest
 from clipautt.features import SUBJECT_BASELINES, FeatureSpec, FeatureStore, SubjectBaseline
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, save_checkpoint
 from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, fit, validate
@@ -27,6 +27,7 @@ from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share
 from ray_jobs.configuration import instantiate, resolved
 from ray_jobs.extract import extract, report_failures
+from ray_jobs.manifest import load_manifest
 from ray_jobs.progress import table
 from ray_jobs.runs import open_run
 
@@ -165,6 +166,7 @@ def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context
         training=asdict(config) | {"manifest": job.manifest.fingerprint},
         metrics=metrics,
         descriptions=task.descriptions if task else (),
+        backbone=job.backbone,
     )
 
 
@@ -175,18 +177,26 @@ def make_job(cfg: DictConfig, manifest: Manifest, features: FeatureSpec, folder:
         raise ValueError(f"baselines={list(cfg.baselines)}; allowed are {', '.join(SUBJECT_BASELINES)}, at least one")
     base = instantiate(cfg.train)
     configs = tuple(replace(base, subject_baseline=baseline) for baseline in cfg.baselines)
-    return TrainJob(manifest, str(cfg.store), instantiate(cfg.backbone), features, configs, str(folder))
+    return TrainJob(
+        manifest, str(Path(cfg.store).absolute()), instantiate(cfg.backbone), features, configs, str(folder)
+    )
 
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    manifest = read_manifest(cfg.manifest)
+    manifest = load_manifest(cfg)
     cluster = instantiate(cfg.cluster)
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     clips = manifest.of_split("source_train", "source_val")
     with connect(cluster):
         store, summary = extract(
-            clips, instantiate(cfg.backbone), instantiate(cfg.sampling), cfg.store, cluster=cluster
+            clips,
+            instantiate(cfg.backbone),
+            instantiate(cfg.sampling),
+            cfg.store,
+            cluster=cluster,
+            faces=instantiate(cfg.faces),
+            limits=instantiate(cfg.limits),
         )
         report_failures(summary)
         figures = train(make_job(cfg, manifest, store.spec, run.folder), cluster=cluster, workers=cfg.workers)

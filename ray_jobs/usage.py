@@ -28,11 +28,14 @@ from ray_jobs.typed import TARGET, nearest
 ORDER = (
     "demo",
     "predict",
+    "faces",
+    "manifest",
     "synth",
     "pretrain",
     "extract",
     "train",
     "adapt",
+    "import-checkpoint",
     "report",
     "sweep",
     "benchmark",
@@ -51,13 +54,18 @@ class Job:
     """What can be known of a job without importing it."""
 
     name: str
-    """Name of the module and of the command."""
+    """Of the command; that of its module with hyphens."""
     doc: str
     """The module's docstring."""
     positional: str | None
     """Setting that a first word without `=` stands for, from `POSITIONAL = "…"` in the module."""
     reads_words: bool
     """Whether `main` takes the words of the command line instead of a configuration: `READS_WORDS = True`."""
+
+    @property
+    def module(self) -> str:
+        """Of the module in `ray_jobs`, and of the primary configuration."""
+        return self.name.replace("-", "_")
 
     @property
     def purpose(self) -> str:
@@ -125,10 +133,10 @@ def overview() -> str:
 
 def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
     """What `clipautt <job> --help` prints: the docstring, the groups, and every setting as the given words leave it."""
-    if job.reads_words or job.name not in configuration.configured_jobs():
+    if job.reads_words or job.module not in configuration.configured_jobs():
         return job.doc.strip()
     first = f" {job.positional.upper()}" if job.positional else ""
-    composition = configuration.compose_with_sources(job.name, list(overrides))
+    composition = configuration.compose_with_sources(job.module, list(overrides))
     return "\n".join(
         [
             job.doc.strip(),
@@ -172,7 +180,7 @@ def _read_job(path: Path) -> Job | None:
     }
     positional = constants.get("POSITIONAL")
     return Job(
-        name=path.stem,
+        name=path.stem.replace("_", "-"),
         doc=ast.get_docstring(tree) or "",
         positional=None if positional is None else str(positional),
         reads_words=bool(constants.get("READS_WORDS", False)),

@@ -1,8 +1,12 @@
-"""What all tests share: GPU tests skip where there is no GPU, and say so."""
+"""What all tests share: nothing asks a hub; GPU tests skip where there is no GPU, and say so."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported; a hub client would wait for a network
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,11 +18,12 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 
 from clipautt.action_units import TASKS, VOCABULARY
-from clipautt.backbone import Backbone, Preprocessing
+from clipautt.backbone import Backbone
 from clipautt.clips import id_number
 from clipautt.decoding import Sampling
 from clipautt.features import ClipFeatures, FeatureSpec, SubjectBaseline
 from clipautt.model import Checkpoint, CheckpointSpec, ClipAU, initial_model
+from clipautt.preprocessing import Preprocessing
 from clipautt.source import Source
 from clipautt.windows import WindowSpec
 
@@ -161,6 +162,8 @@ def write_video(
     codec: str = "libx264",
     fps: int = 25,
     milliseconds: Sequence[int] | None = None,
+    pixel_format: str = "yuv420p",
+    rotation: int = 0,
     options: Mapping[str, str] | None = None,
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
@@ -172,18 +175,33 @@ def write_video(
         codec: FFmpeg's name of the encoder.
         fps: frames per second, where `milliseconds` is not given.
         milliseconds: presentation time of each frame, for variable frame rates.
+        pixel_format: FFmpeg's name of how the pixels are stored.
+        rotation: degrees counter-clockwise by which a player is told to turn the picture.
         options: of the encoder.
         container_options: of the container.
     """
     with av.open(str(path), "w", container_options=dict(container_options or {})) as container:
         stream: Any = container.add_stream(codec, rate=fps, options=dict(options or {}))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixel_format
+        if rotation:
+            stream.set_display_rotation(rotation)
         if milliseconds is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = number if milliseconds is None else milliseconds[number]
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """Write a file with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

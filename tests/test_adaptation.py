@@ -22,8 +22,8 @@ from clipautt.adaptation import (
     subject_file,
     visiting_order,
 )
-from clipautt.backbone import _fingerprint
 from clipautt.features import ClipFeatures, subject_centre
+from clipautt.frozen_clip import _fingerprint
 from clipautt.methods import AdaptConfig, ClipAUTT, NotFiniteError, PromptState
 from clipautt.source import Prediction, Source
 from clipautt.windows import WindowSpec, entropy
@@ -177,7 +177,7 @@ def test_state_goes_from_clip_to_clip_online_and_starts_anew_per_video_and_subje
 def test_methods_see_no_label() -> None:
     recorder, _ = record(fake_clips(subjects=1), AdaptConfig(protocol="online"))
     for _, clip in recorder.seen:
-        assert sorted(vars(clip)) == ["clip_id", "features", "subject_id", "times"]
+        assert sorted(vars(clip)) == ["clip_id", "face_found", "features", "subject_id", "times"]
 
 
 def test_online_order_follows_the_seed_and_nothing_else() -> None:

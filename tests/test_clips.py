@@ -88,9 +88,9 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         "  row 8: split 'test' is not one of source_train, source_val, target",
         "  row 8: label 'joy' is not one of neutral, pain",
         "  row 7: label is empty; only target clips may go without",
-        "  row 6: start_seconds 'soon' is not a number of seconds",
-        "  row 4: the span 3.0 to 2.0 seconds is empty or negative",
-        "  row 5: the span -1.0 to nan seconds is empty or negative",
+        "  row 6: start_seconds 'soon' is not a number",
+        "  row 4: the span from 3 to 2 in seconds is empty or negative",
+        "  row 5: the span from -1 to the end in seconds is empty or negative",
         "  subject 's1' is in source_train and target; a subject belongs to one split",
     ]
 
@@ -116,16 +116,44 @@ def test_labels_are_needed_to_learn_from(tmp_path: Path) -> None:
     assert read_manifest(path).clips[0].label is None
 
 
-def test_spans_by_frame_number_are_refused_and_not_ignored(tmp_path: Path) -> None:
-    path = csv(tmp_path, "a,s,x.mp4,target,5", header="clip_id,subject_id,source,split,start_frame\n")
-    with pytest.raises(ManifestError, match="column start_frame is not supported; give start_seconds and end_seconds"):
-        read_manifest(path)
+def test_spans_by_frame_number(tmp_path: Path) -> None:
+    header = "clip_id,subject_id,source,split,start_frame,end_frame,frames_per_second\n"
+    (clip,) = read_manifest(csv(tmp_path, "a,s,crops,target,5,20,1000", header=header)).clips
+    assert (clip.start_frame, clip.end_frame, clip.frames_per_second) == (5, 20, 1000.0)
+    assert type(clip.start_frame) is int
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(csv(tmp_path, "a,s,x,target,5.5,2,0", "b,s,x,target,9,3,x", header=header))
+    assert str(caught.value).splitlines()[1:] == [
+        "  row 0: start_frame 5.5 is not a whole number",
+        "  row 1: frames_per_second 'x' is not a number",
+        "  row 0: the span from 5.5 to 2 in frames is empty or negative",
+        "  row 1: the span from 9 to 3 in frames is empty or negative",
+        "  row 0: frames_per_second 0 is not positive",
+    ]
 
 
-@pytest.mark.parametrize("column", ["start_seconds", "end_seconds"])
+def test_a_span_is_given_once(tmp_path: Path) -> None:
+    header = "clip_id,subject_id,source,split,start_seconds,start_frame\n"
+    with pytest.raises(ManifestError, match="row 0: both start_seconds and start_frame are given; give one of them"):
+        read_manifest(csv(tmp_path, "a,s,x.mp4,target,1,25", header=header))
+
+
+def test_counts_per_split_class_and_subject() -> None:
+    clips = [
+        Clip(f"{s}{i}", s, "x", split, label)
+        for s, split in (("a", "source_train"), ("b", "target"), ("c", "target"))
+        for i, label in enumerate(("pain", "neutral", "pain", None))
+    ]  # type: ignore[arg-type]
+    manifest = Manifest(tuple(clips), ("neutral", "pain"))
+    assert manifest.counts(by="split").to_numpy().tolist() == [["source_train", 1, 1, 2, 4], ["target", 2, 2, 4, 8]]
+    assert manifest.counts().to_numpy().tolist()[2] == ["target", "c", 1, 2, 4]
+    assert list(manifest.counts().columns) == ["split", "subject", "neutral", "pain", "clips"]
+
+
+@pytest.mark.parametrize("column", ["start_seconds", "end_seconds", "start_frame", "end_frame"])
 def test_one_end_of_the_span_alone_is_checked_too(tmp_path: Path, column: str) -> None:
     path = csv(tmp_path, "a,s,x.mp4,target,-2", header=f"clip_id,subject_id,source,split,{column}\n")
-    with pytest.raises(ManifestError, match=r"row 0: the span .*-2\.0.* is empty or negative"):
+    with pytest.raises(ManifestError, match=r"row 0: the span from .*-2.* in (seconds|frames) is empty or negative"):
         read_manifest(path)
 
 

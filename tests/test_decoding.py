@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
+import cv2
 import numpy as np
 import pytest
 
-from clipautt import decoding
 from clipautt.clips import Clip
-from clipautt.decoding import DecodeError, Sampling, decode_clip, fit_frames, sample_times
-from tests.fakes import numbered_frames, read_number, write_video
+from clipautt.decoding import DecodeError, Decoder, Sampling, choose_frames, decoders_of, list_frames, stream_clip
+from tests.fakes import numbered_frames, read_number, write_sound, write_video
 
-DECODERS: list[Callable[..., Any]] = [decoding._by_decord, decoding._by_pyav]
+DECODERS: tuple[Decoder, ...] = ("decord", "pyav")
 EVERY = Sampling(None)
 IRREGULAR = np.cumsum([0] + [20, 60, 33, 47, 100] * 20)[:100].tolist()
 """Milliseconds of a hundred frames at a rate that varies; five frames take 0.26 s."""
 
 
-def clip_of(path: Path, start: float | None = None, end: float | None = None) -> Clip:
-    return Clip("c1", "s1", str(path), "target", start_seconds=start, end_seconds=end)
+def clip_of(path: Path, start: float | None = None, end: float | None = None, **options: Any) -> Clip:
+    return Clip("c1", "s1", str(path), "target", start_seconds=start, end_seconds=end, **options)
 
 
-def numbers(frames: np.ndarray) -> list[int]:
-    return [read_number(frame) for frame in frames]
-
-
-def read(decoder: Callable[..., Any], path: Path, sampling: Sampling, *span: float | None) -> tuple[list[int], Any]:
-    frames, times = decoder(clip_of(path, *span), size=64, sampling=sampling, interpolation="area")
-    return numbers(frames), times
+def read(clip: Clip, sampling: Sampling = EVERY, *, decoder: Decoder | None = None) -> tuple[list[int], np.ndarray]:
+    """Numbers on the frames and times."""
+    decoder = decoder or decoders_of(clip.source)[0]
+    found = [(read_number(frame), time) for time, frame in stream_clip(clip, sampling, decoder=decoder)]
+    return [number for number, _ in found], np.array([time for _, time in found])
 
 
 FILES: dict[str, dict[str, Any]] = {
@@ -61,8 +56,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", FILES)
 def test_both_decoders_give_every_frame_in_order(videos: Path, name: str) -> None:
     for decoder in DECODERS:
-        found, times = read(decoder, videos / name, EVERY)
-        assert found == list(range(100)), decoder.__name__
+        found, times = read(clip_of(videos / name), decoder=decoder)
+        assert found == list(range(100)), decoder
         expected = np.array(IRREGULAR) / 1000 if "irregular" in name or "late" in name else np.arange(100) / 25
         np.testing.assert_allclose(times, expected, atol=1e-4)
 
@@ -76,38 +71,38 @@ SPANS = [(None, None), (1.0, 2.5), (2.01, None), (None, 0.5), (2.3, 2.55)]
 def test_both_decoders_choose_the_same_frames(videos: Path, name: str) -> None:
     for number, span in enumerate(SPANS):
         sampling = Sampling(12.5 if number % 2 else 4.0)
-        (one, times), (other, other_times) = (read(d, videos / name, sampling, *span) for d in DECODERS)
+        (one, times), (other, other_times) = (
+            read(clip_of(videos / name, *span), sampling, decoder=decoder) for decoder in DECODERS
+        )
         assert one == other and len(one) >= 1, span
         np.testing.assert_allclose(times, other_times, atol=1e-4)
 
 
 def test_frames_are_chosen_by_time_at_25_frames_per_second(videos: Path) -> None:
-    decoded = decode_clip(clip_of(videos / "plain.mp4"), size=64, sampling=Sampling(12.5))
-    assert numbers(decoded.frames) == list(range(0, 100, 2)) and decoded.decoder == "decord"
-    np.testing.assert_allclose(decoded.times, np.arange(50) * 0.08, atol=1e-6)
-    assert repr(decoded) == "DecodedClip((50, 64, 64, 3) by decord)"
+    numbers, times = read(clip_of(videos / "plain.mp4"), Sampling(12.5))
+    assert numbers == list(range(0, 100, 2))
+    np.testing.assert_allclose(times, np.arange(50) * 0.08, atol=1e-6)
 
 
 def test_frames_are_chosen_by_time_at_30_frames_per_second(videos: Path) -> None:
     """The moments 0, 0.08, 0.16, … fall into frames 0, 2.4, 4.8, …: the frame then on display is shown."""
-    decoded = decode_clip(clip_of(videos / "thirty.mp4"), size=64, sampling=Sampling(12.5))
-    assert numbers(decoded.frames)[:11] == [0, 2, 4, 7, 9, 12, 14, 16, 19, 21, 24]
-    assert numbers(decoded.frames)[-1] == 98 and len(decoded.frames) == 42  # the last frame shows at 3.3 s
+    numbers, _ = read(clip_of(videos / "thirty.mp4"), Sampling(12.5))
+    assert numbers[:11] == [0, 2, 4, 7, 9, 12, 14, 16, 19, 21, 24]
+    assert numbers[-1] == 98 and len(numbers) == 42  # the last frame shows at 3.3 s
 
 
 def test_frames_are_chosen_by_time_at_a_variable_rate(videos: Path) -> None:
     #  frames begin at 0, .02, .08, .113, .16, .26, .28, .34, .373, .42, .52, …; frame 4 is still there at .24
-    decoded = decode_clip(clip_of(videos / "irregular.mp4"), size=64, sampling=Sampling(12.5))
-    assert numbers(decoded.frames)[:10] == [0, 2, 4, 6, 8, 9, 11, 13, 14, 16]
-    np.testing.assert_allclose(decoded.times[:5], [0, 0.08, 0.16, 0.28, 0.373], atol=1e-6)
+    numbers, times = read(clip_of(videos / "irregular.mp4"), Sampling(12.5))
+    assert numbers[:10] == [0, 2, 4, 6, 8, 9, 11, 13, 14, 16]
+    np.testing.assert_allclose(times[:5], [0, 0.08, 0.16, 0.28, 0.373], atol=1e-6)
 
 
 def test_span_starts_are_included_and_ends_are_not(videos: Path) -> None:
-    decoded = decode_clip(clip_of(videos / "plain.mp4", 1.0, 2.0), size=64, sampling=EVERY)
-    assert numbers(decoded.frames) == list(range(25, 50))
-    np.testing.assert_allclose(decoded.times, np.arange(25) / 25, atol=1e-6)  # counted from the start of the clip
-    half = decode_clip(clip_of(videos / "plain.mp4", 1.0, 2.0), size=64, sampling=Sampling(12.5))
-    assert numbers(half.frames) == list(range(25, 50, 2))
+    numbers, times = read(clip_of(videos / "plain.mp4", 1.0, 2.0))
+    assert numbers == list(range(25, 50))
+    np.testing.assert_allclose(times, np.arange(25) / 25, atol=1e-6)  # counted from the start of the clip
+    assert read(clip_of(videos / "plain.mp4", 1.0, 2.0), Sampling(12.5))[0] == list(range(25, 50, 2))
 
 
 def test_the_same_moments_at_any_frame_rate(tmp_path: Path) -> None:
@@ -115,20 +110,139 @@ def test_the_same_moments_at_any_frame_rate(tmp_path: Path) -> None:
     for fps in (20, 30, 50):
         clock = numbered_frames(256)[np.arange(3 * fps) * 10 // fps]
         path = write_video(tmp_path / f"{fps}.mp4", clock, fps=fps)
-        decoded = decode_clip(clip_of(path), size=64, sampling=Sampling(10.0))
-        assert numbers(decoded.frames) == list(range(30)), fps
+        assert read(clip_of(path), Sampling(10.0))[0] == list(range(30)), fps
 
 
-def test_browser_recording_without_a_duration_is_read_by_the_second_decoder(videos: Path) -> None:
-    decoded = decode_clip(clip_of(videos / "live.webm"), size=64, sampling=Sampling(12.5))
-    assert decoded.decoder == "pyav" and numbers(decoded.frames) == list(range(0, 100, 2))
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", ["b_frames.mp4", "irregular.mp4", "vp8.webm", "mpeg4.avi"])
+def test_spans_in_frames(videos: Path, decoder: Decoder, name: str) -> None:
+    numbers, times = read(clip_of(videos / name, start_frame=30, end_frame=41), decoder=decoder)
+    assert numbers == list(range(30, 41)) and times[0] == 0
+    assert read(clip_of(videos / name, end_frame=3), decoder=decoder)[0] == [0, 1, 2]
+    assert read(clip_of(videos / name, start_frame=98), decoder=decoder)[0] == [98, 99]
+    assert read(clip_of(videos / name, start_frame=100), decoder=decoder)[0] == []
+
+
+def test_a_span_in_frames_is_sampled_by_time(videos: Path) -> None:
+    assert read(clip_of(videos / "plain.mp4", start_frame=31, end_frame=41), Sampling(12.5))[0] == [31, 33, 35, 37, 39]
+
+
+def test_browser_recording_without_a_duration_is_read_by_pyav_alone(videos: Path) -> None:
+    with pytest.raises(Exception, match=r"duration|metadata"):
+        read(clip_of(videos / "live.webm"), decoder="decord")
+    assert read(clip_of(videos / "live.webm"), decoder="pyav")[0] == list(range(100))
+
+
+def test_av1_is_read_by_pyav_alone(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "av1.mp4", numbered_frames(20), codec="libsvtav1", options={"preset": "12"})
+    with pytest.raises(Exception, match=r"\w"):
+        read(clip_of(path), decoder="decord")
+    assert read(clip_of(path), decoder="pyav")[0] == list(range(20))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_in_the_metadata_is_honoured(tmp_path: Path, degrees: int) -> None:
+    """A phone stores the picture as its sensor saw it and says how to turn it: both decoders show it upright."""
+    upright = np.zeros((4, 64, 96, 3), np.uint8)
+    upright[:, :16, :16] = (250, 0, 0)  # a red mark at the top left
+    stored = np.ascontiguousarray(np.rot90(upright, -degrees // 90, axes=(1, 2)))
+    path = write_video(tmp_path / "turned.mp4", stored, rotation=degrees)
+    for decoder in DECODERS:
+        for _, frame in stream_clip(clip_of(path), EVERY, decoder=decoder):
+            assert frame.shape == (64, 96, 3), decoder
+            assert frame[4:12, 4:12, 0].mean() > 200 and frame[40:, 40:].mean() < 20, decoder
+
+
+def test_ten_bits_grey_and_odd_sizes_are_read_by_both_decoders(tmp_path: Path) -> None:
+    kinds = {"ten.mp4": "yuv420p10le", "grey.mp4": "gray", "odd.mp4": "yuv444p"}
+    for name, pixel_format in kinds.items():
+        frames = numbered_frames(20, height=72, width=61 if name == "odd.mp4" else 64)
+        path = write_video(tmp_path / name, frames, pixel_format=pixel_format)
+        for decoder in DECODERS:
+            assert read(clip_of(path), decoder=decoder)[0] == list(range(20)), (name, decoder)
+
+
+def test_a_file_damaged_in_the_middle_is_refused_by_pyav(videos: Path, tmp_path: Path) -> None:
+    content = bytearray((videos / "b_frames.mp4").read_bytes())
+    at = content.index(b"mdat") + 2500
+    content[at : at + 40] = bytes(40)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(bytes(content))
+    with pytest.raises(DecodeError, match=r"damaged at frame \d+"):
+        read(clip_of(path), decoder="pyav")
+
+
+def test_a_webm_that_ends_early_gives_the_frames_until_there(videos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.webm"
+    path.write_bytes((videos / "vp8.webm").read_bytes()[: (videos / "vp8.webm").stat().st_size * 2 // 3])
+    for decoder in DECODERS:
+        numbers, _ = read(clip_of(path), decoder=decoder)
+        assert 30 < len(numbers) < 95 and numbers == list(range(len(numbers))), decoder
+
+
+def test_too_many_pixels_are_refused_before_decoding(videos: Path) -> None:
+    for decoder in DECODERS:
+        frames = stream_clip(clip_of(videos / "plain.mp4"), EVERY, decoder=decoder, max_pixels=64 * 64 - 1)
+        with pytest.raises(DecodeError, match=r"frames have 64 × 64 pixels; at most 4,095 pixels are decoded"):
+            next(frames)
+        assert len([*stream_clip(clip_of(videos / "plain.mp4"), EVERY, decoder=decoder, max_pixels=64 * 64)]) == 100
+
+
+def write_folder(folder: Path, names: dict[int, str]) -> Path:
+    folder.mkdir()
+    pictures = numbered_frames(max(names) + 1)
+    for number, name in names.items():
+        cv2.imwrite(str(folder / name), pictures[number][:, :, ::-1])
+    return folder
+
+
+def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    """As strings, image_10 would come before image_2."""
+    folder = write_folder(tmp_path / "f", {n: f"image_{n}.jpg" for n in range(1, 13)})
+    (folder / "Thumbs.db").write_text("no picture")
+    assert [path.name for _, path in list_frames(folder)][:3] == ["image_1.jpg", "image_2.jpg", "image_3.jpg"]
+    numbers, times = read(clip_of(folder, frames_per_second=25.0))
+    assert numbers == list(range(1, 13))
+    np.testing.assert_allclose(times, np.arange(12) / 25)
+    assert read(clip_of(folder, frames_per_second=25.0), Sampling(12.5))[0] == [1, 3, 5, 7, 9, 11]
+
+
+def test_a_folder_may_count_milliseconds_and_lack_frames(tmp_path: Path) -> None:
+    names = {n: f"image{n * 40}.png" for n in range(50, 60) if n not in (53, 54)}
+    clip = clip_of(write_folder(tmp_path / "f", names), frames_per_second=1000.0)
+    numbers, times = read(clip)
+    assert numbers == [50, 51, 52, 55, 56, 57, 58, 59]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.2, 0.24, 0.28, 0.32, 0.36])
+    assert read(clip, Sampling(12.5))[0] == [50, 52, 56, 58]  # at .16 the frame of .08 is still there
+
+
+def test_a_span_of_a_folder_counts_by_the_numbers(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", {n: f"frame-{n}.jpg" for n in range(10, 40) if n != 20})
+    numbers, times = read(clip_of(folder, start_frame=20, end_frame=24, frames_per_second=10.0))
+    assert numbers == [21, 22, 23]
+    np.testing.assert_allclose(times, [0.1, 0.2, 0.3])  # from frame 20, which is not there
+    assert read(clip_of(folder, 3.0, 3.5, frames_per_second=10.0))[0] == [30, 31, 32, 33, 34]
+
+
+def test_broken_folders_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DecodeError, match="no pictures in the folder"):
+        read(clip_of(tmp_path / "empty"))
+    with pytest.raises(DecodeError, match=r"face\.jpg has no number in its name"):
+        read(clip_of(write_folder(tmp_path / "unnumbered", {1: "f1.jpg", 2: "face.jpg"})))
+    with pytest.raises(DecodeError, match=r"f01\.jpg and f1\.jpg have the same number"):
+        read(clip_of(write_folder(tmp_path / "twice", {1: "f1.jpg", 2: "f01.jpg"})))
+    damaged = write_folder(tmp_path / "damaged", {1: "f1.jpg", 2: "f2.jpg"})
+    (damaged / "f2.jpg").write_bytes((damaged / "f2.jpg").read_bytes()[:15])
+    with pytest.raises(DecodeError, match=r"f2\.jpg is not a picture that can be read"):
+        read(clip_of(damaged))
 
 
 def test_long_videos_are_sampled_evenly_by_both_decoders(tmp_path: Path) -> None:
     """decord's single-precision times once put every third moment of a long video one frame early."""
     path = write_video(tmp_path / "long.mp4", numbered_frames(1500), options={"preset": "ultrafast"})
     for decoder in DECODERS:
-        _, times = read(decoder, path, Sampling(5.0))
+        _, times = read(clip_of(path), Sampling(5.0), decoder=decoder)
         np.testing.assert_allclose(np.diff(times), 0.2, atol=1e-3)
         assert len(times) == 300
 
@@ -148,9 +262,40 @@ def test_long_videos_are_sampled_evenly_by_both_decoders(tmp_path: Path) -> None
         (12.5, (0.0, 0.0005), []),
     ],
 )
-def test_sample_times_literal(fps: float | None, span: tuple[float | None, float | None], expected: list[int]) -> None:
-    times = np.array([0.0, 0.04, 0.08, 0.12, 0.16, 0.20])
-    assert sample_times(times, Sampling(fps), start=span[0], end=span[1]).tolist() == expected
+def test_chosen_frames_literal(fps: float | None, span: tuple[float | None, float | None], expected: list[int]) -> None:
+    frames = [(i, time, i) for i, time in enumerate([0.0, 0.04, 0.08, 0.12, 0.16, 0.20])]
+    assert [i for _, i in choose_frames(frames, Sampling(fps), clip_of(Path("x"), *span))] == expected
+
+
+def test_chosen_frames_are_those_on_display_at_the_moments() -> None:
+    """Against the definition, over random times, rates and spans."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        times = np.cumsum(rng.uniform(0.005, 0.3, 60))
+        rate, start, end = rng.uniform(0.5, 60), *sorted(rng.uniform(times[0], times[-1], 2))
+        inside = np.flatnonzero((times >= start - 1e-3) & (times < end - 1e-3))
+        expected: list[int] = []
+        if len(inside):
+            moments = start + np.arange(0, int((times[inside[-1]] - start + 1e-3) * rate) + 1) / rate
+            shown = np.searchsorted(times, moments + 1e-3, side="right") - 1
+            expected = np.unique(shown.clip(inside[0], inside[-1])).tolist()
+        frames = [(i, float(time), i) for i, time in enumerate(times)]
+        clip = clip_of(Path("x"), float(start), float(end))
+        assert [i for _, i in choose_frames(frames, Sampling(float(rate)), clip)] == expected, seed
+
+
+def test_nothing_behind_the_span_is_asked_for() -> None:
+    def frames() -> Any:
+        yield from ((i, i * 0.04, i) for i in range(10))
+        raise AssertionError("read on")
+
+    assert [i for _, i in choose_frames(frames(), EVERY, clip_of(Path("x"), None, 0.2))] == [0, 1, 2, 3, 4]
+
+
+def test_times_that_go_back_are_an_error() -> None:
+    frames = [(0, 0.0, 0), (1, 0.04, 1), (2, 0.02, 2)]
+    with pytest.raises(DecodeError, match=r"the time stamps go back from 0\.040 to 0\.020 s at frame 2"):
+        list(choose_frames(frames, EVERY, clip_of(Path("x"))))
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
@@ -159,64 +304,17 @@ def test_sampling_rate_must_be_positive(rate: float) -> None:
         Sampling(rate)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 128), (128, 64)])
-def test_centre_square_is_cropped(tmp_path: Path, height: int, width: int) -> None:
-    frames = np.zeros((5, height, width, 3), np.uint8)
-    frames[:] = (255, 0, 0)
-    top, left = (height - 64) // 2, (width - 64) // 2
-    frames[:, top : top + 64, left : left + 64] = (0, 0, 255)
-    path = write_video(tmp_path / "wide.mp4", frames)
-    for size in (64, 32, 96):
-        square = decode_clip(clip_of(path), size=size, sampling=EVERY).frames
-        assert square.shape == (5, size, size, 3)
-        inside = square[:, size // 8 : -(size // 8), size // 8 : -(size // 8)].reshape(-1, 3).mean(0)
-        assert inside[2] > 230 and inside[0] < 25  # blue, and RGB in this order
-
-
-@pytest.mark.parametrize("interpolation", ["area", "bilinear", "bicubic"])
-def test_resizing_keeps_flat_colours_and_the_right_size(interpolation: str) -> None:
-    frames = np.full((2, 50, 40, 3), (10, 20, 30), np.uint8)
-    for size in (20, 40, 60):
-        fitted = fit_frames(frames, size=size, interpolation=interpolation)
-        assert fitted.shape == (2, size, size, 3) and (fitted == (10, 20, 30)).all()
-
-
-def test_area_resizing_averages() -> None:
-    frame = np.zeros((1, 4, 4, 3), np.uint8)
-    frame[0, :2, :2] = [[[100], [0]], [[0], [100]]]
-    assert fit_frames(frame, size=2)[0, :, :, 0].tolist() == [[50, 0], [0, 0]]
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"clip 'c1': no video file at {re.escape(str(tmp_path))}/gone\.mp4"):
-        decode_clip(clip_of(tmp_path / "gone.mp4"), size=64, sampling=EVERY)
-
-
-def write_sound(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-@pytest.mark.parametrize("kind", ["text", "empty", "sound", "folder", "beyond the end", "header only"])
-def test_file_without_frames_is_an_error_that_names_it_and_both_reasons(tmp_path: Path, kind: str) -> None:
-    path, start = tmp_path / "clip.mp4", None
+@pytest.mark.parametrize("kind", ["text", "empty", "sound", "header only"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_file_without_frames_is_an_error(tmp_path: Path, kind: str, decoder: Decoder) -> None:
+    path = tmp_path / "clip.mp4"
     if kind == "text":
         path.write_text("this is not a video\n" * 100)
     elif kind == "empty":
         path.touch()
     elif kind == "sound":
         write_sound(path)
-    elif kind == "folder":
-        path.mkdir()
     else:
-        write_video(path, numbered_frames(10))
-        start = 60.0 if kind == "beyond the end" else None
-    if kind == "header only":
-        path.write_bytes(path.read_bytes()[:200])
-    message = rf"clip 'c1': .*{re.escape(str(path))} cannot be decoded \(decord: .+; pyav: .+\)"
-    with pytest.raises(DecodeError, match=message):
-        decode_clip(clip_of(path, start), size=64, sampling=Sampling(12.5))
+        path.write_bytes(write_video(path, numbered_frames(10)).read_bytes()[:200])
+    with pytest.raises(Exception, match=r"\w{3}"):
+        list(stream_clip(clip_of(path), EVERY, decoder=decoder))

@@ -17,8 +17,12 @@ import torch
 
 from clipautt.clips import Clip
 from clipautt.decoding import DecodeError, Sampling
+from clipautt.faces import FaceConfig
 from clipautt.features import ClipFeatures, FeatureSpec, FeatureStore, clip_key, encode_clip, subject_centre
+from clipautt.reader import FrameSpec
 from tests.fakes import FEATURE_DIM, numbered_frames, shared_backbone, write_video
+
+SPEC = FrameSpec(shared_backbone().preprocessing)
 
 
 @pytest.fixture
@@ -149,7 +153,15 @@ def test_two_clips_of_one_file_are_both_found(tmp_path: Path, store: FeatureStor
 
 
 @pytest.mark.parametrize(
-    "change", [{"sampling": Sampling(25.0)}, {"backbone_fingerprint": "0" * 16}, {"backbone": "other"}]
+    "change",
+    [
+        {"frames": replace(SPEC, sampling=Sampling(25.0))},
+        {"frames": replace(SPEC, faces=FaceConfig("cascade"))},
+        {"frames": replace(SPEC, faces=FaceConfig("cascade", margin=0.5))},
+        {"frames": replace(SPEC, preprocessing=replace(SPEC.preprocessing, interpolation="bicubic"))},
+        {"backbone_fingerprint": "0" * 16},
+        {"backbone": "other"},
+    ],
 )
 def test_other_features_live_in_another_folder(
     tmp_path: Path, store: FeatureStore, spec: FeatureSpec, change: dict[str, Any]
@@ -177,9 +189,9 @@ def test_files_open_without_this_package(tmp_path: Path, store: FeatureStore) ->
 
 def test_specification_lies_beside_the_rows(tmp_path: Path, store: FeatureStore, spec: FeatureSpec) -> None:
     store.append([row(clip_at(tmp_path), features_of(1))])
-    facts = json.loads((store.path / "spec.json").read_text())
+    facts = json.loads((store.path / "_spec.json").read_text())
     assert facts["backbone_fingerprint"] == shared_backbone().fingerprint and facts["feature_dim"] == FEATURE_DIM
-    assert facts["sampling"] == {"frames_per_second": 12.5} and store.path.name == spec.fingerprint
+    assert facts["frames"]["sampling"] == {"frames_per_second": 12.5} and store.path.name == spec.fingerprint
 
 
 def test_features_of_another_width_are_refused(tmp_path: Path, store: FeatureStore) -> None:
@@ -190,19 +202,20 @@ def test_features_of_another_width_are_refused(tmp_path: Path, store: FeatureSto
 
 def test_encode_clip_is_decoding_and_the_image_tower(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", numbered_frames(26))
-    features = encode_clip(Clip("c1", "s1", str(path), "target", end_seconds=1.0), shared_backbone(), Sampling(12.5))
+    features = encode_clip(Clip("c1", "s1", str(path), "target", end_seconds=1.0), shared_backbone(), SPEC)
     assert (features.clip_id, features.subject_id) == ("c1", "s1")
     assert features.features.shape == (13, FEATURE_DIM) and features.times.shape == (13,)
+    assert features.face_found is not None and features.face_found.tolist() == [True] * 13
     assert not features.features.requires_grad and (features.features - features.features[0]).abs().max() > 0.01
     assert features.features.is_inference() is False
     with pytest.raises(DecodeError, match="clip 'c1'"):
         broken = tmp_path / "broken.mp4"
         broken.write_text("x")
-        encode_clip(Clip("c1", "s1", str(broken), "target"), shared_backbone(), Sampling(12.5))
+        encode_clip(Clip("c1", "s1", str(broken), "target"), shared_backbone(), SPEC)
 
 
 def test_clip_features_have_no_label() -> None:
-    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times"}
+    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
 
 
 def test_subject_centres_literal() -> None:

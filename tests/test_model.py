@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.backbone import Preprocessing
 from clipautt.decoding import Sampling
+from clipautt.faces import FaceConfig
 from clipautt.model import (
     Checkpoint,
     ClipAU,
@@ -20,6 +20,7 @@ from clipautt.model import (
     load_checkpoint,
     save_checkpoint,
 )
+from clipautt.preprocessing import Preprocessing
 from clipautt.windows import WindowSpec
 from tests.fakes import FEATURE_DIM, PHRASES, fake_backbone, fake_checkpoint, fake_clip, fake_model, shared_backbone
 
@@ -102,7 +103,7 @@ def test_checkpoint_says_everything_in_plain_json(tmp_path: Path) -> None:
     assert facts["phrases"] == list(PHRASES) and facts["classes"] == ["neutral", "pain"]
     assert facts["context"] == "a human face with" and facts["window"] == {"length": 6, "stride": 1, "hop": 1}
     assert facts["features"]["backbone_fingerprint"] == shared_backbone().fingerprint
-    assert facts["features"]["preprocessing"]["crop"] == "centre" and facts["subject_baseline"] == "none"
+    assert facts["features"]["frames"]["preprocessing"]["crop"] == "centre" and facts["subject_baseline"] == "none"
 
 
 def test_weights_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
@@ -170,7 +171,10 @@ def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> N
         ValueError, match=rf"backbone_fingerprint: checkpoint {mine.backbone_fingerprint}, given {other}"
     ):
         checkpoint.check_features(replace(mine, backbone_fingerprint=other))
-    with pytest.raises(ValueError, match=r"sampling: checkpoint .*12\.5.*, given .*25\.0"):
-        checkpoint.check_features(replace(mine, sampling=Sampling(25.0)))
-    with pytest.raises(ValueError, match=r"preprocessing: checkpoint .*'size': 32.*, given .*'size': 64"):
-        checkpoint.check_features(replace(mine, preprocessing=Preprocessing(64, (0.5,) * 3, (0.25,) * 3, "area")))
+    with pytest.raises(ValueError, match=r"frames\.sampling\.frames_per_second: checkpoint 12\.5, given 25\.0"):
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, sampling=Sampling(25.0))))
+    with pytest.raises(ValueError, match=r"frames\.preprocessing\.size: checkpoint 32, given 64"):
+        shape = Preprocessing(64, (0.5,) * 3, (0.25,) * 3, "area")
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, preprocessing=shape)))
+    with pytest.raises(ValueError, match=r"frames\.faces\.detector: checkpoint none, given cascade"):
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, faces=FaceConfig("cascade"))))

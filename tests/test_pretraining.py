@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clipautt import pretraining
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, VOCABULARY, phrases, unit
-from clipautt.backbone import Backbone, Preprocessing, SmallClipShape, load_small_clip, stock_tokenizer
+from clipautt.backbone import Backbone
+from clipautt.preprocessing import Preprocessing
 from clipautt.pretraining import (
     LEADING_PHRASE,
     OPPOSITES,
@@ -34,6 +35,8 @@ from clipautt.pretraining import (
     token_ids,
     train_small_clip,
 )
+from clipautt.small_clip import SmallClipShape, load_small_clip
+from clipautt.text_tower import stock_tokenizer
 from tests.fakes import CONTEXT
 
 TINY = SmallClipShape(

@@ -13,15 +13,20 @@ import torch.nn.functional as F
 
 from clipautt import training
 from clipautt.adaptation import SubjectResult, adapt
-from clipautt.backbone import stock_tokenizer
 from clipautt.clips import Clip, ManifestError, read_manifest
-from clipautt.decoding import Sampling, decode_clip
+from clipautt.datasets.biovid import BioVid
+from clipautt.decoding import Sampling
 from clipautt.features import ClipFeatures
 from clipautt.methods import AdaptConfig
 from clipautt.model import TEMPERATURE, initial_model
+from clipautt.preprocessing import Preprocessing
+from clipautt.reader import FrameSpec
+from clipautt.reader_process import read_frames
 from clipautt.source import Prediction
+from clipautt.text_tower import stock_tokenizer
 from clipautt.training import Example, TrainConfig, fit
 from clipautt.windows import entropy
+from tests.datasets.trees import biovid_frames, pictures
 from tests.fakes import (
     CONTEXT,
     FEATURE_DIM,
@@ -126,7 +131,7 @@ def test_mistake_5_no_target_label_chooses_an_epoch(monkeypatch: pytest.MonkeyPa
     assert not torch.equal(snapshots[0], snapshots[-1])
     assert list(inspect.signature(fit).parameters)[:4] == ["model", "text_features", "examples", "config"]
     assert list(inspect.signature(adapt).parameters) == ["source", "clips", "config", "method"]
-    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times"}
+    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
 
 
 def test_mistake_6_evaluation_has_no_random_crops_and_no_window_wraps_around() -> None:
@@ -148,9 +153,15 @@ def test_mistake_6_evaluation_has_no_random_crops_and_no_window_wraps_around() -
 def test_mistake_7_frames_come_in_order_of_time_and_no_first_row_is_lost(tmp_path: Path) -> None:
     """As strings, frame 10 would come before frame 2; without a header, the first clip would become one."""
     path = write_video(tmp_path / "clip.mp4", numbered_frames(120), options={"bf": "2"})
-    decoded = decode_clip(Clip("c", "s", str(path), "target"), size=64, sampling=Sampling(None))
-    assert [read_number(frame) for frame in decoded.frames] == list(range(120))
-    assert (np.diff(decoded.times) > 0).all()
+    spec = FrameSpec(Preprocessing(64, (0, 0, 0), (1, 1, 1), "area"), Sampling(None))
+    for source in (path, pictures(tmp_path / "clip", [f"image_{n}.png" for n in range(120)], decodable=True)):
+        decoded = read_frames(Clip("c", "s", str(source), "target"), spec)
+        assert [read_number(frame) for frame in decoded.frames] == list(range(120))
+        assert (np.diff(decoded.times) > 0).all()
+    biovid_frames(tmp_path / "biovid")  # its list of crops has no header
+    reading = BioVid(str(tmp_path / "biovid"), strict=False, validation_subjects=1).read()
+    first = (tmp_path / "biovid" / "labels.txt").read_text().split("/")[1]
+    assert first in {clip.clip_id for clip in reading.clips}
     rows = ["a,s1,a.mp4,pain,source_train", "b,s2,b.mp4,neutral,target"]
     (tmp_path / "headless.csv").write_text("\n".join(rows))
     with pytest.raises(ManifestError, match="missing columns clip_id, subject_id, source, split"):

@@ -16,9 +16,9 @@ import torch
 
 from clipautt.adaptation import Personalization
 from clipautt.clips import Clip, by_subject
-from clipautt.decoding import decode_clip
 from clipautt.features import ClipFeatures
 from clipautt.predictor import action_unit_columns
+from clipautt.reader_process import read_frames
 from clipautt.reports.stories import AuAgreement, ClipStory, au_agreement, truth_of_windows
 from clipautt.source import Source, Views
 from clipautt.windows import entropy
@@ -87,12 +87,8 @@ def tell_story(
     views, similarities, uncertain = side.track(features)
     best = int(uncertain.argmin())
     start, end = float(views.start_seconds[best]), float(views.end_seconds[best])
-    shape = side.source.backbone.preprocessing
-    decoded = decode_clip(
-        clip, size=shape.size, sampling=side.source.checkpoint.spec.features.sampling, interpolation=shape.interpolation
-    )
-    inside = np.flatnonzero((decoded.times >= start - 1e-6) & (decoded.times < end - 1e-6))
-    picked = inside[np.unique(np.linspace(0, len(inside) - 1, _STRIP_FRAMES).round().astype(int))]
+    shown = read_frames(clip, side.source.checkpoint.spec.features.frames, start_seconds=start, end_seconds=end)
+    picked = np.unique(np.linspace(0, len(shown.times) - 1, _STRIP_FRAMES).round().astype(int))
     return ClipStory(
         clip_id=clip.clip_id,
         subject_id=clip.subject_id,
@@ -101,7 +97,7 @@ def tell_story(
         prediction_after=str(after["prediction"]),
         probability_before=float(before["probability"]),
         probability_after=float(after["probability"]),
-        frames=decoded.frames[picked],
+        frames=shown.frames[picked],
         window_start_seconds=start,
         window_end_seconds=end,
         window_times=(views.start_seconds + views.end_seconds) / 2,

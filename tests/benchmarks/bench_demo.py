@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -23,20 +22,13 @@ import torch
 from clipautt.backbone import BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.datasets.synthetic.generate import SyntheticConfig, plan, write_subject
-from clipautt.decoding import Sampling
 from clipautt.features import encode_clip
+from clipautt.reader import FrameSpec
 from ray_jobs import cli
 from ray_jobs.progress import table
+from tests.benchmarks.machine import machine
 
 _CLIPS = 8
-
-
-def machine() -> str:
-    """Processor name, cores and system."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def bare_seconds_per_clip() -> tuple[float, float]:
@@ -51,7 +43,11 @@ def bare_seconds_per_clip() -> tuple[float, float]:
         rows = write_subject(plan(config)[0], folder, config)
         rendered = time.perf_counter()
         for row in rows:
-            encode_clip(Clip(str(row["clip_id"]), "s", f"{folder}/{row['source']}", "target"), backbone, Sampling())
+            encode_clip(
+                Clip(str(row["clip_id"]), "s", f"{folder}/{row['source']}", "target"),
+                backbone,
+                FrameSpec(backbone.preprocessing),
+            )
         return (rendered - began) / _CLIPS, (time.perf_counter() - rendered) / _CLIPS
 
 

@@ -19,21 +19,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from clipautt.adaptation import adapt
-from clipautt.backbone import (
-    BackboneConfig,
-    Preprocessing,
-    SmallClipShape,
-    build_small_clip,
-    load_backbone,
-    pack_small_clip,
-    stock_tokenizer,
-)
+from clipautt.backbone import BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, id_number, read_manifest, write_manifest
 from clipautt.decoding import Sampling
 from clipautt.features import FeatureSpec, FeatureStore, clip_key
 from clipautt.metrics import score
 from clipautt.model import load_checkpoint
+from clipautt.preprocessing import Preprocessing
+from clipautt.small_clip import SmallClipShape, build_small_clip, pack_small_clip
 from clipautt.source import Source
+from clipautt.text_tower import stock_tokenizer
 from clipautt.training import PHRASES
 from ray_jobs import cli, sweep, sweep_results
 from ray_jobs.cluster import ClusterConfig, connect

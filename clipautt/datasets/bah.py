@@ -1,0 +1,243 @@
+"""BAH as its owners ship it: ambivalence or hesitancy against none, in answers to a webcam.
+
+    split/train.txt, val.txt, test.txt           no header: `Videos/82725/Visite_1/….mp4,1,what was said, unquoted`
+    segments.csv                                 video,segment_id,label,num_frames,start_frame,end_frame
+    Videos/<subject>/Visite_1/<name>.mp4         videos
+    cropped_aligned/Videos/<subject>/Visite_1/<name>.mp4/frame-17.jpg
+                                                 face crops, also below cropped-aligned-faces
+
+A clip is a whole video with the label of a split file, or a segment with its own. The owners' split into training,
+validation and test does not enter: subjects are divided by the settings. Frames of segments count from 0, as the
+decoder counts those of a video; in a folder they are the numbers in the file names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+from clipautt.datasets import layout as files
+from clipautt.datasets.layout import DatasetError, Entry, Layout, Listing, Problem, Reading, Tree
+
+Unit = Literal["videos", "segments"]
+TARGETS = ("82711", "82687", "82585", "82592", "82598", "82632", "82681", "82683", "82708", "82714")
+"""The target subjects of arXiv 2603.27999."""
+CLASSES = (files.NEUTRAL, "ambivalence")
+_SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
+_COLUMNS = ("video", "segment_id", "label", "num_frames", "start_frame", "end_frame")
+_PASSED_OVER = ("frame", "unlabel")
+"""Folders with such names hold lists of frames, and videos whose labels were not given out."""
+_WORDS = {
+    CLASSES[0]: "0 neutral no false absent noah nonah notah withoutah",
+    CLASSES[1]: "1 ambivalence ambivalent hesitancy hesitant ambivalencehesitancy yes true present ah withah",
+}
+_CLASS_OF = {word: label for label, words in _WORDS.items() for word in words.split()}
+
+
+@dataclass(frozen=True)
+class BAH:
+    """Where a copy of BAH lies and how it is used."""
+
+    root: str
+    """Folder below which the label files and the clips lie, at any depth."""
+    strict: bool = True
+    """False leaves out what has a problem instead of refusing."""
+    target_subjects: tuple[str, ...] = TARGETS
+    """Subjects to be personalised; all others are source subjects."""
+    validation_subjects: int | tuple[str, ...] = 10
+    """How many source subjects select settings instead of training, or which."""
+    seed: int = 0
+    """Another seed draws other validation subjects."""
+    unit: Unit = "videos"
+    """What a clip is: a whole video, labelled by the split files, or a segment of one."""
+    clip_frames: int | None = None
+    """Longest segment in frames: a longer one is cut into equal clips that cover all of it. None cuts nothing."""
+    layout: Layout = "auto"
+    """`videos`, `frames`, or `auto`: videos where there are some, else frames."""
+    labels: str | None = None
+    """Label file, or folder of split files, from the root; None looks for them."""
+    within: str = ""
+    """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
+    frames_per_second: float = 24.0
+    """Rate at which the frames in folders were taken."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"unit={self.unit!r}; allowed are {', '.join(get_args(Unit))}")
+        if self.clip_frames is not None and self.clip_frames < 1:
+            raise ValueError(f"clip_frames={self.clip_frames}; allowed are whole numbers from 1, or null for no cut")
+        if self.clip_frames is not None and self.unit == "videos":
+            raise ValueError(f"clip_frames={self.clip_frames} needs unit=segments; whole videos are not cut")
+        self._rules(self.layout)
+
+    def read(self) -> Reading:
+        """The clips: videos or segments.
+
+        Raises:
+            FileNotFoundError: if there is no such folder or no label file.
+            DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
+        """
+        tree = files.walk(self.root, dataset="bah")
+        paths = _split_files(tree, self.labels) if self.unit == "videos" else [_segment_file(tree, self.labels)]
+        parts = [
+            _videos(path, tree.name_of(path))
+            if self.unit == "videos"
+            else _segments(path, tree.name_of(path), self.clip_frames)
+            for path in paths
+        ]
+        listing = Listing(
+            tuple(entry for part in parts for entry in part.entries),
+            tuple(problem for part in parts for problem in part.problems),
+        )
+        found: Layout = "videos" if tree.videos else "frames"
+        return files.assemble(listing, tree, self._rules(found if self.layout == "auto" else self.layout))
+
+    def _rules(self, layout: Layout) -> files.Rules:
+        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return files.Rules("bah", CLASSES, subjects, self.strict, layout, self.within, self.frames_per_second)
+
+
+def cut(start: int, end: int, longest: int | None) -> list[tuple[int, int]]:
+    """A span of frames in as few pieces as possible, none longer than `longest`, of lengths that differ by 1 at most.
+
+    Args:
+        start: first frame.
+        end: frame before which the span ends.
+        longest: frames; None gives one piece.
+
+    Returns:
+        Start and exclusive end of each piece; together they are the whole span.
+    """
+    length = end - start
+    pieces = 1 if longest is None else -(-length // longest)
+    bounds = [start + length * piece // pieces for piece in range(pieces + 1)]
+    return list(pairwise(bounds))
+
+
+def exclusive_end(start: int, end: int, num_frames: int) -> int | None:
+    """The frame before which a segment ends, whether or not its `end` belongs to it; None where neither fits."""
+    if end - start == num_frames:
+        return end
+    return end + 1 if end - start + 1 == num_frames else None
+
+
+def _split_files(tree: Tree, given: str | None) -> list[Path]:
+    """The given file or the files in the given folder, or the split files of the one folder that has some."""
+    if given is not None and (tree.root / Path(given).expanduser()).is_dir():
+        folder = tree.root / Path(given).expanduser()
+        return _there([folder / name for name in _SPLIT_FILES], f"in {folder}")
+    if given is not None:
+        return [tree.label_file(given, ())]
+    found = [path for path in map(PurePosixPath, tree.texts) if path.name.lower() in _SPLIT_FILES]
+    found = [path for path in found if not any(word in str(path.parent).lower() for word in _PASSED_OVER)]
+    folders = sorted({str(path.parent) for path in found})
+    if len(folders) > 1:
+        raise DatasetError(
+            f"bah: {len(folders)} folders below {tree.root} have split files: {', '.join(folders)}; "
+            "say which with labels=FOLDER"
+        )
+    return _there([tree.root / path for path in found], f"below {tree.root}")
+
+
+def _there(paths: list[Path], place: str) -> list[Path]:
+    there = [path for path in paths if path.is_file()]
+    if not there:
+        raise FileNotFoundError(
+            f"bah: no split file {place}; looked for {', '.join(_SPLIT_FILES)}; labels=PATH names another one"
+        )
+    return there
+
+
+def _segment_file(tree: Tree, given: str | None) -> Path:
+    """The given file, or the one table with `segment` in its name."""
+    names = sorted({PurePosixPath(text).name.lower() for text in tree.texts})
+    fitting = [name for name in names if "segment" in name and name.endswith(".csv")]
+    if given is None and len(fitting) > 1:
+        raise DatasetError(
+            f"bah: {len(fitting)} tables below {tree.root} may hold the segments: {', '.join(fitting)}; "
+            "say which with labels=PATH"
+        )
+    return tree.label_file(given, fitting or ["segments.csv"])
+
+
+def _videos(path: Path, shown_as: str) -> Listing:
+    """The videos of a split file; its first row counts, unless it holds the names of columns."""
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for number, line in files.read_lines(path):
+        video, label, *_ = (cell.strip().strip('"') for cell in (*line.split(",", 2), "")[:3])
+        where = f"{shown_as} line {number}"
+        if number == 1 and files.clip_name(video) == video:
+            if label.lower() == "label":
+                continue
+            raise DatasetError(
+                f"{where}: {line[:80]!r} is neither `PATH,LABEL,TRANSCRIPT` nor the names of these columns"
+            )
+        if files.clip_name(video) == video:
+            problems.append(Problem("unreadable", f"{where}: {line[:80]!r} does not begin with the path of a video"))
+            continue
+        entries.extend(_entries(problems, where, video, label))
+    return Listing(tuple(entries), tuple(problems))
+
+
+def _segments(path: Path, shown_as: str, longest: int | None) -> Listing:
+    """The segments of a table, cut where they are too long."""
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for number, row in files.read_table(path, required=_COLUMNS):
+        where, told = f"{shown_as} line {number}", ", ".join(f"{name}={row[name]}" for name in _COLUMNS[3:])
+        numbers = [_whole(row[name]) for name in _COLUMNS[3:]]
+        if None in numbers or not row["segment_id"]:
+            problems.append(
+                Problem("unreadable", f"{where}: segment_id={row['segment_id']}, {told}: a number is missing")
+            )
+            continue
+        count, start, last = (number or 0 for number in numbers)
+        end = exclusive_end(start, last, count)
+        if end is None or start < 0 or end <= start:
+            problems.append(Problem("conflict", f"{where}: {told} do not fit together"))
+            continue
+        for base in _entries(problems, where, row["video"], row["label"]):
+            entries.extend(_pieces(base, row["segment_id"], cut(start, end, longest)))
+    return Listing(tuple(entries), tuple(problems))
+
+
+def _entries(problems: list[Problem], where: str, video: str, label: str) -> Iterator[Entry]:
+    """The entry of a row, or none and a problem."""
+    parts = files.path_parts(video)
+    name, subject = files.clip_name(parts[-1]) if parts else "", _subject(parts)
+    word = re.sub(r"[^a-z0-9]", "", files.plain_label(label).lower())
+    if not name or subject is None:
+        problems.append(Problem("unreadable", f"{where}: {video!r} is not a path Videos/SUBJECT/…"))
+    elif not word:
+        problems.append(files.unlabelled(where, f"video {name!r}"))
+    elif word not in _CLASS_OF:
+        problems.append(files.unknown_label(where, f"video {name!r}", label, ("0", "1", *CLASSES)))
+    else:
+        yield Entry(name, subject, "/".join(parts), _CLASS_OF[word], where)
+
+
+def _pieces(base: Entry, segment: str, spans: list[tuple[int, int]]) -> Iterator[Entry]:
+    """A clip for each span of a segment; numbers are padded so that names sort like them."""
+    name = f"{base.clip_id}_segment{segment.zfill(3)}"
+    width = len(str(len(spans)))
+    for number, (start, end) in enumerate(spans, 1):
+        part = f"_part{number:0{width}d}of{len(spans)}" if len(spans) > 1 else ""
+        yield Entry(f"{name}{part}", base.subject_id, base.path, base.label, base.where, start, end)
+
+
+def _subject(parts: tuple[str, ...]) -> str | None:
+    """The folder after `Videos`, or the first one where there is no such folder."""
+    folders = parts[:-1]
+    after = [folder for before, folder in pairwise(folders) if before.lower() == "videos"]
+    return next(iter([*after, *(folder for folder in folders if folder.lower() != "videos")]), None)
+
+
+def _whole(text: str) -> int | None:
+    """A whole number, also where it is written as 12.0."""
+    plain = files.plain_label(text)
+    return int(plain) if re.fullmatch(r"-?\d+", plain) else None

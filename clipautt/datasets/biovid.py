@@ -1,0 +1,153 @@
+"""BioVid heat pain, part A, as its owners ship it: no pain (BL1) against the strongest pain (PA4).
+
+Two layouts are read:
+
+    samples.csv                                  tab-separated: subject_name, class_name, sample_name, …
+    <subject>/<subject>-BL1-083.mp4              videos of 5.5 s at 25 frames per second
+
+    <subject>/<subject>-BL1-083/image4320.jpg    face crops; the number is the time in milliseconds
+    labels.txt                                   no header: `<subject>/<subject>-BL1-083/image4320.jpg 0`
+
+Labels of crops count the five classes from 0 to 4, or are 0 and 1 where a list holds nothing else; a sample's name says
+its class as well, and has to agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipautt.datasets import layout as files
+from clipautt.datasets.layout import Entry, Layout, Listing, Problem, Reading
+
+TARGETS = (
+    "081014_w_27", "101609_m_36", "112009_w_43", "091809_w_43", "071309_w_21",
+    "073114_m_25", "080314_w_25", "073109_w_28", "100909_w_65", "081609_w_40",
+)  # fmt: skip
+"""The target subjects of arXiv 2603.27999."""
+CLASSES = (files.NEUTRAL, "pain")
+_OFFICIAL = "samples.csv"
+_FRAME_LISTS = ("labels.txt", "label.txt", "all_sub_labels.txt")
+_LEVELS = ("BL1", "PA1", "PA2", "PA3", "PA4")
+_CLASS_OF = {"BL1": CLASSES[0], "PA4": CLASSES[1]}
+_LEVEL_IN_NAME = re.compile(r"(?:^|-)(BL1|PA[1-4])(?:-|$)", re.IGNORECASE)
+_MILLISECONDS = 1000.0
+
+
+@dataclass(frozen=True)
+class BioVid:
+    """Where a copy of BioVid lies and how it is used."""
+
+    root: str
+    """Folder below which the label file and the clips lie, at any depth."""
+    strict: bool = True
+    """False leaves out what has a problem instead of refusing."""
+    target_subjects: tuple[str, ...] = TARGETS
+    """Subjects to be personalised; all others are source subjects."""
+    validation_subjects: int | tuple[str, ...] = 10
+    """How many source subjects select settings instead of training, or which."""
+    seed: int = 0
+    """Another seed draws other validation subjects."""
+    layout: Layout = "auto"
+    """`videos`, `frames`, or `auto`: videos where `samples.csv` and videos are there, else frames."""
+    labels: str | None = None
+    """Label file, from the root; None looks for `samples.csv`, or `labels.txt` for frames."""
+    within: str = ""
+    """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
+
+    def __post_init__(self) -> None:
+        self._rules(self.layout)
+
+    def read(self) -> Reading:
+        """The clips of the classes BL1 and PA4.
+
+        Raises:
+            FileNotFoundError: if there is no such folder or no label file.
+            DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
+        """
+        tree = files.walk(self.root, dataset="biovid")
+        labels = files.choose(
+            tree,
+            given=self.labels,
+            layout=self.layout,
+            official=_OFFICIAL,
+            frame_lists=_FRAME_LISTS,
+            column="sample_name",
+        )
+        listing = (_samples if labels.official else _frames)(labels.path, labels.shown_as)
+        return files.assemble(listing, tree, self._rules(labels.layout))
+
+    def _rules(self, layout: Layout) -> files.Rules:
+        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return files.Rules("biovid", CLASSES, subjects, self.strict, layout, self.within, _MILLISECONDS)
+
+
+def _samples(path: Path, shown_as: str) -> Listing:
+    """The samples of the official table."""
+    entries, problems, others = [], [], Counter[str]()
+    for line, row in files.read_table(path, required=("subject_name", "class_name", "sample_name")):
+        where, sample = f"{shown_as} line {line}", files.clip_name(row["sample_name"])
+        level, named = files.plain_label(row["class_name"]).upper(), _level_of(sample)
+        if not sample or not row["subject_name"]:
+            problems.append(Problem("unreadable", f"{where}: subject_name or sample_name is empty"))
+        elif not level:
+            problems.append(files.unlabelled(where, f"sample {sample!r}"))
+        elif level not in _LEVELS:
+            problems.append(files.unknown_label(where, f"sample {sample!r}", level, _LEVELS))
+        elif "-" in sample and sample.partition("-")[0] != row["subject_name"]:
+            problems.append(Problem("conflict", f"{where}: sample {sample!r} is said to be of {row['subject_name']!r}"))
+        elif named not in (None, level):
+            problems.append(Problem("conflict", f"{where}: class_name of sample {sample!r} is {level}"))
+        elif level not in _CLASS_OF:
+            others[level] += 1
+        else:
+            place = f"{row['subject_name']}/{sample}"
+            entries.append(Entry(sample, row["subject_name"], place, _CLASS_OF[level], where))
+    return Listing(tuple(entries), tuple(problems), _notes(others))
+
+
+def _frames(path: Path, shown_as: str) -> Listing:
+    """The folders of a list of frames."""
+    folders, problems = files.read_frame_list(path, shown_as=shown_as)
+    levels = _numbering({folder.label for folder in folders})
+    entries, others = [], Counter[str]()
+    for folder in folders:
+        what, named = f"sample {folder.name!r}", _level_of(folder.name)
+        level = levels.get(folder.label, folder.label.upper())
+        subject = folder.name.partition("-")[0] if named else folder.parent
+        if named is not None and named not in _CLASS_OF:
+            others[named] += 1
+        elif level not in _LEVELS:
+            problems.append(files.unknown_label(folder.where, what, folder.label, (*levels, *_LEVELS)))
+        elif named not in (None, level):
+            problems.append(Problem("conflict", f"{folder.where}: label {folder.label!r} of {what} means {level}"))
+        elif level not in _CLASS_OF:
+            others[level] += 1
+        elif not subject:
+            problems.append(Problem("unreadable", f"{folder.where}: {what} lies in no folder of a subject"))
+        else:
+            place = f"{folder.parent}/{folder.name}".lstrip("/")
+            entries.append(Entry(folder.name, subject, place, _CLASS_OF[level], folder.where))
+    return Listing(tuple(entries), tuple(problems), _notes(others))
+
+
+def _numbering(labels: Iterable[str]) -> dict[str, str]:
+    """What numbers mean: 0 and 1 alone are the two classes of the task, otherwise the five levels are counted."""
+    if set(labels) <= {"0", "1"}:
+        return {"0": "BL1", "1": "PA4"}
+    return {str(number): level for number, level in enumerate(_LEVELS)}
+
+
+def _level_of(sample: str) -> str | None:
+    match = _LEVEL_IN_NAME.search(sample)
+    return match[1].upper() if match else None
+
+
+def _notes(others: Counter[str]) -> tuple[str, ...]:
+    if not others:
+        return ()
+    counted = ", ".join(f"{count} of {level}" for level, count in sorted(others.items()))
+    return (f"only BL1 and PA4 are used; samples of other classes left out: {counted}",)

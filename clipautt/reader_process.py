@@ -1,0 +1,329 @@
+"""Decoding where it can be ended: in a child process, under deadlines, with bounded memory.
+
+Decoders run native code over files that nobody vouches for. One that hangs is killed, one that crashes takes only the
+child with it; the next decoder is tried in a new child, and the clip ends with frames or with an error that says what
+each decoder did. A child serves many clips, so that its start (about half a second) is paid once.
+
+`python -m clipautt.reader_process FD` is the child: it answers requests on an inherited socket until that closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipautt.clips import Clip
+from clipautt.decoding import DecodeError, Decoder, decoders_of
+from clipautt.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
+
+_START_SECONDS = 120.0
+_ALIVE_SECONDS = 0.5
+_GRACE_SECONDS = 5.0
+_TRIM_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """What reading one clip may cost."""
+
+    stall_seconds: float = 30.0
+    """A decoder that gives no frame for so long is ended."""
+    total_seconds: float = 1800.0
+    """A decoder that is not done after so long is ended; time in which nobody takes its frames does not count."""
+    max_pixels: int = 7680 * 4320
+    """Width × height of the largest frame that is decoded."""
+    memory_mb: int = 6144
+    """Address space of the decoding process in MiB."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"limits.{name}={value}; allowed are positive numbers")
+
+
+def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> Iterator[FrameChunk]:
+    """Decode, crop and resize a clip in a child process.
+
+    The chunks of a decoder that fails midway are followed by those of the next one, from the beginning: keep those
+    whose `decoder` is that of the last chunk.
+
+    Args:
+        clip: what to read.
+        spec: what its frames become.
+        limits: deadlines, pixels and memory.
+
+    Yields:
+        Chunks in order.
+
+    Raises:
+        FileNotFoundError: if the source is not there.
+        DecodeError: if no decoder gives frames, with the reason of each.
+        NoFaceError: if a face is looked for and there is none.
+    """
+    limits = limits or ReadLimits()
+    if not Path(clip.source).exists():
+        raise FileNotFoundError(f"clip {clip.clip_id!r}: no video file or folder of frames at {clip.source}")
+    failures = []
+    for decoder in decoders_of(clip.source):
+        try:
+            with _borrowed_child() as child:
+                yield from child.read(clip, spec, decoder, limits)
+            return
+        except NoFaceError as error:
+            raise NoFaceError(f"clip {clip.clip_id!r}: {clip.source}: {error}") from None
+        except DecodeError as error:
+            failures.append(f"{decoder}: {error}")
+    raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({'; '.join(failures)})")
+
+
+def read_frames(
+    clip: Clip,
+    spec: FrameSpec,
+    *,
+    start_seconds: float = -math.inf,
+    end_seconds: float = math.inf,
+    limits: ReadLimits | None = None,
+) -> FrameChunk:
+    """The frames of a short part of a clip, from `start_seconds` and before `end_seconds`, as one chunk.
+
+    Raises:
+        DecodeError: if no frame lies there; and as `read_clip`.
+    """
+    kept: list[FrameChunk] = []
+    for chunk in read_clip(clip, spec, limits):
+        if kept and kept[-1].decoder != chunk.decoder:
+            kept = []
+        inside = (chunk.times >= start_seconds - 1e-6) & (chunk.times < end_seconds - 1e-6)
+        if inside.any():
+            kept.append(FrameChunk(chunk.decoder, chunk.frames[inside], chunk.times[inside], chunk.found[inside]))
+    if not kept:
+        raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
+    joined = (np.concatenate([getattr(chunk, name) for chunk in kept]) for name in ("frames", "times", "found"))
+    return FrameChunk(kept[-1].decoder, *joined)
+
+
+class _Child:
+    """A decoding process and the socket to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # The child looks for this package where this process does, and has one thread in each library.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, "-m", "clipautt.reader_process", str(theirs.fileno())]
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if os.environ.get("CLIPAUTT_DEBUG") else subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        self.busy = False
+        if not self.connection.poll(_START_SECONDS) or self._receive().get("kind") != "ready":
+            self.end()
+            raise RuntimeError(
+                f"the decoding process did not start ({' '.join(command[:3])}); CLIPAUTT_DEBUG=1 says why"
+            )
+
+    def read(self, clip: Clip, spec: FrameSpec, decoder: Decoder, limits: ReadLimits) -> Iterator[FrameChunk]:
+        """One request; raises `DecodeError` or `NoFaceError`. The child is `busy` until it said how it ended."""
+        request = {name: asdict(value) for name, value in (("clip", clip), ("spec", spec), ("limits", limits))}
+        self.busy = True
+        waited = 0.0
+        try:
+            self.connection.send_bytes(json.dumps(request | {"decoder": decoder}).encode())
+            while True:
+                began = time.monotonic()
+                left = limits.total_seconds - waited
+                if not self.connection.poll(max(0.0, min(limits.stall_seconds, left))):
+                    why = "gave no frame for" if limits.stall_seconds <= left else "was not done after"
+                    raise DecodeError(f"ended, because it {why} {min(limits.stall_seconds, limits.total_seconds):g} s")
+                answer = self._receive()
+                waited += time.monotonic() - began
+                if answer["kind"] == "done":
+                    return
+                if answer["kind"] == "chunk":
+                    yield self._chunk(answer, decoder)
+        except (EOFError, ConnectionError):
+            raise DecodeError(f"the decoding process {self._death()}") from None
+
+    def _receive(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        if answer["kind"] in ("done", "failed"):
+            self.busy = False
+        if answer["kind"] == "failed":
+            raise NoFaceError(answer["reason"]) if answer["no_face"] else DecodeError(answer["reason"])
+        return answer
+
+    def _chunk(self, answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
+        frames = np.frombuffer(bytearray(self.connection.recv_bytes()), np.uint8).reshape(answer["shape"])
+        return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
+
+    def _death(self) -> str:
+        try:
+            code = self.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its end"
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+
+    def end(self) -> None:
+        """Kill the process."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class _Pool:
+    """Idle children of one process. A fork of this process starts with none: sockets cannot be shared."""
+
+    def __init__(self) -> None:
+        self.idle: list[_Child] = []
+        self.owner = os.getpid()
+        self.lock = threading.Lock()
+
+    def take(self) -> _Child:
+        with self.lock:
+            if self.owner != os.getpid():
+                self.idle, self.owner = [], os.getpid()
+            child = self.idle.pop() if self.idle else None
+        return child if child is not None and child.process.poll() is None else _Child()
+
+    def put(self, child: _Child) -> None:
+        with self.lock:
+            self.idle.append(child)
+
+    def close(self) -> None:
+        if self.owner == os.getpid():
+            while self.idle:
+                self.idle.pop().end()
+
+
+_pool = _Pool()
+atexit.register(_pool.close)
+
+
+@contextmanager
+def _borrowed_child() -> Iterator[_Child]:
+    """A child for one request; it is kept for the next one unless it was in the middle of something."""
+    child = _pool.take()
+    try:
+        yield child
+    finally:
+        if child.busy:
+            child.end()
+        else:
+            _pool.put(child)
+
+
+class _ParentGoneError(Exception):
+    """Nobody takes the answers of this child."""
+
+
+def _serve(connection: Connection) -> None:
+    """The child: answer requests until the parent is gone."""
+    _send(connection, {"kind": "ready"})
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        limits = ReadLimits(**request["limits"])
+        _bound_memory(limits.memory_mb)
+        try:
+            _answer(connection, request, limits)
+        except _ParentGoneError:
+            return
+        except Exception as error:  # decoders raise types of their own, end-of-file among them; each reason is kept
+            reason = {"reason": _reason(error), "no_face": isinstance(error, NoFaceError)}
+            _send(connection, {"kind": "failed", **reason})
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(connection: Connection, request: dict[str, Any], limits: ReadLimits) -> None:
+    spoke, seen, trim = time.monotonic(), 0, _memory_trimmer()
+
+    def on_frame() -> None:
+        nonlocal spoke, seen
+        seen += 1
+        if seen % _TRIM_FRAMES == 0:
+            trim()
+        # Whoever waits may be gone while native code hangs: then the alarm ends this process.
+        signal.setitimer(signal.ITIMER_REAL, limits.stall_seconds + _GRACE_SECONDS)
+        if time.monotonic() - spoke > _ALIVE_SECONDS:
+            spoke = time.monotonic()
+            _send(connection, {"kind": "alive"})
+
+    on_frame()
+    clip, spec = Clip(**request["clip"]), FrameSpec.from_json(request["spec"])
+    for chunk in decode_chunks(clip, spec, decoder=request["decoder"], max_pixels=limits.max_pixels, on_frame=on_frame):
+        facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
+        _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
+        on_frame()
+    _send(connection, {"kind": "done"})
+
+
+def _send(connection: Connection, answer: dict[str, Any], content: memoryview | None = None) -> None:
+    try:
+        connection.send_bytes(json.dumps(answer).encode())
+        if content is not None:
+            connection.send_bytes(content)
+    except OSError as error:
+        raise _ParentGoneError from error
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one line and without the path, which the message has already."""
+    said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    return said[-1] if said else type(error).__name__
+
+
+def _memory_trimmer() -> Callable[[], object]:
+    """Gives freed memory back: of large frames, glibc keeps hundreds of megabytes for later; nothing elsewhere."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return (lambda: trim(0)) if trim else (lambda: None)
+
+
+def _bound_memory(megabytes: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def main() -> None:
+    """Run the child."""
+    import av
+    import cv2
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends its children
+    av.logging.set_level(av.logging.PANIC)
+    cv2.setNumThreads(1)
+    _serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The embedded backbone: a small CLIP trained on this project's synthetic faces, and the file that holds it.
+
+It knows the words of its own captions and no others, and it has never seen a real face. `pretraining` trains it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipautt.frozen_clip import Backbone, Precision
+from clipautt.preprocessing import Preprocessing
+
+EMBEDDED = "embedded"
+RENDERED_FACES = Preprocessing(96, (0.48, 0.455, 0.41), (0.265, 0.26, 0.275), "area")
+_WEIGHTS = "embedded_clip.safetensors"
+
+
+@dataclass(frozen=True)
+class SmallClipShape:
+    """The shape of the embedded CLIP: a ModifiedResNet and a three-layer text transformer, both open_clip's own."""
+
+    image_size: int = 96
+    """Frame height and width in pixels."""
+    layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Bottleneck blocks per stage of the image tower."""
+    width: int = 16
+    """Channels of the first stage; the attention pool has 2 × width × 16 / width = 32 heads."""
+    text_width: int = 128
+    """d_text."""
+    text_heads: int = 4
+    """Attention heads of the text tower."""
+    text_layers: int = 3
+    """Blocks of the text tower."""
+    embed_dim: int = 128
+    """d."""
+    preprocessing: Preprocessing = RENDERED_FACES
+    """Statistics of the rendered faces."""
+
+    def __post_init__(self) -> None:
+        if self.preprocessing.size != self.image_size:
+            raise ValueError(f"shape.image_size={self.image_size}; its preprocessing has {self.preprocessing.size}")
+
+
+def build_small_clip(shape: SmallClipShape) -> CLIP:
+    """An untrained CLIP of this shape with open_clip's stock vocabulary."""
+    return CLIP(
+        embed_dim=shape.embed_dim,
+        vision_cfg={
+            "image_size": shape.image_size,
+            "layers": list(shape.layers),
+            "width": shape.width,
+            "head_width": shape.width,
+        },
+        text_cfg={
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": shape.text_width,
+            "heads": shape.text_heads,
+            "layers": shape.text_layers,
+        },
+    )
+
+
+def pack_small_clip(model: CLIP, token_ids: Iterable[int]) -> dict[str, Tensor]:
+    """The weights to ship: everything, but of the token embedding only the rows that were trained."""
+    rows = torch.tensor(sorted(set(token_ids)))
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name != "attn_mask"
+    }
+    table = state.pop("token_embedding.weight")
+    return {**state, "token_embedding.ids": rows, "token_embedding.rows": table[rows].contiguous()}
+
+
+def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EMBEDDED) -> Backbone:
+    """Read weights that `pack_small_clip` wrote, with the shape in the file's metadata.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is none of a small CLIP, or its weights do not have the shape that it states.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights of a small CLIP at {path}")
+    facts = {key: _tuples(value) for key, value in _stated_shape(path).items()}
+    preprocessing = Preprocessing(**{key: _tuples(value) for key, value in facts.pop("preprocessing").items()})
+    shape = SmallClipShape(**facts, preprocessing=preprocessing)
+    state = load_file(path)
+    ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
+    table = torch.zeros(49408, shape.text_width)
+    table[ids] = rows
+    model = build_small_clip(shape)
+    missing, unexpected = model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+    if unexpected or set(missing) - {"attn_mask"}:
+        raise ValueError(f"{path} is not a small CLIP of this version: missing {missing}, unexpected {unexpected}")
+    model = model.to(memory_format=torch.channels_last)
+    return Backbone(
+        model, name=name, preprocessing=preprocessing, known_tokens=frozenset(ids.tolist()), precision=precision
+    )
+
+
+def _stated_shape(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stated: dict[str, Any] = json.loads((file.metadata() or {})["shape"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"backbone.weights {str(path)!r} holds no small CLIP; weights of an open_clip model need its backbone.name"
+        ) from error
+    return stated
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def embedded_weights() -> Path:
+    """The path of the weights that ship with the package."""
+    return Path(str(resources.files("clipautt") / "weights" / _WEIGHTS))

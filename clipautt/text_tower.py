@@ -1,0 +1,219 @@
+"""Text towers that take context vectors: how they are read from token embeddings, and where a tokenizer puts words.
+
+A causal tower that reads out at the end of the text sees nothing behind it, so a sequence is cut to its real length.
+Every other tower sees its padding, so its sequences stay as long as the tower is: a cut would change the features.
+
+What this module does not know: images, weights, and where a model or a tokenizer comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import Tensor, nn
+
+POOLS = ("argmax", "eos", "last", "first")
+"""open_clip's names of a read-out at one token: of the highest id, of the end-of-text id, the last or the first one."""
+_PROBES = ("a", "the", "with", "face")
+"""Words whose tokens begin and end differently, so what their token sequences share is not part of a word."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """A text tower of open_clip, read from token embeddings."""
+
+    module: Any
+    """`CLIP`, or the `text` part of `CustomTextCLIP`."""
+    pool: str
+    """One of `POOLS`."""
+    eos_id: int | None
+    """The token of the read-out, where `pool` is `eos`."""
+    causal: bool
+    """Whether a token sees only those before it."""
+
+    @property
+    def room(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.module.positional_embedding)
+
+    @property
+    def feature_dim(self) -> int:
+        """d: the width of text features, and of image features with them."""
+        projection = self.module.text_projection
+        if projection is None:
+            return int(self.module.positional_embedding.shape[-1])
+        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[-1])
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether features are the same without the padding."""
+        return self.causal and self.pool in ("argmax", "eos")
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings, float32 [K, n, d_text], of token ids [K, n]."""
+        embeddings: Tensor = self.module.token_embedding(tokens).float()
+        return embeddings
+
+    def read(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Text features [N, d] of embeddings [N, n, d_text]; see `read_text_tower`."""
+        return read_text_tower(self.module, embeddings, tokens, pool=self.pool, eos_id=self.eos_id)
+
+    def length(self, tokens: Tensor, lengths: Tensor) -> int:
+        """Tokens that must be computed for exact features.
+
+        Args:
+            tokens: padded token ids, int64 [K, room].
+            lengths: tokens of each sequence without its padding, int64 [K].
+        """
+        if not self.cuttable:
+            return self.room
+        ends = tokens.argmax(-1) if self.eos_id is None else (tokens == self.eos_id).int().argmax(-1)
+        return int(torch.maximum(lengths, ends + 1).max())
+
+
+def text_tower(model: CLIP | CustomTextCLIP, *, name: str) -> TextTower:
+    """The text tower of a model.
+
+    Raises:
+        ValueError: for a tower that takes no context vectors.
+    """
+    text: Any = getattr(model, "text", model)
+    plain = isinstance(model, CLIP | CustomTextCLIP) and isinstance(text, CLIP | TextTransformer)
+    if not plain:
+        refuse(name, f"a {type(text).__name__} is no plain transformer of open_clip")
+    pool, eos_id = (text.text_pool_type, text.text_eos_id) if text is model else (text.pool_type, text.eos_id)
+    causal = text.attn_mask is not None
+    reason = why_no_context(
+        pool=pool,
+        causal=causal,
+        adds_token=getattr(text, "cls_emb", None) is not None or len(text.positional_embedding) != model.context_length,
+        masks_padding=getattr(text, "use_pad_mask", False),
+    )
+    if reason:
+        refuse(name, reason)
+    return TextTower(text, pool, eos_id if pool == "eos" else None, causal)
+
+
+def why_no_context(*, pool: str, causal: bool, adds_token: bool, masks_padding: bool = False) -> str | None:
+    """Why a transformer cannot be read with context vectors in place of words; None where it can."""
+    if adds_token:
+        return "it adds a token of its own to every text"
+    if masks_padding:
+        return "it masks the padding"
+    if pool not in POOLS:
+        return f"its read-out is {pool!r}; allowed are {', '.join(POOLS)}"
+    if causal and pool == "first":
+        return "it reads out at the first token, which sees no word"
+    return None
+
+
+def refuse(name: str, reason: str) -> None:
+    """Raise the error that a text tower takes no context vectors.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"backbone.name {name!r} has a text tower that takes no context vectors: {reason}")
+
+
+def read_text_tower(
+    text: Any, embeddings: Tensor, tokens: Tensor, *, pool: str = "argmax", eos_id: int | None = None
+) -> Tensor:
+    """Run an open_clip text tower from token embeddings, at the length that is given.
+
+    Args:
+        text: `CLIP`, or the `text` part of `CustomTextCLIP`.
+        embeddings: float32 [N, n, d_text].
+        tokens: int64 [N, n], to find the read-out position.
+        pool: open_clip's name of the read-out.
+        eos_id: the end-of-text token, where the read-out needs it.
+
+    Returns:
+        float32 [N, d].
+    """
+    length = tokens.shape[1]
+    hidden = embeddings + text.positional_embedding[:length]
+    mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+    hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
+    pooled: Tensor = text_global_pool(hidden, tokens, pool, eos_token_id=eos_id)
+    projection = text.text_projection
+    if projection is None:
+        return pooled
+    projected: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return projected
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Where a tokenizer puts words between its own tokens, found by asking it."""
+
+    tokenizer: Any
+    """Turns strings into padded ids [K, context_length]; an open_clip tokenizer."""
+    room: int
+    """Tokens of the longest sequence."""
+    start: int
+    """Tokens before the first word: one for CLIP, none for SigLIP."""
+    closing: int
+    """Tokens after the last word that are not padding."""
+    padding: int
+    """The id behind the closing tokens."""
+
+    def ids(self, texts: Sequence[str], *, name: str) -> Tensor:
+        """Padded token ids, int64 [K, room].
+
+        Raises:
+            ValueError: if a text is longer than the tower; `name` is the backbone's.
+        """
+        ids: Tensor = self.tokenizer(list(texts), context_length=self.room)
+        # A text that was shortened looks complete; with room for one token more it goes on instead of being padded.
+        longer: Tensor = self.tokenizer(list(texts), context_length=self.room + 1)
+        fits = (longer[:, :-1] == ids).all(-1) & (longer[:, -1] == self.padding)
+        if not fits.all():
+            text = texts[int(fits.int().argmin())]
+            raise ValueError(f"the prompt {text!r} has more than the {self.room} tokens of {name}")
+        return ids
+
+    def lengths(self, ids: Tensor) -> Tensor:
+        """Tokens of each sequence without its padding, int64 [K]."""
+        return _lengths(ids, self.padding)
+
+    def num_words(self, ids: Tensor) -> Tensor:
+        """Tokens that belong to words, int64 [K]."""
+        return self.lengths(ids) - self.start - self.closing
+
+
+def token_layout(tokenizer: Any, room: int) -> TokenLayout:
+    """Ask a tokenizer for the tokens of a few words and compare them.
+
+    Args:
+        tokenizer: an open_clip tokenizer.
+        room: tokens of the longest sequence.
+    """
+    ids: Tensor = tokenizer(list(_PROBES), context_length=room + 1)
+    padding = int(ids[0, -1])
+    rows = [row[:length] for row, length in zip(ids.tolist(), _lengths(ids, padding).tolist(), strict=True)]
+    return TokenLayout(tokenizer, room, _shared(rows), _shared([row[::-1] for row in rows]), padding)
+
+
+def _lengths(ids: Tensor, padding: int) -> Tensor:
+    positions = torch.arange(1, ids.shape[1] + 1)
+    return ((ids != padding) * positions).amax(-1)
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading items all rows share."""
+    columns = [len(set(column)) == 1 for column in zip(*rows, strict=False)]
+    return columns.index(False) if False in columns else len(columns)
+
+
+@lru_cache(maxsize=1)
+def stock_tokenizer() -> Any:
+    """open_clip's byte-pair tokenizer with CLIP's vocabulary of 49,408 tokens."""
+    return open_clip.get_tokenizer("RN50")

@@ -1,0 +1,40 @@
+"""Turn a checkpoint of the published method into one of ours.
+
+The published `.pth` file holds weights only: you give its prompts, one per line and in the order of training, and the
+CLIP it was trained with. The checkpoint then works in `adapt`, `predict` and `serve`; it has no subject baseline, so
+choose a method without one, for instance `adapt=paper` or `adapt=infomax`.
+
+Example:
+    clipautt import-checkpoint weights=source.pth prompts=prompts.txt backbone.weights=ViT-B-32.pt out=runs/published
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from clipautt.backbone import load_backbone
+from clipautt.model import count_parameters, save_checkpoint
+from clipautt.published import import_checkpoint, read_prompts
+from ray_jobs import cli
+from ray_jobs.configuration import instantiate
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    prompts = read_prompts(cfg.prompts)
+    config, out = instantiate(cfg.given), Path(cfg.out)
+    if (out / "checkpoint.json").exists():
+        raise FileExistsError(f"out={out}: there is a checkpoint already; give another folder")
+    backbone = instantiate(cfg.backbone)
+    checkpoint = import_checkpoint(cfg.weights, prompts, load_backbone(backbone), config=config, loaded_from=backbone)
+    save_checkpoint(checkpoint, out)
+    print(f"{count_parameters(checkpoint.model.requires_grad_(True)):,} weights, {len(prompts)} prompts")
+    print(f"checkpoint: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["import-checkpoint", *sys.argv[1:]]))

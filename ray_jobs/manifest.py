@@ -1,0 +1,70 @@
+"""Turn a data set as its owners ship it into a manifest, or check a manifest that is there.
+
+Prints how many clips and subjects each split has, and everything that is wrong, at once. The other jobs take the same
+words, so this one is for looking first.
+
+Example:
+    clipautt manifest dataset=biovid root=/data/biovid
+    clipautt manifest dataset=folder root=/data/ward7 dataset.target_subjects=[p07,p12] manifest=ward7.parquet
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from clipautt.clips import Manifest, read_manifest, write_manifest
+from clipautt.datasets.layout import Reading
+from ray_jobs import cli
+from ray_jobs.configuration import instantiate
+from ray_jobs.progress import table
+
+_SHOWN_PROBLEMS = 25
+
+
+def load_manifest(cfg: DictConfig) -> Manifest:
+    """The manifest of a job: the file `manifest`, which is written first where `dataset` names another reader.
+
+    Raises:
+        FileNotFoundError: if the manifest, or the root of the data set, is not there.
+        ValueError: listing everything that is wrong.
+    """
+    if cfg.dataset is None:
+        return read_manifest(cfg.manifest)
+    return _write(instantiate(cfg.dataset).read(), Path(cfg.manifest))
+
+
+def _write(reading: Reading, path: Path) -> Manifest:
+    """The manifest of what a reader found; what it left out is told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(reading.clips, path)
+    for note in reading.notes:
+        print(note)
+    for problem in reading.problems[:_SHOWN_PROBLEMS]:
+        print(f"left out: {problem}")
+    if len(reading.problems) > _SHOWN_PROBLEMS:
+        print(f"… and {len(reading.problems) - _SHOWN_PROBLEMS} more")
+    manifest = read_manifest(path, classes=reading.classes)
+    _print_counts(manifest.counts(by="split"))
+    print(f"manifest: {path}")
+    return manifest
+
+
+def _print_counts(counts: pd.DataFrame) -> None:
+    table(list(counts.itertuples(index=False, name=None)), list(map(str, counts.columns)))
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    manifest = load_manifest(cfg)
+    _print_counts(manifest.counts(by="subject"))
+    if cfg.dataset is None:
+        _print_counts(manifest.counts(by="split"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["manifest", *sys.argv[1:]]))

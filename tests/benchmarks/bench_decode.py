@@ -1,0 +1,116 @@
+"""Decode ten minutes of 1080p video as extraction does: peak memory and speed, beside decoding alone.
+
+Peaks are of resident memory: of the decoding process, and of what the reading process added to its start. The baseline
+of the speed is the same decoder that drops every frame it decodes.
+
+    make bench-decode                 # ARGS=faces looks for the face as well
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from clipautt import reader_process
+from clipautt.clips import Clip
+from clipautt.decoding import Decoder, Sampling, stream_clip
+from clipautt.faces import FaceConfig
+from clipautt.preprocessing import Preprocessing
+from clipautt.reader import FrameSpec
+from ray_jobs.progress import table
+from tests.benchmarks.machine import machine
+from tests.fakes import write_video
+from tests.photograph import photograph
+
+SECONDS, FPS, SIZE = 600, 25, (1080, 1920)
+_PIECE_SECONDS = 2
+_MOMENTS = 12.5
+
+
+def write_long_video(path: Path, *, seconds: int = SECONDS) -> Path:
+    """A face that moves through 1080p: some seconds are encoded, then repeated without encoding again."""
+    turn = 2 * np.pi / (_PIECE_SECONDS * FPS)
+    frames = [
+        photograph(960 + 300 * np.sin(turn * i), 540 + 80 * np.cos(turn * i), 2.0, size=SIZE)
+        for i in range(_PIECE_SECONDS * FPS)
+    ]
+    piece = write_video(path.with_name("piece.mp4"), np.stack(frames), options={"preset": "ultrafast"})
+    with av.open(str(path), "w") as output:
+        stream: Any = None
+        for repeat in range(seconds // _PIECE_SECONDS):
+            with av.open(str(piece)) as source:
+                stream = stream or output.add_stream_from_template(source.streams.video[0])
+                shift = int(repeat * _PIECE_SECONDS / Fraction(source.streams.video[0].time_base))
+                for packet in source.demux(video=0):
+                    if packet.dts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                        output.mux(packet)
+    return path
+
+
+def resident_mb(pid: int | str) -> float:
+    """Resident memory of a process now."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0.0)
+
+
+def measure(clip: Clip, spec: FrameSpec) -> tuple[int, float, float, float]:
+    """Frames, seconds, peak of the decoding process and growth of this one, both in MiB."""
+    child = reader_process._pool.take()
+    reader_process._pool.put(child)
+    before, peaks, done = resident_mb("self"), [0.0, 0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peaks[0] = max(peaks[0], resident_mb(child.process.pid))
+            peaks[1] = max(peaks[1], resident_mb("self") - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    frames = sum(len(chunk.times) for chunk in reader_process.read_clip(clip, spec))
+    seconds = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    child.end()  # the next measurement begins with a new one
+    return frames, seconds, peaks[0], peaks[1]
+
+
+def bare(clip: Clip, decoder: Decoder) -> float:
+    """Seconds in which the decoder alone gives the same frames."""
+    began = time.perf_counter()
+    for _ in stream_clip(clip, Sampling(_MOMENTS), decoder=decoder):
+        pass
+    return time.perf_counter() - began
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table; `faces` among the arguments looks for the face as well, which takes many times as long."""
+    shape = Preprocessing(224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
+    cases = {"as it is": FaceConfig()} | ({"faces=cascade": FaceConfig("cascade")} if "faces" in arguments else {})
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Clip("long", "s", str(write_long_video(Path(folder) / "long.mp4")), "target")
+        print(f"{SECONDS} s of {SIZE[1]} × {SIZE[0]} at {FPS} frames/s; {machine()}", flush=True)
+        alone = bare(clip, "decord")
+        rows: list[tuple[str, ...]] = [("decord alone, same frames", "", f"{alone:.0f} s", "1.00", "", "")]
+        for name, faces in cases.items():
+            frames, seconds, peak, growth = measure(clip, FrameSpec(shape, Sampling(_MOMENTS), faces))
+            ratio = f"{seconds / alone:.2f}"
+            rows.append((name, str(frames), f"{seconds:.0f} s", ratio, f"{peak:.0f} MiB", f"{growth:.0f} MiB"))
+    table(rows, ["read", "frames", "time", "of decord alone", "peak of the decoder", "growth of the reader"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
