@@ -247,7 +247,7 @@ def test_frames_become_what_open_clip_makes_of_them(mode: str, interpolation: st
         frame = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
         ours = normalise_frames(torch.from_numpy(fit_frame(frame, preprocessing).copy())[None], preprocessing)[0]
         grey = (ours - theirs(Image.fromarray(frame))).abs() * torch.tensor(OPENAI_STD).view(3, 1, 1) * 255
-        assert grey.max() <= 1
+        assert grey.max() < 1.5
 
 
 def test_frames_that_cannot_be_made_are_refused() -> None:
