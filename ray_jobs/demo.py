@@ -64,7 +64,8 @@ def main(cfg: DictConfig) -> int:
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:
     """The job's own settings with the demo's shared ones and the given ones in their places."""
     settings, shared = compose(job), resolved(cfg)
-    for key in _SHARED:
+    own = settings.get("backbone") is not None  # the other jobs take the checkpoint's
+    for key in _SHARED if own else [key for key in _SHARED if key != "backbone"]:
         if key in settings.keys() and key in shared:  # noqa: SIM118 - `in` alone overlooks what has no value yet
             settings[key] = shared[key]
     for key, value in given.items():

@@ -24,8 +24,8 @@ import yaml
 
 from ray_jobs.configuration import checkout, flatten, resolved
 
-IGNORED = ("cluster", "name", "runs")
-"""Settings that say where a job runs or what it is called, and cannot change what it computes."""
+IGNORED = ("cluster", "limits", "name", "runs")
+"""Settings that say where a job runs, what it may cost or what it is called, and cannot change what it computes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _SHOWN_DIFFERENCES = 12
