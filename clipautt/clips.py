@@ -6,15 +6,19 @@ listed at once. Labels live here and nowhere else; what reaches an adaptation me
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Iterator
+import os
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 Split = Literal["source_train", "source_val", "target"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -24,6 +28,9 @@ _SECONDS = ("start_seconds", "end_seconds")
 _FRAMES = ("start_frame", "end_frame")
 _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
 _SHOWN_PROBLEMS = 20
+_CLASSES = b"clipautt.classes"
+NEUTRAL = "neutral"
+"""Name of the neutral class where nothing else is said."""
 
 
 class ManifestError(ValueError):
@@ -102,14 +109,18 @@ class Manifest:
         """How many clips there are of every class.
 
         Args:
-            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, and `clips`;
-                `split` gives a row per split with the number of `subjects` instead of the subject.
+            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, `unlabelled` where
+                there are some, and `clips`; `split` gives a row per split with the number of `subjects` instead of the subject.
         """
         rows = [(SPLITS.index(clip.split), clip.subject_id, clip.label) for clip in self.clips]
         groups = pd.DataFrame(rows, columns=["split", "subject", "label"]).groupby(
             ["split", "subject"] if by == "subject" else ["split"]
         )
-        result = groups["label"].value_counts().unstack(fill_value=0).reindex(columns=list(self.classes), fill_value=0)
+        found = groups["label"].value_counts().unstack(fill_value=0)
+        result = found.reindex(index=groups.size().index, columns=list(self.classes), fill_value=0)
+        unlabelled = groups.size() - result.sum(axis=1)
+        if unlabelled.any():
+            result["unlabelled"] = unlabelled
         result["clips"] = groups.size()
         if by == "split":
             result.insert(0, "subjects", groups["subject"].nunique())
@@ -135,8 +146,8 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
 
     Args:
         path: a `.parquet` or `.csv` file. Relative sources are relative to its folder.
-        classes: class names in label order; by default `neutral` first and the other labels found in alphabetical
-            order.
+        classes: class names in label order, neutral class first; by default those that `write_manifest` noted, else
+            `neutral` and the other labels found in alphabetical order.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -147,25 +158,66 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
         raise FileNotFoundError(
             f"no manifest at {path}; `clipautt synth out={path.parent}` makes one, or give manifest=PATH"
         )
-    table = _read_table(path)
+    table, noted = _read_table(path)
     found = sorted({str(label) for label in table["label"].dropna()}) if "label" in table else []
-    names = classes or tuple(sorted(found, key=lambda label: (label != "neutral", label)))
+    names = classes or noted or tuple(sorted(found, key=lambda label: (label != NEUTRAL, label)))
     problems = list(find_problems(table, classes=names))
+    if len(found) > 1 and NEUTRAL not in found and not (classes or noted):
+        problems.append(f"no label is {NEUTRAL!r} among {', '.join(names)}; give classes=[…], the neutral class first")
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        raise ManifestError(f"{path} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{shown}{more}")
+        raise _many(path, problems)
     clips = sorted((_clip(row, path.parent) for row in table.to_dict("records")), key=lambda clip: clip.clip_id)
     return Manifest(tuple(clips), names)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """The table with ids, sources and labels as text: `007` keeps its zeros, and `NA` or `None` can be a name."""
-    if path.suffix == ".csv":
-        return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
-    table = pd.read_parquet(path)
-    as_text = {name: table[name].map(str, na_action="ignore") for name in _TEXT if name in table}
-    return table.assign(**as_text)
+def _many(path: Path, problems: list[str]) -> ManifestError:
+    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
+    more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    return ManifestError(f"{path} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{shown}{more}")
+
+
+def _read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The table with ids, sources and labels as text, and the classes noted in it.
+
+    `007` keeps its zeros, and `NA` or `None` can be a name; blanks around a cell do not make another subject of it.
+    """
+    if path.suffix.lower() == ".csv":
+        table, noted = _read_csv(path), ()
+    else:
+        try:
+            content = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
+        table, noted = content.to_pandas(), tuple(json.loads((content.schema.metadata or {}).get(_CLASSES, b"[]")))
+    as_text = {name: table[name].map(_plain, na_action="ignore") for name in _TEXT if name in table}
+    return table.assign(**as_text), noted
+
+
+def _plain(cell: object) -> str | None:
+    return str(cell).strip() or None
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Cells as they are written; an empty one is None.
+
+    Raises:
+        ManifestError: for a file that is not UTF-8 or empty, or listing the lines with more or fewer cells than the
+            header, as an unquoted comma makes them.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row] or [(1, [])]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    columns = [name.strip() for name in header[1]]
+    uneven = [
+        f"line {number} has {len(row)} cells, the header {len(columns)}; cells that hold commas are put in quotes"
+        for number, row in rows
+        if len(row) != len(columns)
+    ]
+    if uneven:
+        raise _many(path, uneven)
+    return pd.DataFrame([[cell.strip() or None for cell in row] for _, row in rows], columns=columns, dtype=object)
 
 
 def _clip(row: dict[Hashable, Any], folder: Path) -> Clip:
@@ -183,7 +235,9 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     """Everything in which a table breaks the manifest contract, one sentence each."""
     absent = [column for column in _REQUIRED if column not in table]
     if absent:
-        yield f"missing column{'s' if len(absent) > 1 else ''} {', '.join(absent)}; required are {', '.join(_REQUIRED)}"
+        there = ", ".join(map(str, table.columns)) or "none"
+        plural = "s" if len(absent) > 1 else ""
+        yield f"missing column{plural} {', '.join(absent)}; required are {', '.join(_REQUIRED)}; there are: {there}"
         return
     if table.empty:
         yield "no rows"
@@ -221,8 +275,7 @@ def _span_problems(table: pd.DataFrame) -> Iterator[str]:
             wrong |= values[column] % 1 != 0
         unit = "whole number" if column in _FRAMES else "number"
         for row in table.index[given.notna() & wrong]:
-            value = f"{given[row]:g}" if isinstance(given[row], float) else repr(given[row])
-            yield f"row {row}: {column} {value} is not a {unit}"
+            yield f"row {row}: {column} {str(given[row])!r} is not a {unit}"
     for names, unit in ((_SECONDS, "seconds"), (_FRAMES, "frames")):
         start, end = (values[name] for name in names)
         for row in table.index[(start < 0) | (end <= start.fillna(0))]:
@@ -237,8 +290,14 @@ def _span_problems(table: pd.DataFrame) -> Iterator[str]:
         yield f"row {row}: frames_per_second {values['frames_per_second'][row]:g} is not positive"
 
 
-def write_manifest(clips: Iterable[Clip], path: Path) -> None:
-    """Write a manifest as Parquet; sources below its folder are written relative to it."""
+def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] = ()) -> None:
+    """Write a manifest as Parquet, aside and renamed; sources below its folder are written relative to it.
+
+    Args:
+        clips: its rows.
+        path: of the file.
+        classes: class names in label order, noted in the file; empty leaves it to the labels.
+    """
     rows = []
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
         source = Path(clip.source)
@@ -246,4 +305,8 @@ def write_manifest(clips: Iterable[Clip], path: Path) -> None:
         rows.append(
             asdict(clip) | {"source": str(source.relative_to(path.parent.resolve())) if inside else clip.source}
         )
-    pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]).to_parquet(path, index=False)
+    table = pa.Table.from_pandas(pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]), preserve_index=False)
+    noted = {_CLASSES: json.dumps(list(classes)).encode()} if classes else {}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **noted}), aside)
+    os.replace(aside, path)

@@ -30,7 +30,8 @@ _TOLERANCE = 1e-3
 _DEFAULT_RATE = 25.0
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "ivf", "gif")
 """FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are none of them."""
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+"""Suffixes of the frames in a folder."""
 _NUMBER = re.compile(r"\d+(?!.*\d)")
 _Content = TypeVar("_Content")
 
@@ -234,7 +235,7 @@ def list_frames(folder: Path) -> list[tuple[int, Path]]:
     Raises:
         DecodeError: for a folder without pictures, or a picture without a number or with the number of another one.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != ".")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
     if not paths:
         raise DecodeError("no pictures in the folder")
     found: dict[int, Path] = {}

@@ -1,7 +1,8 @@
 """Look at what the face detector sees in a video: where the crop lies, and what the model would be shown.
 
 Writes `annotated.mp4` with the crop drawn in, `contact_sheet.png` with crops in the order of time, and `track.csv` with
-the numbers. The settings are those of `extract`, so what looks right here is what is encoded there.
+the numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is decoded
+in this process: one that hangs its decoder is stopped with Ctrl-C.
 
 Example:
     clipautt faces interview.mp4 out=look
@@ -28,6 +29,7 @@ from ray_jobs import cli
 from ray_jobs.configuration import instantiate
 
 POSITIONAL = "video"
+OUTPUTS = ("annotated.mp4", "contact_sheet.png", "track.csv")
 _CROP_PIXELS = 224
 
 
@@ -39,22 +41,26 @@ def look(video: Path, out: Path, *, faces: FaceConfig, sampling: Sampling, max_p
         NoFaceError: if there is no face in it.
     """
     make_detector(faces)  # a mistake in its settings is not the video's
+    frames, track = _follow(video, faces, sampling, max_pixels)
+    write_annotated_video(out / OUTPUTS[0], iter(frames), track)
+    times = _write_crops(iter(frames), track, out / OUTPUTS[1])
+    columns = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
+    table = pd.DataFrame({"seconds": times, "found": track.found, **columns, "angle_radians": track.angle})
+    table.round(4).to_csv(out / OUTPUTS[2], index=False)
+    return track
+
+
+def _follow(video: Path, faces: FaceConfig, sampling: Sampling, max_pixels: int) -> tuple[_Frames, FaceTrack]:
+    """The frames of the first decoder that reads all of them, and where the face is."""
     failures = []
     for decoder in decoders_of(str(video)):
         frames = _Frames(video, sampling, decoder, max_pixels)
         try:
-            track, _ = follow_face(iter(frames), faces)
-            write_annotated_video(out / "annotated.mp4", iter(frames), track)
-            times = _write_crops(iter(frames), track, out / "contact_sheet.png")
+            return frames, follow_face(iter(frames), faces)[0]
         except NoFaceError as error:
             raise NoFaceError(f"{video}: {error}") from None
         except Exception as error:  # decoders raise types of their own; each reason is kept
             failures.append(f"{decoder}: {error}")
-            continue
-        columns = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
-        table = pd.DataFrame({"seconds": times, "found": track.found, **columns, "angle_radians": track.angle})
-        table.round(4).to_csv(out / "track.csv", index=False)
-        return track
     raise DecodeError(f"{video} cannot be decoded ({'; '.join(failures)})")
 
 
@@ -91,10 +97,12 @@ def main(cfg: DictConfig) -> int:
         raise FileNotFoundError(f"video={video}: no such file or folder")
     if config.detector == "none":
         raise ValueError("faces=none looks for nothing; allowed here are cascade and yunet")
+    if any((out / name).exists() and (out / name).samefile(video) for name in OUTPUTS):
+        raise ValueError(f"out={out}: {video.name} would be written over; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     track = look(video, out, faces=config, sampling=instantiate(cfg.sampling), max_pixels=cfg.max_pixels)
     print(f"face found in {int(track.found.sum())} of {len(track.found)} frames")
-    for name in ("annotated.mp4", "contact_sheet.png", "track.csv"):
+    for name in OUTPUTS:
         print(f"  {out / name}")
     return 0
 

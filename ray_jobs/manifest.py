@@ -33,21 +33,21 @@ def load_manifest(cfg: DictConfig) -> Manifest:
         ValueError: listing everything that is wrong.
     """
     if cfg.dataset is None:
-        return read_manifest(cfg.manifest)
+        return read_manifest(cfg.manifest, classes=tuple(cfg.classes or ()) or None)
     return _write(instantiate(cfg.dataset).read(), Path(cfg.manifest))
 
 
 def _write(reading: Reading, path: Path) -> Manifest:
     """The manifest of what a reader found; what it left out is told."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(reading.clips, path)
+    write_manifest(reading.clips, path, classes=reading.classes)
     for note in reading.notes:
         print(note)
     for problem in reading.problems[:_SHOWN_PROBLEMS]:
         print(f"left out: {problem}")
     if len(reading.problems) > _SHOWN_PROBLEMS:
         print(f"… and {len(reading.problems) - _SHOWN_PROBLEMS} more")
-    manifest = read_manifest(path, classes=reading.classes)
+    manifest = read_manifest(path)
     _print_counts(manifest.counts(by="split"))
     print(f"manifest: {path}")
     return manifest

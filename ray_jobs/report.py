@@ -60,7 +60,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     settings = [_settings(run) for run in runs]
     read = [_rows(run) for run in runs]
     rows = pd.concat([scored for scored, _ in read], ignore_index=True)
-    manifest = read_manifest(settings[0]["manifest"])
+    manifest = read_manifest(settings[0]["manifest"], classes=tuple(settings[0].get("classes") or ()) or None)
     names = list(dict.fromkeys(_dataset_name(Path(one["manifest"])) for one in settings))
     own = instantiate(settings[0]["adapt"])
     folder = find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)

@@ -37,10 +37,58 @@ def test_csv_to_clips(tmp_path: Path) -> None:
 
 
 def test_numeric_ids_stay_text_with_their_zeros(tmp_path: Path) -> None:
-    manifest = read_manifest(csv(tmp_path, "0010,007,x.mp4,,,1,source_train,", "011,08,x.mp4,,,0,target,"))
+    manifest = read_manifest(
+        csv(tmp_path, "0010,007,x.mp4,,,1,source_train,", "011,08,x.mp4,,,0,target,"), classes=("0", "1")
+    )
     assert [clip.clip_id for clip in manifest.clips] == ["0010", "011"]
     assert [clip.subject_id for clip in manifest.clips] == ["007", "08"]
     assert [clip.label for clip in manifest.clips] == ["1", "0"] and manifest.classes == ("0", "1")
+
+
+def test_the_neutral_class_is_not_guessed(tmp_path: Path) -> None:
+    """`alert` comes before `rest`; a manifest that says nothing would make it the neutral class."""
+    rows = "a,s1,x.mp4,,,rest,source_train,", "b,s2,x.mp4,,,alert,target,"
+    with pytest.raises(ManifestError, match=r"no label is 'neutral' among alert, rest; give classes=\[…\]"):
+        read_manifest(csv(tmp_path, *rows))
+    manifest = read_manifest(csv(tmp_path, *rows), classes=("rest", "alert"))
+    write_manifest(manifest.clips, tmp_path / "m.parquet", classes=manifest.classes)
+    again = read_manifest(tmp_path / "m.parquet")
+    assert again.classes == ("rest", "alert") and again.fingerprint == manifest.fingerprint
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+
+
+def test_blanks_around_a_cell_make_no_other_subject(tmp_path: Path) -> None:
+    rows = "a,ann,x.mp4,,,neutral ,source_train,", "b,ann ,x.mp4,,, pain,target,"
+    with pytest.raises(ManifestError, match="subject 'ann' is in source_train and target"):
+        read_manifest(csv(tmp_path, *rows))
+    pd.read_csv(csv(tmp_path, *rows)).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"has 1 problem:\n  subject 'ann' is in source_train and target"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_an_unquoted_comma_moves_no_cell(tmp_path: Path) -> None:
+    header = "clip_id,subject_id,source,label,split\n"
+    with pytest.raises(
+        ManifestError, match=r"line 2 has 6 cells, the header 5; cells that hold commas are put in quotes"
+    ):
+        read_manifest(csv(tmp_path, "v1,ann,Doe, Jane/v1.mp4,neutral,source_train", header=header))
+    (clip,) = read_manifest(csv(tmp_path, 'v1,ann,"Doe, Jane/v1.mp4",neutral,source_train', header=header)).clips
+    assert clip.source.endswith("/Doe, Jane/v1.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.CSV", b"", "missing columns clip_id, .*; there are: none"),
+        ("m.csv", "clip_id;subject_id;source;split\n".encode(), "there are: clip_id;subject_id;source;split"),
+        ("m.csv", "clip_id,subject_id,source,split\na,J\xf6rg,x,target\n".encode("cp1252"), "as CSV in UTF-8"),
+        ("m.parquet", b"no parquet", "m.parquet cannot be read as Parquet"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path / name)
 
 
 def test_words_that_pandas_takes_for_missing_are_names(tmp_path: Path) -> None:
@@ -61,7 +109,7 @@ def test_parquet_with_numbers_as_ids_and_labels(tmp_path: Path) -> None:
         }
     )
     table.to_parquet(tmp_path / "m.parquet")
-    manifest = read_manifest(tmp_path / "m.parquet")
+    manifest = read_manifest(tmp_path / "m.parquet", classes=("0", "1"))
     assert [(c.clip_id, c.subject_id, c.label) for c in manifest.clips] == [("1", "8", "0"), ("2", "7", "1")]
 
 
@@ -124,7 +172,7 @@ def test_spans_by_frame_number(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(csv(tmp_path, "a,s,x,target,5.5,2,0", "b,s,x,target,9,3,x", header=header))
     assert str(caught.value).splitlines()[1:] == [
-        "  row 0: start_frame 5.5 is not a whole number",
+        "  row 0: start_frame '5.5' is not a whole number",
         "  row 1: frames_per_second 'x' is not a number",
         "  row 0: the span from 5.5 to 2 in frames is empty or negative",
         "  row 1: the span from 9 to 3 in frames is empty or negative",
@@ -145,9 +193,12 @@ def test_counts_per_split_class_and_subject() -> None:
         for i, label in enumerate(("pain", "neutral", "pain", None))
     ]  # type: ignore[arg-type]
     manifest = Manifest(tuple(clips), ("neutral", "pain"))
-    assert manifest.counts(by="split").to_numpy().tolist() == [["source_train", 1, 1, 2, 4], ["target", 2, 2, 4, 8]]
-    assert manifest.counts().to_numpy().tolist()[2] == ["target", "c", 1, 2, 4]
-    assert list(manifest.counts().columns) == ["split", "subject", "neutral", "pain", "clips"]
+    assert manifest.counts(by="split").to_numpy().tolist() == [
+        ["source_train", 1, 1, 2, 1, 4],
+        ["target", 2, 2, 4, 2, 8],
+    ]
+    assert manifest.counts().to_numpy().tolist()[2] == ["target", "c", 1, 2, 1, 4]
+    assert list(manifest.counts().columns) == ["split", "subject", "neutral", "pain", "unlabelled", "clips"]
 
 
 @pytest.mark.parametrize("column", ["start_seconds", "end_seconds", "start_frame", "end_frame"])
