@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipautt.frozen_clip import Backbone, Precision, Prompts
-from clipautt.open_clip_models import load_open_clip
+from clipautt.open_clip_models import FOLDER, HUB, load_open_clip
 from clipautt.small_clip import EMBEDDED, embedded_weights, load_small_clip
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneConfig", "Precision", "Prompts", "load_backbone"]
@@ -22,15 +22,34 @@ class BackboneConfig:
     """Which CLIP encodes frames and prompts."""
 
     name: str = EMBEDDED
-    """`embedded`, an open_clip model such as `ViT-B-32-quickgelu`, `hf-hub:org/repo` or `local-dir:FOLDER`."""
+    """`embedded`, an open_clip model such as `ViT-B-32-quickgelu`, `hf-hub:org/repo` or `local-dir:FOLDER`.
+
+    A path here or in `weights` becomes absolute, `~` included, since workers and later runs may be in another folder.
+    """
     weights: str | None = None
     """Of an open_clip model: a pretrained tag, `hf-hub:org/repo`, a `.pt` or `.safetensors` file, or `TAG:FILE`."""
     precision: Precision = "fp32"
     """Arithmetic of the image tower: `fp32`, `tf32` (fp32 on CPUs) or `bf16`; prompts and losses are always fp32."""
 
     def __post_init__(self) -> None:
-        if self.weights and Path(self.weights).is_file():  # workers and later runs may be in another folder
-            object.__setattr__(self, "weights", os.path.abspath(self.weights))
+        if self.name.startswith(FOLDER):
+            object.__setattr__(self, "name", FOLDER + absolute_path(self.name.removeprefix(FOLDER)))
+        if self.weights:
+            object.__setattr__(self, "weights", _absolute_weights(self.weights))
+
+
+def _absolute_weights(weights: str) -> str:
+    """`FILE` or `TAG:FILE` with the file's absolute path; tags and addresses of the hub stay as they are."""
+    tag, colon, file = weights.partition(":")
+    if weights.startswith(HUB) or not colon or Path(weights).is_file():
+        return absolute_path(weights)
+    return f"{tag}:{absolute_path(file)}"
+
+
+def absolute_path(path: str) -> str:
+    """`path` as every folder reads it where something is there, else as it was given, but for a leading `~`."""
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if os.path.exists(there) else there
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:

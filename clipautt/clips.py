@@ -109,8 +109,8 @@ class Manifest:
         """How many clips there are of every class.
 
         Args:
-            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, `unlabelled` where
-                there are some, and `clips`; `split` gives a row per split with the number of `subjects` instead of the subject.
+            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, `unlabelled`
+                where there are some, and `clips`; `split` gives a row per split with the number of `subjects` instead.
         """
         rows = [(SPLITS.index(clip.split), clip.subject_id, clip.label) for clip in self.clips]
         groups = pd.DataFrame(rows, columns=["split", "subject", "label"]).groupby(
@@ -191,6 +191,14 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         table, noted = content.to_pandas(), tuple(json.loads((content.schema.metadata or {}).get(_CLASSES, b"[]")))
     as_text = {name: table[name].map(_plain, na_action="ignore") for name in _TEXT if name in table}
     return table.assign(**as_text), noted
+
+
+def is_written_manifest(path: Path) -> bool:
+    """Whether `write_manifest` wrote this file with its classes."""
+    try:
+        return _CLASSES in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _plain(cell: object) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from clipautt.clips import Clip
 from clipautt.preprocessing import Frames
@@ -34,6 +35,8 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 """Suffixes of the frames in a folder."""
 _NUMBER = re.compile(r"\d+(?!.*\d)")
 _Content = TypeVar("_Content")
+_Tick = Callable[[], None]
+_Stream = Callable[[Clip, "Sampling", int | None, _Tick], Iterator[tuple[float, Frames]]]
 
 
 class DecodeError(ValueError):
@@ -60,7 +63,12 @@ def decoders_of(source: str) -> tuple[Decoder, ...]:
 
 
 def stream_clip(
-    clip: Clip, sampling: Sampling, *, decoder: Decoder, max_pixels: int | None = None
+    clip: Clip,
+    sampling: Sampling,
+    *,
+    decoder: Decoder,
+    max_pixels: int | None = None,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[float, Frames]]:
     """The sampled frames of a clip, decoded when they are asked for.
 
@@ -69,6 +77,7 @@ def stream_clip(
         sampling: which moments.
         decoder: one of `decoders_of(clip.source)`.
         max_pixels: width × height of the largest frame that is decoded; None is any.
+        on_frame: called after each decoded frame, used or not, to show that the decoder is alive.
 
     Yields:
         Time in seconds from the start of the clip, and the frame upright, RGB uint8 [H, W, 3].
@@ -77,12 +86,8 @@ def stream_clip(
         DecodeError: for frames that are too large, damage, time stamps that go back, or a source without frames.
         Exception: whatever the decoder raises for a file that it cannot read.
     """
-    streams: dict[Decoder, Callable[[Clip, Sampling, int | None], Iterator[tuple[float, Frames]]]] = {
-        "decord": _by_decord,
-        "pyav": _by_pyav,
-        "images": _from_folder,
-    }
-    return streams[decoder](clip, sampling, max_pixels)
+    streams: dict[Decoder, _Stream] = {"decord": _by_decord, "pyav": _by_pyav, "images": _from_folder}
+    return streams[decoder](clip, sampling, max_pixels, on_frame)
 
 
 def choose_frames(
@@ -114,14 +119,14 @@ def choose_frames(
         if start is None:
             start = _start(clip, number, time)
         if rate is None:
-            yield time - start, content
+            yield max(0.0, time - start), content
             continue
         if held is not None and start + moment / rate + _TOLERANCE < time:
-            yield held[0] - start, held[1]
+            yield max(0.0, held[0] - start), held[1]
             moment = max(moment + 1, math.ceil((time - _TOLERANCE - start) * rate))
         held = time, content
     if held is not None and start is not None and rate and start + moment / rate <= held[0] + _TOLERANCE:
-        yield held[0] - start, held[1]
+        yield max(0.0, held[0] - start), held[1]
 
 
 def _inside(frames: Iterable[tuple[int, float, _Content]], clip: Clip) -> Iterator[tuple[int, float, _Content]]:
@@ -152,21 +157,49 @@ def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
         raise DecodeError(f"its frames have {width} × {height} pixels; at most {max_pixels:,} pixels are decoded")
 
 
-def _by_decord(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
+def _by_decord(
+    clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick
+) -> Iterator[tuple[float, Frames]]:
     import decord
 
     with open_container(clip.source) as container:  # what decord would open unasked is looked at first
-        _check_stream(container, max_pixels)
+        times = _seekable_times(container, _video_stream(container, max_pixels))
+        if len(container.streams.video) > 1:
+            raise DecodeError("it takes another one of several video streams than players do")
     # Any frame that decord would replace by its neighbour is too many.
     reader = decord.VideoReader(clip.source, num_threads=1, fault_tol=1e-9)
     stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
-    times = (stamps - stamps[0]).tolist()
+    single = _TOLERANCE + 2e-7 * times[-1]  # decord keeps its times in single precision
+    if len(stamps) != len(times) or np.abs(stamps - stamps[0] - times).max() > single:
+        raise DecodeError("its time stamps are not those of the file")
     # One by one: batches grow by hundreds of megabytes over a long video of large frames.
-    for time, index in choose_frames(((i, time, i) for i, time in enumerate(times)), sampling, clip):
+    for time, index in choose_frames(((i, t, i) for i, t in enumerate(times.tolist())), sampling, clip):
         frame = reader[index].asnumpy()
+        on_frame()
         if frame.shape[2] != 3:  # pictures a few pixels wide: it takes the padding of their rows for channels
             raise DecodeError(f"it gives frames of shape {frame.shape}")
         yield time, frame
+
+
+def _seekable_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
+    """Seconds of every frame from the first one, ascending, read without decoding.
+
+    Raises:
+        DecodeError: where pictures that are shown before a key frame come after it in the file (an open group of
+            pictures): whoever seeks to that key frame loses them, and decord then miscounts.
+    """
+    times: list[float] = []
+    key = -math.inf
+    for packet in container.demux(stream):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if packet.size and stamp is not None:
+            times.append(float(stamp * packet.time_base))
+            key = times[-1] if packet.is_keyframe else key
+            if times[-1] < key:
+                raise DecodeError("its groups of pictures are open, so that frames are miscounted after a seek")
+    if not times:
+        raise DecodeError("no frames with time stamps")
+    return np.sort(np.array(times)) - min(times)
 
 
 def open_container(source: str) -> Any:
@@ -181,24 +214,33 @@ def open_container(source: str) -> Any:
     return av.open(source, options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)})
 
 
-def _check_stream(container: Any, max_pixels: int | None) -> None:
-    """Refuse a file without video, or with frames that it declares to be too large, before anything is decoded."""
-    if not container.streams.video:
+def _video_stream(container: Any, max_pixels: int | None) -> Any:
+    """The stream that players show.
+
+    Raises:
+        DecodeError: for a file without video, or with frames that it declares to be too large.
+    """
+    stream = container.streams.best("video")
+    if stream is None:
         raise DecodeError("no video stream")
-    _check_pixels(container.streams.video[0].width, container.streams.video[0].height, max_pixels)
+    for one in container.streams.video:
+        _check_pixels(one.width, one.height, max_pixels)
+    return stream
 
 
-def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
+def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick) -> Iterator[tuple[float, Frames]]:
+    """Decodes from the beginning: a span late in a long file takes its time."""
     with open_container(clip.source) as container:
-        _check_stream(container, max_pixels)
-        stream = container.streams.video[0]
+        stream = _video_stream(container, max_pixels)
         stream.codec_context.thread_count = 1
-        for time, frame in choose_frames(_pyav_frames(container, stream, max_pixels), sampling, clip):
+        for time, frame in choose_frames(_pyav_frames(container, stream, max_pixels, on_frame), sampling, clip):
             pixels = frame.to_ndarray(format="rgb24")
             yield time, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
-def _pyav_frames(container: Any, stream: Any, max_pixels: int | None) -> Iterator[tuple[int, float, Any]]:
+def _pyav_frames(
+    container: Any, stream: Any, max_pixels: int | None, on_frame: _Tick
+) -> Iterator[tuple[int, float, Any]]:
     """Number, time from the first frame, and frame; frames without a time stamp follow at the stream's rate."""
     rate = float(stream.average_rate or _DEFAULT_RATE)
     first: float | None = None
@@ -210,6 +252,7 @@ def _pyav_frames(container: Any, stream: Any, max_pixels: int | None) -> Iterato
             damage = damage or f"damaged at frame {number} ({error.strerror})"
             continue
         for frame in frames:
+            on_frame()
             if damage:  # a file that ends early breaks off in its last frame; here another one follows
                 raise DecodeError(damage)
             if frame.is_corrupt:
@@ -222,11 +265,15 @@ def _pyav_frames(container: Any, stream: Any, max_pixels: int | None) -> Iterato
             number += 1
 
 
-def _from_folder(clip: Clip, sampling: Sampling, max_pixels: int | None) -> Iterator[tuple[float, Frames]]:
+def _from_folder(
+    clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick
+) -> Iterator[tuple[float, Frames]]:
     rate = clip.frames_per_second or _DEFAULT_RATE
     numbered = ((number, number / rate, path) for number, path in list_frames(Path(clip.source)))
     for time, path in choose_frames(numbered, sampling, clip):
-        yield time, read_image(path, max_pixels=max_pixels)
+        frame = read_image(path, max_pixels=max_pixels)
+        on_frame()
+        yield time, frame
 
 
 def list_frames(folder: Path) -> list[tuple[int, Path]]:

@@ -41,6 +41,8 @@ _SLOW = 2.0
 """Size changes more slowly than position and tilt, so it is smoothed over this many times as long."""
 _STILL = 1e-9
 """Square seconds; frames closer together than this tell nothing about speed."""
+_ENOUGH, _ENOUGH_PER_SIZE = 1024, 4
+"""Sides of the turned square, in pixels and in sides of the result, up to which it has the scale of the frame."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -301,7 +303,8 @@ def crop_face(
             f"centre=({x}, {y}), side={side}, angle={angle}; finite numbers and a positive side are needed"
         )
     # Turned at the scale of the frame: the resizing that follows averages over its pixels, which a turn does not.
-    pixels = max(1, round(side))
+    # Memory and time follow the square's area, so for a very large one the frame is reduced first.
+    pixels = max(1, min(round(side), max(_ENOUGH, _ENOUGH_PER_SIZE * size)))
     scale = side / pixels
     along, across = scale * math.cos(angle), scale * math.sin(angle)
     # A pixel's middle lies half a pixel from its corner, in the crop as in the frame.
@@ -312,6 +315,8 @@ def crop_face(
             [across, along, y - 0.5 - half * (across + along)],
         ]
     )
+    if round(side) > pixels:
+        frame, matrix = _reduced(frame, matrix, pixels / side)
     turned = cv2.warpAffine(
         frame,
         matrix,
@@ -320,3 +325,16 @@ def crop_face(
         borderMode=cv2.BORDER_REPLICATE,
     )
     return resize(np.asarray(turned, np.uint8), (0, 0, pixels, pixels), size, interpolation)
+
+
+def _reduced(frame: Frames, matrix: Array, factor: float) -> tuple[Frames, Array]:
+    """A frame averaged down by a factor below 1, and the matrix [2, 3] into the frame as one into the smaller frame."""
+    height, width = frame.shape[:2]
+    small = cv2.resize(
+        frame, (max(1, round(width * factor)), max(1, round(height * factor))), interpolation=cv2.INTER_AREA
+    )
+    # Sides are whole pixels, so each axis has a factor of its own; a pixel's middle lies half a pixel from its corner.
+    factors = np.array([[small.shape[1] / width], [small.shape[0] / height]])
+    fitted = matrix * factors
+    fitted[:, 2:] += (factors - 1) / 2
+    return np.asarray(small, np.uint8), fitted

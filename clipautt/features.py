@@ -169,7 +169,9 @@ class FeatureStore:
         return file
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.glob("part-*.parquet")) if self.path.is_dir() else []
+        """In the order of writing, so that of several failures of a clip the last one's reason counts."""
+        found = self.path.glob("part-*.parquet") if self.path.is_dir() else ()
+        return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
     def status(self) -> pd.DataFrame:
         """One row per stored clip: `clip_key, clip_id, status, reason, decoder`; a later success replaces a failure."""

@@ -3,7 +3,8 @@
 A name gives the architecture and the tokenizer, the weights come from a pretrained tag, the hub or a local file.
 Preprocessing and activation belong to the weights: a tag or a repository tells them. A file alone does not, so it is
 recognised (by the `open_clip_config.json` beside it, by the name under which it is published, by OpenAI's format) or
-takes the preprocessing that all tags of its model share; where they differ, `TAG:FILE` says which one the file is.
+takes what all tags of its model share. Where they differ, or open_clip has the model with the other activation too,
+`TAG:FILE` says what the file is like: it may hold anybody's weights with that tag's preprocessing and activation.
 
 What this module does not know: settings, and how prompts are read.
 """
@@ -14,13 +15,13 @@ import difflib
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.pretrained import (
     download_pretrained_from_hf,
     get_pretrained_cfg,
@@ -48,6 +49,12 @@ _WEIGHT_FILES = (
 _NO_WAIT = "HF_HUB_OFFLINE=1 saves the wait for a network"
 _QUICK = "-quickgelu"
 _CROPS = {"shortest": "centre", "squash": "squash"}
+_NOT_TOLD = frozenset({"timm_model_pretrained", "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_kwargs"})
+"""Parts of a configuration that may differ between two of the same architecture: where weights and tokenizer lie."""
+_FOREIGN = (
+    "a folder or repository without it, such as one in the format of transformers, is no model of open_clip: "
+    "give backbone.name and backbone.weights of an open_clip model instead"
+)
 
 Facts = Mapping[str, Any]
 """What is known of weights: `mean`, `std`, `interpolation`, `resize_mode` and, where it is known, `quick_gelu`."""
@@ -139,7 +146,7 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER)) / CONFIG_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"backbone.name {name!r}: there is no file {path}")
+            raise FileNotFoundError(f"backbone.name {name!r}: there is no file {path}; {_FOREIGN}")
         return _described(name, path)
     if name.startswith(HUB):
         return _described(name, _from_hub(name.removeprefix(HUB), CONFIG_FILE, f"backbone.name {name!r}"))
@@ -162,17 +169,54 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     config = content.get("model_cfg") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(
-            f"{path} describes no open_clip model: it needs model_cfg with embed_dim, vision_cfg, text_cfg"
+            f"{path} describes no open_clip model: it needs model_cfg with embed_dim, vision_cfg, text_cfg, "
+            "of which the first is a whole number and the others are mappings"
         )
+    if not isinstance(content.get("preprocess_cfg") or {}, dict):
+        raise ValueError(f"{path}: preprocess_cfg={content['preprocess_cfg']!r} is no mapping")
     return content
+
+
+def _facts_beside(found: Architecture, path: Path) -> Facts:
+    """The facts of a configuration that lies beside weights for an architecture.
+
+    Raises:
+        ValueError: if it describes another architecture.
+    """
+    content = _read_config(path)
+    ours, theirs = _architecture_facts(found.config), _architecture_facts(content["model_cfg"])
+    differ = [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differ:
+        raise ValueError(
+            f"backbone.weights: {path} describes another model than backbone.name {found.name!r}: "
+            f"{', '.join(differ[:3])}{' and more' if len(differ) > 3 else ''}; "
+            "give the weights' own model, or put the weights where that file is not"
+        )
+    return _facts(content)
+
+
+def _architecture_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of an architecture, by dotted name, open_clip's defaults filled in."""
+    facts = {"embed_dim": config["embed_dim"]}
+    for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
+        for key, value in {**asdict(defaults), **config[part]}.items():
+            if key not in _NOT_TOLD:
+                facts[f"{part}.{key}"] = list(value) if isinstance(value, tuple) else value
+    size = facts["vision_cfg.image_size"]
+    return {**facts, "vision_cfg.image_size": size if isinstance(size, list) else [size, size]}
 
 
 def _facts(content: Mapping[str, Any]) -> Facts:
     """What a repository's configuration tells of its weights."""
     quick_gelu = bool(content["model_cfg"].get("quick_gelu", False))
-    return {**merge_preprocess_dict(PreprocessCfg(), content.get("preprocess_cfg", {})), "quick_gelu": quick_gelu}
+    return {**merge_preprocess_dict(PreprocessCfg(), content.get("preprocess_cfg") or {}), "quick_gelu": quick_gelu}
 
 
 def _find_weights(found: Architecture, weights: str | None) -> _Found:
@@ -249,11 +293,12 @@ def _from_hub(repository: str, file: str | None, setting: str, *, give: str | No
         return Path(download_pretrained_from_hf(repository, filename=file))
     except Exception as error:  # the hub's client raises many kinds, for what is not there as for what is not reached
         what = file or f"{_WEIGHT_FILES[0]} or {_WEIGHT_FILES[2]}"
+        other = f"{_FOREIGN}; or " if file == CONFIG_FILE else ""
         reason = str(error).partition("Last error: ")[2].strip() or type(error).__name__
         raise ValueError(
             f"{setting}: {what} of the hub repository {repository} is not in the cache and could not be fetched "
-            f"({reason.splitlines()[0][:100]}); download it from https://huggingface.co/{repository} on a machine with "
-            f"internet and give {give or f'all of its files as backbone.name={FOLDER}FOLDER'}, "
+            f"({reason.splitlines()[0][:100]}); {other}download it from https://huggingface.co/{repository} on a "
+            f"machine with internet and give {give or f'all of its files as backbone.name={FOLDER}FOLDER'}, "
             f"or copy that machine's cache and set HF_HOME to it. {_NO_WAIT}"
         ) from error
 
@@ -288,22 +333,24 @@ def _facts_of_repository(found: Architecture, repository: str) -> Facts | None:
         if _split_repository(facts["hf_hub"])[0] == repository:
             return facts
     try:
-        return _facts(_read_config(_from_hub(repository, CONFIG_FILE, "backbone.weights")))
+        path = _from_hub(repository, CONFIG_FILE, "backbone.weights")
     except ValueError:  # some repositories hold weights and nothing else
         return None
+    return _facts_beside(found, path)
 
 
 def _facts_of_file(found: Architecture, file: WeightFile) -> Facts:
     """What a local file tells of itself, or else what all tags of the model share."""
     beside = file.path.with_name(CONFIG_FILE)
     if beside.is_file():
-        return _facts(_read_config(beside))
+        return _facts_beside(found, beside)
     default: Facts = merge_preprocess_dict(PreprocessCfg(), {})
     if file.openai:
         return default
     for tag, facts in _all_tags(found.name).items():
         if Path(facts["url"]).name == file.path.name and tag != "openai":  # OpenAI's names are too plain to tell
             return facts
+    _refuse_unknown_activation(found, file)
     own = [_facts_of_tag(found.name, tag) or {} for tag in list_pretrained_tags_by_model(found.name)]
     shared: list[Facts] = [merge_preprocess_dict(PreprocessCfg(), dict(facts)) for facts in own] or [default]
     if any(facts != shared[0] for facts in shared):
@@ -312,6 +359,38 @@ def _facts_of_file(found: Architecture, file: WeightFile) -> Facts:
             f"{found.name}; give backbone.weights=TAG:FILE with the tag whose preprocessing it has{_tags(found)}"
         )
     return shared[0]
+
+
+def _refuse_unknown_activation(found: Architecture, file: WeightFile) -> None:
+    """Refuse a file that tells nothing for a model that open_clip has with either activation: their shapes agree.
+
+    Raises:
+        ValueError: if the model has such a sibling.
+    """
+    other = _sibling(found)
+    if other is None:
+        return
+    tags: dict[bool, list[str]] = {True: [], False: []}
+    for tag, facts in _all_tags(found.name).items():
+        tags[bool(facts["quick_gelu"])].append(tag)
+    listed = [
+        f"those with {kind} are {', '.join(tags[q])}" for q, kind in ((True, "QuickGELU"), (False, "GELU")) if tags[q]
+    ]
+    use = (
+        f"give backbone.weights=TAG:FILE with a tag that has the file's activation; {'; '.join(listed)}; or "
+        if listed
+        else ""
+    )
+    raise ValueError(
+        f"backbone.weights: {file.path} does not tell its activation, in which alone {found.name} and {other} differ; "
+        f"{use}put the {CONFIG_FILE} of its training beside it"
+    )
+
+
+def _sibling(found: Architecture) -> str | None:
+    """The same model with the other activation, where open_clip has it."""
+    other = found.name.removesuffix(_QUICK) if found.quick_gelu else found.name + _QUICK
+    return other if other != found.name and other in open_clip.list_models() else None
 
 
 def check_activation(found: Architecture, facts: Facts, *, weights: str) -> None:
@@ -324,8 +403,8 @@ def check_activation(found: Architecture, facts: Facts, *, weights: str) -> None
     if quick == found.quick_gelu:
         return
     kinds = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
-    other = found.name + _QUICK if quick else found.name.removesuffix(_QUICK)
-    use = f"; use backbone.name={other}" if other in open_clip.list_models() and other != found.name else ""
+    other = _sibling(found)
+    use = f"; use backbone.name={other}" if other else ""
     raise ValueError(
         f"backbone.weights {weights!r} were trained with {kinds[0]}; backbone.name {found.name!r} has {kinds[1]}{use}"
     )

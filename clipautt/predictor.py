@@ -19,6 +19,7 @@ from clipautt.action_units import VOCABULARY
 from clipautt.adaptation import Personalization, adapt, load_personalization, subject_file
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
+from clipautt.faces import make_detector
 from clipautt.features import ClipFeatures, encode_clip
 from clipautt.methods import AdaptConfig, ClipAUTT
 from clipautt.model import load_checkpoint
@@ -112,6 +113,8 @@ class Predictor:
             ValueError: if backbone and checkpoint do not belong together.
         """
         loaded = load_checkpoint(checkpoint)
+        if loaded.spec.features.frames.faces.detector != "none":
+            make_detector(loaded.spec.features.frames.faces)  # a model that has moved is not the video's fault
         given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or loaded.spec.backbone)
         folder = None if personalizations is None else Path(personalizations)
         return cls(Source(loaded, given), personalizations=folder, limits=limits)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts={path}: no such file; it holds one prompt per line")
-    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice or not prompts:
         raise ValueError(f"prompts={path}: {f'{twice[0]!r} stands twice' if twice else 'no prompts in it'}")
@@ -138,14 +137,19 @@ def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
         raise FileNotFoundError(f"weights={path}: no such file")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a file cut short or of another kind raises many kinds
         raise ValueError(f"weights={path} is no complete file of tensors, or holds other objects") from error
     found = content if isinstance(content, Mapping) else {}
     absent = [part for part in _PARTS if not isinstance(found.get(part), Mapping)]
     if absent:
         there = ", ".join(map(str, list(found)[:8])) or "none"
         raise ValueError(f"weights={path} lacks {', '.join(absent)}; a published checkpoint has them. It has: {there}")
-    return {part: {key.removeprefix("module."): value for key, value in found[part].items()} for part in _PARTS}
+    parts = {part: {key.removeprefix("module."): value for key, value in found[part].items()} for part in _PARTS}
+    for part, own in parts.items():
+        for key, value in own.items():
+            if not isinstance(value, Tensor) or not value.isfinite().all():
+                raise ValueError(f"weights={path}: {part}.{key} is no tensor of finite numbers")
+    return parts
 
 
 def _shapes(parts: Mapping[str, Mapping[str, Tensor]], path: Path) -> tuple[int, int, int]:

@@ -95,9 +95,7 @@ def decode_chunks(
     """
 
     def stream() -> Iterator[tuple[float, Frames]]:
-        for item in stream_clip(clip, spec.sampling, decoder=decoder, max_pixels=max_pixels):
-            on_frame()
-            yield item
+        return stream_clip(clip, spec.sampling, decoder=decoder, max_pixels=max_pixels, on_frame=on_frame)
 
     shape = spec.preprocessing
     fitted: Iterator[tuple[float, Frames, bool]]

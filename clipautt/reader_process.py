@@ -4,7 +4,7 @@ Decoders run native code over files that nobody vouches for. One that hangs is k
 child with it; the next decoder is tried in a new child, and the clip ends with frames or with an error that says what
 each decoder did. A child serves many clips, so that its start (about half a second) is paid once.
 
-`python -m clipautt.reader_process FD` is the child: it answers requests on an inherited socket until that closes.
+`main` is the child: it answers requests on an inherited socket until that closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ class ReadLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"limits.{name}={value}; allowed are positive numbers")
+            whole = name in ("max_pixels", "memory_mb")
+            if not value > 0 or (whole and not isinstance(value, int)):
+                raise ValueError(f"limits.{name}={value}; allowed are positive {'whole ' if whole else ''}numbers")
 
 
 def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> Iterator[FrameChunk]:
@@ -78,6 +79,8 @@ def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> 
         NoFaceError: if a face is looked for and there is none.
     """
     limits = limits or ReadLimits()
+    # Absolute: a child may have been started in another folder, and a colon in a name would look like a protocol.
+    clip = replace(clip, source=os.path.abspath(clip.source))
     if not Path(clip.source).exists():
         raise FileNotFoundError(f"clip {clip.clip_id!r}: no video file or folder of frames at {clip.source}")
     failures = []
@@ -124,10 +127,11 @@ class _Child:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        # The child looks for this package where this process does, and has one thread in each library.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-m", "clipautt.reader_process", str(theirs.fileno())]
+        # The child imports what this process would, and nothing that happens to lie in the current folder; it has one
+        # thread in each library.
+        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        code = "import sys; sys.path[:] = sys.argv[2:]; from clipautt.reader_process import main; main()"
+        command = [sys.executable, "-c", code, str(theirs.fileno()), *filter(None, sys.path)]
         with theirs:
             self.process = subprocess.Popen(
                 command,
@@ -139,11 +143,13 @@ class _Child:
             )
         self.connection = Connection(ours.detach())
         self.busy = False
-        if not self.connection.poll(_START_SECONDS) or self._receive().get("kind") != "ready":
+        try:
+            started = self.connection.poll(_START_SECONDS) and self._receive()["kind"] == "ready"
+        except (EOFError, OSError):
+            started = False
+        if not started:
             self.end()
-            raise RuntimeError(
-                f"the decoding process did not start ({' '.join(command[:3])}); CLIPAUTT_DEBUG=1 says why"
-            )
+            raise RuntimeError("the decoding process did not start; CLIPAUTT_DEBUG=1 in the environment says why")
 
     def read(self, clip: Clip, spec: FrameSpec, decoder: Decoder, limits: ReadLimits) -> Iterator[FrameChunk]:
         """One request; raises `DecodeError` or `NoFaceError`. The child is `busy` until it said how it ended."""
@@ -314,7 +320,7 @@ def _bound_memory(megabytes: int) -> None:
 
 
 def main() -> None:
-    """Run the child."""
+    """Run the child; its first argument is the socket's file descriptor."""
     import av
     import cv2
 
@@ -323,7 +329,3 @@ def main() -> None:
     av.logging.set_level(av.logging.PANIC)
     cv2.setNumThreads(1)
     _serve(Connection(int(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,8 @@ from clipautt.preprocessing import Preprocessing
 EMBEDDED = "embedded"
 RENDERED_FACES = Preprocessing(96, (0.48, 0.455, 0.41), (0.265, 0.26, 0.275), "area")
 _WEIGHTS = "embedded_clip.safetensors"
+_VOCABULARY = 49408
+"""Tokens of open_clip's stock vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def build_small_clip(shape: SmallClipShape) -> CLIP:
         },
         text_cfg={
             "context_length": 77,
-            "vocab_size": 49408,
+            "vocab_size": _VOCABULARY,
             "width": shape.text_width,
             "heads": shape.text_heads,
             "layers": shape.text_layers,
@@ -91,32 +93,58 @@ def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EM
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights of a small CLIP at {path}")
-    facts = {key: _tuples(value) for key, value in _stated_shape(path).items()}
-    preprocessing = Preprocessing(**{key: _tuples(value) for key, value in facts.pop("preprocessing").items()})
-    shape = SmallClipShape(**facts, preprocessing=preprocessing)
+    shape = _stated_shape(path)
     state = load_file(path)
-    ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
-    table = torch.zeros(49408, shape.text_width)
-    table[ids] = rows
-    model = build_small_clip(shape)
-    missing, unexpected = model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+    ids, table = _token_table(path, state, shape.text_width)
+    try:
+        model = build_small_clip(shape)
+        missing, unexpected = model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+    except (RuntimeError, TypeError, AssertionError, ZeroDivisionError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{path} is not a small CLIP of the shape that it states, {shape}: {reason}") from error
     if unexpected or set(missing) - {"attn_mask"}:
         raise ValueError(f"{path} is not a small CLIP of this version: missing {missing}, unexpected {unexpected}")
     model = model.to(memory_format=torch.channels_last)
     return Backbone(
-        model, name=name, preprocessing=preprocessing, known_tokens=frozenset(ids.tolist()), precision=precision
+        model, name=name, preprocessing=shape.preprocessing, known_tokens=frozenset(ids), precision=precision
     )
 
 
-def _stated_shape(path: Path) -> dict[str, Any]:
+def _stated_shape(path: Path) -> SmallClipShape:
+    """The shape in a file's metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            stated: dict[str, Any] = json.loads((file.metadata() or {})["shape"])
+            text = (file.metadata() or {})["shape"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(
             f"backbone.weights {str(path)!r} holds no small CLIP; weights of an open_clip model need its backbone.name"
         ) from error
-    return stated
+    try:
+        facts = {key: _tuples(value) for key, value in json.loads(text).items()}
+        return SmallClipShape(**{**facts, "preprocessing": Preprocessing(**facts["preprocessing"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"backbone.weights {str(path)!r} states no shape of a small CLIP in its metadata "
+            f"({type(error).__name__}: {error}); write it again with clipautt pretrain"
+        ) from error
+
+
+def _token_table(path: Path, state: dict[str, Tensor], text_width: int) -> tuple[list[int], Tensor]:
+    """The ids that were trained, and the token embedding [49408, d_text]; both are taken out of the state."""
+    given = {name: state.pop(f"token_embedding.{name}", None) for name in ("ids", "rows")}
+    absent = [f"token_embedding.{name}" for name, value in given.items() if value is None]
+    ids, rows = given["ids"], given["rows"]
+    if ids is None or rows is None:
+        raise ValueError(f"{path} is not a small CLIP of this version: it has no {' and no '.join(absent)}")
+    fits = ids.dtype == torch.int64 and ids.ndim == 1 and rows.shape == (len(ids), text_width)
+    if not fits or not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < _VOCABULARY:
+        raise ValueError(
+            f"{path} is not a small CLIP of this version: token_embedding.ids {list(ids.shape)} must be whole numbers "
+            f"from 0 to {_VOCABULARY - 1}, token_embedding.rows {list(rows.shape)} one row of {text_width} for each"
+        )
+    table = torch.zeros(_VOCABULARY, text_width)
+    table[ids] = rows.float()
+    return ids.tolist(), table
 
 
 def _tuples(value: Any) -> Any:

@@ -24,7 +24,7 @@ from clipautt.backbone import BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, by_subject
 from clipautt.features import ClipFeatures
 from clipautt.methods import AdaptConfig
-from clipautt.model import load_checkpoint
+from clipautt.model import CheckpointSpec, load_checkpoint
 from clipautt.results import Cohort, ResultRow, predicted, read_rows, subject_scores, write_rows
 from clipautt.source import Prediction, Source
 from ray_jobs import cli
@@ -327,12 +327,20 @@ def make_methods(own: AdaptConfig, compare: Sequence[str]) -> tuple[AdaptConfig,
     return tuple(methods.values())
 
 
+def rows_to_compare(compare: Sequence[str], spec: CheckpointSpec) -> list[str]:
+    """The options without the zero-shot row where nothing describes the classes in words."""
+    if spec.descriptions or "zero_shot" not in compare:
+        return list(compare)
+    print(f"no zero-shot row: the classes {', '.join(spec.classes)} have no descriptions in words")
+    return [option for option in compare if option != "zero_shot"]
+
+
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    manifest = load_manifest(cfg)
-    cluster = instantiate(cfg.cluster)
-    methods = make_methods(instantiate(cfg.adapt), cfg.compare)
-    spec = load_checkpoint(find_checkpoint(cfg.checkpoint, methods[0].subject_baseline)).spec
+    cluster, own = instantiate(cfg.cluster), instantiate(cfg.adapt)
+    spec = load_checkpoint(find_checkpoint(cfg.checkpoint, own.subject_baseline)).spec
+    methods = make_methods(own, rows_to_compare(cfg.compare, spec))
+    manifest = load_manifest(cfg, classes=spec.classes)
     backbone, frames = instantiate(cfg.backbone) or spec.backbone, spec.features.frames
     cohorts = [Cohort(**cohort) for cohort in resolved(cfg)["cohorts"]]
     run = open_run("adapt", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)

@@ -28,11 +28,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ray_jobs.typed import TARGET, build, nearest, suggestion
+from ray_jobs.typed import TARGET, build, hint_of, is_text, nearest, suggestion
 
 VERSION_BASE = "1.3"
 _FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
 _WORD = re.compile(r"(?P<key>[+~]{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_NUMERAL = re.compile(r"[+-]?(\.?[0-9][\w.+-]*|nan|inf)", re.IGNORECASE)
+_ITEM = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},'"]+""")
+"""A quoted or bare item of a list in Hydra's grammar."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def complete(job: str, overrides: Sequence[str] = ()) -> DictConfig:
         ValueError: As `compose`, or a value is missing.
     """
     cfg = compose(job, overrides)
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(
+        key for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"
+    )
     if missing:
         raise ValueError(_missing(*missing))
     return cfg
@@ -307,13 +312,38 @@ def _checked(base: _Layer, word: Override) -> str:
             raise ValueError(f"{key!r} holds several settings; set one of {', '.join(inside)}")
         raise ValueError(f"unknown key {key!r}{suggestion(key, [*leaves, *base.choices])}")
     if _is_argument(base.cfg, key):  # The target's annotations tell more than the default does.
-        return _text(word)
+        return _kept_as_text(base.cfg, word)
     return _checked_kind(word, _default(base.cfg, key))
 
 
 def _is_argument(cfg: DictConfig, key: str) -> bool:
-    parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
-    return TARGET in parent
+    return TARGET in _parent(cfg, key)
+
+
+def _parent(cfg: DictConfig, key: str) -> Any:
+    return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+
+
+def _kept_as_text(cfg: DictConfig, word: Override) -> str:
+    """The word with quotes around what looks like a number, where text is asked for: 8_1 is a name and not 81."""
+    key, _, value = _text(word).partition("=")
+    if not any(_NUMERAL.fullmatch(item.strip()) for item in _ITEM.findall(value)):
+        return _text(word)
+    hint = hint_of(str(_parent(cfg, word.key_or_group)[TARGET]), word.key_or_group.rpartition(".")[2])
+    text = is_text(hint, listed=isinstance(word.value(), list))
+    return f"{key}={_ITEM.sub(_quoted_numeral, value)}" if text else _text(word)
+
+
+def _quoted_numeral(item: re.Match[str]) -> str:
+    return quoted(item[0].strip()) if _NUMERAL.fullmatch(item[0].strip()) else item[0]
+
+
+def _refuse_doubtful(word: Override) -> None:
+    """Refuse a number that is not written as numbers are, where nothing tells whether text is meant."""
+    key, _, written = _text(word).partition("=")
+    value = word.value()
+    if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != written.strip():
+        raise ValueError(f"{_text(word)}: is it text or a number? Write {key}={quoted(written)} or {key}={value}")
 
 
 def _default(cfg: DictConfig, key: str) -> Any:
@@ -326,6 +356,8 @@ def _default(cfg: DictConfig, key: str) -> Any:
 def _checked_kind(word: Override, default: Any) -> str:
     key, value = word.key_or_group, word.value()
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if default is None:
+        _refuse_doubtful(word)
     if default is None or value is None or (isinstance(value, str) and "${" in value):
         return _text(word)
     if isinstance(default, bool) and not isinstance(value, bool):

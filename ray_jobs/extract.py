@@ -73,18 +73,27 @@ def extract(
     if faces.detector != "none":
         make_detector(faces)  # a mistake in its settings is one error here, and not a failure of every clip
     store = FeatureStore(store_root, FeatureSpec.of(load_backbone(backbone), sampling, faces))
-    missing = store.missing(clips, retry_failed=retry_failed)
+    keys = {clip.clip_id: clip_key(clip) for clip in clips}  # as the files are now, whatever happens to them meanwhile
+    missing = list({keys[clip.clip_id]: clip for clip in store.missing(clips, retry_failed=retry_failed)}.values())
     if missing:
-        _stream(missing, store, backbone, limits or ReadLimits(), cluster=cluster, encoders=encoders)
+        _stream(
+            [(keys[clip.clip_id], clip) for clip in missing],
+            store,
+            backbone,
+            limits or ReadLimits(),
+            cluster=cluster,
+            encoders=encoders,
+        )
     status = store.status().set_index("clip_key")
-    rows = [(clip.clip_id, status.loc[clip_key(clip)]) for clip in clips]
+    rows = [(clip.clip_id, status.loc[keys[clip.clip_id]]) for clip in clips]
     failures = tuple((clip_id, str(row["reason"])) for clip_id, row in rows if row["status"] != OK)
-    extracted = len(missing) - sum(1 for clip_id, _ in failures if clip_id in {clip.clip_id for clip in missing})
+    asked = {clip.clip_id for clip in missing}
+    extracted = len(missing) - sum(1 for clip_id, _ in failures if clip_id in asked)
     return store, ExtractSummary(extracted, len(clips) - len(missing), failures)
 
 
 def _stream(
-    missing: Sequence[Clip],
+    missing: Sequence[tuple[str, Clip]],
     store: FeatureStore,
     backbone: BackboneConfig,
     limits: ReadLimits,
@@ -97,7 +106,7 @@ def _stream(
     workers = encoders or num_gpus() or num_cpus()
     # On CPUs an encoder asks for half a core, so that decoding always finds a slot beside the pool.
     resources: dict[str, Any] = {"num_gpus": gpu} if gpu else {"num_cpus": 0.5}
-    items = [{"clip": asdict(clip), "clip_key": clip_key(clip)} for clip in missing]
+    items = [{"clip": asdict(clip), "clip_key": key} for key, clip in missing]
     blocks = max(1, min(len(items) // _CLIPS_PER_BLOCK, 200))
     encoded = (
         ray_data_module.from_items(items, override_num_blocks=blocks)

@@ -1,8 +1,8 @@
 """Look at what the face detector sees in a video: where the crop lies, and what the model would be shown.
 
 Writes `annotated.mp4` with the crop drawn in, `contact_sheet.png` with crops in the order of time, and `track.csv` with
-the numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is decoded
-in this process: one that hangs its decoder is stopped with Ctrl-C.
+the numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is
+decoded in this process: one that hangs its decoder is stopped with Ctrl-C.
 
 Example:
     clipautt faces interview.mp4 out=look

@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.backbone import load_backbone
-from clipautt.model import count_parameters, save_checkpoint
+from clipautt.model import save_checkpoint
 from clipautt.published import import_checkpoint, read_prompts
 from ray_jobs import cli
 from ray_jobs.configuration import instantiate
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> int:
     backbone = instantiate(cfg.backbone)
     checkpoint = import_checkpoint(cfg.weights, prompts, load_backbone(backbone), config=config, loaded_from=backbone)
     save_checkpoint(checkpoint, out)
-    print(f"{count_parameters(checkpoint.model.requires_grad_(True)):,} weights, {len(prompts)} prompts")
+    print(f"{sum(weights.numel() for weights in checkpoint.model.parameters()):,} weights, {len(prompts)} prompts")
     print(f"checkpoint: {out}")
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.clips import Manifest, read_manifest, write_manifest
+from clipautt.clips import Manifest, is_written_manifest, read_manifest, write_manifest
 from clipautt.datasets.layout import Reading
 from ray_jobs import cli
 from ray_jobs.configuration import instantiate
@@ -25,19 +25,34 @@ from ray_jobs.progress import table
 _SHOWN_PROBLEMS = 25
 
 
-def load_manifest(cfg: DictConfig) -> Manifest:
+def load_manifest(cfg: DictConfig, *, classes: tuple[str, ...] | None = None) -> Manifest:
     """The manifest of a job: the file `manifest`, which is written first where `dataset` names another reader.
+
+    Args:
+        cfg: settings with the group `dataset`.
+        classes: of the checkpoint that is used; labels that are none of them are problems.
 
     Raises:
         FileNotFoundError: if the manifest, or the root of the data set, is not there.
         ValueError: listing everything that is wrong.
     """
     if cfg.dataset is None:
-        return read_manifest(cfg.manifest, classes=tuple(cfg.classes or ()) or None)
-    return _write(instantiate(cfg.dataset).read(), Path(cfg.manifest))
+        return read_manifest(cfg.manifest, classes=classes or tuple(cfg.classes or ()) or None)
+    path = Path(cfg.manifest)
+    _check_place(path)
+    _write(instantiate(cfg.dataset).read(), path)
+    return read_manifest(path, classes=classes)
 
 
-def _write(reading: Reading, path: Path) -> Manifest:
+def _check_place(path: Path) -> None:
+    """Refuse to write over what is no manifest of this job."""
+    if path.suffix != ".parquet":
+        raise ValueError(f"manifest={path} is where the manifest is written; its name ends with .parquet")
+    if path.exists() and not is_written_manifest(path):
+        raise FileExistsError(f"manifest={path} would be written over, and no reader wrote it; give another path")
+
+
+def _write(reading: Reading, path: Path) -> None:
     """The manifest of what a reader found; what it left out is told."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(reading.clips, path, classes=reading.classes)
@@ -47,10 +62,8 @@ def _write(reading: Reading, path: Path) -> Manifest:
         print(f"left out: {problem}")
     if len(reading.problems) > _SHOWN_PROBLEMS:
         print(f"… and {len(reading.problems) - _SHOWN_PROBLEMS} more")
-    manifest = read_manifest(path)
-    _print_counts(manifest.counts(by="split"))
+    _print_counts(reading.manifest.counts(by="split"))
     print(f"manifest: {path}")
-    return manifest
 
 
 def _print_counts(counts: pd.DataFrame) -> None:

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -23,13 +24,14 @@ from ray_jobs.train import find_checkpoint
 POSITIONAL = "video"
 
 
-def newest(pattern: str, *, root: str = "runs") -> Path | None:
-    """The most recently written path below `root` that matches, or None."""
-    found = sorted(Path(root).glob(pattern), key=lambda path: path.stat().st_mtime)
+def newest(pattern: str, *, unless: Sequence[str] = (), root: str = "runs") -> Path | None:
+    """The most recently written path below `root` that matches and holds none of the other texts, or None."""
+    paths = [path for path in Path(root).glob(pattern) if not any(text in path.as_posix() for text in unless)]
+    found = sorted(paths, key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None
 
 
-def resolve_checkpoint(given: str | None, prompts: Path | None = None) -> Path:
+def resolve_checkpoint(given: str | None) -> Path:
     """A checkpoint folder from the user's word, or the newest one below `runs`.
 
     Raises:
@@ -42,7 +44,9 @@ def resolve_checkpoint(given: str | None, prompts: Path | None = None) -> Path:
             except FileNotFoundError:
                 continue
         return find_checkpoint(given, "median")
-    found = newest("**/checkpoints/median/checkpoint.json") or newest("**/checkpoint.json")
+    # Of a training the one with the default baseline; a sweep's many models are not meant.
+    found = newest("**/checkpoint.json", unless=("checkpoints/none/", "checkpoints/mean/", "/models/"))
+    found = found or newest("**/checkpoints/*/checkpoint.json")
     if found is None:
         raise FileNotFoundError(
             "no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER"
@@ -74,9 +78,9 @@ def show(prediction: VideoPrediction) -> None:
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    if not Path(cfg.video).is_file():
-        raise FileNotFoundError(f"video={cfg.video}: no such file")
-    show(load_predictor(cfg).predict(cfg.video, subject=cfg.subject))
+    if not Path(cfg.video).exists():
+        raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
+    show(load_predictor(cfg).predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
     return 0
 
 

@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,14 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     settings = [_settings(run) for run in runs]
     read = [_rows(run) for run in runs]
     rows = pd.concat([scored for scored, _ in read], ignore_index=True)
-    manifest = read_manifest(settings[0]["manifest"], classes=tuple(settings[0].get("classes") or ()) or None)
-    names = list(dict.fromkeys(_dataset_name(Path(one["manifest"])) for one in settings))
     own = instantiate(settings[0]["adapt"])
-    folder = find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)
-    loaded = load_backbone(backbone or load_checkpoint(folder).spec.backbone)
+    spec = load_checkpoint(find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)).spec
+    manifests = [read_manifest(one["manifest"], classes=spec.classes) for one in settings]
+    manifest = manifests[0]
+    if manifest.fingerprint not in set(rows["manifest"]):
+        raise ValueError(f"{settings[0]['manifest']} is not the manifest any more that {runs[0]} was made with")
+    names = list(dict.fromkeys(map(_dataset_name, manifests, settings)))
+    loaded = load_backbone(backbone or spec.backbone)
     stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
     deviations = dict.fromkeys(make_method(method).deviations for method in methods)
@@ -150,8 +153,8 @@ def _one_per_clip(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return own[own["cohort"] == largest].drop_duplicates("clip_id")
 
 
-def _dataset_name(path: Path) -> str:
-    return read_manifest(path).clips[0].dataset or path.parent.name
+def _dataset_name(manifest: Manifest, settings: Mapping[str, Any]) -> str:
+    return manifest.clips[0].dataset or Path(settings["manifest"]).parent.name
 
 
 def _facts(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:

@@ -128,7 +128,7 @@ def load_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
     if config.prompts is not None and not config.prompts.is_dir():
         raise FileNotFoundError(f"prompts={config.prompts}: no such folder; `clipautt adapt` makes one")
     backbone = load_backbone(config.backbone or load_checkpoint(config.checkpoint).spec.backbone).to(device)
-    limits = ReadLimits(max_pixels=config.limits.max_pixels)
+    limits = ReadLimits(total_seconds=ANSWER_SECONDS, max_pixels=config.limits.max_pixels)
     return Predictor.load(config.checkpoint, backbone=backbone, personalizations=config.prompts, limits=limits)
 
 
@@ -210,7 +210,7 @@ def config_of(cfg: DictConfig) -> ServeConfig:
     """The settings, with the newest checkpoint and prompts where none are named."""
     prompts = Path(cfg.prompts) if cfg.prompts else newest("**/prompts")
     return ServeConfig(
-        checkpoint=resolve_checkpoint(cfg.checkpoint, prompts).absolute(),
+        checkpoint=resolve_checkpoint(cfg.checkpoint).absolute(),
         prompts=prompts.absolute() if prompts else None,
         backbone=instantiate(cfg.backbone),
         host=cfg.host,

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 TARGET = "_target_"
 _NEAR = 0.55
+_LISTS = (list, tuple, set, frozenset, Sequence)
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
@@ -72,7 +73,7 @@ def find(target: str, key: str = "") -> Callable[..., Any]:
 
 def _call(target: Callable[..., Any], arguments: dict[str, Any], key: str) -> Any:
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target if not _has_own_init(target) else target.__init__)
+    hints = _hints(target)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in arguments:
             if name not in parameters:
@@ -87,6 +88,10 @@ def _call(target: Callable[..., Any], arguments: dict[str, Any], key: str) -> An
         raise ValueError(f"{key or target.__name__}: {error}") from error
 
 
+def _hints(target: Any) -> dict[str, Any]:
+    return typing.get_type_hints(target if not _has_own_init(target) else target.__init__)
+
+
 def suggestion(word: str, candidates: Iterable[str]) -> str:
     """The end of an error message: what the word may have meant, or what there is."""
     names = sorted(candidates)
@@ -95,7 +100,7 @@ def suggestion(word: str, candidates: Iterable[str]) -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`, where nothing is lost by it: 3 as a float, a list as a tuple, text as a path.
+    """`value` as the type `hint`, where nothing is lost by it: 3 as a float, a list as a tuple, 3 as text.
 
     Args:
         value: A plain value, or an object that is already built.
@@ -112,6 +117,37 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _converted(value, hint, key)
     except _MisfitError:
         raise ValueError(f"{key}={value!r}: expected {describe(hint)}") from None
+
+
+def is_text(hint: Any, *, listed: bool) -> bool:
+    """Whether an annotation asks for text or a path and takes no number in its place.
+
+    Args:
+        hint: An annotation.
+        listed: Look at the items of a list, else at a single value.
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    taken = {leaf for option in options if (get_origin(option) in _LISTS) == listed for leaf in _leaves(option)}
+    return bool(taken & {str, Path}) and not taken & {int, float, Any}
+
+
+def _leaves(hint: Any) -> Iterable[Any]:
+    if get_origin(hint) is Literal:
+        yield Literal
+    elif get_args(hint):
+        for argument in get_args(hint):
+            yield from _leaves(argument)
+    else:
+        yield hint
+
+
+def hint_of(target: str, name: str) -> Any:
+    """The annotation of an argument of what a `_target_` names; `Any` where there is none.
+
+    Raises:
+        ValueError: There is no such target.
+    """
+    return _hints(find(target)).get(name, Any)
 
 
 def describe(hint: Any) -> str:
@@ -131,7 +167,7 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
-    if origin in (list, tuple, set, frozenset, Sequence):
+    if origin in _LISTS:
         inner = [describe(argument) for argument in arguments if argument is not Ellipsis]
         return f"a list of ({', '.join(inner)})" if inner else "a list"
     if origin in (dict, Mapping):
@@ -149,7 +185,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         return _as_union(value, get_args(hint), key)
     if origin is Literal:
         return _require(value, any(value == option and type(value) is type(option) for option in get_args(hint)))
-    if origin in (list, tuple, set, frozenset, Sequence) or hint in (list, tuple, set, frozenset):
+    if origin in _LISTS or hint in (list, tuple, set, frozenset):
         return _as_list(value, origin or hint, get_args(hint), key)
     if origin in (dict, Mapping):
         return _as_mapping(value, get_args(hint), key)
@@ -166,8 +202,8 @@ def _as_scalar(value: Any, hint: Any, key: str) -> Any:
         return int(_require(value, number and float(value).is_integer()))
     if hint is float:
         return float(_require(value, number))
-    if hint is str:
-        return str(_require(value, isinstance(value, str) or number))
+    if hint is str:  # 1e3 and 1.50 have lost how they were written; 71309 has not
+        return str(_require(value, isinstance(value, str) or (number and isinstance(value, int))))
     if hint is Path:
         return Path(_require(value, isinstance(value, str | Path)))
     if isinstance(hint, type) and isinstance(value, Mapping) and not issubclass(hint, Mapping):

@@ -57,3 +57,27 @@ def test_configuration_that_names_no_backbone_is_refused(config: BackboneConfig,
 def test_missing_file_is_named(weights: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"backbone\.weights.*: there is no file (/no/)?file\.(pt|safetensors)"):
         load_backbone(BackboneConfig("ViT-B-32-quickgelu", weights))
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").write_bytes(b"")
+    Path("model").mkdir()
+    there = f"{tmp_path}/w.pt"
+    assert BackboneConfig(weights="w.pt").weights == there
+    assert BackboneConfig("ViT-B-32", "openai:w.pt").weights == f"openai:{there}"
+    assert BackboneConfig("ViT-B-32", f"openai:{there}").weights == f"openai:{there}"
+    assert BackboneConfig("local-dir:model").name == f"local-dir:{tmp_path}/model"
+    for name, weights in (("ViT-B/32", "openai"), ("hf-hub:org/repo", None), ("ViT-B-32", "hf-hub:org/repo/w.pt")):
+        config = BackboneConfig(name, weights)
+        assert (config.name, config.weights) == (name, weights)
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w.pt").write_bytes(b"")
+    assert BackboneConfig(weights="~/w.pt").weights == f"{tmp_path}/w.pt"
+    assert BackboneConfig("ViT-B-32", "openai:~/w.pt").weights == f"openai:{tmp_path}/w.pt"
+    assert BackboneConfig("local-dir:~/model").name == f"local-dir:{tmp_path}/model"
+    with pytest.raises(FileNotFoundError, match=rf"there is no file {tmp_path}/gone\.pt"):
+        load_backbone(BackboneConfig("ViT-B-32-quickgelu", "openai:~/gone.pt"))

@@ -80,7 +80,7 @@ def test_an_unquoted_comma_moves_no_cell(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("m.CSV", b"", "missing columns clip_id, .*; there are: none"),
-        ("m.csv", "clip_id;subject_id;source;split\n".encode(), "there are: clip_id;subject_id;source;split"),
+        ("m.csv", b"clip_id;subject_id;source;split\n", "there are: clip_id;subject_id;source;split"),
         ("m.csv", "clip_id,subject_id,source,split\na,J\xf6rg,x,target\n".encode("cp1252"), "as CSV in UTF-8"),
         ("m.parquet", b"no parquet", "m.parquet cannot be read as Parquet"),
     ],

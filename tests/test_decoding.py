@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -138,6 +139,61 @@ def test_av1_is_read_by_pyav_alone(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"\w"):
         read(clip_of(path), decoder="decord")
     assert read(clip_of(path), decoder="pyav")[0] == list(range(20))
+
+
+OPEN = {
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=48"}},
+    "h264.mkv": {"options": {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=24"}},
+    "mpeg4.mp4": {"codec": "mpeg4", "options": {"bf": "2", "g": "24"}},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "24"}},
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_open_groups_of_pictures_are_left_to_pyav(tmp_path: Path, name: str) -> None:
+    """decord loses the pictures before a key frame when it seeks to it, and gives others as the right ones."""
+    path = write_video(tmp_path / name, numbered_frames(256), **OPEN[name])  # type: ignore[arg-type]
+    with pytest.raises(DecodeError, match="its groups of pictures are open"):
+        read(clip_of(path), decoder="decord")
+    assert read(clip_of(path), Sampling(12.5), decoder="pyav")[0] == list(range(0, 256, 2))
+    span = clip_of(path, start_frame=100, end_frame=160)
+    assert read(span, Sampling(5.0), decoder="pyav")[0] == list(range(100, 160, 5))
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "vp8.webm", "vp9.webm", "mpeg4.avi", "irregular.mp4", "late.mp4"])
+def test_ordinary_files_are_left_to_decord(videos: Path, name: str) -> None:
+    for rate in (1.0, 3.0, 12.5):
+        assert len(read(clip_of(videos / name, 1.5), Sampling(rate), decoder="decord")[0]) >= 2
+
+
+def test_the_stream_that_players_show_is_read(tmp_path: Path) -> None:
+    """A file with two videos; PyAV takes the one that is marked as default, and both count for the budget of pixels."""
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream, size in zip(streams, (64, 256), strict=True):
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+        for number in range(20):
+            for stream, size in zip(streams, (64, 256), strict=True):
+                pixels = numbered_frames(20, height=size, width=size)[number if size == 256 else 0]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    with pytest.raises(DecodeError, match="several video streams"):
+        read(clip_of(path), decoder="decord")
+    assert {frame.shape for _, frame in stream_clip(clip_of(path), EVERY, decoder="pyav")} == {(64, 64, 3)}
+    for decoder in DECODERS:
+        with pytest.raises(DecodeError, match="256 × 256 pixels"):
+            list(stream_clip(clip_of(path), EVERY, decoder=decoder, max_pixels=5000))
+
+
+def test_frames_before_a_span_show_that_the_decoder_is_alive(videos: Path) -> None:
+    alive: list[int] = []
+    clip = clip_of(videos / "plain.mp4", start_frame=90)
+    frames = stream_clip(clip, EVERY, decoder="pyav", on_frame=lambda: alive.append(1))
+    next(frames)
+    assert len(alive) >= 90
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -224,6 +226,40 @@ def test_shrinking_averages(interpolation: str) -> None:
     lines[:, ::4] = 255
     crop = crop_face(lines, (64, 64), 112, 0.0, size=14, interpolation=interpolation)  # type: ignore[arg-type]
     assert abs(crop[:, 1:-1].astype(int) - 64).max() <= 3
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "area"])
+def test_a_very_large_crop_costs_no_more_than_it_shows(interpolation: str) -> None:
+    """A square of 12,000 pixels, which would take 432 MB, turned by a quarter around a frame of four colours."""
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    frame = colours.repeat(1500, 0).repeat(2000, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    crop = crop_face(frame, (2000, 1500), 12000, math.pi / 2, size=48, interpolation=interpolation)  # type: ignore[arg-type]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    # As the picture turns clockwise, so does the square: its upper left is the frame's upper right.
+    expected = np.rot90(colours).repeat(24, 0).repeat(24, 1)
+    away = np.abs(crop.astype(int) - expected).max(-1)
+    assert away[:22, :22].max() <= 1 and away[:22, 26:].max() <= 1
+    assert away[26:, :22].max() <= 1 and away[26:, 26:].max() <= 1
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4])
+def test_a_crop_keeps_its_place_where_the_frame_is_reduced(angle: float) -> None:
+    """The same square of a frame that is four times as large shows the same."""
+    small = cv2.GaussianBlur(photograph(), (0, 0), 3)
+    large = cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    one = crop_face(small, (240, 180), 300.0, angle, size=96, interpolation="bicubic")
+    other = crop_face(large, (960, 720), 1200.0, angle, size=96, interpolation="bicubic")
+    assert np.abs(one.astype(int) - other).mean() < 0.5 and np.abs(one.astype(int) - other).max() <= 6
+
+
+def test_crops_up_to_1024_pixels_have_the_scale_of_the_frame() -> None:
+    """Single pixels survive a turn by a quarter, as they would not in a frame that was reduced."""
+    frame = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    crop = crop_face(frame, (512, 512), 1024, math.pi / 2, size=1024, interpolation="area")
+    assert (crop == np.rot90(frame)).all()
+    crop = crop_face(frame, (512, 512), 1024, math.pi / 2, size=32, interpolation="area")
+    assert (crop == cv2.resize(np.rot90(frame), (32, 32), interpolation=cv2.INTER_AREA)).all()
 
 
 @pytest.mark.parametrize("wrong", [{"side": 0.0}, {"side": math.nan}, {"centre": (math.inf, 0)}])

@@ -175,6 +175,23 @@ def test_facts_hold_what_changes_a_crop(tmp_path: Path) -> None:
     assert CASCADE.facts == FaceConfig(detector="cascade", model="unused.onnx").facts
 
 
+def test_path_of_the_model_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_fake_yunet(Path("yunet.onnx"))
+    for given in ("yunet.onnx", "~/yunet.onnx", f"{tmp_path}/yunet.onnx"):
+        assert FaceConfig(detector="yunet", model=given).model == f"{tmp_path}/yunet.onnx"
+    assert FaceConfig(model="gone.onnx").model == "gone.onnx"
+
+
+@pytest.mark.parametrize("degrees", [-15, 15])
+def test_a_tilted_face_is_found(degrees: int) -> None:
+    detect = make_detector(CASCADE)
+    for scale in (0.9, 1.2, 1.5, 1.9):
+        (face,) = detect(photograph(scale=scale, turned=math.radians(degrees)))
+        assert face.centre == pytest.approx((240, 180), abs=16 * scale)
+
+
 def test_yunet_boxes_and_eyes(tmp_path: Path) -> None:
     """The stand-in finds a face of 32 × 40 pixels around a red cell of 8 × 8 in the picture reduced to one half."""
     model = str(write_fake_yunet(tmp_path / "yunet.onnx"))
@@ -200,7 +217,11 @@ def test_yunet_file_must_be_the_one_it_was(tmp_path: Path) -> None:
     model = write_fake_yunet(tmp_path / "yunet.onnx")
     config = FaceConfig(detector="yunet", model=str(model))
     model.write_bytes(model.read_bytes() + b"\x10\x01")
-    with pytest.raises(ValueError, match=rf"has the hash \w{{16}}, but faces.model_hash='{config.model_hash}'"):
+    message = (
+        r"faces\.model='.*yunet\.onnx' is not the file that the checkpoint was trained with: its SHA-256 begins with "
+        rf"\w{{16}}, not {config.model_hash}, so its crops differ; give that file as faces\.model$"
+    )
+    with pytest.raises(ValueError, match=message):
         make_detector(config)
     model.unlink()
     with pytest.raises(ValueError, match=r"faces.model='.*yunet.onnx' is not there"):

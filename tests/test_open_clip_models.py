@@ -35,9 +35,10 @@ from clipautt.open_clip_models import (
 )
 from clipautt.preprocessing import Preprocessing, fit_frame
 from clipautt.text_tower import stock_tokenizer, text_tower
+from clipautt.weight_files import OPENAI_ENTRIES
 from tests.fake_tokenizers import WordTokenizer
 from tests.fakes import CONTEXT, FEATURE_DIM, IMAGE_SIZE, PHRASES, PREPROCESSING, TEXT_WIDTH, fake_clip_model
-from tests.weights import write_openai_weights, write_training_checkpoint, write_weights
+from tests.weights import openai_state_dict, write_openai_weights, write_training_checkpoint, write_weights
 
 OWN_MODELS = sorted(path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json"))
 REFUSED = {
@@ -78,9 +79,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Two open_clip models whose configuration is the fake's: `clipautt-tiny` and its QuickGELU sibling."""
+    """Models whose configuration is the fake's: `clipautt-tiny`, its QuickGELU sibling, and one without a sibling."""
     folder = tmp_path_factory.mktemp("configs")
-    for name, config in {"clipautt-tiny": TINY, "clipautt-tiny-quickgelu": {**TINY, "quick_gelu": True}}.items():
+    quick = {**TINY, "quick_gelu": True}
+    for name, config in {"clipautt-tiny": TINY, "clipautt-tiny-quickgelu": quick, "clipautt-only": TINY}.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
         open_clip.add_model_config(folder / f"{name}.json")
 
@@ -99,6 +101,7 @@ def tags(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"plain": tag(url="https://example.org/tiny-plain-0123.pt"), "squash": squash, "openai": quick}
     monkeypatch.setitem(_PRETRAINED, "clipautt-tiny", own)
     monkeypatch.setitem(_PRETRAINED, "clipautt-tiny-quickgelu", {"openai": quick})
+    monkeypatch.setitem(_PRETRAINED, "clipautt-only", {"plain": own["plain"], "squash": squash})
 
 
 def into_cache(hub: Path, repository: str, files: Mapping[str, bytes]) -> None:
@@ -328,14 +331,14 @@ def test_tag_does_not_excuse_openai_s_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_local_file(tmp_path: Path, suffix: str) -> None:
-    backbone = load_open_clip("clipautt-tiny", str(write_weights(tmp_path / f"w{suffix}", fake_clip_model())))
+    backbone = load_open_clip("clipautt-only", str(write_weights(tmp_path / f"w{suffix}", fake_clip_model())))
     assert backbone.preprocessing == USUAL and backbone.precision == "fp32"
     check_is_fake(backbone)
 
 
 def test_training_checkpoint_and_precision(tmp_path: Path) -> None:
     path = write_training_checkpoint(tmp_path / "epoch_3.pt", fake_clip_model())
-    backbone = load_open_clip("clipautt-tiny", str(path), precision="bf16")
+    backbone = load_open_clip("clipautt-only", str(path), precision="bf16")
     assert backbone.precision == "bf16"
     check_is_fake(backbone)
 
@@ -345,7 +348,7 @@ def test_loading_leaves_the_random_numbers_of_the_caller(tmp_path: Path) -> None
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    load_open_clip("clipautt-tiny", path)
+    load_open_clip("clipautt-only", path)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -353,11 +356,11 @@ def test_loading_leaves_the_random_numbers_of_the_caller(tmp_path: Path) -> None
 def test_file_whose_preprocessing_is_in_doubt_needs_its_tag(tmp_path: Path) -> None:
     path = write_weights(tmp_path / "weights.pt", fake_clip_model())
     message = (
-        r"weights\.pt does not tell its preprocessing, which differs between the tags of clipautt-tiny; "
-        r"give backbone\.weights=TAG:FILE with .* its tags are plain, squash, openai"
+        r"weights\.pt does not tell its preprocessing, which differs between the tags of clipautt-only; "
+        r"give backbone\.weights=TAG:FILE with .* its tags are plain, squash$"
     )
     with pytest.raises(ValueError, match=message):
-        load_open_clip("clipautt-tiny", str(path))
+        load_open_clip("clipautt-only", str(path))
     assert load_open_clip("clipautt-tiny", f"plain:{path}").preprocessing == USUAL
     squashed = load_open_clip("clipautt-tiny", f"squash:{path}")
     assert squashed.preprocessing == Preprocessing(IMAGE_SIZE, HALF, HALF, "bilinear", "squash")
@@ -380,7 +383,7 @@ def test_file_is_known_by_the_name_it_is_published_under(tmp_path: Path) -> None
 @pytest.mark.usefixtures("tags")
 def test_name_of_openai_s_file_says_nothing(tmp_path: Path) -> None:
     """Theirs are ViT-B-32.pt and the like, which is how others call their own files too."""
-    with pytest.raises(ValueError, match=r"tiny\.pt does not tell its preprocessing"):
+    with pytest.raises(ValueError, match=r"tiny\.pt does not tell its activation"):
         load_open_clip("clipautt-tiny", str(write_weights(tmp_path / "tiny.pt", fake_clip_model())))
 
 
@@ -401,6 +404,101 @@ def test_description_beside_a_file_tells_its_preprocessing_and_activation(tmp_pa
     config.write_text("{")
     with pytest.raises(ValueError, match=r"open_clip_config\.json is not JSON: "):
         load_open_clip("clipautt-tiny", str(path))
+
+
+@pytest.mark.usefixtures("tags")
+@pytest.mark.parametrize("name", ["clipautt-tiny", "clipautt-tiny-quickgelu"])
+@pytest.mark.parametrize("half", [False, True])
+def test_file_whose_activation_is_in_doubt_needs_its_tag(tmp_path: Path, name: str, half: bool) -> None:
+    """OpenAI's weights without its three numbers, as others save them again, or a renamed file: each fits both."""
+    model = fake_clip_model()
+    state = openai_state_dict(model) if half else model.state_dict()  # type: ignore[arg-type]
+    path = tmp_path / "weights.pt"
+    torch.save({key: value for key, value in state.items() if key not in OPENAI_ENTRIES}, path)
+    message = (
+        r"weights\.pt does not tell its activation, in which alone clipautt-tiny(-quickgelu)? and clipautt-tiny"
+        r"(-quickgelu)? differ; give backbone\.weights=TAG:FILE with a tag that has the file's activation; those with "
+        r"QuickGELU are openai; those with GELU are plain, squash; or put the open_clip_config\.json of its training b"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_open_clip(name, str(path))
+    right, wrong = ("openai", "plain") if name.endswith("-quickgelu") else ("plain", "openai")
+    assert load_open_clip(name, f"{right}:{path}").preprocessing == USUAL
+    with pytest.raises(ValueError, match="were trained with"):
+        load_open_clip(name, f"{wrong}:{path}")
+    (tmp_path / "open_clip_config.json").write_bytes(description(quick_gelu=name.endswith("-quickgelu")))
+    assert load_open_clip(name, str(path)).preprocessing == USUAL
+
+
+def test_file_whose_activation_is_in_doubt_where_there_are_no_tags(tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "weights.pt", fake_clip_model())
+    with pytest.raises(
+        ValueError, match=r"clipautt-tiny-quickgelu differ; put the open_clip_config\.json of its trainin"
+    ):
+        load_open_clip("clipautt-tiny", str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"embed_dim": 8}, r"embed_dim is 8 there and 16 here; give"),
+        ({"text_cfg": {**TINY["text_cfg"], "heads": 4}}, r"text_cfg\.heads is 4 there and 2 here; give"),
+        (
+            {"vision_cfg": {**TINY["vision_cfg"], "pool_type": "avg"}},
+            r"vision_cfg\.pool_type is 'avg' there and 'tok' here",
+        ),
+    ],
+)
+def test_description_of_another_model_beside_a_file_is_refused(
+    tmp_path: Path, hub: Path, changes: dict[str, Any], difference: str
+) -> None:
+    path = write_weights(tmp_path / "weights.safetensors", fake_clip_model())
+    (tmp_path / "open_clip_config.json").write_bytes(description(**changes))
+    message = rf"open_clip_config\.json describes another model than backbone\.name 'clipautt-tiny': {difference}"
+    with pytest.raises(ValueError, match=message):
+        load_open_clip("clipautt-tiny", str(path))
+    files = {"open_clip_config.json": description(**changes), "open_clip_model.safetensors": path.read_bytes()}
+    into_cache(hub, "org/other", files)
+    with pytest.raises(ValueError, match=message):
+        load_open_clip("clipautt-tiny", "hf-hub:org/other")
+
+
+def test_description_may_spell_out_defaults(tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "weights.safetensors", fake_clip_model())
+    vision = {**TINY["vision_cfg"], "image_size": [IMAGE_SIZE, IMAGE_SIZE], "mlp_ratio": 4.0}
+    text = {**TINY["text_cfg"], "hf_tokenizer_name": "", "no_causal_mask": False}
+    (tmp_path / "open_clip_config.json").write_bytes(description(vision_cfg=vision, text_cfg=text))
+    assert load_open_clip("clipautt-tiny", str(path)).preprocessing == USUAL
+
+
+@pytest.mark.parametrize("changes", [{"text_cfg": None}, {"vision_cfg": [1]}, {"embed_dim": "16"}])
+def test_description_with_parts_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "open_clip_config.json").write_bytes(description(**changes))
+    with pytest.raises(
+        ValueError, match=r"describes no open_clip model: .* text_cfg, of which the first is a whole num"
+    ):
+        load_open_clip(f"local-dir:{tmp_path}")
+
+
+def test_description_with_preprocessing_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "open_clip_config.json"
+    path.write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": [1]}))
+    with pytest.raises(ValueError, match=r"open_clip_config\.json: preprocess_cfg=\[1\] is no mapping"):
+        find_architecture(f"local-dir:{tmp_path}")
+    path.write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": None}))
+    assert find_architecture(f"local-dir:{tmp_path}").quick_gelu is False
+
+
+def test_folders_and_repositories_in_the_format_of_transformers_are_told(tmp_path: Path, hub: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    message = (
+        r"open_clip_config\.json.*, such as one in the format of transformers, is no model of open_clip: give backbone"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        load_open_clip(f"local-dir:{tmp_path}")
+    into_cache(hub, "org/transformers", {"config.json": b"{}", "model.safetensors": weights_bytes(tmp_path)})
+    with pytest.raises(ValueError, match=message):
+        load_open_clip("hf-hub:org/transformers")
 
 
 def test_weights_of_another_model_are_told_in_one_line(tmp_path: Path) -> None:
@@ -471,7 +569,7 @@ def test_repository_in_the_cache(tmp_path: Path, hub: Path) -> None:
 
 def test_repository_that_holds_weights_only(tmp_path: Path, hub: Path) -> None:
     into_cache(hub, "org/bare", {"open_clip_pytorch_model.bin": weights_bytes(tmp_path, ".bin")})
-    backbone = load_open_clip("clipautt-tiny", "hf-hub:org/bare")
+    backbone = load_open_clip("clipautt-only", "hf-hub:org/bare")
     assert backbone.preprocessing == USUAL
     check_is_fake(backbone)
 

@@ -131,6 +131,14 @@ def test_files_that_do_not_fit_are_explained(tmp_path: Path, backbone: Backbone,
     torch.save({part: {} for part in ("text_adapter", "temporal", "temporal_classifier")}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match=r"does not have the layers of CLIP-AU: no '0\.weight'"):
         import_checkpoint(tmp_path / "empty.pth", PROMPTS, backbone)
+    whole = path.read_bytes()
+    for number, share in enumerate((0.1, 0.5, 0.98)):
+        (tmp_path / f"cut{number}.pth").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ValueError, match="is no complete file of tensors"):
+            import_checkpoint(tmp_path / f"cut{number}.pth", PROMPTS, backbone)
+    published.temporal.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"temporal\.bias is no tensor of finite numbers"):
+        import_checkpoint(published.save(tmp_path / "nan.pth"), PROMPTS, backbone)
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(ValueError, match="is no complete file of tensors"):
         import_checkpoint(tmp_path / "text.pth", PROMPTS, backbone)

@@ -169,6 +169,23 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         list(read_clip(clip_of(tmp_path), SPEC))
 
 
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, video: Path) -> None:
+    """A user's own `random.py` is not the child's; and a relative path means what it means here, after `chdir` too."""
+    (tmp_path / "random.py").write_text("raise SystemExit('imported by mistake')")
+    (tmp_path / "12:30.mp4").write_bytes(video.read_bytes())
+    code = CODE + "os.chdir(sys.argv[2]); assert read() == 200; sys.argv[1] = '12:30.mp4'; assert read() == 200"
+    environment = os.environ | {"PYTHONPATH": str(Path(reader_process.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(video), str(tmp_path)]
+    assert subprocess.run(command, timeout=120, env=environment).returncode == 0
+
+
+def test_a_child_that_does_not_start_is_explained(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader_process._pool.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="the decoding process did not start; CLIPAUTT_DEBUG=1"):
+        list(read_clip(clip_of(video), SPEC))
+
+
 def test_a_fork_gets_a_process_of_its_own(video: Path) -> None:
     code = CODE + (
         "first, mine = read(), child_pid(); fork = os.fork();"
@@ -205,5 +222,5 @@ def _runs(pid: int) -> bool:
 
 @pytest.mark.parametrize("name", ["stall_seconds", "total_seconds", "max_pixels", "memory_mb"])
 def test_limits_are_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"limits\.{name}=0; allowed are positive numbers"):
+    with pytest.raises(ValueError, match=rf"limits\.{name}=0; allowed are positive (whole )?numbers"):
         ReadLimits(**{name: 0})

@@ -39,6 +39,17 @@ class Sample:
             raise ValueError(f"steps={self.steps}: expected at least 0")
 
 
+@dataclass(frozen=True)
+class Named:
+    subjects: tuple[str, ...] = ()
+    label: str | None = "none"
+    root: Path = Path()
+    chosen: int | tuple[str, ...] = 1
+    sizes: tuple[int, ...] = ()
+    rate: float = 0.5
+    either: int | str = 1
+
+
 HERE = f"{__name__}.Sample"
 
 
@@ -52,6 +63,8 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "adapt/paper.yaml": f"_target_: {HERE}\nsteps: 1\n",
         "dataset/synthetic.yaml": "clips: 3\n",
         "dataset/biovid.yaml": "root: ???\n",
+        "dataset/named.yaml": f"_target_: {__name__}.Named\nsubjects: [p1]\nlabel: none\nroot: .\nchosen: 1\n"
+        "sizes: []\nrate: 0.5\neither: 1\n",
         "experiment/long.yaml": "# @package _global_\ndefaults: [{override /adapt: paper}]\nseed: 7\n",
         "other/thing.yaml": "x: 1\n",
     }
@@ -86,8 +99,8 @@ def test_settings_are_in_struct_mode(conf: Path) -> None:
         ("steps=3", "unknown key 'steps'; did you mean 'adapt.steps'?"),
         ("sede=3", "unknown key 'sede'; did you mean 'seed'?"),
         ("datset=biovid", "unknown key 'datset'; did you mean 'dataset'?"),
-        ("dataset=biovide", "unknown option dataset=biovide; did you mean 'biovid'? options: biovid, synthetic"),
-        ("dataset=zzz", "unknown option dataset=zzz; options: biovid, synthetic"),
+        ("dataset=biovide", "unknown option dataset=biovide; did you mean 'biovid'? options: biovid, named, synthetic"),
+        ("dataset=zzz", "unknown option dataset=zzz; options: biovid, named, synthetic"),
         ("other=thing", "'walk' takes no group 'other'; its groups: adapt, dataset, experiment"),
         ("adapt.zzzz.qqqq=1", "unknown key 'adapt.zzzz.qqqq'; there is "),
         ("seed", "cannot read 'seed': a setting is written key=value"),
@@ -123,6 +136,52 @@ def test_a_path_needs_no_quotes(conf: Path) -> None:
 def test_a_name_may_look_like_a_number(conf: Path) -> None:
     assert compose("walk", ["name=1_0"]).name == "1_0"
     assert compose("walk", ["name=true"]).name == "true"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["8_1", "2024_01", "1e3", "1_0.5", "1.50", "007", "08", "12", "+5", "-0", "nan", "INF", "0x1", "8_1a", "p1", "a b"],
+)
+def test_subjects_that_look_like_numbers_keep_their_names(conf: Path, written: str) -> None:
+    cfg = compose("walk", ["dataset=named", f"dataset.subjects=[{written}, 'x 9_9', {written},\"1_1\"]"])
+    assert instantiate(cfg.dataset).subjects == (written, "x 9_9", written, "1_1")
+    cfg = compose("walk", ["dataset=named", f"dataset.label={written}", f"dataset.chosen=[{written}]"])
+    assert instantiate(cfg.dataset).label == written and instantiate(cfg.dataset).chosen == (written,)
+    assert instantiate(compose("walk", ["dataset=named", f"dataset.root={written}"]).dataset).root == Path(written)
+
+
+def test_numbers_stay_numbers_where_they_are_asked_for(conf: Path) -> None:
+    words = ["chosen=1_0", "sizes=[1_000,2]", "rate=1e-3", "either=1_0", "label=null"]
+    built = instantiate(compose("walk", ["dataset=named", *(f"dataset.{word}" for word in words)]).dataset)
+    assert built == Named(("p1",), chosen=10, sizes=(1000, 2), rate=0.001, either=10, label=None)
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("8_1", "81"), ("1e3", "1000.0"), ("1.50", "1.5"), ("2024_01", "202401")]
+)
+def test_what_may_be_text_or_a_number_must_be_quoted(conf: Path, written: str, number: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        compose("walk", [f"subject={written}"])
+    told = f"subject={written}: is it text or a number? Write subject='{written}' or subject={number}"
+    assert str(caught.value) == told
+    assert compose("walk", [f"subject='{written}'"]).subject == written
+    assert compose("walk", ["subject=81"]).subject == 81
+    assert compose("walk", ["subject=007"]).subject == "007"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 1000.0}, "dataset.label=1000.0: expected text or null"),
+        ({"subjects": ["a", 1.5]}, "dataset.subjects=['a', 1.5]: expected a list of (text)"),
+    ],
+)
+def test_text_that_a_file_gives_as_a_float_is_refused(change: dict[str, Any], message: str) -> None:
+    """How it was written is lost by then: 1e3 and 1000.0 are one number."""
+    node = OmegaConf.create({"dataset": {"_target_": f"{__name__}.Named", **change}})
+    with pytest.raises(ValueError) as caught:
+        instantiate(node.dataset)
+    assert str(caught.value) == message
 
 
 def test_another_composition_in_between_changes_nothing(conf: Path) -> None:

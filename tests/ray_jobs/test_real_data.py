@@ -132,6 +132,39 @@ def test_mistakes_in_the_settings_of_faces_are_one_error(tmp_path: Path) -> None
         )
 
 
+def test_classes_of_ones_own_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rest` is the neutral class, though `lift` comes before it: a manifest is read as the checkpoint was."""
+    monkeypatch.chdir(tmp_path)
+    trees.own_videos(tmp_path / "own", frames=30)
+    labels = (tmp_path / "own" / "labels.csv").read_text()
+    (tmp_path / "own" / "labels.csv").write_text(labels.replace("neutral", "rest").replace("pain", "lift"))
+    data = ["dataset=folder", "root=own", "dataset.validation_subjects=1"]
+    assert cli.main(["manifest", *data]) == 2
+    assert "classes" in capsys.readouterr().err
+    assert cli.main(["train", *data, "dataset.classes=[rest,lift]", "train.epochs=1"]) == 0
+    table = pd.read_parquet("data/folder/manifest.parquet")
+    table["source"] = [str(tmp_path / "data" / "folder" / source) for source in table["source"]]
+    table.to_csv("mine.csv", index=False)
+    found = []
+    for name, manifest in (("a", "data/folder/manifest.parquet"), ("b", "mine.csv")):
+        assert cli.main(["adapt", f"manifest={manifest}", f"name={name}", "checkpoint=runs/train/default"]) == 0
+        assert "no zero-shot row" in capsys.readouterr().out
+        found.append(pd.read_parquet(f"runs/adapt/{name}/subjects/dan.parquet"))
+        assert cli.main(["report", f"run=runs/adapt/{name}"]) == 0
+    for rows in found:
+        assert ((rows["probability"] > 0.5) == (rows["prediction"] == "lift")).all()
+    assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
+    assert cli.main(["adapt", "dataset=folder", "root=own", "manifest=mine.csv", "checkpoint=runs/train/default"]) == 2
+    assert "its name ends with .parquet" in capsys.readouterr().err
+    table.assign(label="joy").to_csv("other.csv", index=False)
+    assert cli.main(["adapt", "manifest=other.csv", "checkpoint=runs/train/default"]) == 2
+    assert "label 'joy' is not one of rest, lift" in capsys.readouterr().err
+    assert cli.main(["train", "dataset=folder"]) == 2
+    assert "root" in capsys.readouterr().err
+
+
 def test_a_published_checkpoint_is_imported_adapted_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +173,7 @@ def test_a_published_checkpoint_is_imported_adapted_and_predicts(
     torch.manual_seed(2)
     Published(128, len(prompts), 2).save(tmp_path / "source.pth")
     Path("prompts.txt").write_text("\n".join(prompts))
-    words = ["weights=source.pth", "prompts=prompts.txt", "backbone.name=embedded", "backbone.weights=null"]
+    words = ["weights=source.pth", "prompts=prompts.txt", "backbone=embedded"]
     assert cli.main(["import-checkpoint", *words, "out=published"]) == 0
     assert cli.main(["import-checkpoint", *words, "out=published"]) == 2
     assert "there is a checkpoint already" in capsys.readouterr().err
