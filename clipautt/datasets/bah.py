@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from clipautt.datasets import layout as files
-from clipautt.datasets.layout import DatasetError, Entry, Layout, Listing, Problem, Reading, Tree
+from clipautt.datasets import files, layout
+from clipautt.datasets.files import DatasetError, Layout, Problem, Tree
+from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
 Unit = Literal["videos", "segments"]
 TARGETS = ("82711", "82687", "82585", "82592", "82598", "82632", "82681", "82683", "82708", "82714")
 """The target subjects of arXiv 2603.27999."""
-CLASSES = (files.NEUTRAL, "ambivalence")
+CLASSES = (layout.NEUTRAL, "ambivalence")
 _SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
 _COLUMNS = ("video", "segment_id", "label", "num_frames", "start_frame", "end_frame")
 _PASSED_OVER = ("frame", "unlabel")
@@ -57,7 +58,7 @@ class BAH:
     clip_frames: int | None = None
     """Longest segment in frames: a longer one is cut into equal clips that cover all of it. None cuts nothing."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: videos where there are some, else frames."""
+    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
     labels: str | None = None
     """Label file, or folder of split files, from the root; None looks for them."""
     within: str = ""
@@ -79,26 +80,28 @@ class BAH:
 
         Raises:
             FileNotFoundError: if there is no such folder or no label file.
+            ValueError: if no source subject is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
-        tree = files.walk(self.root, dataset="bah")
-        paths = _split_files(tree, self.labels) if self.unit == "videos" else [_segment_file(tree, self.labels)]
-        parts = [
-            _videos(path, tree.name_of(path))
-            if self.unit == "videos"
-            else _segments(path, tree.name_of(path), self.clip_frames)
-            for path in paths
-        ]
+        tree = files.walk(self.root, dataset="bah", within=self.within)
+        problems: list[Problem] = []
+        if self.unit == "videos":
+            paths, problems = _split_files(tree, self.labels)
+            parts = [_videos(path, tree.name_of(path)) for path in paths]
+        else:
+            path = _segment_file(tree, self.labels)
+            parts = [_segments(path, tree.name_of(path), self.clip_frames)]
         listing = Listing(
-            tuple(entry for part in parts for entry in part.entries),
-            tuple(problem for part in parts for problem in part.problems),
+            _short_ids([entry for part in parts for entry in part.entries]),
+            (*problems, *(problem for part in parts for problem in part.problems)),
+            subjects=frozenset().union(*(part.subjects for part in parts)),
         )
-        found: Layout = "videos" if tree.videos else "frames"
-        return files.assemble(listing, tree, self._rules(found if self.layout == "auto" else self.layout))
+        listing, rules = layout.settle(listing, tree, self._rules(self.layout))
+        return layout.assemble(listing, tree, rules)
 
-    def _rules(self, layout: Layout) -> files.Rules:
-        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return files.Rules("bah", CLASSES, subjects, self.strict, layout, self.within, self.frames_per_second)
+    def _rules(self, kind: Layout) -> Rules:
+        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return Rules("bah", CLASSES, subjects, self.strict, kind, self.frames_per_second)
 
 
 def cut(start: int, end: int, longest: int | None) -> list[tuple[int, int]]:
@@ -125,13 +128,18 @@ def exclusive_end(start: int, end: int, num_frames: int) -> int | None:
     return end + 1 if end - start + 1 == num_frames else None
 
 
-def _split_files(tree: Tree, given: str | None) -> list[Path]:
-    """The given file or the files in the given folder, or the split files of the one folder that has some."""
-    if given is not None and (tree.root / Path(given).expanduser()).is_dir():
-        folder = tree.root / Path(given).expanduser()
-        return _there([folder / name for name in _SPLIT_FILES], f"in {folder}")
+def _split_files(tree: Tree, given: str | None) -> tuple[list[Path], list[Problem]]:
+    """The given file or the files in the given folder, or the split files of the one folder that has some.
+
+    Returns:
+        The files, and a problem for each that is absent beside the others.
+    """
+    folder = tree.root / Path(given or "").expanduser()
+    if given is not None and folder.is_dir():
+        inside = sorted(path for path in folder.iterdir() if path.name.lower() in _SPLIT_FILES and path.is_file())
+        return _checked(inside, tree, f"in {folder}")
     if given is not None:
-        return [tree.label_file(given, ())]
+        return [tree.label_file(given, ())], []
     found = [path for path in map(PurePosixPath, tree.texts) if path.name.lower() in _SPLIT_FILES]
     found = [path for path in found if not any(word in str(path.parent).lower() for word in _PASSED_OVER)]
     folders = sorted({str(path.parent) for path in found})
@@ -140,16 +148,18 @@ def _split_files(tree: Tree, given: str | None) -> list[Path]:
             f"bah: {len(folders)} folders below {tree.root} have split files: {', '.join(folders)}; "
             "say which with labels=FOLDER"
         )
-    return _there([tree.root / path for path in found], f"below {tree.root}")
+    return _checked([tree.root / path for path in found], tree, f"below {tree.root}")
 
 
-def _there(paths: list[Path], place: str) -> list[Path]:
-    there = [path for path in paths if path.is_file()]
-    if not there:
+def _checked(paths: list[Path], tree: Tree, place: str) -> tuple[list[Path], list[Problem]]:
+    if not paths:
         raise FileNotFoundError(
             f"bah: no split file {place}; looked for {', '.join(_SPLIT_FILES)}; labels=PATH names another one"
         )
-    return there
+    there = {path.name.lower() for path in paths}
+    beside = tree.name_of(paths[0])
+    absent = [name for name in _SPLIT_FILES if name not in there]
+    return paths, [Problem("missing", f"no split file {name} beside {beside}") for name in absent]
 
 
 def _segment_file(tree: Tree, given: str | None) -> Path:
@@ -168,57 +178,77 @@ def _videos(path: Path, shown_as: str) -> Listing:
     """The videos of a split file; its first row counts, unless it holds the names of columns."""
     entries: list[Entry] = []
     problems: list[Problem] = []
+    subjects: set[str] = set()
     for number, line in files.read_lines(path):
-        video, label, *_ = (cell.strip().strip('"') for cell in (*line.split(",", 2), "")[:3])
+        video, label = _path_and_label(line)
         where = f"{shown_as} line {number}"
-        if number == 1 and files.clip_name(video) == video:
-            if label.lower() == "label":
-                continue
-            raise DatasetError(
-                f"{where}: {line[:80]!r} is neither `PATH,LABEL,TRANSCRIPT` nor the names of these columns"
-            )
-        if files.clip_name(video) == video:
+        if files.clip_name(video) != video:
+            entries.extend(_entries(problems, subjects, where, video, label))
+        elif number > 1:
             problems.append(Problem("unreadable", f"{where}: {line[:80]!r} does not begin with the path of a video"))
-            continue
-        entries.extend(_entries(problems, where, video, label))
-    return Listing(tuple(entries), tuple(problems))
+        elif label.lower() != "label":
+            text = f"{line[:80]!r} is neither `PATH,LABEL,TRANSCRIPT` nor the names of these columns"
+            problems.append(Problem("unreadable", f"{where}: {text}"))
+    return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))
+
+
+def _path_and_label(line: str) -> tuple[str, str]:
+    """The first two cells of a row; what was said follows, unquoted. A path in quotes may hold commas."""
+    quoted = re.match(r'"([^"]*)"\s*,([^,]*)', line)
+    video, label = (quoted[1], quoted[2]) if quoted else (*line.split(",", 2), "")[:2]
+    return video.strip().strip('"'), label.strip().strip('"')
 
 
 def _segments(path: Path, shown_as: str, longest: int | None) -> Listing:
     """The segments of a table, cut where they are too long."""
+    table = files.read_table(path, required=_COLUMNS, shown_as=shown_as)
     entries: list[Entry] = []
-    problems: list[Problem] = []
-    for number, row in files.read_table(path, required=_COLUMNS):
-        where, told = f"{shown_as} line {number}", ", ".join(f"{name}={row[name]}" for name in _COLUMNS[3:])
+    problems = list(table.problems)
+    subjects: set[str] = set()
+    for where, row in table.rows:
+        told = ", ".join(f"{name}={row[name]}" for name in _COLUMNS[3:])
         numbers = [_whole(row[name]) for name in _COLUMNS[3:]]
         if None in numbers or not row["segment_id"]:
-            problems.append(
-                Problem("unreadable", f"{where}: segment_id={row['segment_id']}, {told}: a number is missing")
-            )
+            text = f"{where}: segment_id={row['segment_id']}, {told}: a number is missing"
+            problems.append(Problem("unreadable", text))
             continue
         count, start, last = (number or 0 for number in numbers)
         end = exclusive_end(start, last, count)
         if end is None or start < 0 or end <= start:
             problems.append(Problem("conflict", f"{where}: {told} do not fit together"))
             continue
-        for base in _entries(problems, where, row["video"], row["label"]):
+        for base in _entries(problems, subjects, where, row["video"], row["label"]):
             entries.extend(_pieces(base, row["segment_id"], cut(start, end, longest)))
-    return Listing(tuple(entries), tuple(problems))
+    return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))
 
 
-def _entries(problems: list[Problem], where: str, video: str, label: str) -> Iterator[Entry]:
-    """The entry of a row, or none and a problem."""
+def _entries(problems: list[Problem], subjects: set[str], where: str, video: str, label: str) -> Iterator[Entry]:
+    """The entry of a row, or none and a problem; its id is the path from the subject on."""
     parts = files.path_parts(video)
-    name, subject = files.clip_name(parts[-1]) if parts else "", _subject(parts)
+    name, below = files.clip_name(parts[-1]), _from_subject(parts)
     word = re.sub(r"[^a-z0-9]", "", files.plain_label(label).lower())
-    if not name or subject is None:
+    subjects.update(below[:1])
+    if not name or not below:
         problems.append(Problem("unreadable", f"{where}: {video!r} is not a path Videos/SUBJECT/…"))
     elif not word:
         problems.append(files.unlabelled(where, f"video {name!r}"))
     elif word not in _CLASS_OF:
         problems.append(files.unknown_label(where, f"video {name!r}", label, ("0", "1", *CLASSES)))
     else:
-        yield Entry(name, subject, "/".join(parts), _CLASS_OF[word], where)
+        yield Entry("/".join((*below[:-1], name)), below[0], "/".join(parts), _CLASS_OF[word], where)
+
+
+def _short_ids(entries: list[Entry]) -> tuple[Entry, ...]:
+    """The name alone is the id of a clip, unless videos in several folders have it."""
+    folders: dict[str, set[str]] = {}
+    for entry in entries:
+        folders.setdefault(files.name_parts(entry.path)[-1], set()).add(entry.clip_id.rpartition("/")[0])
+    return tuple(
+        replace(entry, clip_id=entry.clip_id.rpartition("/")[2])
+        if len(folders[files.name_parts(entry.path)[-1]]) == 1
+        else entry
+        for entry in entries
+    )
 
 
 def _pieces(base: Entry, segment: str, spans: list[tuple[int, int]]) -> Iterator[Entry]:
@@ -230,11 +260,12 @@ def _pieces(base: Entry, segment: str, spans: list[tuple[int, int]]) -> Iterator
         yield Entry(f"{name}{part}", base.subject_id, base.path, base.label, base.where, start, end)
 
 
-def _subject(parts: tuple[str, ...]) -> str | None:
-    """The folder after `Videos`, or the first one where there is no such folder."""
+def _from_subject(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """A path from its subject on: the folder after `Videos`, or the first one where there is no such folder."""
     folders = parts[:-1]
-    after = [folder for before, folder in pairwise(folders) if before.lower() == "videos"]
-    return next(iter([*after, *(folder for folder in folders if folder.lower() != "videos")]), None)
+    after = [place for place, before in enumerate(folders[:-1], 1) if before.lower() == "videos"]
+    first = [place for place, folder in enumerate(folders) if folder.lower() != "videos"]
+    return parts[(after or first)[0] :] if after or first else ()
 
 
 def _whole(text: str) -> int | None:

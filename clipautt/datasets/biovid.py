@@ -8,8 +8,8 @@ Two layouts are read:
     <subject>/<subject>-BL1-083/image4320.jpg    face crops; the number is the time in milliseconds
     labels.txt                                   no header: `<subject>/<subject>-BL1-083/image4320.jpg 0`
 
-Labels of crops count the five classes from 0 to 4, or are 0 and 1 where a list holds nothing else; a sample's name says
-its class as well, and has to agree.
+Labels of crops count the five classes from 0 to 4, or are 0 and 1 for the two of the task, whichever fits more of the
+list; a sample's name says its class as well, and has to agree.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipautt.datasets import layout as files
-from clipautt.datasets.layout import Entry, Layout, Listing, Problem, Reading
+from clipautt.datasets import files, layout
+from clipautt.datasets.files import Layout, Problem
+from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
 TARGETS = (
     "081014_w_27", "101609_m_36", "112009_w_43", "091809_w_43", "071309_w_21",
     "073114_m_25", "080314_w_25", "073109_w_28", "100909_w_65", "081609_w_40",
 )  # fmt: skip
 """The target subjects of arXiv 2603.27999."""
-CLASSES = (files.NEUTRAL, "pain")
+CLASSES = (layout.NEUTRAL, "pain")
 _OFFICIAL = "samples.csv"
 _FRAME_LISTS = ("labels.txt", "label.txt", "all_sub_labels.txt")
 _LEVELS = ("BL1", "PA1", "PA2", "PA3", "PA4")
@@ -52,7 +53,7 @@ class BioVid:
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: videos where `samples.csv` and videos are there, else frames."""
+    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
     labels: str | None = None
     """Label file, from the root; None looks for `samples.csv`, or `labels.txt` for frames."""
     within: str = ""
@@ -66,9 +67,10 @@ class BioVid:
 
         Raises:
             FileNotFoundError: if there is no such folder or no label file.
+            ValueError: if no source subject is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
-        tree = files.walk(self.root, dataset="biovid")
+        tree = files.walk(self.root, dataset="biovid", within=self.within)
         labels = files.choose(
             tree,
             given=self.labels,
@@ -78,18 +80,20 @@ class BioVid:
             column="sample_name",
         )
         listing = (_samples if labels.official else _frames)(labels.path, labels.shown_as)
-        return files.assemble(listing, tree, self._rules(labels.layout))
+        listing, rules = layout.settle(listing, tree, self._rules(labels.layout))
+        return layout.assemble(listing, tree, rules)
 
-    def _rules(self, layout: Layout) -> files.Rules:
-        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return files.Rules("biovid", CLASSES, subjects, self.strict, layout, self.within, _MILLISECONDS)
+    def _rules(self, kind: Layout) -> Rules:
+        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return Rules("biovid", CLASSES, subjects, self.strict, kind, _MILLISECONDS)
 
 
 def _samples(path: Path, shown_as: str) -> Listing:
     """The samples of the official table."""
-    entries, problems, others = [], [], Counter[str]()
-    for line, row in files.read_table(path, required=("subject_name", "class_name", "sample_name")):
-        where, sample = f"{shown_as} line {line}", files.clip_name(row["sample_name"])
+    table = files.read_table(path, required=("subject_name", "class_name", "sample_name"), shown_as=shown_as)
+    entries, problems, others = [], list(table.problems), Counter[str]()
+    for where, row in table.rows:
+        sample = files.clip_name(row["sample_name"])
         level, named = files.plain_label(row["class_name"]).upper(), _level_of(sample)
         if not sample or not row["subject_name"]:
             problems.append(Problem("unreadable", f"{where}: subject_name or sample_name is empty"))
@@ -106,18 +110,20 @@ def _samples(path: Path, shown_as: str) -> Listing:
         else:
             place = f"{row['subject_name']}/{sample}"
             entries.append(Entry(sample, row["subject_name"], place, _CLASS_OF[level], where))
-    return Listing(tuple(entries), tuple(problems), _notes(others))
+    subjects = frozenset(row["subject_name"] for _, row in table.rows) - {""}
+    return Listing(tuple(entries), tuple(problems), _notes(others), subjects)
 
 
 def _frames(path: Path, shown_as: str) -> Listing:
     """The folders of a list of frames."""
     folders, problems = files.read_frame_list(path, shown_as=shown_as)
-    levels = _numbering({folder.label for folder in folders})
-    entries, others = [], Counter[str]()
+    levels = _numbering((folder.label, _level_of(folder.name)) for folder in folders)
+    entries, others, subjects = [], Counter[str](), set[str]()
     for folder in folders:
         what, named = f"sample {folder.name!r}", _level_of(folder.name)
         level = levels.get(folder.label, folder.label.upper())
         subject = folder.name.partition("-")[0] if named else folder.parent
+        subjects.add(subject)
         if named is not None and named not in _CLASS_OF:
             others[named] += 1
         elif level not in _LEVELS:
@@ -131,14 +137,26 @@ def _frames(path: Path, shown_as: str) -> Listing:
         else:
             place = f"{folder.parent}/{folder.name}".lstrip("/")
             entries.append(Entry(folder.name, subject, place, _CLASS_OF[level], folder.where))
-    return Listing(tuple(entries), tuple(problems), _notes(others))
+    return Listing(tuple(entries), tuple(problems), _notes(others), frozenset(subjects - {""}))
 
 
-def _numbering(labels: Iterable[str]) -> dict[str, str]:
-    """What numbers mean: 0 and 1 alone are the two classes of the task, otherwise the five levels are counted."""
-    if set(labels) <= {"0", "1"}:
-        return {"0": "BL1", "1": "PA4"}
-    return {str(number): level for number, level in enumerate(_LEVELS)}
+def _numbering(samples: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """What numbers mean: 0 and 1 the two classes of the task, or 0 to 4 the five levels.
+
+    The majority decides, so that a stray label does not change the meaning of all others: of samples whose names say
+    their level, or else of all, where a 1 speaks for two classes and a 2, 3 or 4 for five.
+
+    Args:
+        samples: label and, where the name says it, level of each.
+    """
+    samples = list(samples)
+    two, five = {"0": _LEVELS[0], "1": _LEVELS[-1]}, {str(number): level for number, level in enumerate(_LEVELS)}
+    named = [pair for pair in samples if pair[1] is not None and pair[0] in five]
+    votes = sum((two.get(label) == level) - (five[label] == level) for label, level in named)
+    if votes == 0:
+        labels = Counter(label for label, _ in samples)
+        votes = labels["1"] - labels["2"] - labels["3"] - labels["4"]
+    return five if votes < 0 else two
 
 
 def _level_of(sample: str) -> str | None:

@@ -12,16 +12,16 @@ says anything, or only that they are `source`, are source subjects, and validati
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import cast
 
 from clipautt.clips import SPLITS, Split
-from clipautt.datasets import layout as files
-from clipautt.datasets.layout import Entry, Layout, Listing, Problem, Reading, Rules, Tree
+from clipautt.datasets import files, layout
+from clipautt.datasets.files import Layout, Problem, Table, Tree
+from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
 _LABELS = ("labels.csv",)
 _DRAWN = ("", "source")
+_ALLOWED = (*SPLITS, "source")
 
 
 @dataclass(frozen=True)
@@ -66,51 +66,51 @@ class Folder:
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
             ValueError: if no class is the neutral one, or no source subject is left to train on.
         """
-        tree = files.walk(self.root, dataset=self.name)
+        tree = files.walk(self.root, dataset=self.name, within=self.within)
         path = tree.label_file(self.labels, _LABELS)
-        listing = _table(path, tree.name_of(path), use_splits=not self.target_subjects)
-        classes = self.classes or _classes({entry.label for entry in listing.entries}, tree.name_of(path))
+        shown_as = tree.name_of(path)
+        table = files.read_table(path, required=("clip", "label"), shown_as=shown_as)
+        listing = _listing(table)
+        if not self.target_subjects:
+            listing = _with_splits(listing, table)
+        classes = tuple(map(files.nfc, self.classes)) or _classes({entry.label for entry in listing.entries}, shown_as)
         rules = self._rules(classes)
         listing = replace(listing, notes=_unlisted(tree, listing, rules))
-        listing = _only_known(_one_split_each(listing), classes)
-        return files.assemble(listing, tree, rules)
+        return layout.assemble(_only_known(listing, classes), tree, rules)
 
     def _rules(self, classes: tuple[str, ...]) -> Rules:
-        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return Rules(
-            self.name, classes, subjects, self.strict, self.layout, self.within, self.frames_per_second, whole_path=True
-        )
+        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return Rules(self.name, classes, subjects, self.strict, self.layout, self.frames_per_second, whole_path=True)
 
 
-def _table(path: Path, shown_as: str, *, use_splits: bool) -> Listing:
+def _path(row: dict[str, str]) -> tuple[str, ...]:
+    """The parts of SUBJECT/CLIP."""
+    return files.path_parts(f"{row['subject']}/{row['clip']}" if "subject" in row else row["clip"])
+
+
+def _listing(table: Table) -> Listing:
+    """The clips of the rows, without their splits."""
     entries: list[Entry] = []
-    problems: list[Problem] = []
-    for number, row in files.read_table(path, required=("clip", "label")):
-        where = f"{shown_as} line {number}"
-        parts = files.path_parts(f"{row['subject']}/{row['clip']}" if "subject" in row else row["clip"])
-        split = row.get("split", "") if use_splits else ""
+    problems = list(table.problems)
+    for where, row in table.rows:
+        parts = _path(row)
+        path = "/".join(parts)
         if len(parts) < 2 or ("subject" in row and not row["subject"]):
-            problems.append(Problem("unreadable", f"{where}: {'/'.join(parts)!r} is not SUBJECT/CLIP"))
-        elif row["label"].lower() in ("", "nan"):
-            problems.append(files.unlabelled(where, f"clip {'/'.join(parts)!r}"))
-        elif split not in (*SPLITS, *_DRAWN):
-            problems.append(
-                Problem("unreadable", f"{where}: split {split!r} is not one of {', '.join((*SPLITS, 'source'))}")
-            )
+            problems.append(Problem("unreadable", f"{where}: {path!r} is not SUBJECT/CLIP"))
+        elif files.no_label(row["label"]):
+            problems.append(files.unlabelled(where, f"clip {path!r}"))
         else:
-            clip = files.clip_name("/".join(parts))
-            own = None if split in _DRAWN else cast(Split, split)
-            entries.append(Entry(clip, parts[0], clip, row["label"], where, split=own))
-    return Listing(tuple(entries), tuple(problems))
+            entries.append(Entry(files.clip_name(path), parts[0], path, row["label"], where))
+    return Listing(tuple(entries), tuple(problems), subjects=frozenset(_path(row)[0] for _, row in table.rows) - {""})
 
 
 def _classes(labels: set[str], shown_as: str) -> tuple[str, ...]:
-    if labels and files.NEUTRAL not in labels:
+    if labels and layout.NEUTRAL not in labels:
         raise ValueError(
-            f"{shown_as} has the labels {', '.join(sorted(labels))} and none is {files.NEUTRAL!r}; "
+            f"{shown_as} has the labels {', '.join(sorted(labels))} and none is {layout.NEUTRAL!r}; "
             "name the classes, neutral class first, with classes=[…]"
         )
-    return (files.NEUTRAL, *sorted(labels - {files.NEUTRAL}))
+    return (layout.NEUTRAL, *sorted(labels - {layout.NEUTRAL}))
 
 
 def _only_known(listing: Listing, classes: tuple[str, ...]) -> Listing:
@@ -123,30 +123,48 @@ def _only_known(listing: Listing, classes: tuple[str, ...]) -> Listing:
     return replace(listing, entries=known, problems=(*listing.problems, *unknown))
 
 
-def _one_split_each(listing: Listing) -> Listing:
-    """The split of one row holds for all rows of its subject; subjects with several splits are left out."""
-    told: dict[str, dict[Split, str]] = {}
-    for entry in listing.entries:
-        if entry.split is not None:
-            told.setdefault(entry.subject_id, {}).setdefault(entry.split, entry.where)
+def _with_splits(listing: Listing, table: Table) -> Listing:
+    """The split of one row holds for all rows of its subject, whether or not that row gives a clip.
+
+    Subjects with several splits, or one that cannot be read, are left out: nobody knows whether they are targets.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for where, row in table.rows:
+        split = row.get("split", "").lower()
+        if split not in _DRAWN and _path(row)[0]:
+            told.setdefault(_path(row)[0], {}).setdefault(split, where)
+    for where, cells in table.misfits:
+        for subject in {part for cell in cells for part in files.path_parts(cell)[:1]} & listing.subjects:
+            for split in {cell.lower() for cell in cells}.intersection(SPLITS):
+                told.setdefault(subject, {}).setdefault(split, where)
     problems = [
+        Problem("unreadable", f"{where}: split {split!r} of subject {subject!r} is not one of {', '.join(_ALLOWED)}")
+        for subject, splits in told.items()
+        for split, where in splits.items()
+        if split not in SPLITS
+    ]
+    problems += [
         Problem("conflict", f"{', '.join(splits.values())}: subject {subject!r} is in {' and '.join(splits)}")
         for subject, splits in told.items()
         if len(splits) > 1
     ]
-    agreed = {subject: next(iter(splits)) for subject, splits in told.items()}
+    unclear = {subject for subject, splits in told.items() if len(splits) > 1 or not splits.keys() <= set(SPLITS)}
+    agreed = {subject: cast(Split, next(iter(splits))) for subject, splits in told.items()}
     entries = [
         replace(entry, split=agreed.get(entry.subject_id))
         for entry in listing.entries
-        if len(told.get(entry.subject_id, ())) < 2
+        if entry.subject_id not in unclear
     ]
     return replace(listing, entries=tuple(entries), problems=(*listing.problems, *problems))
 
 
 def _unlisted(tree: Tree, listing: Listing, rules: Rules) -> tuple[str, ...]:
-    """A note on clips that lie there without a labelled row."""
-    kinds = {"videos": [tree.videos], "frames": [tree.folders], "auto": [tree.videos, tree.folders]}[rules.layout]
-    search = partial(tree.find, layout=rules.layout, within=rules.within, whole_path=True)
-    listed = {place for entry in listing.entries for place in search(entry.path)}
-    free = [place for kind in kinds for places in kind.values() for place in places if place not in listed]
+    """A note on clips that lie there without a labelled row; copies of a clip in deeper folders count as that clip."""
+    listed = {files.name_parts(entry.path) for entry in listing.entries}
+    free = [
+        place.path
+        for place in tree.places
+        if rules.layout == "auto" or place.video == (rules.layout == "videos")
+        if not any(place.parts[start:] in listed for start in range(len(place.parts)))
+    ]
     return (f"{len(free)} videos or folders of frames have no labelled row, the first is {free[0]}",) if free else ()

@@ -17,12 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipautt.datasets import layout as files
-from clipautt.datasets.layout import Entry, Layout, Listing, Problem, Reading
+from clipautt.datasets import files, layout
+from clipautt.datasets.files import Layout, Problem
+from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
 TARGETS = ("kycf", "uymz", "h8s1", "ctzy", "p9i3", "7h5u", "g7r2", "b9w0", "r3zm", "x1q3")
 """The target subjects of arXiv 2603.27999."""
-CLASSES = (files.NEUTRAL, "stress")
+CLASSES = (layout.NEUTRAL, "stress")
 _OFFICIAL = "labels.csv"
 _FRAME_LISTS = ("all_sub_labels.txt", "labels.txt", "label.txt")
 _CLASS_OF = {"0": CLASSES[0], "1": CLASSES[1]}
@@ -43,7 +44,7 @@ class StressID:
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: videos where `labels.csv` and videos are there, else frames."""
+    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
     labels: str | None = None
     """Label file, from the root; None looks for `labels.csv`, or `all_sub_labels.txt` for frames."""
     within: str = ""
@@ -59,9 +60,10 @@ class StressID:
 
         Raises:
             FileNotFoundError: if there is no such folder or no label file.
+            ValueError: if no source subject is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
-        tree = files.walk(self.root, dataset="stressid")
+        tree = files.walk(self.root, dataset="stressid", within=self.within)
         labels = files.choose(
             tree,
             given=self.labels,
@@ -71,40 +73,42 @@ class StressID:
             column="subject/task",
         )
         listing = (_tasks if labels.official else _frames)(labels.path, labels.shown_as)
-        return files.assemble(listing, tree, self._rules(labels.layout))
+        listing, rules = layout.settle(listing, tree, self._rules(labels.layout))
+        return layout.assemble(listing, tree, rules)
 
-    def _rules(self, layout: Layout) -> files.Rules:
-        subjects = files.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return files.Rules("stressid", CLASSES, subjects, self.strict, layout, self.within, self.frames_per_second)
+    def _rules(self, kind: Layout) -> Rules:
+        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
+        return Rules("stressid", CLASSES, subjects, self.strict, kind, self.frames_per_second)
 
 
 def _tasks(path: Path, shown_as: str) -> Listing:
     """The rows of the official table."""
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    for line, row in files.read_table(path, required=("subject/task", "binary-stress")):
-        name = files.clip_name(row["subject/task"].replace("/", "_"))
-        _add(entries, problems, f"{shown_as} line {line}", name, files.plain_label(row["binary-stress"]))
-    return Listing(tuple(entries), tuple(problems))
+    table = files.read_table(path, required=("subject/task", "binary-stress"), shown_as=shown_as)
+    rows = [
+        (where, files.clip_name(row["subject/task"].replace("/", "_")), files.plain_label(row["binary-stress"]))
+        for where, row in table.rows
+    ]
+    return _listing(rows, list(table.problems))
 
 
 def _frames(path: Path, shown_as: str) -> Listing:
     """The folders of a list of frames."""
     folders, problems = files.read_frame_list(path, shown_as=shown_as)
+    return _listing([(folder.where, folder.name, folder.label) for folder in folders], problems)
+
+
+def _listing(rows: list[tuple[str, str, str]], problems: list[Problem]) -> Listing:
+    """The entries of rows (place, name, label), and a problem for each that gives none."""
     entries: list[Entry] = []
-    for folder in folders:
-        _add(entries, problems, folder.where, folder.name, folder.label)
-    return Listing(tuple(entries), tuple(problems))
-
-
-def _add(entries: list[Entry], problems: list[Problem], where: str, name: str, label: str) -> None:
-    """Append an entry, or a problem where the row does not give one."""
-    subject, _, task = name.partition("_")
-    if not subject or not task:
-        problems.append(Problem("unreadable", f"{where}: {name!r} is not SUBJECT_TASK"))
-    elif not label:
-        problems.append(files.unlabelled(where, f"clip {name!r}"))
-    elif label not in _CLASS_OF:
-        problems.append(files.unknown_label(where, f"clip {name!r}", label, _CLASS_OF))
-    else:
-        entries.append(Entry(name, subject, f"{subject}/{name}", _CLASS_OF[label], where))
+    subjects = {name.partition("_")[0] for _, name, _ in rows if "_" in name} - {""}
+    for where, name, label in rows:
+        subject, _, task = name.partition("_")
+        if not subject or not task:
+            problems.append(Problem("unreadable", f"{where}: {name!r} is not SUBJECT_TASK"))
+        elif not label:
+            problems.append(files.unlabelled(where, f"clip {name!r}"))
+        elif label not in _CLASS_OF:
+            problems.append(files.unknown_label(where, f"clip {name!r}", label, _CLASS_OF))
+        else:
+            entries.append(Entry(name, subject, f"{subject}/{name}", _CLASS_OF[label], where))
+    return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))

@@ -62,6 +62,8 @@ def test_transcripts_hold_commas_quotes_and_line_separators_and_paths_hold_space
         tmp_path / "data" / "split" / "train.txt",
         *(f"{p},{n % 2},{t}" for n, (p, t) in enumerate(zip(paths, said, strict=True))),
     )
+    for name in ("val.txt", "test.txt"):
+        write(tmp_path / "data" / "split" / name)
     clips = BAH(str(tmp_path), target_subjects=("c",), validation_subjects=1).read().clips
     assert [(clip.subject_id, clip.label) for clip in clips] == [
         (s, label) for s in "abc" for label in ("neutral", "ambivalence")
@@ -114,6 +116,69 @@ def test_problems_of_the_split_files(tmp_path: Path) -> None:
     assert len(reading.clips) == 6
     with pytest.raises(DatasetError, match="has 8 problems"):
         reader(tmp_path).read()
+
+
+@pytest.mark.parametrize("labels", [None, "split"])
+def test_an_absent_split_file_is_told_and_names_may_be_in_capitals(tmp_path: Path, labels: str | None) -> None:
+    bah_videos(tmp_path)
+    config = replace(reader(tmp_path), labels=labels)
+    (tmp_path / "split" / "train.txt").rename(tmp_path / "split" / "Train.txt")
+    assert len(config.read().clips) == 8
+    (tmp_path / "split" / "val.txt").unlink()
+    with pytest.raises(DatasetError, match=r"1 missing\):\n  no split file val.txt beside split/T"):
+        config.read()
+    assert len(replace(config, strict=False).read().clips) == 5
+
+
+def test_a_face_is_not_taken_for_another_subject(tmp_path: Path) -> None:
+    """Who is a target would be trained on under the name of a source subject."""
+    for path in ("82553/Visite_1/lift", "82557/Visite_1/rest", "82711/Visite_1/rest"):
+        video(tmp_path / "Videos" / f"{path}.mp4")
+    rows = [
+        "82553/Visite_1/rest.mp4,0",
+        "82553/Visite_1/lift.mp4,1",
+        "82557/Visite_1/rest.mp4,0",
+        "82711/Visite_1/rest.mp4,",
+    ]
+    write(tmp_path / "own.txt", *(f"Videos/{row},x" for row in rows))
+    (tmp_path / "Videos" / "82557" / "Visite_1" / "rest.mp4").rename(tmp_path / "Videos" / "82557" / "rest.mp4")
+    config = BAH(str(tmp_path), target_subjects=(), validation_subjects=0, labels="own.txt", strict=False)
+    assert {clip.clip_id: clip.source for clip in config.read().clips} == {
+        "lift": str(tmp_path / "Videos/82553/Visite_1/lift.mp4"),
+        "82557/Visite_1/rest": str(tmp_path / "Videos/82557/rest.mp4"),
+    }
+    assert any("'Videos/82553/Visite_1/rest.mp4' below" in problem for problem in config.read().problems)
+
+
+def test_names_that_repeat_get_the_path_from_the_subject_on(tmp_path: Path) -> None:
+    paths = ["82553/Visite_1/Q1", "82553/Visite_2/Q1", "82557/Visite_1/Q1", "82557/Visite_1/Q2"]
+    for path in paths:
+        video(tmp_path / "Videos" / f"{path}.mp4")
+    write(tmp_path / "own.txt", *(f"Videos/{path}.mp4,{number % 2},x" for number, path in enumerate(paths)))
+    config = BAH(str(tmp_path), target_subjects=("82557",), validation_subjects=0, labels="own.txt")
+    assert [clip.clip_id for clip in config.read().clips] == [*paths[:3], "Q2"]
+    write(tmp_path / "segments.csv", SEGMENTS_HEADER, *(f"Videos/{p}.mp4,1,{n % 2},5,0,5" for n, p in enumerate(paths)))
+    clips = replace(config, unit="segments", labels=None).read().clips
+    assert [clip.clip_id for clip in clips] == [*(f"{path}_segment001" for path in paths[:3]), "Q2_segment001"]
+
+
+def test_a_path_in_quotes_may_hold_commas(tmp_path: Path) -> None:
+    bah_videos(tmp_path)
+    video(tmp_path / "Videos" / "82553" / "Visite_1" / "a, b.mp4")
+    rows = [f"{bah_path(subject, question)},{question - 1}" for subject in BAH_SUBJECTS for question in (1, 2)]
+    write(tmp_path / "own.txt", '"Videos/82553/Visite_1/a, b.mp4",1,"well, no"', *rows)
+    clips = replace(reader(tmp_path), labels="own.txt").read().clips
+    assert len(clips) == 9 and clips[-1].clip_id == "a, b" and clips[-1].label == "ambivalence"
+    write(tmp_path / "own.txt", "well, no", *rows)
+    lenient = replace(reader(tmp_path), labels="own.txt", strict=False).read()
+    assert len(lenient.clips) == 8 and lenient.problems == (
+        "own.txt line 1: 'well, no' is neither `PATH,LABEL,TRANSCRIPT` nor the names of these columns",
+    )
+
+
+def test_a_stray_video_does_not_hide_the_crops(tmp_path: Path) -> None:
+    video(bah_crops(tmp_path) / "demo.mp4")
+    assert len(reader(tmp_path).read().clips) == 8
 
 
 def test_lists_of_frames_and_of_unlabelled_videos_are_no_split_files(tmp_path: Path) -> None:
@@ -214,6 +279,7 @@ def test_segments_of_real_videos_are_the_frames_that_the_table_names(tmp_path: P
 
 def test_long_segments_are_cut(tmp_path: Path) -> None:
     rows = [f"{bah_path(subject, 1)},7,1,25,100,124" for subject in BAH_SUBJECTS]
+    rows.append(f"{bah_path('82557', 1)},8,0,1,0,1")
     config = replace(reader(bah_segments(tmp_path, rows)), unit="segments", clip_frames=10)
     clips = config.read().clips
     assert [(c.clip_id, c.start_frame, c.end_frame) for c in clips if c.subject_id == "82553"] == [
@@ -225,7 +291,11 @@ def test_long_segments_are_cut(tmp_path: Path) -> None:
 
 def test_segments_of_crops(tmp_path: Path) -> None:
     root = bah_crops(tmp_path)
-    write(root / "bah-segments.csv", SEGMENTS_HEADER, *(f"{bah_path(s, 2)},1,1,4,3,6" for s in BAH_SUBJECTS))
+    write(
+        root / "bah-segments.csv",
+        SEGMENTS_HEADER,
+        *(f"{bah_path(s, 2)},1,{int(s > '82600')},4,3,6" for s in BAH_SUBJECTS),
+    )
     clip = replace(reader(root), unit="segments").read().clips[0]
     assert (clip.start_frame, clip.end_frame, clip.frames_per_second) == (3, 7, 24.0)
     assert clip.source == str(root / "cropped_aligned" / bah_path("82553", 2))
@@ -234,7 +304,7 @@ def test_segments_of_crops(tmp_path: Path) -> None:
 def test_problems_of_segments(tmp_path: Path) -> None:
     path = bah_path("82553", 1)
     rows = [f"{bah_path(subject, 1)},1,0,10,5,14" for subject in BAH_SUBJECTS]
-    rows.append(f"{path},9,0,10,5,14")
+    rows.append(f"{path},9,1,10,5,14")
     rows += [f"{path},2,1,10,5,16", f"{path},3,1,,5,14", f"{path},4,,10,5,14", f"{path},1,1,10,5,14"]
     rows += [f"{path},5,1,0,5,5", f"{path},6,1,6,-1,5", "Videos/82553/x.mp4,1,0,10,5,14"]
     reading = replace(reader(bah_segments(tmp_path, rows)), unit="segments", strict=False).read()

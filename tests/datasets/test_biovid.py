@@ -145,6 +145,44 @@ def test_crops_whose_names_say_no_class(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_stray_label_does_not_change_the_meaning_of_the_others(tmp_path: Path) -> None:
+    root = biovid_frames(tmp_path)
+    lines = (root / "labels.txt").read_text().splitlines()
+    pictures(root / "crops" / "100214_m_50" / "odd", ["image2000.jpg"])
+    write(root / "labels.txt", *lines, "100214_m_50/odd/image2000.jpg 2")
+    assert problems_of(reader(root)) == (
+        "labels.txt line 25: label '2' of sample 'odd' is not one of 0, 1, BL1, PA1, PA2, PA3, PA4",
+    )
+    assert len(replace(reader(root), strict=False).read().clips) == 8
+
+
+@pytest.mark.parametrize(("stray", "pain"), [("2", "1"), ("1", "4")])
+def test_a_stray_label_among_samples_whose_names_say_nothing(tmp_path: Path, stray: str, pain: str) -> None:
+    rows = []
+    for subject in ("t", "a", "b"):
+        for clip, label in (("one", "0"), ("two", pain)):
+            pictures(tmp_path / subject / f"{subject} {clip}", ["image2000.jpg"])
+            rows.append(f"{subject}/{subject} {clip}/image2000.jpg {label}")
+    write(tmp_path / "labels.txt", *rows, f"a/odd/image2000.jpg {stray}")
+    clips = BioVid(str(tmp_path), target_subjects=("t",), validation_subjects=1, strict=False).read().clips
+    assert [clip.label for clip in clips] == ["neutral", "pain"] * 3
+
+
+def test_a_copy_without_pain_is_refused(tmp_path: Path) -> None:
+    root = biovid_videos(tmp_path)
+    rows = [row for row in biovid_samples() if "PA4" not in row]
+    write(root / "starting_point" / "samples.csv", SAMPLES_HEADER, *rows)
+    assert problems_of(reader(root)) == ("class 'pain' has no clip that can be used",)
+
+
+def test_a_stray_video_does_not_hide_the_crops(tmp_path: Path) -> None:
+    root = biovid_frames(tmp_path)
+    write(root / "samples.csv", SAMPLES_HEADER, *biovid_samples())
+    video(root / "demo.mp4")
+    clips = reader(root).read().clips
+    assert len(clips) == 8 and {clip.frames_per_second for clip in clips} == {1000.0}
+
+
 def test_problems_of_the_official_layout(tmp_path: Path) -> None:
     root = biovid_videos(tmp_path)
     write(

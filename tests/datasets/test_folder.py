@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -66,6 +67,76 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"line 2, labels.csv line 3: subject 'a' is in source_train and target"):
         config.read()
     assert {clip.subject_id for clip in replace(config, strict=False).read().clips} == {"b", "c", "t"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["dan,rest,,target", "dan,rest,NA,Target", "dan,,pain,target", "dan,lost,pain,target", "dan,rest,pain,x,target"],
+)
+def test_a_target_whose_row_is_dropped_is_no_source(tmp_path: Path, row: str) -> None:
+    config = Folder(str(own_videos(tmp_path)), validation_subjects=1, strict=False)
+    rows = [f"{subject},{clip}" for subject in ("ann", "bob", "cem") for clip in ("rest,neutral,", "lift,pain,")]
+    write(tmp_path / "labels.csv", "Subject,CLIP,Label,Split", *rows, row, "dan,lift,pain,")
+    reading = config.read()
+    assert {clip.clip_id: clip.split for clip in reading.clips if clip.subject_id == "dan"} == {"dan/lift": "target"}
+    assert len(reading.clips) == 7 and len(reading.problems) == 1
+
+
+def test_a_subject_whose_split_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    config = Folder(str(own_videos(tmp_path)), validation_subjects=1, strict=False)
+    text = (tmp_path / "labels.csv").read_text().replace("dan,rest,neutral,target", "dan,rest,neutral,test")
+    write(tmp_path / "labels.csv", *text.replace("dan,lift,pain,target", "dan,lift,pain,").splitlines())
+    assert {clip.subject_id for clip in config.read().clips} == {"ann", "bob", "cem"}
+
+
+def test_all_subjects_as_targets_are_refused(tmp_path: Path) -> None:
+    config = Folder(str(own_videos(tmp_path)), target_subjects=("ann", "bob", "cem", "dan"))
+    with pytest.raises(ValueError, match="all 4 subjects are targets; at least one source subject is needed"):
+        config.read()
+
+
+@pytest.mark.parametrize("label", ["NA", "null", "n/a", "NaN", ""])
+def test_what_stands_for_no_label_is_no_class(tmp_path: Path, label: str) -> None:
+    config = tree(tmp_path, "subject,clip,label", *ROWS[:-1], f"t,2,{label}")
+    reading = replace(config, strict=False).read()
+    assert reading.classes == ("neutral", "pain")
+    assert reading.problems == ("labels.csv line 9: clip 't/2' has no label",)
+
+
+def test_a_row_with_surplus_cells_gives_no_clip(tmp_path: Path) -> None:
+    config = tree(tmp_path, "subject,clip,label", *ROWS[:-1], "t,2, heavy,neutral")
+    reading = replace(config, strict=False).read()
+    assert reading.classes == ("neutral", "pain") and len(reading.clips) == 7
+    assert reading.problems == ("labels.csv line 9: the row has 4 cells, the header 3",)
+
+
+def test_the_extension_in_the_table_decides(tmp_path: Path) -> None:
+    config = tree(tmp_path, "subject,clip,label", ROWS[0].replace("1", "1.avi"), *ROWS[1:])
+    video(tmp_path / "a" / "1.avi")
+    clip = config.read().clips[0]
+    assert (clip.clip_id, clip.source) == ("a/1", str(tmp_path / "a" / "1.avi"))
+
+
+def test_copies_in_deeper_folders_change_nothing(tmp_path: Path) -> None:
+    config = tree(tmp_path)
+    before = config.read()
+    for row in ROWS:
+        video(tmp_path / "old" / row.split(",")[0] / f"{row.split(',')[1]}.mp4")
+    pictures(tmp_path / "a" / "1", ["1.jpg"])
+    after = config.read()
+    assert after.clips == before.clips and after.notes == ()
+
+
+def test_subjects_with_equally_named_clips_are_read_in_seconds(tmp_path: Path) -> None:
+    rows = [f"s{subject},{clip},{'pain' if clip else 'neutral'}" for subject in range(300) for clip in range(20)]
+    write(tmp_path / "labels.csv", "subject,clip,label", *rows)
+    for row in rows:
+        subject, clip, _ = row.split(",")
+        (tmp_path / subject).mkdir(exist_ok=True)
+        (tmp_path / subject / f"{clip}.mp4").touch()
+    start = process_time()
+    assert len(Folder(str(tmp_path)).read().clips) == 6000
+    assert process_time() - start < 4  # looking through all places for every clip takes a minute
 
 
 def test_without_targets_everyone_is_a_source(tmp_path: Path) -> None:
@@ -135,7 +206,8 @@ def test_problems_are_told_at_once(tmp_path: Path) -> None:
 def test_an_unknown_split_is_told(tmp_path: Path) -> None:
     config = tree(tmp_path, "subject,clip,label,split", *(f"{row},train" for row in ROWS))
     with pytest.raises(
-        DatasetError, match="line 2: split 'train' is not one of source_train, source_val, target, source"
+        DatasetError,
+        match="line 2: split 'train' of subject 'a' is not one of source_train, source_val, target, source",
     ):
         replace(config, target_subjects=()).read()
 
@@ -160,10 +232,10 @@ def test_classes(tmp_path: Path) -> None:
 def test_ids_and_labels_are_text(tmp_path: Path) -> None:
     for subject in ("007", "08", "1e5"):
         video(tmp_path / subject / "01.mp4")
-    write(tmp_path / "labels.csv", "subject,clip,label", "007,01,neutral", "08,01,None", "1e5,01,NA")
+    write(tmp_path / "labels.csv", "subject,clip,label", "007,01,neutral", "08,01,None", "1e5,01,1.0")
     reading = Folder(str(tmp_path), target_subjects=("007",), validation_subjects=1).read()
     assert [(clip.clip_id, clip.label) for clip in reading.clips] == [
-        ("007/01", "neutral"), ("08/01", "None"), ("1e5/01", "NA"),
+        ("007/01", "neutral"), ("08/01", "None"), ("1e5/01", "1.0"),
     ]  # fmt: skip
 
 

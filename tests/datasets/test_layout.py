@@ -1,4 +1,4 @@
-"""What all readers share: finding files, rows of label files, problems told at once, subjects divided."""
+"""What all readers share: entries become clips, problems are told at once, subjects are divided."""
 
 from __future__ import annotations
 
@@ -9,23 +9,11 @@ from pathlib import Path
 import pytest
 
 from clipautt.clips import Clip, read_manifest, write_manifest
-from clipautt.datasets.layout import (
-    DatasetError,
-    Entry,
-    Listing,
-    Problem,
-    Reading,
-    Rules,
-    Subjects,
-    assemble,
-    plain_label,
-    read_frame_list,
-    read_table,
-    walk,
-)
-from tests.datasets.trees import pictures, video, write
+from clipautt.datasets.files import DatasetError, Problem, walk
+from clipautt.datasets.layout import Entry, Listing, Reading, Rules, Subjects, assemble, settle
+from tests.datasets.trees import pictures, video
 
-RULES = Rules("demo", ("neutral", "pain"), Subjects(("t",), 0, 0), True, "auto", "", 25.0)
+RULES = Rules("demo", ("neutral", "pain"), Subjects(("t",), 0, 0), True, "auto", 25.0)
 LISTING = Listing(
     (
         Entry("b", "t", "t/b", "pain", "labels line 1"),
@@ -58,120 +46,6 @@ def test_entries_become_clips_and_a_manifest(root: Path) -> None:
     assert read_manifest(root / "manifest.parquet").clips == reading.clips
 
 
-@pytest.mark.parametrize("extension", ["mp4", "avi", "webm", "mkv", "mov", "m4v", "wmv", "mpg", "MP4"])
-def test_a_video_is_found_whatever_its_kind_and_depth(tmp_path: Path, extension: str) -> None:
-    video(tmp_path / "one" / "two" / f"x.1.{extension}")
-    tree = walk(str(tmp_path), dataset="demo")
-    for asked in ("x.1", f"x.1.{extension}", "x.1.mp4", f"elsewhere/two/x.1.{extension}", "C:\\data\\two\\x.1"):
-        assert tree.find(asked) == [f"one/two/x.1.{extension}"]
-    assert tree.find("x") == [] and tree.find("x.1", layout="frames") == []
-
-
-def test_a_folder_of_pictures_is_found_even_if_it_is_named_like_a_video(tmp_path: Path) -> None:
-    pictures(tmp_path / "crops" / "s" / "a.mp4", ["frame-1.jpg"])
-    pictures(tmp_path / "crops" / "s" / "b", ["1.PNG"])
-    (tmp_path / "crops" / "s" / "empty").mkdir()
-    tree = walk(str(tmp_path), dataset="demo")
-    assert tree.find("s/a.mp4") == ["crops/s/a.mp4"] and tree.find("s/b") == ["crops/s/b"]
-    assert tree.find("empty") == [] and tree.find("a", layout="videos") == []
-
-
-def test_the_place_that_agrees_with_most_of_the_path_is_taken(tmp_path: Path) -> None:
-    for place in ("x/s1/c.mp4", "x/s2/c.mp4", "y/s2/c.mp4"):
-        video(tmp_path / place)
-    tree = walk(str(tmp_path), dataset="demo")
-    assert tree.find("s1/c") == ["x/s1/c.mp4"]
-    assert tree.find("s2/c") == ["x/s2/c.mp4", "y/s2/c.mp4"]
-    assert tree.find("s2/c", within="y") == ["y/s2/c.mp4"]
-    assert len(tree.find("s3/c")) == 3 and tree.find("s3/c", whole_path=True) == []
-
-
-def test_hidden_files_are_passed_over_and_links_followed_once(tmp_path: Path) -> None:
-    for place in ("data/s/a.mp4", "data/s/._a.mp4", "__MACOSX/s/a.mp4", ".trash/a.mp4"):
-        video(tmp_path / place)
-    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    outside = tmp_path.parent / f"{tmp_path.name}-outside"
-    video(outside / "b.mp4")
-    (tmp_path / "data" / "more").symlink_to(outside)
-    tree = walk(str(tmp_path), dataset="demo")
-    assert tree.videos == {"a": ["data/s/a.mp4"], "b": ["data/more/b.mp4"]}
-
-
-def test_no_root(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"demo: no folder at root=.*nowhere"):
-        walk(str(tmp_path / "nowhere"), dataset="demo")
-
-
-def test_label_files_are_looked_for_by_name_in_order(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no label file below .*; looked for a.csv, b.txt; labels=PATH names"):
-        walk(str(tmp_path), dataset="demo").label_file(None, ["a.csv", "b.txt"])
-    second = write(tmp_path / "deep" / "B.txt", "x")
-    assert walk(str(tmp_path), dataset="demo").label_file(None, ["a.csv", "b.txt"]) == second
-    first = write(tmp_path / "deep" / "a.csv", "x")
-    tree = walk(str(tmp_path), dataset="demo")
-    assert tree.label_file(None, ["a.csv", "b.txt"]) == first
-    assert tree.label_file("deep/B.txt", ["a.csv"]) == second == tree.label_file(str(second), [])
-    with pytest.raises(FileNotFoundError, match=r"no label file at .*/c.csv, which labels=c.csv names"):
-        tree.label_file("c.csv", ["a.csv"])
-    write(tmp_path / "copy" / "a.csv", "x")
-    with pytest.raises(DatasetError, match=r"2 files below .* hold the labels: copy/a.csv, deep/a.csv; say which"):
-        walk(str(tmp_path), dataset="demo").label_file(None, ["a.csv", "b.txt"])
-
-
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_a_table_gives_text_by_column(tmp_path: Path, mark: str) -> None:
-    path = write(tmp_path / "t.csv", "\ufeff" + mark.join(["id ", "label"]), mark.join(["007", " 1 "]), "", "8")
-    assert list(read_table(path, required=("label", "id"))) == [
-        (2, {"id": "007", "label": "1"}),
-        (4, {"id": "8", "label": ""}),
-    ]
-
-
-def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", "a,b,label")
-    with pytest.raises(DatasetError, match=r"no column x, y; required are x, label, y; it reads 'a,b,label'"):
-        list(read_table(path, required=("x", "label", "y")))
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [("1.0", "1"), (" 0 ", "0"), ("0.5", "0.5"), ("NaN", ""), ("nan", ""), ("", ""), ("NA", ""), ("none", "none")],
-)
-def test_plain_label(text: str, plain: str) -> None:
-    assert plain_label(text) == plain
-
-
-def test_list_of_frames_keeps_its_first_row_and_splits_paths_with_spaces_from_the_right(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "list.txt", "root dir/s/first/image1.jpg 1", "s/my clip/image 10.jpg 0", "s/my clip/image 2.jpg 0"
-    )
-    folders, problems = read_frame_list(path, shown_as="list")
-    assert [(f.folder, f.name, f.parent, f.label, f.where) for f in folders] == [
-        ("root dir/s/first", "first", "s", "1", "list line 1"),
-        ("s/my clip", "my clip", "s", "0", "list line 2"),
-    ]
-    assert problems == []
-
-
-def test_list_of_frames_tells_every_oddity(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "list.txt",
-        "s/two/1.jpg 0", "s/two/2.jpg 1.0", "s/two/3.jpg 1",
-        "s/none/1.jpg", "s/none/2.jpg nan",
-        "s/half/1.jpg 1", "s/half/2.jpg",
-        "1.jpg 0", "s/clip 0",
-    )  # fmt: skip
-    folders, problems = read_frame_list(path, shown_as="list")
-    assert [(f.name, f.label) for f in folders] == [("half", "1")]
-    assert problems == [
-        Problem("unreadable", "list line 8: '1.jpg 0' is not `FOLDER/PICTURE LABEL`"),
-        Problem("unreadable", "list line 9: 's/clip 0' is not `FOLDER/PICTURE LABEL`"),
-        Problem("conflict", "list: clip 'two' has the labels 0 (from line 1) and 1 (from line 2)"),
-        Problem("unlabelled", "list line 4: clip 'none', in 2 rows, has no label"),
-        Problem("unlabelled", "list line 7: clip 'half', in 1 rows, has no label"),
-    ]
-
-
 def test_everything_that_is_wrong_is_told_at_once_and_left_out_if_not_strict(root: Path) -> None:
     video(root / "copy" / "t" / "b.mkv")
     pictures(root / "s" / "c", ["1.jpg"])
@@ -187,21 +61,90 @@ def test_everything_that_is_wrong_is_told_at_once_and_left_out_if_not_strict(roo
     )
     text = message(listing, root)
     assert text.splitlines() == [
-        f"demo at {root} has 6 problems (1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing, 1 absent):",
+        f"demo at {root} has 7 problems (2 absent, 1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing):",
         "  labels line 7: clip 'e' has no label",
         "  labels line 2, labels line 3: clip 'a' is listed 2 times",
         "  labels line 4, labels line 5: clip 'c' is 'neutral' of subject 's' and 'pain' of subject 's'",
         "  labels line 1: 't/b' may be any of copy/t/b.mkv, t/b.webm; within=FOLDER limits the search",
         f"  labels line 6: no video or folder of frames 's/d' below {root}",
         "  target subject 't' has no clip that can be used",
+        "  class 'pain' has no clip that can be used",
         "strict=false goes on without them",
     ]
     reading = assemble(listing, walk(str(root), dataset="demo"), replace(RULES, strict=False))
     assert [clip.clip_id for clip in reading.clips] == ["a"]
     assert list(reading.problems) == [line.strip() for line in text.splitlines()[1:-1]]
     assert reading.notes == (
-        "left out or absent: 1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing, 1 absent",
+        "left out or absent: 2 absent, 1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing",
     )
+
+
+def test_one_place_is_not_the_clip_of_two(tmp_path: Path) -> None:
+    for place in ("s/day2/x.mp4", "y.mp4", "s/z.mp4", "t/w.mp4"):
+        video(tmp_path / place)
+    paths = {"1": "s/day1/x", "2": "s/day2/x", "3": "s/y", "4": "t/y", "5": "s/z", "6": "t/w"}
+    entries = tuple(
+        Entry(number, path[0], path, "pain" if number == "6" else "neutral", f"labels line {number}")
+        for number, path in paths.items()
+    )
+    text = message(Listing(entries), tmp_path)
+    assert text.splitlines()[1:-1] == [
+        "  labels line 1: 's/day1/x' is found only as s/day2/x.mp4, as 's/day2/x' of labels line 2 is",
+        "  labels line 3: 's/y' is found only as y.mp4, as 't/y' of labels line 4 is",
+        "  labels line 4: 't/y' is found only as y.mp4, as 's/y' of labels line 3 is",
+    ]
+    reading = assemble(Listing(entries), walk(str(tmp_path), dataset="demo"), replace(RULES, strict=False))
+    assert [clip.clip_id for clip in reading.clips] == ["2", "5", "6"]
+
+
+def test_a_clip_is_not_taken_from_the_folder_of_another_subject(tmp_path: Path) -> None:
+    for place in ("Videos/t/1/rest.mp4", "Videos/s/1/lift.mp4"):
+        video(tmp_path / place)
+    source = Entry("a", "s", "Videos/s/1/rest.mp4", "neutral", "labels line 1")
+    entries = (source, Entry("b", "s", "Videos/s/1/lift.mp4", "pain", "labels line 2"))
+    others = (
+        (Listing(entries, subjects=frozenset({"t"})), RULES),
+        (Listing(entries), RULES),
+    )  # in the file; the settings
+    for listing, rules in others:
+        text = message(listing, tmp_path, rules)
+        assert (
+            f"labels line 1: no video or folder of frames 'Videos/s/1/rest.mp4' below {tmp_path}; Videos/t/1/rest.mp4 "
+            "lies in the folder of another subject than 's'"
+        ) in text
+    mine = Entry("c", "t", "Videos/t/1/rest.mp4", "neutral", "labels line 3")
+    reading = assemble(Listing((*entries, mine)), walk(str(tmp_path), dataset="demo"), replace(RULES, strict=False))
+    assert [(clip.clip_id, clip.subject_id) for clip in reading.clips] == [("b", "s"), ("c", "t")]
+
+
+def test_a_file_that_two_subjects_claim_belongs_to_none(root: Path) -> None:
+    listing = Listing((*LISTING.entries, Entry("c", "t", "s/a", "neutral", "labels line 3")))
+    assert "labels line 2 and 1 more: 's/a' is said to be of subjects 's' and 't'" in message(listing, root)
+
+
+def test_a_class_without_clips_is_a_problem(root: Path) -> None:
+    text = message(LISTING, root, replace(RULES, classes=("neutral", "pain", "joy")))
+    assert text.splitlines()[1] == "  class 'joy' has no clip that can be used"
+
+
+def test_a_link_to_nowhere_is_told(root: Path) -> None:
+    (root / "t" / "b.webm").unlink()
+    (root / "t" / "b.webm").symlink_to(root / "annex")
+    assert f"no video or folder of frames 't/b' below {root}; t/b.webm is a link to nowhere" in message(LISTING, root)
+
+
+def test_the_layout_is_the_one_in_which_more_clips_are_there(tmp_path: Path) -> None:
+    pictures(tmp_path / "crops" / "s" / "a", ["1.jpg"])
+    pictures(tmp_path / "crops" / "t" / "b", ["1.jpg"])
+    video(tmp_path / "demo.mp4")
+    listing, rules = settle(LISTING, walk(str(tmp_path), dataset="demo"), RULES)
+    assert rules.layout == "frames" and listing == LISTING
+    video(tmp_path / "t" / "b.mp4")
+    listing, rules = settle(LISTING, walk(str(tmp_path), dataset="demo"), RULES)
+    note = "layout=auto reads frames: 1 of 2 clips are there as videos, 2 as folders of frames"
+    assert rules.layout == "frames" and listing.notes == (note,)
+    video(tmp_path / "s" / "a.mp4")
+    assert settle(LISTING, walk(str(tmp_path), dataset="demo"), RULES)[1].layout == "videos"
 
 
 def test_long_lists_are_cut_and_counted(root: Path) -> None:
@@ -280,7 +223,9 @@ def test_subjects_whose_split_is_known_keep_it_and_count() -> None:
 def test_settings_of_subjects_are_checked() -> None:
     with pytest.raises(ValueError, match="validation_subjects=3 leaves none of the 3 source subjects to train on"):
         Subjects(("t",), 3, 0).splits(["a", "b", "c", "t"])
-    assert Subjects(("t",), 3, 0).splits(["t"]) == {"t": "target"}
+    for rules, known in ((Subjects(("s", "t"), 3, 0), {}), (Subjects((), 0, 0), {"s": "target", "t": "target"})):
+        with pytest.raises(ValueError, match="all 2 subjects are targets; at least one source subject is needed"):
+            rules.splits(["s", "t"], known=known)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="validation_subjects=-1; allowed are 0 or more"):
         Subjects((), -1, 0)
     with pytest.raises(ValueError, match="target_subjects='kycf' is one text; a list of subject ids is needed"):

@@ -1,0 +1,513 @@
+"""Files of data sets: a look through the folders, where a clip lies, and the rows of label files.
+
+Videos and folders of frames are found by name wherever they lie below the root. No picture is opened, so that a tree
+of a million frames is read in seconds. Names are compared in one Unicode form, whatever the file system keeps.
+
+What this module does not know: any data set, subjects other than as names of folders, and whether a file can be
+decoded.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from clipautt.decoding import PICTURES
+
+Layout = Literal["auto", "videos", "frames"]
+_SUFFIXES = ".mp4 .m4v .mov .qt .3gp .3g2 .avi .webm .mkv .wmv .asf .mpg .mpeg .vob .ts .mts .m2ts .flv .ogv .mxf .gif"
+VIDEOS = frozenset(_SUFFIXES.split())
+"""Suffixes of the containers that can be decoded."""
+_TEXTS = frozenset({".csv", ".tsv", ".txt"})
+_NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})
+_SHOWN_PLACES = 3
+
+
+class DatasetError(ValueError):
+    """The files of a data set do not fit together; the message lists what is wrong, each with its place."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set."""
+
+    kind: str
+    """In a word, to count by: `missing`, `ambiguous`, `unlabelled`, `duplicate`, `conflict`, `unreadable`, `absent`."""
+    text: str
+    """In a sentence, with the file and the row or clip."""
+
+
+# Folders
+
+
+@dataclass(frozen=True)
+class Place:
+    """A video, or a folder that holds pictures."""
+
+    path: str
+    """Relative to the root, with forward slashes, as the file system spells it."""
+    parts: tuple[str, ...]
+    """Its path from the sub-folder to which the search is limited, as `name_parts` gives it."""
+    video: bool
+    """A video, or a folder of frames."""
+
+
+@dataclass(frozen=True, repr=False)
+class Tree:
+    """The files below a root that matter; paths are relative to it, with forward slashes."""
+
+    dataset: str
+    """Name of the data set, for messages."""
+    root: Path
+    """Absolute."""
+    within: str
+    """Sub-folder that holds the clips; empty is the root."""
+    places: tuple[Place, ...]
+    """Videos and folders of frames in that sub-folder, sorted."""
+    by_end: Mapping[tuple[str, ...], list[Place]]
+    """Every end of the parts of a place → the places whose paths end so."""
+    texts: tuple[str, ...]
+    """Files below the root that may hold labels, sorted."""
+    broken: Mapping[str, str]
+    """Name of a clip → one of its files that is a link to nowhere."""
+    problems: tuple[Problem, ...] = ()
+    """Folders that could not be listed."""
+
+    def __repr__(self) -> str:
+        videos = sum(place.video for place in self.places)
+        return f"Tree({self.root}: {videos} videos, {len(self.places) - videos} folders of frames)"
+
+    @property
+    def below(self) -> str:
+        """The folder in which clips are looked for, for messages."""
+        return join(str(self.root), self.within)
+
+    def find(
+        self,
+        path: str,
+        *,
+        layout: Layout = "auto",
+        whole_path: bool = False,
+        subject: str = "",
+        subjects: frozenset[str] = frozenset(),
+    ) -> list[Place]:
+        """Where a clip lies: the places whose paths agree with `path` from the end for the longest.
+
+        Of a video and a folder of frames that agree as long, the video is meant; of several kinds of video, the one
+        whose extension `path` has.
+
+        Args:
+            path: a name, or a path that ends with it; a video's extension is not needed.
+            layout: look for videos, for folders of frames, or for both.
+            whole_path: every part of `path` has to agree, not only the name; where it is the path from the root, places
+                deeper down do not count.
+            subject: whose clip it is.
+            subjects: everyone. What lies in the folder of another one is not the clip, unless the folder of `subject`
+                is among the parts that agree.
+        """
+        wanted = name_parts(path)
+        for count in range(len(wanted), len(wanted) - 1 if whole_path else 0, -1):
+            end = wanted[-count:]
+            found = [
+                place for place in self.by_end.get(end, ()) if layout == "auto" or place.video == (layout != "frames")
+            ]
+            if subject not in end[:-1]:
+                found = [place for place in found if subjects.intersection(place.parts[:-1]) <= {subject}]
+            if found:
+                return _meant(found, path, whole_path=whole_path)
+        return []
+
+    def label_file(self, given: str | None, names: Sequence[str]) -> Path:
+        """The label file: the given one, or the first of `names` that lies somewhere below the root.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            DatasetError: if a name is there several times.
+        """
+        if given is not None:
+            path = self.root / Path(given).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"{self.dataset}: no label file at {path}, which labels={given} names")
+            return path
+        for name in names:
+            found = [text for text in self.texts if PurePosixPath(text).name.lower() == name]
+            if len(found) > 1:
+                raise DatasetError(
+                    f"{self.dataset}: {len(found)} files below {self.root} may hold the labels: "
+                    f"{some(found)}; say which with labels=PATH"
+                )
+            if found:
+                return self.root / found[0]
+        raise FileNotFoundError(
+            f"{self.dataset}: no label file below {self.root}; looked for {', '.join(names)}; "
+            "labels=PATH names another one"
+        )
+
+    def name_of(self, path: Path) -> str:
+        """A path as messages show it: relative to the root where it lies below it."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def _meant(found: list[Place], path: str, *, whole_path: bool) -> list[Place]:
+    """Of places that agree equally with a path, those that are meant."""
+    parts = path_parts(path)
+    same_kind = [place for place in found if nfc(place.path.rpartition("/")[2]) == parts[-1]]
+    if clip_name(parts[-1]) != parts[-1] and same_kind:
+        found = same_kind
+    if whole_path:
+        found = [place for place in found if len(place.parts) == len(parts)] or found
+    return [place for place in found if place.video] or found
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which label file is read, and where the clips are looked for."""
+
+    path: Path
+    """The file."""
+    shown_as: str
+    """Its name in messages."""
+    official: bool
+    """Whether it is the owners' table, or a list of frames."""
+    layout: Layout
+    """`videos` or `frames`, or `auto` where the table may speak of either."""
+
+
+def choose(
+    tree: Tree, *, given: str | None, layout: Layout, official: str, frame_lists: Sequence[str], column: str
+) -> Labels:
+    """The label file of a data set that has a table for videos, or a list of frames.
+
+    Args:
+        tree: the files.
+        given: label file that the user names.
+        layout: `videos` needs the table, `frames` prefers a list, `auto` prefers the table.
+        official: name of the table.
+        frame_lists: possible names of the list.
+        column: name of a column by which a table is known.
+
+    Raises:
+        FileNotFoundError: if there is no label file.
+        DatasetError: if there are several.
+    """
+    names = {"videos": [official], "frames": [*frame_lists, official], "auto": [official, *frame_lists]}[layout]
+    path = tree.label_file(given, names)
+    with path.open("rb") as file:
+        table = path.suffix.lower() != ".txt" or column.encode() in file.readline().lower()
+    return Labels(path, tree.name_of(path), table, "frames" if layout == "auto" and not table else layout)
+
+
+def walk(root: str, *, dataset: str, within: str = "") -> Tree:
+    """Look through a folder once; links are followed, no folder is entered twice, hidden files are passed over.
+
+    Args:
+        root: the folder.
+        dataset: name of the data set, for messages.
+        within: sub-folder that holds the clips, from the root or absolute; label files may lie outside it.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if `within` lies outside the root.
+    """
+    top = Path(os.path.abspath(Path(root).expanduser()))
+    if not top.is_dir():
+        raise FileNotFoundError(f"{dataset}: no folder at root={root}")
+    inner = _inner(top, within, dataset)
+    found: dict[str, bool] = {}
+    texts: list[str] = []
+    broken: dict[str, str] = {}
+    problems: list[Problem] = []
+    for folder, names, lost in _list_folders(top, problems):
+        for name in names:
+            kind = os.path.splitext(name)[1].lower()
+            if kind in VIDEOS:
+                found[join(folder, name)] = True
+            elif kind in _TEXTS:
+                texts.append(join(folder, name))
+            elif kind in PICTURES and folder:
+                found[folder] = False
+        for name in lost:
+            clip = folder.rpartition("/")[2] if is_picture(name) else name
+            broken.setdefault(name_parts(clip)[-1], join(folder, name))
+    places = tuple(_places(found, inner))
+    by_end: dict[tuple[str, ...], list[Place]] = {}
+    for place in places:
+        for start in range(len(place.parts)):
+            by_end.setdefault(place.parts[start:], []).append(place)
+    return Tree(dataset, top, inner, places, by_end, tuple(sorted(texts)), broken, tuple(problems))
+
+
+def _inner(top: Path, within: str, dataset: str) -> str:
+    """`within` relative to the root; a link to another folder below the root is that folder."""
+    path = Path(os.path.abspath(top / Path(within).expanduser()))
+    if not path.is_dir():
+        raise FileNotFoundError(f"{dataset}: no folder at {path}, which within={within} names")
+    if not path.is_relative_to(top):
+        raise ValueError(f"{dataset}: within={within} lies outside root={top}; a folder below the root is needed")
+    real, real_top = path.resolve(), top.resolve()
+    relative = real.relative_to(real_top) if real.is_relative_to(real_top) else path.relative_to(top)
+    return "" if relative == Path() else relative.as_posix()
+
+
+def _places(found: Mapping[str, bool], within: str) -> Iterator[Place]:
+    """The places in a sub-folder; one that itself holds pictures is none, as the root is none."""
+    start = f"{within}/" if within else ""
+    for path in sorted(found):
+        if path.startswith(start):
+            yield Place(path, name_parts(path[len(start) :]), found[path])
+
+
+def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder's path relative to `top`, the names of its files, and those of its links to nowhere.
+
+    Links to folders come last, so that a folder with several paths is known by its real one.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        names, lost, linked = list[str](), list[str](), list[str]()
+        try:
+            facts = os.stat(top / folder)
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            for item in os.scandir(top / folder):
+                if item.name.startswith(".") or item.name == "__MACOSX":
+                    continue
+                if item.is_dir():
+                    (linked if item.is_symlink() else folders).append(join(folder, item.name))
+                else:
+                    (names if item.is_file() else lost).append(item.name)
+        except OSError as error:
+            problems.append(Problem("unreadable", f"{error.filename}: cannot be listed ({error.strerror})"))
+        links += sorted(linked)
+        yield folder, sorted(names), lost
+
+
+def nfc(text: str) -> str:
+    """Text in the Unicode form in which names are compared; some file systems keep another one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def clip_name(name: str) -> str:
+    """A file name without the extension of a video; other dots belong to the name."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in VIDEOS else name
+
+
+def is_picture(path: str) -> bool:
+    """Whether a path ends like the path of a picture."""
+    return os.path.splitext(path)[1].lower() in PICTURES
+
+
+def join(folder: str, name: str) -> str:
+    """A path with forward slashes; either may be empty."""
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+def path_parts(path: str) -> tuple[str, ...]:
+    """The parts of a path from a label file, which may come from Windows; one that is empty has one empty part."""
+    return tuple(part for part in nfc(path).replace("\\", "/").split("/") if part not in ("", ".")) or ("",)
+
+
+def name_parts(path: str) -> tuple[str, ...]:
+    """The parts of a path without the extension of a video: what clips are compared by."""
+    parts = path_parts(path)
+    return (*parts[:-1], clip_name(parts[-1]))
+
+
+# Rows of label files
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8.
+
+    Raises:
+        DatasetError: if it is in another encoding.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:1000]:
+        raise DatasetError(f"{path}: this is UTF-16, or no text at all; save it as UTF-8")
+    try:
+        return nfc(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        raise DatasetError(
+            f"{path} line {before.count(10) + 1}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file "
+            "as UTF-8"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table with a header."""
+
+    rows: tuple[tuple[str, dict[str, str]], ...]
+    """File and line, and text by column name in small letters."""
+    misfits: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """File and line, and the cells, of rows with more cells than columns: which one belongs where is not known."""
+    problems: tuple[Problem, ...] = ()
+    """One for each misfit."""
+
+
+def read_table(path: Path, *, required: Sequence[str], shown_as: str) -> Table:
+    """A table with a header; columns are parted by tabs, semicolons or commas, whichever the header has.
+
+    Args:
+        path: the file.
+        required: names of columns, in small letters; the header may have them in capitals.
+        shown_as: its name in messages.
+
+    Raises:
+        DatasetError: for columns that are missing or repeated, quotes that are not closed, or a file that is not text.
+    """
+    lines = io.StringIO(read_text(path), newline=None)
+    first = lines.readline()
+    delimiter = next((mark for mark in "\t;" if mark in first), ",")
+    columns = _columns(_cells(first, delimiter, f"{path} line 1"), first, path, required)
+    rows, misfits, problems = [], [], []
+    for number, line in enumerate(lines, 2):
+        where = f"{shown_as} line {number}"
+        cells = _cells(line, delimiter, f"{path} line {number}")
+        if len(cells) > len(columns):
+            misfits.append((where, tuple(cells)))
+            text = f"{where}: the row has {len(cells)} cells, the header {len(columns)}"
+            problems.append(Problem("unreadable", text))
+        elif cells:
+            rows.append((where, dict(zip(columns, cells + [""] * len(columns), strict=False))))
+    return Table(tuple(rows), tuple(misfits), tuple(problems))
+
+
+def _columns(cells: list[str], first: str, path: Path, required: Sequence[str]) -> list[str]:
+    """The names of columns, checked."""
+    columns = [name.lower() for name in cells]
+    absent = [name for name in required if name not in columns]
+    if absent:
+        raise DatasetError(
+            f"{path}: the first line has no column {', '.join(absent)}; required are {', '.join(required)}; "
+            f"it reads {first.strip()[:120]!r}"
+        )
+    repeated = sorted({name for name in columns if name and columns.count(name) > 1})
+    if repeated:
+        raise DatasetError(f"{path}: the first line has several columns {', '.join(repeated)}; one of each is allowed")
+    return columns
+
+
+def _cells(line: str, delimiter: str, where: str) -> list[str]:
+    """The cells of one line, without empty ones at its end."""
+    try:
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+    except csv.Error as error:
+        raise DatasetError(
+            f"{where}: a quote is not closed, or something follows it ({error}); a cell may not hold a line break"
+        ) from error
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file without a header that are not empty, with their numbers from 1: the first one counts."""
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def no_label(text: str) -> bool:
+    """Whether a cell stands for no label."""
+    return text.strip().lower() in _NO_LABEL
+
+
+def plain_label(text: str) -> str:
+    """A label without decoration: `1.0` and ` 1` are `1`, and what stands for no label is empty."""
+    text = text.strip()
+    if no_label(text):
+        return ""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
+def unlabelled(where: str, what: str) -> Problem:
+    """A row without a label."""
+    return Problem("unlabelled", f"{where}: {what} has no label")
+
+
+def unknown_label(where: str, what: str, label: str, words: Iterable[str]) -> Problem:
+    """A row with a label that says nothing."""
+    return Problem("unreadable", f"{where}: label {label!r} of {what} is not one of {', '.join(words)}")
+
+
+@dataclass(frozen=True)
+class LabelledFolder:
+    """The rows of a list of frames that belong to one folder."""
+
+    folder: str
+    """Path as the list gives it, with forward slashes."""
+    label: str
+    """The one label of all its rows, as `plain_label` gives it."""
+    where: str
+    """File and first line."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.folder.rpartition("/")[2]
+
+    @property
+    def parent(self) -> str:
+        """The part of the path before the last one; empty where there is none."""
+        return self.folder.rpartition("/")[0].rpartition("/")[2]
+
+
+def read_frame_list(path: Path, *, shown_as: str) -> tuple[list[LabelledFolder], list[Problem]]:
+    """Folders of frames and their labels, from a file without a header that has a line `path label` for every frame.
+
+    Paths may hold spaces. Rows belong together by their folder; one that has several labels has none.
+
+    Args:
+        path: the file.
+        shown_as: its name in messages.
+
+    Returns:
+        The folders in the order in which they appear, and what is wrong.
+    """
+    lines: dict[str, dict[str, list[int]]] = {}
+    problems: list[Problem] = []
+    for number, line in read_lines(path):
+        picture, label = (line, "") if is_picture(line) else (*line.rsplit(None, 1), "")[:2]
+        parts = path_parts(picture)
+        if len(parts) < 2 or not is_picture(parts[-1]):
+            problems.append(Problem("unreadable", f"{shown_as} line {number}: {line!r} is not `FOLDER/PICTURE LABEL`"))
+            continue
+        seen = lines.setdefault("/".join(parts[:-1]), {}).setdefault(plain_label(label), [number, 0])
+        seen[1] += 1
+    folders = []
+    for folder, labels in lines.items():
+        name = folder.rpartition("/")[2]
+        if "" in labels:
+            first, count = labels.pop("")
+            problems.append(unlabelled(f"{shown_as} line {first}", f"clip {name!r}, in {count} rows,"))
+        if len(labels) > 1:
+            told = " and ".join(f"{label} (from line {first})" for label, (first, _) in labels.items())
+            problems.append(Problem("conflict", f"{shown_as}: clip {name!r} has the labels {told}"))
+        elif labels:
+            [(label, (first, _))] = labels.items()
+            folders.append(LabelledFolder(folder, label, f"{shown_as} line {first}"))
+    return folders, problems
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of a list, and how many more."""
+    more = len(items) - _SHOWN_PLACES
+    return ", ".join(items[:_SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "")
