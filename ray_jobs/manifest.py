@@ -60,8 +60,10 @@ def _write(reading: Reading, path: Path) -> None:
         print(note)
     for problem in reading.problems[:_SHOWN_PROBLEMS]:
         print(f"left out: {problem}")
-    if len(reading.problems) > _SHOWN_PROBLEMS:
-        print(f"… and {len(reading.problems) - _SHOWN_PROBLEMS} more")
+    if reading.problems:
+        every = path.with_suffix(".problems.txt")
+        every.write_text("".join(f"{problem}\n" for problem in reading.problems), encoding="utf-8")
+        print(f"{len(reading.problems)} problems, all of them in {every}")
     _print_counts(reading.manifest.counts(by="split"))
     print(f"manifest: {path}")
 
