@@ -48,8 +48,6 @@ class VideoPrediction:
     """Entropy of the class prediction of every window in nats, same index; lowest where the face is most expressive."""
     personalized_for: str | None = None
     """Subject whose prompts or centre were used."""
-    decoder_frames: int = 0
-    """Frames that were looked at."""
 
     @property
     def top_action_units(self) -> pd.Series:
@@ -201,7 +199,6 @@ def _describe(
         ),
         entropy=pd.Series(curve, index=index, name="entropy"),
         personalized_for=subject,
-        decoder_frames=len(clip.times),
     )
 
 

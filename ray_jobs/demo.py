@@ -25,7 +25,7 @@ from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.progress import table
 from ray_jobs.runs import open_run, write_json
 
-_SHARED = ("backbone", "train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "seed")
+_SHARED = ("train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "seed")
 
 
 def main(cfg: DictConfig) -> int:
@@ -36,10 +36,11 @@ def main(cfg: DictConfig) -> int:
     manifest = str(data / "manifest.parquet")
     checkpoint = str(run.folder / "train" / "demo")
     common = {"runs": str(run.folder), "name": "demo", "manifest": manifest, "store": store}
+    made = common | {"backbone": resolved(cfg)["backbone"]}  # the later jobs take the checkpoint's
     stages: list[tuple[str, Callable[[DictConfig], int], dict[str, Any]]] = [
         ("synth", synth.main, {"out": str(data), "dataset": resolved(cfg)["dataset"]}),
-        ("extract", extract.main, common),
-        ("train", train.main, common),
+        ("extract", extract.main, made),
+        ("train", train.main, made),
         ("adapt", adapt.main, common | {"checkpoint": checkpoint}),
         ("report", report.main, {"run": str(run.folder / "adapt" / "demo"), "out": str(run.folder / "report")}),
     ]
@@ -64,8 +65,7 @@ def main(cfg: DictConfig) -> int:
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:
     """The job's own settings with the demo's shared ones and the given ones in their places."""
     settings, shared = compose(job), resolved(cfg)
-    own = settings.get("backbone") is not None  # the other jobs take the checkpoint's
-    for key in _SHARED if own else [key for key in _SHARED if key != "backbone"]:
+    for key in _SHARED:
         if key in settings.keys() and key in shared:  # noqa: SIM118 - `in` alone overlooks what has no value yet
             settings[key] = shared[key]
     for key, value in given.items():

@@ -16,11 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from clipautt.datasets import files, layout
+from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import DatasetError, Layout, Problem, Tree
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
@@ -56,7 +55,7 @@ class BAH:
     unit: Unit = "videos"
     """What a clip is: a whole video, labelled by the split files, or a segment of one."""
     clip_frames: int | None = None
-    """Longest segment in frames: a longer one is cut into equal clips that cover all of it. None cuts nothing."""
+    """Length in frames into which segments are cut; the tail is a clip of its own. None cuts nothing."""
     layout: Layout = "auto"
     """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
     labels: str | None = None
@@ -73,7 +72,7 @@ class BAH:
             raise ValueError(f"clip_frames={self.clip_frames}; allowed are whole numbers from 1, or null for no cut")
         if self.clip_frames is not None and self.unit == "videos":
             raise ValueError(f"clip_frames={self.clip_frames} needs unit=segments; whole videos are not cut")
-        self._rules(self.layout)
+        _ = self._rules  # checks the others
 
     def read(self) -> Reading:
         """The clips: videos or segments.
@@ -96,29 +95,27 @@ class BAH:
             (*problems, *(problem for part in parts for problem in part.problems)),
             subjects=frozenset().union(*(part.subjects for part in parts)),
         )
-        listing, rules = layout.settle(listing, tree, self._rules(self.layout))
+        listing, rules = layout.settle(listing, tree, self._rules)
         return layout.assemble(listing, tree, rules)
 
-    def _rules(self, kind: Layout) -> Rules:
-        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return Rules("bah", CLASSES, subjects, self.strict, kind, self.frames_per_second)
+    @property
+    def _rules(self) -> Rules:
+        return layout.rules_of(self, dataset="bah", classes=CLASSES, frames_per_second=self.frames_per_second)
 
 
-def cut(start: int, end: int, longest: int | None) -> list[tuple[int, int]]:
-    """A span of frames in as few pieces as possible, none longer than `longest`, of lengths that differ by 1 at most.
+def cut(start: int, end: int, length: int | None) -> list[tuple[int, int]]:
+    """A span of frames in pieces of one length; the tail is a piece of its own, however short.
 
     Args:
         start: first frame.
         end: frame before which the span ends.
-        longest: frames; None gives one piece.
+        length: of a piece in frames; None gives one piece.
 
     Returns:
         Start and exclusive end of each piece; together they are the whole span.
     """
-    length = end - start
-    pieces = 1 if longest is None else -(-length // longest)
-    bounds = [start + length * piece // pieces for piece in range(pieces + 1)]
-    return list(pairwise(bounds))
+    starts = range(start, end, length or end - start)
+    return [(first, min(first + starts.step, end)) for first in starts]
 
 
 def exclusive_end(start: int, end: int, num_frames: int) -> int | None:
@@ -179,7 +176,7 @@ def _videos(path: Path, shown_as: str) -> Listing:
     entries: list[Entry] = []
     problems: list[Problem] = []
     subjects: set[str] = set()
-    for number, line in files.read_lines(path):
+    for number, line in label_files.read_lines(path):
         video, label = _path_and_label(line)
         where = f"{shown_as} line {number}"
         if files.clip_name(video) != video:
@@ -199,9 +196,9 @@ def _path_and_label(line: str) -> tuple[str, str]:
     return video.strip().strip('"'), label.strip().strip('"')
 
 
-def _segments(path: Path, shown_as: str, longest: int | None) -> Listing:
+def _segments(path: Path, shown_as: str, length: int | None) -> Listing:
     """The segments of a table, cut where they are too long."""
-    table = files.read_table(path, required=_COLUMNS, shown_as=shown_as)
+    table = label_files.read_table(path, required=_COLUMNS, shown_as=shown_as)
     entries: list[Entry] = []
     problems = list(table.problems)
     subjects: set[str] = set()
@@ -218,7 +215,7 @@ def _segments(path: Path, shown_as: str, longest: int | None) -> Listing:
             problems.append(Problem("conflict", f"{where}: {told} do not fit together"))
             continue
         for base in _entries(problems, subjects, where, row["video"], row["label"]):
-            entries.extend(_pieces(base, row["segment_id"], cut(start, end, longest)))
+            entries.extend(_pieces(base, row["segment_id"], cut(start, end, length)))
     return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))
 
 
@@ -226,14 +223,14 @@ def _entries(problems: list[Problem], subjects: set[str], where: str, video: str
     """The entry of a row, or none and a problem; its id is the path from the subject on."""
     parts = files.path_parts(video)
     name, below = files.clip_name(parts[-1]), _from_subject(parts)
-    word = re.sub(r"[^a-z0-9]", "", files.plain_label(label).lower())
+    word = re.sub(r"[^a-z0-9]", "", label_files.plain_label(label).lower())
     subjects.update(below[:1])
     if not name or not below:
         problems.append(Problem("unreadable", f"{where}: {video!r} is not a path Videos/SUBJECT/…"))
     elif not word:
-        problems.append(files.unlabelled(where, f"video {name!r}"))
+        problems.append(label_files.unlabelled(where, f"video {name!r}"))
     elif word not in _CLASS_OF:
-        problems.append(files.unknown_label(where, f"video {name!r}", label, ("0", "1", *CLASSES)))
+        problems.append(label_files.unknown_label(where, f"video {name!r}", label, ("0", "1", *CLASSES)))
     else:
         yield Entry("/".join((*below[:-1], name)), below[0], "/".join(parts), _CLASS_OF[word], where)
 
@@ -270,5 +267,5 @@ def _from_subject(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _whole(text: str) -> int | None:
     """A whole number, also where it is written as 12.0."""
-    plain = files.plain_label(text)
+    plain = label_files.plain_label(text)
     return int(plain) if re.fullmatch(r"-?\d+", plain) else None

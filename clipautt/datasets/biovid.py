@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipautt.datasets import files, layout
+from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
@@ -60,7 +60,7 @@ class BioVid:
     """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
 
     def __post_init__(self) -> None:
-        self._rules(self.layout)
+        _ = self._rules  # checks them
 
     def read(self) -> Reading:
         """The clips of the classes BL1 and PA4.
@@ -70,37 +70,34 @@ class BioVid:
             ValueError: if no source subject is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
-        tree = files.walk(self.root, dataset="biovid", within=self.within)
-        labels = files.choose(
-            tree,
-            given=self.labels,
-            layout=self.layout,
+        return layout.read_either(
+            self,
+            self._rules,
             official=_OFFICIAL,
             frame_lists=_FRAME_LISTS,
             column="sample_name",
+            of_table=_samples,
+            of_frames=_frames,
         )
-        listing = (_samples if labels.official else _frames)(labels.path, labels.shown_as)
-        listing, rules = layout.settle(listing, tree, self._rules(labels.layout))
-        return layout.assemble(listing, tree, rules)
 
-    def _rules(self, kind: Layout) -> Rules:
-        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return Rules("biovid", CLASSES, subjects, self.strict, kind, _MILLISECONDS)
+    @property
+    def _rules(self) -> Rules:
+        return layout.rules_of(self, dataset="biovid", classes=CLASSES, frames_per_second=_MILLISECONDS)
 
 
 def _samples(path: Path, shown_as: str) -> Listing:
     """The samples of the official table."""
-    table = files.read_table(path, required=("subject_name", "class_name", "sample_name"), shown_as=shown_as)
+    table = label_files.read_table(path, required=("subject_name", "class_name", "sample_name"), shown_as=shown_as)
     entries, problems, others = [], list(table.problems), Counter[str]()
     for where, row in table.rows:
         sample = files.clip_name(row["sample_name"])
-        level, named = files.plain_label(row["class_name"]).upper(), _level_of(sample)
+        level, named = label_files.plain_label(row["class_name"]).upper(), _level_of(sample)
         if not sample or not row["subject_name"]:
             problems.append(Problem("unreadable", f"{where}: subject_name or sample_name is empty"))
         elif not level:
-            problems.append(files.unlabelled(where, f"sample {sample!r}"))
+            problems.append(label_files.unlabelled(where, f"sample {sample!r}"))
         elif level not in _LEVELS:
-            problems.append(files.unknown_label(where, f"sample {sample!r}", level, _LEVELS))
+            problems.append(label_files.unknown_label(where, f"sample {sample!r}", level, _LEVELS))
         elif "-" in sample and sample.partition("-")[0] != row["subject_name"]:
             problems.append(Problem("conflict", f"{where}: sample {sample!r} is said to be of {row['subject_name']!r}"))
         elif named not in (None, level):
@@ -116,7 +113,7 @@ def _samples(path: Path, shown_as: str) -> Listing:
 
 def _frames(path: Path, shown_as: str) -> Listing:
     """The folders of a list of frames."""
-    folders, problems = files.read_frame_list(path, shown_as=shown_as)
+    folders, problems = label_files.read_frame_list(path, shown_as=shown_as)
     levels = _numbering((folder.label, _level_of(folder.name)) for folder in folders)
     entries, others, subjects = [], Counter[str](), set[str]()
     for folder in folders:
@@ -127,7 +124,7 @@ def _frames(path: Path, shown_as: str) -> Listing:
         if named is not None and named not in _CLASS_OF:
             others[named] += 1
         elif level not in _LEVELS:
-            problems.append(files.unknown_label(folder.where, what, folder.label, (*levels, *_LEVELS)))
+            problems.append(label_files.unknown_label(folder.where, what, folder.label, (*levels, *_LEVELS)))
         elif named not in (None, level):
             problems.append(Problem("conflict", f"{folder.where}: label {folder.label!r} of {what} means {level}"))
         elif level not in _CLASS_OF:

@@ -1,4 +1,4 @@
-"""Files of data sets: a look through the folders, where a clip lies, and the rows of label files.
+"""Files of data sets: a look through the folders, which file holds the labels, and where a clip lies.
 
 Videos and folders of frames are found by name wherever they lie below the root. No picture is opened, so that a tree
 of a million frames is read in seconds. Names are compared in one Unicode form, whatever the file system keeps.
@@ -9,12 +9,9 @@ decoded.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -26,7 +23,6 @@ _SUFFIXES = ".mp4 .m4v .mov .qt .3gp .3g2 .avi .webm .mkv .wmv .asf .mpg .mpeg .
 VIDEOS = frozenset(_SUFFIXES.split())
 """Suffixes of the containers that can be decoded."""
 _TEXTS = frozenset({".csv", ".tsv", ".txt"})
-_NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})
 _SHOWN_PLACES = 3
 
 
@@ -42,9 +38,6 @@ class Problem:
     """In a word, to count by: `missing`, `ambiguous`, `unlabelled`, `duplicate`, `conflict`, `unreadable`, `absent`."""
     text: str
     """In a sentence, with the file and the row or clip."""
-
-
-# Folders
 
 
 @dataclass(frozen=True)
@@ -322,189 +315,6 @@ def name_parts(path: str) -> tuple[str, ...]:
     """The parts of a path without the extension of a video: what clips are compared by."""
     parts = path_parts(path)
     return (*parts[:-1], clip_name(parts[-1]))
-
-
-# Rows of label files
-
-
-def read_text(path: Path) -> str:
-    """A file in UTF-8.
-
-    Raises:
-        DatasetError: if it is in another encoding.
-    """
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:1000]:
-        raise DatasetError(f"{path}: this is UTF-16, or no text at all; save it as UTF-8")
-    try:
-        return nfc(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start]
-        raise DatasetError(
-            f"{path} line {before.count(10) + 1}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file "
-            "as UTF-8"
-        ) from error
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of a table with a header."""
-
-    rows: tuple[tuple[str, dict[str, str]], ...]
-    """File and line, and text by column name in small letters."""
-    misfits: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """File and line, and the cells, of rows with more cells than columns: which one belongs where is not known."""
-    problems: tuple[Problem, ...] = ()
-    """One for each misfit."""
-
-
-def read_table(path: Path, *, required: Sequence[str], shown_as: str) -> Table:
-    """A table with a header; columns are parted by tabs, semicolons or commas, whichever the header has.
-
-    Args:
-        path: the file.
-        required: names of columns, in small letters; the header may have them in capitals.
-        shown_as: its name in messages.
-
-    Raises:
-        DatasetError: for columns that are missing or repeated, quotes that are not closed, or a file that is not text.
-    """
-    lines = io.StringIO(read_text(path), newline=None)
-    first = lines.readline()
-    delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    columns = _columns(_cells(first, delimiter, f"{path} line 1"), first, path, required)
-    rows, misfits, problems = [], [], []
-    for number, line in enumerate(lines, 2):
-        where = f"{shown_as} line {number}"
-        cells = _cells(line, delimiter, f"{path} line {number}")
-        if len(cells) > len(columns):
-            misfits.append((where, tuple(cells)))
-            text = f"{where}: the row has {len(cells)} cells, the header {len(columns)}"
-            problems.append(Problem("unreadable", text))
-        elif cells:
-            rows.append((where, dict(zip(columns, cells + [""] * len(columns), strict=False))))
-    return Table(tuple(rows), tuple(misfits), tuple(problems))
-
-
-def _columns(cells: list[str], first: str, path: Path, required: Sequence[str]) -> list[str]:
-    """The names of columns, checked."""
-    columns = [name.lower() for name in cells]
-    absent = [name for name in required if name not in columns]
-    if absent:
-        raise DatasetError(
-            f"{path}: the first line has no column {', '.join(absent)}; required are {', '.join(required)}; "
-            f"it reads {first.strip()[:120]!r}"
-        )
-    repeated = sorted({name for name in columns if name and columns.count(name) > 1})
-    if repeated:
-        raise DatasetError(f"{path}: the first line has several columns {', '.join(repeated)}; one of each is allowed")
-    return columns
-
-
-def _cells(line: str, delimiter: str, where: str) -> list[str]:
-    """The cells of one line, without empty ones at its end."""
-    try:
-        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
-    except csv.Error as error:
-        raise DatasetError(
-            f"{where}: a quote is not closed, or something follows it ({error}); a cell may not hold a line break"
-        ) from error
-    while cells and not cells[-1]:
-        cells.pop()
-    return cells
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file without a header that are not empty, with their numbers from 1: the first one counts."""
-    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
-        if line.strip():
-            yield number, line.strip()
-
-
-def no_label(text: str) -> bool:
-    """Whether a cell stands for no label."""
-    return text.strip().lower() in _NO_LABEL
-
-
-def plain_label(text: str) -> str:
-    """A label without decoration: `1.0` and ` 1` are `1`, and what stands for no label is empty."""
-    text = text.strip()
-    if no_label(text):
-        return ""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
-
-
-def unlabelled(where: str, what: str) -> Problem:
-    """A row without a label."""
-    return Problem("unlabelled", f"{where}: {what} has no label")
-
-
-def unknown_label(where: str, what: str, label: str, words: Iterable[str]) -> Problem:
-    """A row with a label that says nothing."""
-    return Problem("unreadable", f"{where}: label {label!r} of {what} is not one of {', '.join(words)}")
-
-
-@dataclass(frozen=True)
-class LabelledFolder:
-    """The rows of a list of frames that belong to one folder."""
-
-    folder: str
-    """Path as the list gives it, with forward slashes."""
-    label: str
-    """The one label of all its rows, as `plain_label` gives it."""
-    where: str
-    """File and first line."""
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.folder.rpartition("/")[2]
-
-    @property
-    def parent(self) -> str:
-        """The part of the path before the last one; empty where there is none."""
-        return self.folder.rpartition("/")[0].rpartition("/")[2]
-
-
-def read_frame_list(path: Path, *, shown_as: str) -> tuple[list[LabelledFolder], list[Problem]]:
-    """Folders of frames and their labels, from a file without a header that has a line `path label` for every frame.
-
-    Paths may hold spaces. Rows belong together by their folder; one that has several labels has none.
-
-    Args:
-        path: the file.
-        shown_as: its name in messages.
-
-    Returns:
-        The folders in the order in which they appear, and what is wrong.
-    """
-    lines: dict[str, dict[str, list[int]]] = {}
-    problems: list[Problem] = []
-    for number, line in read_lines(path):
-        picture, label = (line, "") if is_picture(line) else (*line.rsplit(None, 1), "")[:2]
-        parts = path_parts(picture)
-        if len(parts) < 2 or not is_picture(parts[-1]):
-            problems.append(Problem("unreadable", f"{shown_as} line {number}: {line!r} is not `FOLDER/PICTURE LABEL`"))
-            continue
-        seen = lines.setdefault("/".join(parts[:-1]), {}).setdefault(plain_label(label), [number, 0])
-        seen[1] += 1
-    folders = []
-    for folder, labels in lines.items():
-        name = folder.rpartition("/")[2]
-        if "" in labels:
-            first, count = labels.pop("")
-            problems.append(unlabelled(f"{shown_as} line {first}", f"clip {name!r}, in {count} rows,"))
-        if len(labels) > 1:
-            told = " and ".join(f"{label} (from line {first})" for label, (first, _) in labels.items())
-            problems.append(Problem("conflict", f"{shown_as}: clip {name!r} has the labels {told}"))
-        elif labels:
-            [(label, (first, _))] = labels.items()
-            folders.append(LabelledFolder(folder, label, f"{shown_as} line {first}"))
-    return folders, problems
 
 
 def some(items: Sequence[str]) -> str:

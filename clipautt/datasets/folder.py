@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from clipautt.clips import SPLITS, Split
-from clipautt.datasets import files, layout
-from clipautt.datasets.files import Layout, Problem, Table, Tree
+from clipautt.datasets import files, label_files, layout
+from clipautt.datasets.files import Layout, Problem, Tree
+from clipautt.datasets.label_files import Table
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
 _LABELS = ("labels.csv",)
@@ -69,7 +70,7 @@ class Folder:
         tree = files.walk(self.root, dataset=self.name, within=self.within)
         path = tree.label_file(self.labels, _LABELS)
         shown_as = tree.name_of(path)
-        table = files.read_table(path, required=("clip", "label"), shown_as=shown_as)
+        table = label_files.read_table(path, required=("clip", "label"), shown_as=shown_as)
         listing = _listing(table)
         if not self.target_subjects:
             listing = _with_splits(listing, table)
@@ -79,8 +80,8 @@ class Folder:
         return layout.assemble(_only_known(listing, classes), tree, rules)
 
     def _rules(self, classes: tuple[str, ...]) -> Rules:
-        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return Rules(self.name, classes, subjects, self.strict, self.layout, self.frames_per_second, whole_path=True)
+        rate = self.frames_per_second
+        return layout.rules_of(self, dataset=self.name, classes=classes, frames_per_second=rate, whole_path=True)
 
 
 def _path(row: dict[str, str]) -> tuple[str, ...]:
@@ -97,8 +98,8 @@ def _listing(table: Table) -> Listing:
         path = "/".join(parts)
         if len(parts) < 2 or ("subject" in row and not row["subject"]):
             problems.append(Problem("unreadable", f"{where}: {path!r} is not SUBJECT/CLIP"))
-        elif files.no_label(row["label"]):
-            problems.append(files.unlabelled(where, f"clip {path!r}"))
+        elif label_files.no_label(row["label"]):
+            problems.append(label_files.unlabelled(where, f"clip {path!r}"))
         else:
             entries.append(Entry(files.clip_name(path), parts[0], path, row["label"], where))
     return Listing(tuple(entries), tuple(problems), subjects=frozenset(_path(row)[0] for _, row in table.rows) - {""})
@@ -115,7 +116,7 @@ def _classes(labels: set[str], shown_as: str) -> tuple[str, ...]:
 
 def _only_known(listing: Listing, classes: tuple[str, ...]) -> Listing:
     unknown = [
-        files.unknown_label(entry.where, f"clip {entry.clip_id!r}", entry.label, classes)
+        label_files.unknown_label(entry.where, f"clip {entry.clip_id!r}", entry.label, classes)
         for entry in listing.entries
         if entry.label not in classes
     ]

@@ -10,12 +10,13 @@ What this module does not know: any data set, and whether a file can be decoded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from pathlib import Path
+from typing import Protocol, get_args
 
 from clipautt.clips import Clip, Manifest, Split, id_number
-from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, name_parts, nfc, some
+from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, choose, name_parts, nfc, some, walk
 
 NEUTRAL = "neutral"
 _SHOWN_PROBLEMS = 25
@@ -186,6 +187,72 @@ class Rules:
             raise ValueError(f"layout={self.layout!r}; allowed are {', '.join(get_args(Layout))}")
         if not self.frames_per_second > 0:
             raise ValueError(f"frames_per_second={self.frames_per_second}; allowed are positive numbers")
+
+
+class Copy(Protocol):
+    """The settings that all readers share."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def target_subjects(self) -> tuple[str, ...]: ...
+    @property
+    def validation_subjects(self) -> int | tuple[str, ...]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def labels(self) -> str | None: ...
+    @property
+    def within(self) -> str: ...
+
+
+def rules_of(
+    copy: Copy, *, dataset: str, classes: tuple[str, ...], frames_per_second: float, whole_path: bool = False
+) -> Rules:
+    """The rules that a reader's settings make.
+
+    Raises:
+        ValueError: for settings that are wrong or contradict each other.
+    """
+    subjects = Subjects(copy.target_subjects, copy.validation_subjects, copy.seed)
+    return Rules(dataset, classes, subjects, copy.strict, copy.layout, frames_per_second, whole_path)
+
+
+def read_either(
+    copy: Copy,
+    rules: Rules,
+    *,
+    official: str,
+    frame_lists: Sequence[str],
+    column: str,
+    of_table: Callable[[Path, str], Listing],
+    of_frames: Callable[[Path, str], Listing],
+) -> Reading:
+    """Read a data set that is given out as a table with videos, and as extracted frames with a list of them.
+
+    Args:
+        copy: where it lies and how it is used.
+        rules: of `rules_of`.
+        official: name of the table.
+        frame_lists: possible names of the list.
+        column: name of a column by which a table is known.
+        of_table: reads the table, from its path and its name in messages.
+        of_frames: reads the list, likewise.
+
+    Raises:
+        FileNotFoundError, DatasetError, ValueError: as `files.walk`, `files.choose` and `assemble`.
+    """
+    tree = walk(copy.root, dataset=rules.dataset, within=copy.within)
+    labels = choose(
+        tree, given=copy.labels, layout=copy.layout, official=official, frame_lists=frame_lists, column=column
+    )
+    listing = (of_table if labels.official else of_frames)(labels.path, labels.shown_as)
+    listing, rules = settle(listing, tree, replace(rules, layout=labels.layout))
+    return assemble(listing, tree, rules)
 
 
 def settle(listing: Listing, tree: Tree, rules: Rules) -> tuple[Listing, Rules]:

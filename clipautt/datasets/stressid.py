@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipautt.datasets import files, layout
+from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 
@@ -53,7 +53,7 @@ class StressID:
     """Rate at which the frames in folders were taken, if their numbers count frames."""
 
     def __post_init__(self) -> None:
-        self._rules(self.layout)
+        _ = self._rules  # checks them
 
     def read(self) -> Reading:
         """The clips of all tasks.
@@ -63,29 +63,26 @@ class StressID:
             ValueError: if no source subject is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
-        tree = files.walk(self.root, dataset="stressid", within=self.within)
-        labels = files.choose(
-            tree,
-            given=self.labels,
-            layout=self.layout,
+        return layout.read_either(
+            self,
+            self._rules,
             official=_OFFICIAL,
             frame_lists=_FRAME_LISTS,
             column="subject/task",
+            of_table=_tasks,
+            of_frames=_frames,
         )
-        listing = (_tasks if labels.official else _frames)(labels.path, labels.shown_as)
-        listing, rules = layout.settle(listing, tree, self._rules(labels.layout))
-        return layout.assemble(listing, tree, rules)
 
-    def _rules(self, kind: Layout) -> Rules:
-        subjects = layout.Subjects(self.target_subjects, self.validation_subjects, self.seed)
-        return Rules("stressid", CLASSES, subjects, self.strict, kind, self.frames_per_second)
+    @property
+    def _rules(self) -> Rules:
+        return layout.rules_of(self, dataset="stressid", classes=CLASSES, frames_per_second=self.frames_per_second)
 
 
 def _tasks(path: Path, shown_as: str) -> Listing:
     """The rows of the official table."""
-    table = files.read_table(path, required=("subject/task", "binary-stress"), shown_as=shown_as)
+    table = label_files.read_table(path, required=("subject/task", "binary-stress"), shown_as=shown_as)
     rows = [
-        (where, files.clip_name(row["subject/task"].replace("/", "_")), files.plain_label(row["binary-stress"]))
+        (where, files.clip_name(row["subject/task"].replace("/", "_")), label_files.plain_label(row["binary-stress"]))
         for where, row in table.rows
     ]
     return _listing(rows, list(table.problems))
@@ -93,7 +90,7 @@ def _tasks(path: Path, shown_as: str) -> Listing:
 
 def _frames(path: Path, shown_as: str) -> Listing:
     """The folders of a list of frames."""
-    folders, problems = files.read_frame_list(path, shown_as=shown_as)
+    folders, problems = label_files.read_frame_list(path, shown_as=shown_as)
     return _listing([(folder.where, folder.name, folder.label) for folder in folders], problems)
 
 
@@ -106,9 +103,9 @@ def _listing(rows: list[tuple[str, str, str]], problems: list[Problem]) -> Listi
         if not subject or not task:
             problems.append(Problem("unreadable", f"{where}: {name!r} is not SUBJECT_TASK"))
         elif not label:
-            problems.append(files.unlabelled(where, f"clip {name!r}"))
+            problems.append(label_files.unlabelled(where, f"clip {name!r}"))
         elif label not in _CLASS_OF:
-            problems.append(files.unknown_label(where, f"clip {name!r}", label, _CLASS_OF))
+            problems.append(label_files.unknown_label(where, f"clip {name!r}", label, _CLASS_OF))
         else:
             entries.append(Entry(name, subject, f"{subject}/{name}", _CLASS_OF[label], where))
     return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))

@@ -225,29 +225,26 @@ def test_videos_and_several_kinds_of_crops(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "longest", "pieces"),
+    ("start", "end", "length", "pieces"),
     [
         (0, 10, None, [(0, 10)]),
         (5, 15, 10, [(5, 15)]),
-        (5, 16, 10, [(5, 10), (10, 16)]),
-        (0, 100, 30, [(0, 25), (25, 50), (50, 75), (75, 100)]),
+        (5, 16, 10, [(5, 15), (15, 16)]),
+        (0, 100, 30, [(0, 30), (30, 60), (60, 90), (90, 100)]),
         (7, 8, 1, [(7, 8)]),
         (0, 3, 1, [(0, 1), (1, 2), (2, 3)]),
     ],
 )
-def test_cut(start: int, end: int, longest: int | None, pieces: list[tuple[int, int]]) -> None:
-    assert cut(start, end, longest) == pieces
+def test_cut(start: int, end: int, length: int | None, pieces: list[tuple[int, int]]) -> None:
+    assert cut(start, end, length) == pieces
 
 
-def test_cut_never_drops_a_frame_and_makes_nearly_equal_clips() -> None:
+def test_cut_never_drops_a_frame_and_keeps_the_length() -> None:
     for end in range(1, 120):
-        for longest in (1, 2, 7, 16, 50):
-            pieces = cut(0, end, longest)
-            assert pieces[0][0] == 0 and pieces[-1][1] == end
-            assert all(before[1] == after[0] for before, after in pairwise(pieces))
-            lengths = [b - a for a, b in pieces]
-            assert max(lengths) <= longest and max(lengths) - min(lengths) <= 1 and min(lengths) > 0
-            assert len(pieces) == -(-end // longest)
+        for length in (1, 2, 7, 16, 50):
+            pieces = cut(0, end, length)
+            assert [frame for a, b in pieces for frame in range(a, b)] == list(range(end))
+            assert all(b - a == length for a, b in pieces[:-1]) and len(pieces) == -(-end // length)
 
 
 def test_exclusive_end() -> None:
@@ -272,9 +269,9 @@ def test_segments_keep_start_and_end(tmp_path: Path) -> None:
 def test_segments_of_real_videos_are_the_frames_that_the_table_names(tmp_path: Path) -> None:
     config = replace(reader(bah_segments(tmp_path, frames=30)), unit="segments", clip_frames=4)
     clips = config.read().clips[:3]
-    assert [(clip.start_frame, clip.end_frame) for clip in clips] == [(5, 8), (8, 11), (11, 15)]
+    assert [(clip.start_frame, clip.end_frame) for clip in clips] == [(5, 9), (9, 13), (13, 15)]
     shown = [[read_number(f) for _, f in stream_clip(clip, Sampling(None), decoder="pyav")] for clip in clips]
-    assert shown == [[5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
+    assert shown == [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14]]
 
 
 def test_long_segments_are_cut(tmp_path: Path) -> None:
@@ -283,9 +280,9 @@ def test_long_segments_are_cut(tmp_path: Path) -> None:
     config = replace(reader(bah_segments(tmp_path, rows)), unit="segments", clip_frames=10)
     clips = config.read().clips
     assert [(c.clip_id, c.start_frame, c.end_frame) for c in clips if c.subject_id == "82553"] == [
-        (f"{STEM}_segment007_part1of3", 100, 108),
-        (f"{STEM}_segment007_part2of3", 108, 116),
-        (f"{STEM}_segment007_part3of3", 116, 125),
+        (f"{STEM}_segment007_part1of3", 100, 110),
+        (f"{STEM}_segment007_part2of3", 110, 120),
+        (f"{STEM}_segment007_part3of3", 120, 125),
     ]
 
 

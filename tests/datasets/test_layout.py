@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,13 +159,6 @@ def test_nothing_left_is_an_error_even_if_not_strict(root: Path) -> None:
     assert message(lost, root, lenient).endswith("no clip is left without them")
     settings = replace(lenient, subjects=Subjects((), 0, 0))
     assert message(Listing(()), root, settings) == f"demo at {root}: the label file names no clip"
-
-
-def test_the_error_survives_a_process_boundary(root: Path) -> None:
-    with pytest.raises(DatasetError) as error:
-        assemble(Listing(()), walk(str(root), dataset="demo"), RULES)
-    again = pickle.loads(pickle.dumps(error.value))
-    assert isinstance(again, DatasetError) and str(again) == str(error.value)
 
 
 def test_counts(tmp_path: Path) -> None:
