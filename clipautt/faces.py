@@ -165,8 +165,7 @@ def make_detector(config: FaceConfig) -> FaceDetector:
 class CascadeDetector:
     """OpenCV's cascades: the frontal ones first, then profiles to either side; eyes are looked for within a face.
 
-    Frontal faces are found up to about 15 degrees of tilt: a photograph at 12 sizes and places was found in all of them
-    up to 15 degrees to either side, in some up to 25, and in none at 28.
+    Frontal faces are found up to about 15 degrees of tilt.
     """
 
     def __init__(self, config: FaceConfig) -> None:
@@ -225,7 +224,9 @@ class CascadeDetector:
 _BLUR = 0.7
 """Pixels of the reduced picture."""
 _KEEN_SCORE, _PROFILE_SCORE = 3.0, 1.0
-"""Measured on a few photographs: tilted faces score 5, false alarms up to 2.3; a profile 2.3, false alarms 0.8."""
+"""What scores more is a face. Of the pictures in tests/test_faces.py, faces tilted by 15 degrees score 5.9 and more
+with the keen cascade and a clock 1.9; with the other a man in profile scores 2.3, and nothing else above 0.3.
+"""
 _EYE_PIXELS = 160
 """Side of the face in which eyes are looked for, in pixels."""
 _EYES_ABOVE = 0.65

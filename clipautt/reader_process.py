@@ -2,7 +2,8 @@
 
 Decoders run native code over files that nobody vouches for. One that hangs is killed, one that crashes takes only the
 child with it; the next decoder is tried in a new child, and the clip ends with frames or with an error that says what
-each decoder did. A child serves many clips, so that its start (about half a second) is paid once.
+each decoder did. A child serves many clips, so that its start (about half a second) is paid once. `read_clip` hands the
+frames over; `work_on_clip` lets a function of the caller's use them in the child.
 
 `main` is the child: it answers requests on an inherited socket until that closes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib
 import json
 import math
 import os
@@ -20,8 +22,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,7 +80,47 @@ def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> 
         DecodeError: if no decoder gives frames, with the reason of each.
         NoFaceError: if a face is looked for and there is none.
     """
-    limits = limits or ReadLimits()
+    with closing(_ask_decoders(clip, {"spec": asdict(spec)}, limits or ReadLimits())) as answers:
+        for decoder, answer in answers:
+            if answer["kind"] == "chunk":
+                yield _chunk(answer, decoder)
+
+
+def work_on_clip(
+    work: Callable[..., Any], clip: Clip, arguments: Mapping[str, Any], limits: ReadLimits | None = None
+) -> Any:
+    """Let a function use the frames of a clip in a child process, with one decoder after the other until it succeeds.
+
+    A decoder that fails may leave the work half done: the next call begins anew and must not trip over that.
+
+    Args:
+        work: a function at the top of a module, which the child imports; it is called as
+            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)` and hands the three on to `stream_clip`.
+        clip: what is decoded.
+        arguments: of `work`, as plain values that JSON holds.
+        limits: deadlines, pixels and memory; between two calls of `on_frame` no more than `stall_seconds` may pass.
+
+    Returns:
+        What `work` returned, after its way through JSON.
+
+    Raises:
+        ValueError: for a function that another process cannot import.
+        FileNotFoundError, DecodeError, NoFaceError: as `read_clip`; any other error of `work` is a decoder's failure.
+    """
+    if work.__module__ == "__main__" or not work.__qualname__.isidentifier():
+        raise ValueError(
+            f"work={work.__module__}.{work.__qualname__}; allowed are functions at the top of a module, "
+            "which the decoding process can import"
+        )
+    request = {"work": [work.__module__, work.__qualname__], "arguments": dict(arguments)}
+    *_, (_, done) = _ask_decoders(clip, request, limits or ReadLimits())
+    return done["result"]
+
+
+def _ask_decoders(
+    clip: Clip, request: dict[str, Any], limits: ReadLimits
+) -> Generator[tuple[Decoder, dict[str, Any]], None, None]:
+    """The answers of one decoder after the other, until one is done; raises as `read_clip`."""
     # Absolute: a child may have been started in another folder, and a colon in a name would look like a protocol.
     clip = replace(clip, source=os.path.abspath(clip.source))
     if not Path(clip.source).exists():
@@ -87,13 +129,19 @@ def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> 
     for decoder in decoders_of(clip.source):
         try:
             with _borrowed_child() as child:
-                yield from child.read(clip, spec, decoder, limits)
+                for answer in child.ask(request | {"clip": asdict(clip), "decoder": decoder}, limits):
+                    yield decoder, answer
             return
         except NoFaceError as error:
             raise NoFaceError(f"clip {clip.clip_id!r}: {clip.source}: {error}") from None
         except DecodeError as error:
             failures.append(f"{decoder}: {error}")
     raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({'; '.join(failures)})")
+
+
+def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
+    frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
+    return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
 
 
 def read_frames(
@@ -151,14 +199,18 @@ class _Child:
             self.end()
             raise RuntimeError("the decoding process did not start; CLIPAUTT_DEBUG=1 in the environment says why")
 
-    def read(self, clip: Clip, spec: FrameSpec, decoder: Decoder, limits: ReadLimits) -> Iterator[FrameChunk]:
-        """One request; raises `DecodeError` or `NoFaceError`. The child is `busy` until it said how it ended."""
-        request = {name: asdict(value) for name, value in (("clip", clip), ("spec", spec), ("limits", limits))}
+    def ask(self, request: dict[str, Any], limits: ReadLimits) -> Iterator[dict[str, Any]]:
+        """The answers to one request, the last of them `done`; raises `DecodeError` or `NoFaceError`.
+
+        The child is `busy` until it said how it ended.
+        """
         self.busy = True
         waited = 0.0
         try:
-            self.connection.send_bytes(json.dumps(request | {"decoder": decoder}).encode())
-            while True:
+            self.connection.send_bytes(json.dumps(request | {"limits": asdict(limits)}).encode())
+            if self.connection.poll(_START_SECONDS):  # what the child imports for this is no fault of the decoder's
+                self._receive()
+            while self.busy:
                 began = time.monotonic()
                 left = limits.total_seconds - waited
                 if not self.connection.poll(max(0.0, min(limits.stall_seconds, left))):
@@ -166,10 +218,10 @@ class _Child:
                     raise DecodeError(f"ended, because it {why} {min(limits.stall_seconds, limits.total_seconds):g} s")
                 answer = self._receive()
                 waited += time.monotonic() - began
-                if answer["kind"] == "done":
-                    return
                 if answer["kind"] == "chunk":
-                    yield self._chunk(answer, decoder)
+                    answer["content"] = bytearray(self.connection.recv_bytes())
+                if answer["kind"] != "alive":
+                    yield answer
         except (EOFError, ConnectionError):
             raise DecodeError(f"the decoding process {self._death()}") from None
 
@@ -180,10 +232,6 @@ class _Child:
         if answer["kind"] == "failed":
             raise NoFaceError(answer["reason"]) if answer["no_face"] else DecodeError(answer["reason"])
         return answer
-
-    def _chunk(self, answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
-        frames = np.frombuffer(bytearray(self.connection.recv_bytes()), np.uint8).reshape(answer["shape"])
-        return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
 
     def _death(self) -> str:
         try:
@@ -267,6 +315,26 @@ def _serve(connection: Connection) -> None:
 
 
 def _answer(connection: Connection, request: dict[str, Any], limits: ReadLimits) -> None:
+    work = _imported(*request["work"]) if "work" in request else None
+    _send(connection, {"kind": "begun"})
+    on_frame = _alive_teller(connection, limits)
+    on_frame()
+    clip, result = Clip(**request["clip"]), None
+    how = {"decoder": request["decoder"], "max_pixels": limits.max_pixels, "on_frame": on_frame}
+    if work is not None:
+        result = work(clip, **how, **request["arguments"])
+    else:
+        _send_chunks(connection, decode_chunks(clip, FrameSpec.from_json(request["spec"]), **how), on_frame)
+    _send(connection, {"kind": "done", "result": result})
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], None]:
+    """What is called after each frame, so that the parent waits on, and this process ends where no other one comes."""
     spoke, seen, trim = time.monotonic(), 0, _memory_trimmer()
 
     def on_frame() -> None:
@@ -280,14 +348,15 @@ def _answer(connection: Connection, request: dict[str, Any], limits: ReadLimits)
             spoke = time.monotonic()
             _send(connection, {"kind": "alive"})
 
-    on_frame()
-    clip, spec = Clip(**request["clip"]), FrameSpec.from_json(request["spec"])
-    for chunk in decode_chunks(clip, spec, decoder=request["decoder"], max_pixels=limits.max_pixels, on_frame=on_frame):
+    return on_frame
+
+
+def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame: Callable[[], None]) -> None:
+    for chunk in chunks:
         facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
         _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
         on_frame()
-    _send(connection, {"kind": "done"})
 
 
 def _send(connection: Connection, answer: dict[str, Any], content: memoryview | None = None) -> None:

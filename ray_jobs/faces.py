@@ -2,7 +2,7 @@
 
 Writes `annotated.mp4` with the crop drawn in, `contact_sheet.png` with crops in the order of time, and `track.csv` with
 the numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is
-decoded in this process: one that hangs its decoder is stopped with Ctrl-C.
+decoded as there, in a process of its own and under limits: where every decoder fails, a message says how.
 
 Example:
     clipautt faces interview.mp4 out=look
@@ -11,19 +11,24 @@ Example:
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
 
 from clipautt.clips import Clip
-from clipautt.decoding import DecodeError, Decoder, Sampling, decoders_of, stream_clip
+from clipautt.decoding import Sampling, stream_clip
 from clipautt.face_tracks import FaceTrack, crop_face
 from clipautt.faces import FaceConfig, make_detector
 from clipautt.preprocessing import Frames
-from clipautt.reader import NoFaceError, follow_face
+from clipautt.reader import follow_face
+from clipautt.reader_process import ReadLimits, work_on_clip
 from clipautt.reports.face_sheet import draw_contact_sheet, evenly_chosen, write_annotated_video
 from ray_jobs import cli
 from ray_jobs.configuration import instantiate
@@ -33,46 +38,59 @@ OUTPUTS = ("annotated.mp4", "contact_sheet.png", "track.csv")
 _CROP_PIXELS = 224
 
 
-def look(video: Path, out: Path, *, faces: FaceConfig, sampling: Sampling, max_pixels: int) -> FaceTrack:
-    """Write the annotated video, the contact sheet and the table.
+def look(video: Path, out: Path, *, faces: FaceConfig, sampling: Sampling, limits: ReadLimits) -> tuple[int, int]:
+    """Write the annotated video, the contact sheet and the table; all three or none.
+
+    Args:
+        video: a file, or a folder of frames.
+        out: a folder that is there.
+        faces: how the face is found and cropped.
+        sampling: which moments are looked at.
+        limits: what this may cost each decoder.
+
+    Returns:
+        In how many frames the face was found, and how many there are.
 
     Raises:
         DecodeError: if no decoder reads the video, with the reason of each.
         NoFaceError: if there is no face in it.
     """
     make_detector(faces)  # a mistake in its settings is not the video's
-    frames, track = _follow(video, faces, sampling, max_pixels)
-    write_annotated_video(out / OUTPUTS[0], iter(frames), track)
-    times = _write_crops(iter(frames), track, out / OUTPUTS[1])
-    columns = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
-    table = pd.DataFrame({"seconds": times, "found": track.found, **columns, "angle_radians": track.angle})
-    table.round(4).to_csv(out / OUTPUTS[2], index=False)
-    return track
+    clip = Clip(video.stem, "unknown", str(video), "target")
+    # A decoder may die while it writes; beside the final place, a finished file takes it without being copied.
+    with tempfile.TemporaryDirectory(prefix=".faces-", dir=out) as aside:
+        arguments = {"folder": os.path.abspath(aside), "faces": asdict(faces), "sampling": asdict(sampling)}
+        found, count = work_on_clip(write_outputs, clip, arguments, limits)
+        for name in OUTPUTS:
+            os.replace(Path(aside, name), out / name)
+    return found, count
 
 
-def _follow(video: Path, faces: FaceConfig, sampling: Sampling, max_pixels: int) -> tuple[_Frames, FaceTrack]:
-    """The frames of the first decoder that reads all of them, and where the face is."""
-    failures = []
-    for decoder in decoders_of(str(video)):
-        frames = _Frames(video, sampling, decoder, max_pixels)
-        try:
-            return frames, follow_face(iter(frames), faces)[0]
-        except NoFaceError as error:
-            raise NoFaceError(f"{video}: {error}") from None
-        except Exception as error:  # decoders raise types of their own; each reason is kept
-            failures.append(f"{decoder}: {error}")
-    raise DecodeError(f"{video} cannot be decoded ({'; '.join(failures)})")
+def write_outputs(
+    clip: Clip, *, folder: str, faces: dict[str, Any], sampling: dict[str, Any], **decoding: Any
+) -> tuple[int, int]:
+    """The work of the decoding process: follow the face, and write the three files.
 
+    Args:
+        clip: the video.
+        folder: where the files go; those of a decoder that failed are written over.
+        faces: fields of a `FaceConfig`.
+        sampling: fields of a `Sampling`.
+        decoding: `decoder`, `max_pixels` and `on_frame` of `stream_clip`.
 
-class _Frames:
-    """The sampled frames of a video, as often as they are asked for."""
+    Returns:
+        As `look`.
+    """
 
-    def __init__(self, video: Path, sampling: Sampling, decoder: Decoder, max_pixels: int) -> None:
-        self.clip = Clip(video.stem, "unknown", str(video), "target")
-        self.sampling, self.decoder, self.max_pixels = sampling, decoder, max_pixels
+    def frames() -> Iterator[tuple[float, Frames]]:
+        return stream_clip(clip, Sampling(**sampling), **decoding)
 
-    def __iter__(self) -> Iterator[tuple[float, Frames]]:
-        return stream_clip(self.clip, self.sampling, decoder=self.decoder, max_pixels=self.max_pixels)
+    track, _ = follow_face(frames(), FaceConfig(**faces))
+    annotated, sheet, table = (Path(folder, name) for name in OUTPUTS)
+    write_annotated_video(annotated, frames(), track)
+    times = _write_crops(frames(), track, sheet)
+    _write_table(track, times, table)
+    return int(track.found.sum()), len(track.found)
 
 
 def _write_crops(frames: Iterator[tuple[float, Frames]], track: FaceTrack, path: Path) -> list[float]:
@@ -90,6 +108,12 @@ def _write_crops(frames: Iterator[tuple[float, Frames]], track: FaceTrack, path:
     return times
 
 
+def _write_table(track: FaceTrack, times: list[float], path: Path) -> None:
+    columns = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
+    table = pd.DataFrame({"seconds": times, "found": track.found, **columns, "angle_radians": track.angle})
+    table.round(4).to_csv(path, index=False)
+
+
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     video, out, config = Path(cfg.video), Path(cfg.out), instantiate(cfg.faces)
@@ -99,9 +123,10 @@ def main(cfg: DictConfig) -> int:
         raise ValueError("faces=none looks for nothing; allowed here are cascade and yunet")
     if any((out / name).exists() and (out / name).samefile(video) for name in OUTPUTS):
         raise ValueError(f"out={out}: {video.name} would be written over; give another folder")
+    sampling, limits = instantiate(cfg.sampling), instantiate(cfg.limits)
     out.mkdir(parents=True, exist_ok=True)
-    track = look(video, out, faces=config, sampling=instantiate(cfg.sampling), max_pixels=cfg.max_pixels)
-    print(f"face found in {int(track.found.sum())} of {len(track.found)} frames")
+    found, count = look(video, out, faces=config, sampling=sampling, limits=limits)
+    print(f"face found in {found} of {count} frames")
     for name in OUTPUTS:
         print(f"  {out / name}")
     return 0

@@ -160,6 +160,29 @@ def test_open_groups_of_pictures_are_left_to_pyav(tmp_path: Path, name: str) -> 
     assert read(span, Sampling(5.0), decoder="pyav")[0] == list(range(100, 160, 5))
 
 
+@pytest.mark.parametrize("name", ["hevc.mp4", "hevc.mkv"])
+def test_decord_takes_frames_of_open_groups_of_pictures_for_others(tmp_path: Path, name: str) -> None:
+    """Why they are left to PyAV: asked out of order, decord alone is right where the groups are closed and only there.
+
+    Without its choice of frames: `VideoReader` itself, with one group of pictures in ten frames.
+    """
+    import decord
+
+    wrong: dict[str, list[int]] = {}
+    for groups in ("open", "closed"):
+        x265 = f"log-level=none:open-gop={groups == 'open':d}:keyint=10:bframes=3:b-adapt=0:scenecut=0"
+        path = tmp_path / f"{groups}_{name}"
+        write_video(path, numbered_frames(100), codec="libx265", options={"x265-params": x265})
+        reader = decord.VideoReader(str(path), num_threads=1)
+        assert [read_number(reader[index].asnumpy()) for index in range(100)] == list(range(100))
+        anywhere = np.random.default_rng(0).permutation(100).tolist()
+        wrong[groups] = [index for index in anywhere if read_number(reader[index].asnumpy()) != index]
+        assert read(clip_of(path), decoder="pyav")[0] == list(range(100))
+        for index in wrong[groups]:
+            assert read(clip_of(path, start_frame=index, end_frame=index + 1), decoder="pyav")[0] == [index]
+    assert len(wrong["open"]) >= 1 and wrong["closed"] == []
+
+
 @pytest.mark.parametrize("name", ["b_frames.mp4", "vp8.webm", "vp9.webm", "mpeg4.avi", "irregular.mp4", "late.mp4"])
 def test_ordinary_files_are_left_to_decord(videos: Path, name: str) -> None:
     for rate in (1.0, 3.0, 12.5):

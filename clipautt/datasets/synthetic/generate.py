@@ -67,15 +67,15 @@ class SyntheticConfig:
     """Which expression is to be found, a key of `TASKS`."""
     difficulty: str = "standard"
     """A key of `DIFFICULTIES`."""
-    source_subjects: int = 40
+    source_subjects: int = 30
     """Number of people with known labels, those for validation included."""
-    source_val_subjects: int = 8
+    source_val_subjects: int = 6
     """How many of the source subjects are kept for validation; fewer than `source_subjects`."""
     target_subjects: int = 10
     """Number of people to personalise for."""
-    clips_per_source_subject: int = 20
+    clips_per_source_subject: int = 10
     """Clips of each source subject, every second one positive."""
-    clips_per_target_subject: int = 40
+    clips_per_target_subject: int = 16
     """Clips of each target subject, every second one positive."""
     num_frames: int = 96
     """Frames in each clip, 24 or more."""
