@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ bench-demo: $(STAMP) ## Seconds per stage of the demo, beside what the bare work
 
 bench-decode: $(STAMP) ## Memory and speed of reading ten minutes of 1080p video, beside decoding alone
 	$(BIN)/python -m tests.benchmarks.bench_decode $(ARGS)
+
+bench-extract: $(STAMP) ## Extraction beside the bare encoder and the bare decoder, and its memory at 100 and 1,000 clips
+	$(BIN)/python -m tests.benchmarks.bench_extract $(ARGS)
 
 test: $(STAMP) ## The fast tests
 	$(BIN)/python -m pytest tests $(ARGS)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +34,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 _PROBE = ("A human face, with eyes closed.",)
 """Two tokenizers that differ in vocabulary, case or punctuation give it different ids."""
 _TF32_LOCK = threading.Lock()
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,7 @@ class Backbone:
         self.precision = precision
         self._layout = token_layout(tokenizer or stock_tokenizer(), self._text.room)
         self._known_tokens = known_tokens
+        self._largest_batch = sys.maxsize
         self.fingerprint = _fingerprint(model, preprocessing, precision, self._text_facts())
 
     def _text_facts(self) -> list[object]:
@@ -128,27 +132,33 @@ class Backbone:
 
         Args:
             frames: uint8 [T, size, size, 3].
-            batch_size: frames in one pass of the image tower.
+            batch_size: frames in one pass of the image tower; halved, for this call and later ones, as often as the
+                device's memory is too small for it.
 
         Returns:
             float32 [T, d] on the CPU.
 
         Raises:
             ValueError: if the frames do not have the model's size.
+            torch.OutOfMemoryError: if not even one frame fits.
         """
         size = self.preprocessing.size
         if tuple(frames.shape[1:]) != (size, size, 3):
             raise ValueError(f"frames have shape {tuple(frames.shape)}; {self.name} takes [T, {size}, {size}, 3]")
-        with torch.inference_mode(), image_arithmetic(self.precision, self.device.type):
-            parts = [
-                self._encode_batch(torch.as_tensor(frames[i : i + batch_size]))
-                for i in range(0, len(frames), batch_size)
-            ]
-            return torch.cat(parts).cpu() if parts else torch.zeros(0, self.feature_dim)
+        while len(frames):
+            batch_size = min(batch_size, self._largest_batch)
+            try:
+                with torch.inference_mode(), image_arithmetic(self.precision, self.device.type):
+                    batches = _on_device(torch.split(torch.as_tensor(frames), batch_size), self.device)
+                    return torch.cat([self._encode_batch(batch) for batch in batches]).cpu()
+            except torch.OutOfMemoryError:
+                if min(batch_size, len(frames)) == 1:
+                    raise
+                self._largest_batch = min(batch_size, len(frames)) // 2
+        return torch.zeros(0, self.feature_dim)
 
     def _encode_batch(self, frames: Tensor) -> Tensor:
-        images = normalise_frames(frames.to(self.device), self.preprocessing)
-        features: Tensor = self.model.encode_image(images)
+        features: Tensor = self.model.encode_image(normalise_frames(frames, self.preprocessing))
         return features.float()
 
     def tokenize(self, phrases: Sequence[str], *, context: str = "", num_context: int | None = None) -> Prompts:
@@ -243,6 +253,25 @@ class Backbone:
     def logit_scale(self) -> float:
         """The temperature of zero-shot logits, as trained."""
         return float(self.model.logit_scale.exp())
+
+
+def _on_device(batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The batches where they are worked on; the copy of one to a GPU overlaps the work on the one before."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    work = torch.cuda.current_stream(device)
+    done: deque[torch.cuda.Event] = deque()
+    for batch in batches:
+        if len(done) == _BATCHES_AHEAD:  # else all of a long call would be on the device at once
+            done.popleft().synchronize()
+        with torch.cuda.stream(copies):
+            there = batch.pin_memory().to(device, non_blocking=True)
+        work.wait_stream(copies)
+        there.record_stream(work)
+        yield there
+        done.append(work.record_event())
 
 
 def normalise_frames(frames: Tensor, preprocessing: Preprocessing) -> Tensor:

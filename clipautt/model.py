@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from clipautt.backbone import BackboneConfig
 from clipautt.features import FeatureSpec, SubjectBaseline
-from clipautt.reader import FrameSpec
 from clipautt.windows import WindowSpec, embed_windows, window_starts
 
 TEMPERATURE = 5.0
@@ -202,7 +201,6 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
-    features = facts["features"]
     return CheckpointSpec(
         **{
             **facts,
@@ -210,7 +208,7 @@ def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
             "classes": tuple(facts["classes"]),
             "phrases": tuple(facts["phrases"]),
             "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
-            "features": FeatureSpec(**{**features, "frames": FrameSpec.from_json(features["frames"])}),
+            "features": FeatureSpec.from_json(facts["features"]),
             "window": WindowSpec(**facts["window"]),
         }
     )

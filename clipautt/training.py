@@ -1,14 +1,16 @@
-"""Fit CLIP-AU on stored features of source subjects.
+"""Fit CLIP-AU on features of source subjects.
 
 Each epoch sees every clip once through a random window of L frames: trained on windows, the lowest-entropy window later
 falls on the expression more often than after training on whole clips. Batches and windows derive from seed, epoch and
-clip, so the order in which clips are listed changes nothing. Target subjects never enter.
+clip, so the order in which clips are listed changes nothing. Target subjects never enter. What this module does not
+know: whether features lie in a store or were made a moment ago from decoded clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipautt.action_units import VOCABULARY, phrases
+from clipautt.augmentation import Augmentation
 from clipautt.clips import id_number
 from clipautt.features import SUBJECT_BASELINES, ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.metrics import score
@@ -23,6 +26,8 @@ from clipautt.model import ClipAU
 from clipautt.windows import WindowSpec, entropy
 
 PHRASES = phrases(VOCABULARY)
+FeatureSource = Literal["cached", "streamed"]
+"""`cached`: from the feature store. `streamed`: decoded and encoded again in each epoch."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,23 @@ class TrainConfig:
     weight_decay: float = 1e-4
     """AdamW."""
     seed: int = 0
-    """Of initial weights, order and windows."""
+    """Of initial weights, order, windows and augmentation."""
+    features: FeatureSource = "cached"
+    """Where the features of the training clips come from; without augmentation both give the same model."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Changes of the pictures; only where features are `streamed`."""
 
     def __post_init__(self) -> None:
         if self.subject_baseline not in SUBJECT_BASELINES:
             raise ValueError(
                 f"train.subject_baseline={self.subject_baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}"
+            )
+        if self.features not in get_args(FeatureSource):
+            raise ValueError(f"train.features={self.features!r}; allowed are {', '.join(get_args(FeatureSource))}")
+        if self.augmentation.on and self.features == "cached":
+            raise ValueError(
+                f"train.features='cached' with {self.augmentation}; stored features come from the pictures as they "
+                "are: take train.features=streamed, or set train.augmentation to zeros"
             )
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
@@ -68,12 +84,22 @@ class Example:
     """Class index."""
 
 
-def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:
-    """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
+_NO_EXAMPLES = "no labelled source clips with features; check the extraction's failures"
+Batches = Callable[[int], Iterable[Sequence[Example]]]
+"""The batches of an epoch, by its number from 0."""
+
+
+def subject_centres(clips: Iterable[ClipFeatures], baseline: SubjectBaseline) -> dict[str, Tensor]:
+    """Subject → centre [d] over all given clips of that subject."""
     subjects: dict[str, list[Tensor]] = {}
     for clip in sorted(clips, key=lambda clip: clip.clip_id):  # a mean must not depend on the order of listing
         subjects.setdefault(clip.subject_id, []).append(clip.features)
-    centres = {subject: subject_centre(torch.cat(parts), baseline) for subject, parts in subjects.items()}
+    return {subject: subject_centre(torch.cat(parts), baseline) for subject, parts in subjects.items()}
+
+
+def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:
+    """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
+    centres = subject_centres(clips, baseline)
     return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
 
 
@@ -84,14 +110,16 @@ def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator
     return used[start : start + spec.length]
 
 
+def epoch_order(clip_ids: Sequence[str], config: TrainConfig, epoch: int) -> list[int]:
+    """Positions in `clip_ids` in the order of one epoch: a seeded permutation of the sorted ids."""
+    ordered = sorted(range(len(clip_ids)), key=clip_ids.__getitem__)
+    return [ordered[i] for i in np.random.default_rng([config.seed, 11, epoch]).permutation(len(ordered))]
+
+
 def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) -> list[list[Example]]:
-    """The batches of one epoch: a seeded permutation of the clips, incomplete last batch included."""
-    ordered = sorted(examples, key=lambda example: example.clip.clip_id)
-    permutation = np.random.default_rng([config.seed, 11, epoch]).permutation(len(ordered))
-    return [
-        [ordered[i] for i in permutation[at : at + config.batch_size]]
-        for at in range(0, len(ordered), config.batch_size)
-    ]
+    """The batches of one epoch in `epoch_order`, incomplete last batch included."""
+    order = epoch_order([example.clip.clip_id for example in examples], config, epoch)
+    return [[examples[i] for i in order[at : at + config.batch_size]] for at in range(0, len(order), config.batch_size)]
 
 
 def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +138,7 @@ def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> 
 def fit(
     model: nn.Module,
     text_features: Tensor,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Batches,
     config: TrainConfig,
     *,
     on_epoch: Callable[[int, float], None] | None = None,
@@ -124,7 +152,8 @@ def fit(
     Args:
         model: called as `model(windows, text_features, lengths)`.
         text_features: of the K prompts with the source context, [K, d].
-        examples: labelled source clips, centred with `centre_subjects`.
+        examples: labelled source clips, centred with `centre_subjects`; where features are streamed, what gives the
+            batches of an epoch, one at a time.
         config: see `TrainConfig`.
         on_epoch: called with the epoch's number and mean loss.
         rank: of this worker; it takes every `world_size`-th clip of each batch, which may be none.
@@ -133,16 +162,15 @@ def fit(
         optimizer: made by `make_optimizer`; a new one by default.
 
     Raises:
-        ValueError: for no examples.
+        ValueError: for no examples, and for kept ones where features are to be streamed.
         FloatingPointError: if the loss is not finite.
     """
-    if not examples:
-        raise ValueError("no labelled source clips with features; check the extraction's failures")
+    batches = _batches_of(examples, config)
     optimizer = optimizer or make_optimizer(model, config)
     model.train()
     for epoch in range(first_epoch, config.epochs):
         losses = []
-        for batch in epoch_batches(examples, config, epoch):
+        for batch in batches(epoch):
             share = batch[rank::world_size]
             windows, lengths, labels = (
                 part.to(text_features.device) for part in batch_windows(share or batch[:1], config, epoch)
@@ -157,9 +185,23 @@ def fit(
             torch.autograd.backward(value)
             optimizer.step()
             losses.append(value.item())
+        if not losses:
+            raise ValueError(_NO_EXAMPLES)
         if on_epoch:
             on_epoch(epoch, float(np.mean(losses)))
     model.eval()
+
+
+def _batches_of(examples: Sequence[Example] | Batches, config: TrainConfig) -> Batches:
+    """The batches of an epoch, whichever way the examples are given."""
+    if callable(examples):
+        return examples
+    if config.features == "streamed":  # a caller that knows features only: it would pass over the augmentation
+        raise ValueError("train.features='streamed' is not possible here, features are stored: take cached")
+    if not examples:
+        raise ValueError(_NO_EXAMPLES)
+    kept = examples
+    return lambda epoch: epoch_batches(kept, config, epoch)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -355,6 +355,7 @@ def main(cfg: DictConfig) -> int:
             cluster=cluster,
             faces=frames.faces,
             limits=instantiate(cfg.limits),
+            pipeline=instantiate(cfg.pipeline),
         )
         report_failures(summary)
         rows, failed = run_adaptation(
@@ -366,7 +367,7 @@ def main(cfg: DictConfig) -> int:
             cluster=cluster,
             actors=cfg.actors,
             seed=cfg.seed,
-            reasons=dict(summary.failures),
+            reasons={failure.clip_id: failure.reason for failure in summary.failures},
         )
     print_summary(rows, manifest)
     if failed:

@@ -12,6 +12,7 @@ import re
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -131,7 +132,10 @@ def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
 def ray_data() -> ModuleType:
     """`ray.data` with its progress bars off and only its errors on the console; our own lines report progress."""
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
+    # Retries can be bounded in this way only; the named parameters that are to take its place have none.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

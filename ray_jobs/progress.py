@@ -5,6 +5,7 @@ What this module does not know: what is counted, and where the numbers come from
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -53,20 +54,24 @@ class Progress:
         self.note = ""
         self._stream = stream or sys.stdout
         self._clock = clock
-        self._start = self._printed = clock()
+        self._start = self._began = self._printed = clock()
         self._tenth, self._width = 0, 0
 
     def __enter__(self) -> Progress:
-        self._start = self._printed = self._clock()
+        self._start = self._began = self._printed = self._clock()
         if self._stream.isatty():
             self._print(end="")
         return self
+
+    def begin(self) -> None:
+        """Preparations are over: the rate counts from now."""
+        self._began = self._clock()
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str | None = None) -> None:
         """Count units as done.
 
         Args:
-            count: Units that are finished, failed ones among them.
+            count: Units that are finished, failed ones among them; 0 where only the note is new.
             failed: How many of them failed.
             note: Shown at the end of the line from now on, for instance the current loss.
         """
@@ -86,8 +91,7 @@ class Progress:
 
     def line(self) -> str:
         """The line as it would be printed now."""
-        elapsed = max(self._clock() - self._start, 1e-9)
-        rate = self.done / elapsed
+        rate = self.rate
         count = f"{self.done}/{self.total}" if self.total is not None else str(self.done)
         parts = [f"{count} {self.unit}"]
         if self.done:
@@ -95,12 +99,27 @@ class Progress:
         if self.total is not None and 0 < self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         else:
-            parts.append(duration(elapsed))
+            parts.append(duration(self._clock() - self._start))
         if self.failed:
             parts.append(f"{self.failed} failed")
         if self.note:
             parts.append(self.note)
         return f"{self.label}: " + ", ".join(parts)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since `begin`, or since the block's entry."""
+        return self.done / max(self._clock() - self._began, 1e-9)
+
+    def figures(self) -> dict[str, float]:
+        """Done, failed, per second; left and the seconds it takes, where the total is known."""
+        unit = self.unit
+        figures: dict[str, float] = {f"{unit}_done": self.done, f"{unit}_failed": self.failed}
+        figures[f"{unit}_per_second"] = self.rate
+        if self.total is not None:
+            left = self.total - self.done
+            figures |= {f"{unit}_left": left, "seconds_left": left / self.rate if self.done else math.nan}
+        return figures
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

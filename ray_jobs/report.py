@@ -23,7 +23,7 @@ from clipautt.adaptation import load_personalization, subject_file
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, read_manifest
 from clipautt.datasets.synthetic.generate import read_truth, truth_path
-from clipautt.features import FeatureStore
+from clipautt.feature_store import FeatureStore
 from clipautt.methods import AdaptConfig, make_method
 from clipautt.model import load_checkpoint
 from clipautt.reports.explain import Side, choose_clips, measure_agreement, tell_story

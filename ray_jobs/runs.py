@@ -24,7 +24,7 @@ import yaml
 
 from ray_jobs.configuration import checkout, flatten, resolved
 
-IGNORED = ("cluster", "limits", "name", "runs")
+IGNORED = ("cluster", "limits", "pipeline", "name", "runs")
 """Settings that say where a job runs, what it may cost or what it is called, and cannot change what it computes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

@@ -22,7 +22,8 @@ from clipautt.action_units import TASKS
 from clipautt.adaptation import adapt
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
-from clipautt.features import ClipFeatures, FeatureSpec, FeatureStore
+from clipautt.feature_store import FeatureStore
+from clipautt.features import ClipFeatures, FeatureSpec
 from clipautt.methods import AdaptConfig
 from clipautt.metrics import score
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, load_checkpoint, save_checkpoint

@@ -33,6 +33,7 @@ ORDER = (
     "synth",
     "pretrain",
     "extract",
+    "store",
     "train",
     "adapt",
     "import-checkpoint",

@@ -326,6 +326,35 @@ def test_gpu_is_close_to_the_cpu(precision: Precision) -> None:
     torch.testing.assert_close(backbone.encode_prompts(prompts, prompts.context).cpu(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.gpu
+def test_batches_in_flight_on_a_gpu_do_not_mix() -> None:
+    """Many small batches of a long call: each frame's features are its own."""
+    backbone = Backbone(fake_clip_model(), name="fake", preprocessing=PREPROCESSING).to("cuda")
+    found = backbone.encode_frames(frames_of(300), batch_size=7)
+    torch.testing.assert_close(found, shared_backbone().encode_frames(frames_of(300)), atol=1e-4, rtol=0)
+
+
+def test_batches_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device holds three frames: batches of 8 become 4, then 2; the next call begins with 2."""
+    backbone, expected = fake_backbone(), shared_backbone().encode_frames(frames_of(9))
+    encode, sizes = backbone.model.encode_image, []
+
+    def small(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("no room")
+        features: torch.Tensor = encode(images)
+        return features
+
+    monkeypatch.setattr(backbone.model, "encode_image", small)
+    for _ in range(2):
+        torch.testing.assert_close(backbone.encode_frames(frames_of(9), batch_size=8), expected, atol=1e-5, rtol=0)
+    assert sizes == [8, 4, *[2, 2, 2, 2, 1] * 2]
+    monkeypatch.setattr(backbone.model, "encode_image", lambda images: small(images.repeat(4, 1, 1, 1)))
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        backbone.encode_frames(frames_of(1))
+
+
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backbone\.precision='fp16'; allowed are fp32, tf32, bf16"):
         Backbone(fake_clip_model(), name="fake", preprocessing=PREPROCESSING, precision="fp16")  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipautt.augmentation import Augmentation
+from clipautt.clips import id_number
 from clipautt.model import ClipAU, initial_model
 from clipautt.training import (
     Example,
@@ -17,10 +19,11 @@ from clipautt.training import (
     batch_windows,
     centre_subjects,
     epoch_batches,
+    epoch_order,
     fit,
-    id_number,
     make_optimizer,
     random_window,
+    subject_centres,
     validate,
 )
 from clipautt.windows import WindowSpec
@@ -35,7 +38,8 @@ def examples_of(**options: Any) -> list[Example]:
 
 
 def trained(examples: Sequence[Example], *, seed: int = 0, **options: Any) -> ClipAU:
-    config = TrainConfig(**{"window": WINDOW, "seed": seed, "epochs": 2} | options)
+    values: dict[str, Any] = {"window": WINDOW, "seed": seed, "epochs": 2} | options
+    config = TrainConfig(**values)
     model = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=seed)
     fit(model, fake_source().text_features, examples, config)
     return model
@@ -98,6 +102,57 @@ def test_every_epoch_sees_every_clip_once_and_the_last_batch_is_kept() -> None:
         orders.append([example.clip.clip_id for batch in batches for example in batch])
         assert sorted(orders[-1]) == sorted(example.clip.clip_id for example in examples)
     assert orders[0] != orders[1] != orders[2]
+
+
+def test_order_of_an_epoch_literal() -> None:
+    """Checkpoints trained before depend on it: the sorted ids, permuted by a generator from [seed, 11, epoch]."""
+    config = TrainConfig(seed=3)
+    ids = ["c", "a", "e", "b", "d"]
+    assert ["".join(ids[i] for i in epoch_order(ids, config, epoch)) for epoch in range(3)] == [
+        "dcbae",
+        "abdec",
+        "aedcb",
+    ]
+    assert epoch_order([], config, 0) == []
+
+
+def test_batches_may_be_made_as_training_goes_on() -> None:
+    """Streamed batches give the very model of stored ones, and each is made when its turn has come."""
+    examples = examples_of(subjects=3, per_subject=3)
+    config = TrainConfig(window=WINDOW, epochs=3, batch_size=4, features="streamed")
+    made: list[tuple[int, int]] = []
+
+    def batches(epoch: int) -> Iterator[Sequence[Example]]:
+        for number, batch in enumerate(epoch_batches(examples[::-1], config, epoch)):
+            made.append((epoch, number))
+            yield batch
+
+    model, seen = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=0), []
+    fit(model, fake_source().text_features, batches, config, on_epoch=lambda *_: seen.append(len(made)))
+    assert same(model, trained(examples, epochs=3, batch_size=4))
+    assert seen == [3, 6, 9] and made == [(epoch, number) for epoch in range(3) for number in range(3)]
+
+
+def test_an_epoch_without_batches_is_an_error() -> None:
+    config = TrainConfig(features="streamed")
+    model = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=0)
+    with pytest.raises(ValueError, match="no labelled source clips with features; check the extraction's failures"):
+        fit(model, fake_source().text_features, lambda epoch: [], config)
+
+
+def test_stored_examples_are_refused_where_features_are_to_be_streamed() -> None:
+    """A caller that knows only features would pass over the augmentation in silence."""
+    with pytest.raises(ValueError, match=r"train\.features='streamed' is not possible here, .*: take cached"):
+        trained(examples_of(), features="streamed")
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "median"])
+def test_subject_centres_are_what_centring_removes(baseline: Any) -> None:
+    clips = fake_clips(subjects=2)
+    centres = subject_centres(clips, baseline)
+    assert set(centres) == {"s0", "s1"}
+    for before, after in zip(clips, centre_subjects(clips, baseline), strict=True):
+        assert torch.equal(before.features - centres[before.subject_id], after.features)
 
 
 def test_clips_of_the_last_batch_are_learned_from() -> None:
@@ -216,6 +271,11 @@ def test_loss_that_is_not_finite_is_an_error() -> None:
         ({"epochs": 0}, r"train\.epochs=0; allowed are whole numbers from 1"),
         ({"batch_size": 0}, r"train\.batch_size=0; allowed are whole numbers from 1"),
         ({"learning_rate": 0.0}, r"train\.learning_rate=0\.0; allowed are positive numbers"),
+        ({"features": "live"}, r"train\.features='live'; allowed are cached, streamed"),
+        (
+            {"augmentation": Augmentation(flip=0.5)},
+            r"train\.features='cached' with Augmentation\(flip=0\.5, .*: take train\.features=streamed, or set ",
+        ),
         ({"subject_baseline": "mode"}, r"train\.subject_baseline='mode'; allowed are none, mean, median"),
     ],
 )
@@ -228,6 +288,7 @@ def test_defaults_are_the_paper_s() -> None:
     config = TrainConfig()
     assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay) == (10, 8, 1e-3, 1e-4)
     assert config.window.length == 16
+    assert config.features == "cached" and config.augmentation == Augmentation()
     group = make_optimizer(initial_model(8, 2, 2, seed=0), config).param_groups[0]
     assert group["lr"] == 1e-3 and group["weight_decay"] == 1e-4
 

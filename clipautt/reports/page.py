@@ -9,12 +9,9 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from clipautt.metrics import confusion
 from clipautt.reports import figures, views
@@ -31,6 +28,7 @@ from clipautt.reports.sentences import (
 )
 from clipautt.reports.stories import AuAgreement, ClipStory
 from clipautt.reports.tables import cohort_order, differences, long_table, markdown, method_table, selection_table
+from clipautt.reports.templates import render
 from clipautt.results import ResultRow, subject_scores
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
@@ -163,22 +161,12 @@ def write_report(
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
     given = {"title": title, "notes": list(notes), "facts": dict(facts or {}), "synthetic": synthetic}
     tables = {"markdown_table": markdown(table), "markdown_selection": markdown(selection) if len(selection) else ""}
-    text = _render("report.md.j2", escape=False, **given, **words, **pictures, **tables)
+    text = render("report.md.j2", escape=False, **given, **words, **pictures, **tables)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    css = Markup(_resource("report.css"))  # our own file, not input
-    page = _render("report.html.j2", escape=True, css=css, glossary=GLOSSARY, **given, **words, **pictures)
+    page = render("report.html.j2", escape=True, glossary=GLOSSARY, **given, **words, **pictures)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _render(name: str, *, escape: bool, **values: object) -> str:
-    environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource(name)).render(**values)
-
-
-def _resource(name: str) -> str:
-    return (files("clipautt.reports") / name).read_text(encoding="utf-8")
 
 
 def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalised: str) -> None:

@@ -22,7 +22,8 @@ from clipautt.adaptation import adapt
 from clipautt.backbone import BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, id_number, read_manifest, write_manifest
 from clipautt.decoding import Sampling
-from clipautt.features import FeatureSpec, FeatureStore, clip_key
+from clipautt.feature_store import FeatureStore
+from clipautt.features import FeatureSpec, clip_key
 from clipautt.metrics import score
 from clipautt.model import load_checkpoint
 from clipautt.preprocessing import Preprocessing
