@@ -30,6 +30,8 @@ from clipautt.clips import Clip
 from clipautt.features import ClipFeatures, FeatureSpec, clip_key
 
 OK = "ok"
+TRIED_AGAIN = frozenset({"lost", "not_encoded"})
+"""Statuses that say nothing about the clip: it counts as missing, and the next extraction tries it again."""
 SPEC_FILE = "_spec.json"
 """Readers of Parquet folders pass over names that begin with an underscore or a dot."""
 SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
@@ -128,9 +130,10 @@ class FeatureStore:
         return ordered.drop_duplicates("clip_key", keep="last")
 
     def missing(self, clips: Iterable[Clip], *, retry_failed: bool = False) -> list[Clip]:
-        """The clips that have no row yet; with `retry_failed`, also those whose row is a failure."""
+        """The clips that have no row yet, or one `TRIED_AGAIN`; with `retry_failed`, all that have no features."""
         status = self.status()
-        done = set(status["clip_key"] if not retry_failed else status.loc[status["status"] == OK, "clip_key"])
+        final = status["status"] == OK if retry_failed else ~status["status"].isin(TRIED_AGAIN)
+        done = set(status.loc[final, "clip_key"])
         return [clip for clip in clips if clip_key(clip) not in done]
 
     def load(self, clips: Iterable[Clip]) -> dict[str, ClipFeatures]:
@@ -244,6 +247,8 @@ def read_part(file: Path, columns: Sequence[str], *, feature_dim: int | None = N
             there = [name for name in columns if name in schema.names]
             table = part.read(columns=there, use_threads=False)
             table.validate(full=True)
+    except (MemoryError, pa.ArrowCancelled):
+        raise  # of this process, not of the file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ESTALE:
             raise FileNotFoundError(errno.ENOENT, "no such file any more", str(file)) from error

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from clipautt.backbone import BackboneConfig
 from clipautt.clips import Clip, ManifestError, read_manifest
 from clipautt.feature_store import (
     OK,
@@ -201,8 +202,8 @@ def find_references(
     """What the runs below a folder refer to.
 
     Args:
-        runs: folder of runs; `checkpoint.json` names a fingerprint, `config.yaml` a manifest, which, if it is a
-            relative path, is looked for beside `runs`.
+        runs: folder of runs; `checkpoint.json` names a fingerprint, `config.yaml` a manifest and perhaps a checkpoint
+            elsewhere, which, if they are relative paths, are looked for beside `runs`.
         manifests: further manifests whose clips are needed.
         fingerprints: further folders that are needed.
 
@@ -210,14 +211,17 @@ def find_references(
         FileNotFoundError, ManifestError: for one of `manifests`.
     """
     notes: list[str] = []
-    trained, folders_known = _checkpoints(Path(runs), notes)
+    base = Path(runs).absolute().parent
+    configs, rows_known = _configs(Path(runs), notes)
+    used, all_there = _checkpoints_used(configs, base, notes)
+    trained, folders_known = _checkpoints({Path(runs), *used}, notes)
+    folders_known = folders_known and all_there
     if not trained and not tuple(fingerprints):
         notes.append(f"no checkpoint below {runs} and no keep=[…]: all folders are kept")
         folders_known = False
-    configs, rows_known = _configs(Path(runs), notes)
     clips = [clip for path in manifests for clip in read_manifest(path).clips]
     known = bool(tuple(manifests))
-    for path, (named_by, classes) in _manifests(configs, Path(runs).absolute().parent).items():
+    for path, (named_by, classes) in _manifests(configs, base).items():
         try:
             clips += read_manifest(path, classes=classes).clips
             known = True
@@ -525,10 +529,27 @@ def _walk(runs: Path, name: str) -> list[Path]:
     return sorted(Path(folder) / name for folder, _, files in os.walk(runs) if name in files)
 
 
-def _checkpoints(runs: Path, notes: list[str]) -> tuple[set[str], bool]:
+def _checkpoints_used(
+    configs: Mapping[Path, Mapping[str, Any]], base: Path, notes: list[str]
+) -> tuple[set[Path], bool]:
+    """Folders of checkpoints that runs were told to use, wherever they lie, and whether all of them are there."""
+    found, complete = set(), True
+    for path, settings in configs.items():
+        if not isinstance(settings.get("checkpoint"), str):
+            continue
+        folder = base / Path(settings["checkpoint"]).expanduser()
+        if _walk(folder, "checkpoint.json"):
+            found.add(folder)
+        else:
+            notes.append(f"{path} names the checkpoint {folder}, which is gone: all folders are kept")
+            complete = False
+    return found, complete
+
+
+def _checkpoints(folders: Iterable[Path], notes: list[str]) -> tuple[set[str], bool]:
     """Fingerprints of the features that checkpoints were trained on, and whether these are all."""
     found, complete = set(), True
-    for path in _walk(runs, "checkpoint.json"):
+    for path in sorted({path for folder in folders for path in _walk(folder, "checkpoint.json")}):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             found.add(FeatureSpec.from_json(facts["features"]).fingerprint)
@@ -572,4 +593,5 @@ def _recipes(configs: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, f
         parts = [settings.get(name) for name in ("backbone", "sampling", "faces")]
         if all(isinstance(part, dict) for part in parts) and not _walk(path.parent, "checkpoint.json"):
             backbone, sampling, faces = (dict(part or {}) for part in parts)
-            yield str(backbone.get("name")), sampling.get("frames_per_second"), str(faces.get("detector"))
+            name = BackboneConfig(str(backbone.get("name"))).name  # a folder's path as the store has it
+            yield name, sampling.get("frames_per_second"), str(faces.get("detector"))

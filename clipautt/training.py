@@ -51,7 +51,8 @@ class TrainConfig:
     seed: int = 0
     """Of initial weights, order, windows and augmentation."""
     features: FeatureSource = "cached"
-    """Where the features of the training clips come from; without augmentation both give the same model."""
+    """Where the features of the training clips come from; both give the same model where every clip can be read and no
+    picture is augmented."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Changes of the pictures; only where features are `streamed`."""
 

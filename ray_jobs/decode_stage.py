@@ -15,11 +15,14 @@ import numpy.typing as npt
 
 from clipautt.augmentation import FrameChange
 from clipautt.clips import Clip
+from clipautt.decoding import DecodeError
+from clipautt.faces import make_detector
 from clipautt.reader import FrameChunk, FrameSpec, NoFaceError
 from clipautt.reader_process import ReadLimits, read_clip
 
 Status = Literal["ok", "no_face", "missing", "unreadable", "not_finite", "not_encoded", "lost"]
-"""How a clip ended. `not_encoded`: the backbone failed on it. `lost`: its worker died each time."""
+"""How a clip ended. The last two say nothing about the clip, `feature_store.TRIED_AGAIN`: the backbone failed on it, or
+its worker died or could not work."""
 Batch = dict[str, npt.NDArray[Any]]
 Augment = Callable[[str], FrameChange]
 """By clip id, how the frames of that clip are changed."""
@@ -33,7 +36,16 @@ class DecodeStage:
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         for index, text in zip(batch["index"].tolist(), batch["clip"].tolist(), strict=True):
-            yield from self._blocks(index, Clip(**json.loads(text)))
+            try:
+                self._check_worker()
+                yield from self._blocks(index, Clip(**json.loads(text)))
+            except Exception as error:  # of this worker or its node: another one tries the clip
+                yield self._failure(index, "lost", f"{type(error).__name__}: {error}")
+
+    def _check_worker(self) -> None:
+        """Whether the face detector can be loaded here; where it cannot, no clip is to blame."""
+        if self.frames.faces.detector != "none":
+            make_detector(self.frames.faces)
 
     def _blocks(self, index: int, clip: Clip) -> Iterator[Batch]:
         """One chunk is held back, because the last one carries the number of frames."""
@@ -48,7 +60,7 @@ class DecodeStage:
                     yield held
                 held = _rows(index, attempt, number, replace(chunk, frames=change(chunk.frames)) if change else chunk)
                 number += len(chunk.times)
-        except (ValueError, OSError) as error:
+        except (DecodeError, NoFaceError, FileNotFoundError) as error:
             yield self._failure(index, _status(error), str(error))
             return
         if held is None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def extract(
 
     Raises:
         ValueError: for a backbone or a face detector that cannot be loaded.
-        RuntimeError: if the backbone fails on every clip.
+        BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
     """
     faces = faces or FaceConfig()
     if faces.detector != "none":
@@ -88,6 +89,7 @@ def extract(
     if missing:
         stream = Pipeline(
             backbone,
+            store.spec.backbone_fingerprint,
             store.spec.frames,
             config=pipeline or PipelineConfig(),
             cluster=cluster,
@@ -114,7 +116,7 @@ def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: 
         stream.on_frames = writer.on_frames
         try:
             for encoded in stream.run(missing):
-                writer.add(_row(encoded, keys[encoded.clip.clip_id]))
+                writer.add(_row(_as_seen_here(encoded), keys[encoded.clip.clip_id]))
         finally:  # also where it is interrupted: what is encoded is kept
             writer.write()
 
@@ -150,6 +152,13 @@ class _Writer:
         speed = {"frames_per_second": usage.frames_per_second, "encoders_busy_share": usage.busy_share}
         self.metrics.publish(self.progress.figures() | (speed if usage.frames else {}))
         self.rows, self.written = [], time.monotonic()
+
+
+def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
+    """A file that a worker did not find and this process does is no clip's fault."""
+    if encoded.status != "missing" or not os.path.exists(encoded.clip.source):
+        return encoded
+    return replace(encoded, status="lost", reason=f"{encoded.reason} on a worker, but here it is: is it shared?")
 
 
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:

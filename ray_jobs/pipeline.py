@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from clipautt.backbone import BackboneConfig, load_backbone
 from clipautt.clips import Clip
+from clipautt.feature_store import TRIED_AGAIN
 from clipautt.preprocessing import Frames
 from clipautt.reader import FrameSpec
 from clipautt.reader_process import ReadLimits
@@ -32,8 +35,16 @@ _TASK_RETRIES = 2
 """By Ray, of a task whose worker or node died. Ray's own default is without end."""
 CPU_SLOT = 0.5
 """Cores that a decoder asks for, and an encoder without a GPU, so that both always find a place beside each other."""
+_INIT_RETRIES = 2
 _GPU_BATCH, _CPU_BATCH = 256, 16
+_GPU_BATCHES_PER_CALL = 4
+"""Within a call, the copy of a batch to the GPU overlaps the work on the one before."""
+_ENOUGH_TROUBLES = 8
 _BLOCKS_IN_MEMORY = 16
+
+
+class BackboneError(ValueError):
+    """The backbone does not work where it is to encode; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ class Pipeline:
 
     Args:
         backbone: what encodes; loaded once by every actor.
+        fingerprint: what the backbone must be where it is loaded.
         frames: how a clip becomes frames; its size is the backbone's.
         config: how much of the cluster to take.
         cluster: for the share of a GPU.
@@ -160,6 +172,7 @@ class Pipeline:
     def __init__(
         self,
         backbone: BackboneConfig,
+        fingerprint: str,
         frames: FrameSpec,
         *,
         config: PipelineConfig,
@@ -168,7 +181,8 @@ class Pipeline:
         augment: Augment | None = None,
         on_frames: Callable[[], None] = lambda: None,
     ) -> None:
-        self.backbone, self.frames, self.config, self.limits = backbone, frames, config, limits
+        self.backbone, self.fingerprint, self.frames = backbone, fingerprint, frames
+        self.config, self.limits = config, limits
         self.augment = augment
         self.gpu = gpu_share(cluster)
         self.on_frames = on_frames
@@ -182,7 +196,7 @@ class Pipeline:
             in_order: give clips in the order of listing; the few whose worker died come last all the same.
 
         Raises:
-            RuntimeError: if the backbone fails on every clip that could be read.
+            BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing: no clip is to blame.
         """
         left = dict(enumerate(clips))
         assembly = _Assembly()
@@ -192,17 +206,18 @@ class Pipeline:
             for index, encoded in assembly.drain(self._batches(left, clips_per_task, in_order), left):
                 del left[index]
                 yield encoded
-        if left and not assembly.any_encoded and assembly.failures:
-            raise RuntimeError(f"the backbone encoded nothing: {next(iter(assembly.failures.values()))}")
+        assembly.refuse_if_nothing_is_encoded(at_least=1)
+        lost = f"the worker died with it, with other clips and alone, {_TASK_RETRIES + 1} times each"
         for index, clip in left.items():
-            reason = assembly.failures.get(index)
-            lost = f"the worker died with it, with other clips and alone; {_TASK_RETRIES + 1} times each"
-            yield EncodedClip(clip, "not_encoded" if reason else "lost", reason or lost)
+            yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
 
     def _batches(self, clips: dict[int, Clip], clips_per_task: int, in_order: bool) -> Iterator[Batch]:
+        from ray.exceptions import ActorDiedError
+
         data = ray_data()
         tasks = math.ceil(len(clips) / clips_per_task)
         encoders = min(tasks, self.num_encoders)
+        threads = max(1, num_cpus() // encoders)
         items = [{"index": index, "clip": json.dumps(asdict(clip))} for index, clip in clips.items()]
         batch_frames = self.config.batch_frames or (_GPU_BATCH if self.gpu else _CPU_BATCH)
         encoded = (
@@ -211,14 +226,14 @@ class Pipeline:
                 DecodeStage(self.frames, self.limits, self.augment),
                 batch_size=None,
                 batch_format="numpy",
-                num_cpus=self.config.decoder_cpus or (1.0 if self.gpu else CPU_SLOT),
+                num_cpus=self.decoder_cpus,
                 compute=data.TaskPoolStrategy(self.config.decoders),
                 max_retries=_TASK_RETRIES,
             )
             .map_batches(
                 EncodeStage,
-                fn_constructor_args=(self.backbone, batch_frames, max(1, num_cpus() // encoders)),
-                batch_size=batch_frames,
+                fn_constructor_args=(self.backbone, self.fingerprint, batch_frames, threads),
+                batch_size=batch_frames * (_GPU_BATCHES_PER_CALL if self.gpu else 1),
                 batch_format="numpy",
                 compute=data.ActorPoolStrategy(
                     min_size=min(encoders, self.config.min_encoders or encoders),
@@ -231,22 +246,42 @@ class Pipeline:
             )
         )
         self._bound(encoded.context, in_order)
-        for batch in encoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-            self.usage.add(batch)
-            self.on_frames()
-            yield batch
+        try:
+            for batch in encoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+                self.usage.add(batch)
+                self.on_frames()
+                yield batch
+        except ActorDiedError as error:  # at its start, again and again
+            raise BackboneError(f"no worker can load the backbone: {str(error).strip().splitlines()[-1]}") from error
+
+    @property
+    def decoder_cpus(self) -> float:
+        """Cores that a decoding task asks for."""
+        return self.config.decoder_cpus or (1.0 if self.gpu else CPU_SLOT)
 
     @property
     def num_encoders(self) -> int:
-        """Most encoding actors."""
-        fitting = max(1, int(num_gpus() / self.gpu)) if self.gpu else num_cpus()
-        return self.config.encoders or fitting
+        """Most encoding actors; on cores they leave room for a decoder, without which both would wait for ever.
+
+        Raises:
+            ValueError: if the cluster has too few cores for one of each.
+        """
+        cores, encoder = num_cpus(), 0.0 if self.gpu else CPU_SLOT
+        if cores < self.decoder_cpus + encoder:
+            raise ValueError(
+                f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder that is more than the {cores} cores of "
+                "the cluster; take fewer"
+            )
+        if self.gpu:
+            return self.config.encoders or max(1, int(num_gpus() / self.gpu))
+        return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
 
     def _bound(self, context: Any, in_order: bool) -> None:
         """Bounds for one execution; a block that failed for good costs its clips a second try, and not the job."""
         memory = self.config.memory_mb << 20
         context.target_max_block_size = memory // _BLOCKS_IN_MEMORY
         context.max_errored_blocks = -1
+        context.max_consecutive_actor_init_deaths = _INIT_RETRIES
         options = context.execution_options
         options.resource_limits = options.resource_limits.copy(object_store_memory=memory)
         options.preserve_order = in_order
@@ -255,25 +290,34 @@ class Pipeline:
 class EncodeStage:
     """An actor with the backbone: replaces frames by features and says how long that took."""
 
-    def __init__(self, config: BackboneConfig, batch_frames: int, num_threads: int) -> None:
+    def __init__(self, config: BackboneConfig, fingerprint: str, batch_frames: int, num_threads: int) -> None:
         import ray
         import torch
 
         self.backbone = load_backbone(config)
+        if self.backbone.fingerprint != fingerprint:
+            raise ValueError(
+                f"backbone {config.name} has fingerprint {self.backbone.fingerprint} on {platform.node()}, and "
+                f"{fingerprint} where the job was started: weights={config.weights} is another file there"
+            )
         self.batch_frames = batch_frames
+        self.ill = False
         self.name = ray.get_runtime_context().get_actor_id()
         if torch.cuda.is_available():
             self.backbone.to("cuda")
         else:
-            torch.set_num_threads(num_threads)
+            torch.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
 
     def __call__(self, batch: Batch) -> Batch:
+        if self.ill:  # Ray starts this actor anew and gives it this call again
+            os._exit(1)
         began = time.perf_counter()
         frames, good = batch.pop("frame"), batch["status"] == "ok"
         features = np.zeros((len(good), self.backbone.feature_dim), np.float32)
         try:
             features[good] = self._encode(frames if good.all() else frames[good])
-        except Exception as error:  # of the backbone, on a device that may be ill: another actor tries these clips
+        except Exception as error:  # on a device that may be ill: these clips are tried again
+            self.ill = True
             batch["status"] = np.where(good, "not_encoded", batch["status"])
             batch["reason"] = np.where(good, f"{type(error).__name__}: {error}", batch["reason"])
         seconds = (time.perf_counter() - began) / len(good)
@@ -291,40 +335,56 @@ class _Assembly:
 
     def __init__(self) -> None:
         self.any_encoded = False
-        self.failures: dict[int, str] = {}
+        self.troubles: dict[int, EncodedClip] = {}
+        """Clips that are tried again; the last one counts."""
 
     def drain(self, batches: Iterable[Batch], clips: dict[int, Clip]) -> Iterator[tuple[int, EncodedClip]]:
-        """Index and clip, of those among `clips` that become whole."""
-        parts: dict[tuple[int, int], list[Batch]] = {}
-        ends: dict[int, Batch] = {}
+        """Index and clip, of those among `clips` that become whole.
+
+        Raises:
+            BackboneError: if the backbone fails from the first batches on.
+        """
+        parts: dict[int, list[Batch]] = {}
         for batch in batches:
             for rows in _by_clip(batch):
-                index, attempt = int(rows["index"][0]), int(rows["attempt"][0])
+                index = int(rows["index"][0])
                 if index not in clips:  # rows of a decoder that failed midway, behind those of the next one
                     continue
-                parts.setdefault((index, attempt), []).append(rows)
-                if rows["total"][-1] >= 0:
-                    ends[index] = rows
-                if index in ends:
-                    end = ends[index]
-                    whole = parts.get((index, int(end["attempt"][-1])), [])
-                    if sum(len(part["number"]) for part in whole) < end["total"][-1]:
-                        continue
-                    encoded = self._whole(clips[index], whole)
-                    for key in [key for key in parts if key[0] == index]:
-                        del parts[key]
-                    del ends[index]
-                    if encoded.status == "not_encoded":
-                        self.failures[index] = encoded.reason
-                    else:
-                        yield index, encoded
+                parts.setdefault(index, []).append(rows)
+                encoded = self._whole(clips[index], parts[index])
+                if encoded is None:
+                    continue
+                del parts[index]
+                if encoded.status in TRIED_AGAIN:
+                    self.troubles[index] = encoded
+                    self.refuse_if_nothing_is_encoded(at_least=_ENOUGH_TROUBLES)
+                else:
+                    yield index, encoded
 
-    def _whole(self, clip: Clip, parts: list[Batch]) -> EncodedClip:
-        parts = sorted(parts, key=lambda part: int(part["number"][0]))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def refuse_if_nothing_is_encoded(self, *, at_least: int) -> None:
+        """Stop where the backbone failed on so many clips and on no other one did well."""
+        failed = [trouble for trouble in self.troubles.values() if trouble.status == "not_encoded"]
+        if not self.any_encoded and len(failed) >= at_least:
+            raise BackboneError(f"the backbone encoded nothing: {failed[0].reason}")
+
+    def _whole(self, clip: Clip, parts: Sequence[Batch]) -> EncodedClip | None:
+        """The clip, once its last row is there and every frame before it; a frame that came twice counts once."""
+        end = next((part for part in parts if part["total"][-1] >= 0), None)
+        if end is None:
+            return None
+        if end["status"][-1] not in ("ok", "not_encoded"):
+            return EncodedClip(clip, end["status"][-1], str(end["reason"][-1]))
+        mine = [part for part in parts if part["attempt"][0] == end["attempt"][0]]
+        if sum(len(part["number"]) for part in mine) < end["total"][-1]:
+            return None
+        joined = {name: np.concatenate([part[name] for part in mine]) for name in mine[0]}
+        numbers, first = np.unique(joined["number"], return_index=True)
+        if len(numbers) < end["total"][-1]:
+            return None
+        joined = {name: values[first] for name, values in joined.items()}
         bad = np.flatnonzero(joined["status"] != "ok")
         if len(bad):
-            return EncodedClip(clip, joined["status"][bad[0]], str(joined["reason"][bad[0]]))
+            return EncodedClip(clip, "not_encoded", str(joined["reason"][bad[0]]))
         self.any_encoded = True
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clipautt.backbone import BackboneConfig
 from clipautt.clips import Clip
+from clipautt.feature_store import TRIED_AGAIN
 from clipautt.features import ClipFeatures
 from clipautt.reader import FrameSpec
 from clipautt.reader_process import ReadLimits
@@ -70,6 +71,7 @@ class StreamedClips:
         centres: subject → what is removed from its frame features, [d]; empty removes nothing.
         config: order, batches and augmentation.
         backbone: what encodes.
+        fingerprint: of the backbone.
         frames: how a clip becomes frames.
         stream: see `StreamConfig`.
     """
@@ -82,12 +84,14 @@ class StreamedClips:
         config: TrainConfig,
         *,
         backbone: BackboneConfig,
+        fingerprint: str,
         frames: FrameSpec,
         stream: StreamConfig,
     ) -> None:
         self.clips, self.labels, self.centres, self.config = list(clips), labels, centres, config
-        self.backbone, self.frames, self.stream = backbone, frames, stream
+        self.backbone, self.fingerprint, self.frames, self.stream = backbone, fingerprint, frames, stream
         self.figures = EpochFigures()
+        self._unusable: set[str] = set()
 
     def batches(self, epoch: int) -> Iterator[list[Example]]:
         """The batches of an epoch, as their clips arrive; `figures` then tells about it."""
@@ -98,12 +102,13 @@ class StreamedClips:
         while batch := list(islice(examples, self.config.batch_size)):
             self.figures.seconds = time.monotonic() - began
             yield batch
-        self.clips = [clip for clip in self.clips if clip.clip_id not in self.figures.left_out]
+        self.clips = [clip for clip in self.clips if clip.clip_id not in self._unusable]
 
     def _pipeline(self, epoch: int) -> Pipeline:
         augmentation = self.config.augmentation
         return Pipeline(
             self.backbone,
+            self.fingerprint,
             self.frames,
             config=beside_trainer(self.stream.pipeline, self.stream.cluster),
             cluster=self.stream.cluster,
@@ -114,6 +119,8 @@ class StreamedClips:
     def _usable(self, encoded: EncodedClip) -> bool:
         if encoded.features is None:
             self.figures.left_out[encoded.clip.clip_id] = encoded.reason
+            if encoded.status not in TRIED_AGAIN:
+                self._unusable.add(encoded.clip.clip_id)
         return encoded.features is not None
 
     def _example(self, encoded: EncodedClip) -> Example:

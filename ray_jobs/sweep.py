@@ -295,7 +295,10 @@ def main(cfg: DictConfig) -> int:
     manifest = load_manifest(cfg)
     check_counts(cfg.trials, cfg.concurrent)
     check_splits(manifest)
-    space = make_space(settings.get("space") or {}, train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
+    train = instantiate(cfg.train)
+    if train.features != "cached":
+        raise ValueError(f"train.features={train.features!r}; a sweep works on stored features: allowed is cached")
+    space = make_space(settings.get("space") or {}, train=train, adapt=instantiate(cfg.adapt))
     cluster, backbone = instantiate(cfg.cluster), instantiate(cfg.backbone)
     settings["manifest_fingerprint"] = manifest.fingerprint
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=(*IGNORED, "trials", "concurrent"))
@@ -309,6 +312,7 @@ def main(cfg: DictConfig) -> int:
             cluster=cluster,
             faces=instantiate(cfg.faces),
             limits=instantiate(cfg.limits),
+            pipeline=instantiate(cfg.pipeline),
         )
         report_failures(summary)
         job = SweepJob(backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from clipautt.action_units import TASKS
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, Split
-from clipautt.feature_store import OK, FeatureStore
+from clipautt.feature_store import OK, TRIED_AGAIN, FeatureStore
 from clipautt.features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, save_checkpoint
 from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, fit, subject_centres, validate
@@ -191,14 +191,22 @@ def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> S
     labels = {clip.clip_id: job.manifest.label_index(clip) for clip in clips}
     if config.subject_baseline == "none":
         status = store.status()
-        failed = set(status.loc[status["status"] != OK, "clip_key"])
+        failed = set(status.loc[~status["status"].isin({OK, *TRIED_AGAIN}), "clip_key"])
         readable, centres = [clip for clip in clips if clip_key(clip) not in failed], {}
     else:
         loaded = store.load(clips)
         readable = [clip for clip in clips if clip.clip_id in loaded]
         centres = subject_centres(loaded.values(), config.subject_baseline)
-    frames = job.features.frames
-    return StreamedClips(readable, labels, centres, config, backbone=job.backbone, frames=frames, stream=job.stream)
+    return StreamedClips(
+        readable,
+        labels,
+        centres,
+        config,
+        backbone=job.backbone,
+        fingerprint=job.features.backbone_fingerprint,
+        frames=job.features.frames,
+        stream=job.stream,
+    )
 
 
 def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) -> None:

@@ -23,7 +23,7 @@ import torch
 from clipautt.backbone import Backbone
 from clipautt.decoding import Sampling
 from clipautt.faces import FaceConfig
-from clipautt.feature_store import DamagedStoreError, FeatureStore, StoredFrames, read_parts
+from clipautt.feature_store import TRIED_AGAIN, DamagedStoreError, FeatureStore, StoredFrames, read_parts
 from clipautt.features import FeatureSpec
 from tests.fake_yunet import write_fake_yunet
 from tests.fakes import PREPROCESSING, fake_clip_model
@@ -415,3 +415,24 @@ def test_columns_have_plain_types(tmp_path: Path, store: FeatureStore) -> None:
     schema = pyarrow.parquet.read_schema(file)
     assert schema.equals(store.schema)
     assert schema.field("features").type.value_type.list_size == WIDTH
+
+
+@pytest.mark.parametrize("status", sorted(TRIED_AGAIN))
+def test_what_was_no_fault_of_the_clip_is_tried_again(tmp_path: Path, store: FeatureStore, status: str) -> None:
+    ill, bad = clip_at(tmp_path, "ill"), clip_at(tmp_path, "bad")
+    store.append([row(ill, None, status=status, reason="a node died"), row(bad, None, reason="no video")])
+    assert store.missing([ill, bad]) == [ill]
+    assert store.status().set_index("clip_id")["reason"].to_dict() == {"ill": "a node died", "bad": "no video"}
+    store.append([row(ill, features_of(1))])
+    assert store.missing([ill, bad]) == [] and list(store.load([ill, bad])) == ["ill"]
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.append([row(clip_at(tmp_path), features_of(1))])
+
+    def no_room(*_: Any, **__: Any) -> Any:
+        raise pyarrow.ArrowMemoryError("malloc of size 1 failed")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", no_room)
+    with pytest.raises(MemoryError, match="malloc"):
+        store.status()

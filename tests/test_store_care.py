@@ -402,3 +402,24 @@ def test_what_cannot_be_read_keeps_everything(tmp_path: Path) -> None:
     assert found.fingerprints is None and found.clip_keys is None
     assert any(f"{folder / 'bad' / 'checkpoint.json'} cannot be read (KeyError" in note for note in found.notes)
     assert any(f"{folder / 'config.yaml'} cannot be read" in note for note in found.notes)
+
+
+def test_checkpoints_outside_the_runs_are_followed(tmp_path: Path) -> None:
+    """An adaptation names one by its path; the folder of features that it was trained on is in use."""
+    runs, elsewhere = tmp_path / "runs", tmp_path / "shared" / "best"
+    save_checkpoint(fake_checkpoint(), elsewhere)
+    make_run(runs, "personal", checkpoint="shared/best", backbone=None)
+    found = find_references(runs)
+    assert found.fingerprints == frozenset({fake_checkpoint().spec.features.fingerprint})
+    shutil.rmtree(elsewhere)
+    found = find_references(runs, fingerprints=["0" * 16])
+    assert found.fingerprints is None
+    assert any(f"names the checkpoint {elsewhere}, which is gone: all folders are kept" in note for note in found.notes)
+
+
+def test_a_model_in_a_folder_is_known_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    facts = {"sampling": {"frames_per_second": 5.0}, "faces": {"detector": "none"}}
+    make_run(tmp_path / "runs", "r", backbone={"name": "local-dir:m"}, **facts)
+    assert find_references(tmp_path / "runs").recipes == frozenset({(f"local-dir:{tmp_path}/m", 5.0, "none")})

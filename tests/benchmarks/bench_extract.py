@@ -37,7 +37,7 @@ from clipautt.reader import FrameSpec, decode_chunks
 from ray_jobs.progress import table
 from tests.benchmarks.machine import machine
 
-MOMENTS, FRAMES_PER_CLIP, VIDEOS = 12.5, 38, 8
+MOMENTS, FRAMES_PER_CLIP, VIDEOS, MEMORY_MB = 12.5, 38, 8, 64
 _CORES = len(os.sched_getaffinity(0))
 _VIT = "ViT-B-32-quickgelu"
 
@@ -55,14 +55,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Round:
-    """Frames per second of one round, and the job's start-up in seconds."""
+    """Frames per second of one round, the machine's matrix rate in operations per second, the job's start-up."""
 
     whole_machine: float
     per_core: float
     decoder: float
-    job: float
-    start_seconds: float
-    total: float
+    matrices: float
+    job: float = 0.0
+    start_seconds: float = 0.0
 
     @property
     def encoder(self) -> float:
@@ -149,31 +149,34 @@ def together(function: Any, *arguments: Any, processes: int) -> list[Any]:
         return [future.result() for future in [pool.submit(function, *arguments) for _ in range(processes)]]
 
 
-def matrix_rate(precision: str) -> float:
-    """Operations per second of large matrix products on this machine."""
+def multiply_for(precision: str, seconds: float) -> float:
+    """Operations per second of large matrix products on a GPU, else on one core; in this process."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    n = 8192 if device == "cuda" else 1536
-    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
-    rates = []
-    for _ in range(8):
-        began = time.perf_counter()
-        for _ in range(20 if device == "cuda" else 2):
-            c = a @ b
-        float(c[0, 0])
-        rates.append((20 if device == "cuda" else 2) * 2 * n**3 / (time.perf_counter() - began))
-    return statistics.median(rates[2:])
+    gpu = torch.cuda.is_available()
+    torch.set_num_threads(1)
+    n, times, kind = (8192, 20, torch.bfloat16) if gpu else (1536, 1, torch.float32)
+    a, b = (
+        torch.randn(n, n, device="cuda" if gpu else "cpu", dtype=kind if precision == "bf16" else None) for _ in "ab"
+    )
+    float((a @ b)[0, 0])
+    rates, began = [], time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        for _ in range(times):
+            product = a @ b
+        float(product[0, 0])  # waits for the device
+        rates.append(times * 2 * n**3 / (time.perf_counter() - start))
+    return statistics.median(rates)
 
 
-def run_job(case: Case, clips: Sequence[Clip], store: Path) -> tuple[float, float, float]:
-    """The job in a process of its own: frames per second in steady state, start-up, and all seconds."""
+def run_job(case: Case, clips: Sequence[Clip], store: Path) -> tuple[float, float]:
+    """The job in a process of its own: frames per second in steady state, and start-up."""
     words = json.dumps([vars(case), [vars(clip) for clip in clips], str(store)])
     command = [sys.executable, "-m", "tests.benchmarks.bench_extract", "job"]
     said = subprocess.run(command, input=words, capture_output=True, text=True, check=True).stdout
     figures = json.loads(said.splitlines()[-1])
-    return figures["frames_per_second"], figures["start_seconds"], figures["total"]
+    return figures["frames_per_second"], figures["start_seconds"]
 
 
 def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[str, float]:
@@ -181,12 +184,15 @@ def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[s
     from clipautt.backbone import BackboneConfig
     from ray_jobs.cluster import ClusterConfig, connect
     from ray_jobs.extract import extract
+    from ray_jobs.pipeline import PipelineConfig
 
     backbone = BackboneConfig(case.name, case.weights, case.precision)  # type: ignore[arg-type]
     began = time.perf_counter()
     with connect(ClusterConfig(address="local")), ObjectStorePeak() as peak:
         base = resident_mb()
-        _, summary = extract(clips, backbone, Sampling(MOMENTS), store, cluster=ClusterConfig())
+        # Little waits between the two: decoding goes on beside encoding and is not over before it begins.
+        config = PipelineConfig(memory_mb=MEMORY_MB)
+        _, summary = extract(clips, backbone, Sampling(MOMENTS), store, cluster=ClusterConfig(), pipeline=config)
     usage = summary.usage
     assert usage is not None and not summary.failures
     return {
@@ -239,12 +245,13 @@ def measure(case: Case, videos: Sequence[Path], folder: Path, seconds: float, *,
     apart = 0.0 if gpu else sum(rate for rate, _ in together(encode_for, case, 1, seconds / 3, processes=_CORES))
     size = 64 if case.name == "embedded" else 224
     decoder = sum(together(decode_for, [str(v) for v in videos], size, seconds / 6, processes=_CORES))
+    matrices = sum(together(multiply_for, case.precision, seconds / 12, processes=1 if gpu else _CORES))
     if not job:
-        return Round(whole, apart, decoder, 0.0, 0.0, 0.0)
+        return Round(whole, apart, decoder, matrices)
     count = max(8, round(max(whole, apart) * seconds / FRAMES_PER_CLIP))
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        rate, start, total = run_job(case, clips_of(videos, count, Path(place) / "clips"), Path(place) / "store")
-    return Round(whole, apart, decoder, rate, start, total)
+        rate, start = run_job(case, clips_of(videos, count, Path(place) / "clips"), Path(place) / "store")
+    return Round(whole, apart, decoder, matrices, rate, start)
 
 
 def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
@@ -260,7 +267,7 @@ def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
         return min(one.encoder, one.decoder) if gpu else 1 / (1 / one.encoder + 1 / one.decoder)
 
     flops = together(encode_for, case, 1, 0.1, processes=1)[0][1]
-    share = middle(lambda r: r.encoder) * flops / matrix_rate(case.precision)
+    share = middle(lambda r: r.encoder * flops / r.matrices)
     lines = [
         ("(a) bare encoder", f"{middle(lambda r: r.encoder):.1f}", f"{100 * share:.0f} % of the matrix rate"),
         ("    one process, all cores", f"{middle(lambda r: r.whole_machine):.1f}", ""),

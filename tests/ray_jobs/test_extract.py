@@ -28,7 +28,7 @@ from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.decode_stage import Batch, DecodeStage
 from ray_jobs.extract import ExtractSummary, extract
-from ray_jobs.pipeline import Pipeline, PipelineConfig
+from ray_jobs.pipeline import BackboneError, EncodeStage, Pipeline, PipelineConfig
 from tests.corpus import write_corpus, write_pipe
 from tests.fakes import numbered_frames, write_video
 
@@ -85,11 +85,35 @@ def part_rows(store: FeatureStore) -> Counter[str]:
     )
 
 
-def test_batches_fill_across_clips_change_no_feature_and_are_counted(video: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_weights_that_are_others_on_a_worker_are_refused(video: Path) -> None:
+    stream = pipeline_of(PipelineConfig(encoders=1), 0)
+    stream.fingerprint = "another"
+    with pytest.raises(
+        BackboneError, match=r"backbone embedded has fingerprint \w{16} on .*, and another where the job"
+    ):
+        list(stream.run(spans(video, [3] * 2)))
+
+
+def test_batches_fill_across_clips_change_no_feature_and_are_counted(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clips of 1 to 150 frames, in batches of 40: each has the features that it has alone. Ray's metrics agree."""
     clips = spans(video, [1, 150, 3, 64, 65, 7, 128, 20])
-    store, summary = on_cpus(clips, tmp_path, pipeline=PipelineConfig(batch_frames=40, clips_per_task=3))
+    noted = tmp_path / "batches.txt"
+
+    class Noting(EncodeStage):
+        def __call__(self, batch: Batch) -> Batch:
+            with noted.open("a") as file:
+                file.write(f"{len(batch['index'])} {len(set(batch['index']))}\n")
+            return super().__call__(batch)
+
+    monkeypatch.setattr("ray_jobs.pipeline.EncodeStage", Noting)
+    store, summary = on_cpus(clips, tmp_path / "store", pipeline=PipelineConfig(batch_frames=40, clips_per_task=3))
     assert summary.extracted == 8 and not summary.failures
+    batches = [tuple(map(int, line.split())) for line in noted.read_text().splitlines()]
+    assert sum(frames for frames, _ in batches) == sum(clip.end_frame - clip.start_frame for clip in clips)
+    assert sum(frames == 40 for frames, _ in batches) >= 8 and max(clips for _, clips in batches) >= 2
     backbone, loaded = load_backbone(BackboneConfig()), store.load(clips)
     for clip in clips:
         alone = encode_clip(clip, backbone, store.spec.frames)
@@ -104,20 +128,25 @@ def test_batches_fill_across_clips_change_no_feature_and_are_counted(video: Path
 
 @pytest.mark.slow
 def test_a_pool_of_quarters_of_a_gpu_grows_while_frames_wait(video: Path, tmp_path: Path) -> None:
-    """Four actors fit on the GPU; one begins."""
+    """Four actors fit on the GPU."""
     cluster, clips = ClusterConfig(num_gpus_per_actor=0.25), spans(video, [200] * 100)
     pipeline = PipelineConfig(min_encoders=1, clips_per_task=1, batch_frames=4)
     _, summary = extract(clips, BackboneConfig(), EVERY, str(tmp_path), cluster=cluster, pipeline=pipeline)
     assert summary.extracted == 100 and summary.usage is not None and 2 <= len(summary.usage.encoders) <= 4
 
 
-@pytest.mark.parametrize(("share", "asked", "encoders"), [(0.25, None, 4), (None, None, 1), (0, None, 2), (0, 5, 5)])
+@pytest.mark.parametrize(("share", "asked", "encoders"), [(0.25, None, 4), (None, None, 1), (0, None, 2), (0, 5, 3)])
 def test_as_many_encoders_as_fit(share: float | None, asked: int | None, encoders: int) -> None:
-    """On one GPU and two cores."""
-    cluster, config = ClusterConfig(num_gpus_per_actor=share), PipelineConfig(encoders=asked)
-    frames = FrameSpec(load_backbone(BackboneConfig()).preprocessing)
-    stream = Pipeline(BackboneConfig(), frames, config=config, cluster=cluster, limits=ReadLimits())
-    assert stream.num_encoders == encoders
+    """On one GPU and two cores; a decoder always finds a place."""
+    assert pipeline_of(PipelineConfig(encoders=asked), share).num_encoders == encoders
+    with pytest.raises(ValueError, match=r"pipeline\.decoder_cpus=2: with an encoder that is more than the 2 cores"):
+        _ = pipeline_of(PipelineConfig(decoder_cpus=2), 0).num_encoders
+
+
+def pipeline_of(config: PipelineConfig, share: float | None) -> Pipeline:
+    backbone = load_backbone(BackboneConfig())
+    frames, cluster = FrameSpec(backbone.preprocessing), ClusterConfig(num_gpus_per_actor=share)
+    return Pipeline(BackboneConfig(), backbone.fingerprint, frames, config=config, cluster=cluster, limits=ReadLimits())
 
 
 def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +208,7 @@ class DeadlyStage(DecodeStage):
         yield from super()._blocks(index, clip)
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_worker_costs_itself(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,25 +229,25 @@ def test_a_clip_that_kills_its_worker_costs_itself(
     assert part_rows(store) == Counter({clip.clip_id: 1 for clip in clips})
 
 
+@pytest.mark.slow
 def test_a_backbone_that_fails_on_everything_is_one_error(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is written: the clips are not to blame."""
-    from ray_jobs.pipeline import EncodeStage
 
     class Broken(EncodeStage):
         def _encode(self, frames: Any) -> Any:
             raise RuntimeError("the device is ill")
 
     monkeypatch.setattr("ray_jobs.pipeline.EncodeStage", Broken)
-    with pytest.raises(RuntimeError, match="the backbone encoded nothing: RuntimeError: the device is ill"):
+    with pytest.raises(BackboneError, match="the backbone encoded nothing: RuntimeError: the device is ill"):
         on_cpus(spans(video, [3] * 4), tmp_path, pipeline=PipelineConfig(encoders=1))
     assert not list(tmp_path.rglob("part-*"))
 
 
 def test_killed_workers_lose_nothing(video: Path, tmp_path: Path) -> None:
     """An encoder and a decoding worker are killed in the middle: every clip is there, each once, and right."""
-    clips = spans(video, [150] * 80)
+    clips = spans(video, [150] * 40)
     killed: dict[str, int] = {}
     done = threading.Event()
 
@@ -237,7 +267,7 @@ def test_killed_workers_lose_nothing(video: Path, tmp_path: Path) -> None:
         done.set()
         killer.join()
     assert killed.keys() == {"EncodeStage", "DecodeStage"}
-    assert summary.extracted == 80 and not summary.failures
+    assert summary.extracted == 40 and not summary.failures
     assert part_rows(store) == Counter({clip.clip_id: 1 for clip in clips})
     backbone, loaded = load_backbone(BackboneConfig()), store.load(clips)
     for clip in clips[::20]:
