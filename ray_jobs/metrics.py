@@ -1,4 +1,4 @@
-"""What a running job counts, as metrics of Ray: a dashboard reads them from any node's metrics port.
+"""What a running job counts, as metrics of Ray: a dashboard reads them from the metrics port of the job's node.
 
 What this module does not know: what is counted, and who looks at it.
 """

@@ -171,7 +171,7 @@ def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
     store, summary = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())
     again = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())[1]
     assert summary.extracted == 1 and again.extracted == 0
-    reasons = dict(summary.failures)
+    reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     assert "broken.mp4" in reasons[clips[1].clip_id] and "gone.mp4" in reasons[clips[2].clip_id]
     assert list(store.load(clips)) == [clips[0].clip_id]
 

@@ -108,7 +108,7 @@ def test_a_clip_that_hangs_or_breaks_costs_itself_and_a_long_one_travels_in_chun
     clips.append(Clip("short", "s", str(path), "target", end_seconds=1.0))
     limits, every, store_root = ReadLimits(stall_seconds=2), Sampling(None), str(tmp_path / "store")
     store, summary = extract(clips, BackboneConfig(), every, store_root, cluster=ClusterConfig(), limits=limits)
-    reasons = dict(summary.failures)
+    reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     assert set(reasons) == {"hangs", "text", "gone"} and summary.extracted == 2
     assert "gave no frame for 2 s" in reasons["hangs"] and "no video file" in reasons["gone"]
     status = store.status().set_index("clip_id")["status"].to_dict()
