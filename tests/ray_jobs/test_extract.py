@@ -245,6 +245,7 @@ def test_a_backbone_that_fails_on_everything_is_one_error(
     assert not list(tmp_path.rglob("part-*"))
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_nothing(video: Path, tmp_path: Path) -> None:
     """An encoder and a decoding worker are killed in the middle: every clip is there, each once, and right."""
     clips = spans(video, [150] * 40)

@@ -23,11 +23,9 @@ from clipautt.clips import Clip
 from clipautt.decoding import Sampling
 from clipautt.faces import FaceConfig
 from clipautt.model import load_checkpoint
-from clipautt.reader_process import ReadLimits
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.extract import extract
-from tests.corpus import write_pipe
 from tests.datasets import trees
 from tests.fakes import numbered_frames, write_video
 from tests.photograph import photograph
@@ -97,26 +95,6 @@ def test_faces_are_found_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert stored.loc["face", "face_found"].tolist() == [True] * 20 + [False] * 10 + [True] * 30
     assert stored.loc["nobody", "status"] == "no_face"
     assert "no face was found in 30 frames" in stored.loc["nobody", "reason"]
-
-
-def test_a_clip_that_hangs_or_breaks_costs_itself_and_a_long_one_travels_in_chunks(tmp_path: Path) -> None:
-    """A decoder that hangs, a text file and a missing file, beside clips whose features are those of one piece."""
-    path = write_video(tmp_path / "good.mp4", numbered_frames(250))
-    write_pipe(tmp_path / "hangs.mp4")
-    (tmp_path / "text.mp4").write_text("no video" * 100)
-    clips = [Clip(name, "s", str(tmp_path / f"{name}.mp4"), "target") for name in ("good", "hangs", "text", "gone")]
-    clips.append(Clip("short", "s", str(path), "target", end_seconds=1.0))
-    limits, every, store_root = ReadLimits(stall_seconds=2), Sampling(None), str(tmp_path / "store")
-    store, summary = extract(clips, BackboneConfig(), every, store_root, cluster=ClusterConfig(), limits=limits)
-    reasons = {failure.clip_id: failure.reason for failure in summary.failures}
-    assert set(reasons) == {"hangs", "text", "gone"} and summary.extracted == 2
-    assert "gave no frame for 2 s" in reasons["hangs"] and "no video file" in reasons["gone"]
-    status = store.status().set_index("clip_id")["status"].to_dict()
-    assert status == {"good": "ok", "short": "ok", "hangs": "unreadable", "text": "unreadable", "gone": "missing"}
-    loaded = store.load(clips)
-    np.testing.assert_allclose(loaded["good"].times, np.arange(250) / 25, atol=1e-4)
-    assert loaded["good"].features.shape == (250, 128)
-    assert torch.allclose(loaded["good"].features[:25], loaded["short"].features, atol=1e-5)
 
 
 def test_mistakes_in_the_settings_of_faces_are_one_error(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_the_command_streams_the_model_that_stored_features_give(data: Path, run
     assert streamed.spec.training["features"] == "streamed" and set(streamed.spec.metrics) == {"war", "uar", "entropy"}
 
 
+@pytest.mark.slow
 def test_subjects_centres_are_those_of_the_store(data: Path, stored: FeatureStore) -> None:
     config = replace(STREAMED, subject_baseline="median", epochs=1)
     compare(*fitted(streamed_clips(job_of(data, config), config, stored).batches, config), data, "median")
@@ -151,6 +152,7 @@ def test_a_finished_run_trains_nothing(data: Path, run: Path, capsys: pytest.Cap
     assert "epoch" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data: Path, stored: FeatureStore) -> None:
     """Nine clips that can be read and one that cannot; the latter is asked for once."""
     config = replace(STREAMED, subject_baseline="none", epochs=2, augmentation=CHANGED)
