@@ -34,7 +34,9 @@ from ray_jobs.decode_stage import Augment, Batch, DecodeStage, Status
 _TASK_RETRIES = 2
 """By Ray, of a task whose worker or node died. Ray's own default is without end."""
 CPU_SLOT = 0.5
-"""Cores that a decoder asks for, and an encoder without a GPU, so that both always find a place beside each other."""
+"""Cores that a decoder asks for, and that are counted for an encoder without a GPU."""
+_ENCODER_CPUS = 0.25
+"""Cores that such an encoder asks for: the encoders of a lost node find a place on the others beside decoders."""
 _INIT_RETRIES = 2
 _GPU_BATCH, _CPU_BATCH = 256, 16
 _GPU_BATCHES_PER_CALL = 4
@@ -242,7 +244,7 @@ class Pipeline:
                     max_concurrent_calls_per_actor=2 if self.gpu else 1,
                 ),
                 max_task_retries=_TASK_RETRIES,
-                **({"num_gpus": self.gpu, "num_cpus": 0} if self.gpu else {"num_cpus": CPU_SLOT}),
+                **({"num_gpus": self.gpu, "num_cpus": 0} if self.gpu else {"num_cpus": _ENCODER_CPUS}),
             )
         )
         self._bound(encoded.context, in_order)

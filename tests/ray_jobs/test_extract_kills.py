@@ -127,8 +127,8 @@ def test_a_lost_node_costs_time_only(manifest: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    other = nodes.add_node(num_cpus=2)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, logging_level="ERROR")
     lost = threading.Event()
 
@@ -140,7 +140,7 @@ def test_a_lost_node_costs_time_only(manifest: Path, tmp_path: Path) -> None:
     threading.Thread(target=lose, daemon=True).start()
     try:
         clips: Sequence[Clip] = read_manifest(manifest).clips
-        config = PipelineConfig(encoders=2, batch_frames=2, clips_per_task=1)
+        config = PipelineConfig(encoders=2, batch_frames=8, clips_per_task=1)
         _, summary = extract(
             clips, BackboneConfig(), Sampling(None), str(tmp_path), cluster=ClusterConfig(), pipeline=config
         )
