@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,11 +123,6 @@ def test_switching_one_on_leaves_the_others_as_they_were() -> None:
         alone = change(Augmentation(flip=0.5), frames, number)
         both = change(Augmentation(flip=0.5, colour=0.1), frames, number)
         assert (alone[0, 0, 0, 0] > alone[0, 0, -1, 0]) == (both[0, 0, 0, 0] > both[0, 0, -1, 0])
-
-
-def test_it_travels_to_workers() -> None:
-    sent = pickle.loads(pickle.dumps(partial(EVERYTHING.transform, seed=3, epoch=1)))
-    assert np.array_equal(sent("a")(pictures()), EVERYTHING.transform("a", seed=3, epoch=1)(pictures()))
 
 
 def test_decoding_workers_need_no_torch() -> None:
