@@ -51,6 +51,7 @@ class Case:
     weights: str | None
     precision: str
     batch: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def encode_for(case: Case, threads: int, seconds: float) -> tuple[float, float]:
         backbone.to("cuda")
     torch.set_num_threads(threads)
     size = backbone.preprocessing.size
+    assert size == case.size, f"{case.name} takes {size} px, the decoder would be measured at {case.size}"
     frames = np.random.default_rng(0).integers(0, 255, (4 * case.batch, size, size, 3), np.uint8)
     with FlopCounterMode(display=False) as counter:
         backbone.encode_frames(frames[: case.batch], batch_size=case.batch)
@@ -243,8 +245,7 @@ def measure(case: Case, videos: Sequence[Path], folder: Path, seconds: float, *,
     gpu = torch.cuda.is_available()
     whole = together(encode_for, case, _CORES, seconds / 3, processes=1)[0][0]
     apart = 0.0 if gpu else sum(rate for rate, _ in together(encode_for, case, 1, seconds / 3, processes=_CORES))
-    size = 64 if case.name == "embedded" else 224
-    decoder = sum(together(decode_for, [str(v) for v in videos], size, seconds / 6, processes=_CORES))
+    decoder = sum(together(decode_for, [str(v) for v in videos], case.size, seconds / 6, processes=_CORES))
     matrices = sum(together(multiply_for, case.precision, seconds / 12, processes=1 if gpu else _CORES))
     if not job:
         return Round(whole, apart, decoder, matrices)
@@ -290,7 +291,7 @@ def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
 
 def memory(videos: Sequence[Path], folder: Path) -> None:
     """100 and 1,000 clips side by side."""
-    case, rows = Case("embedded", "embedded", None, "fp32", 16), []
+    case, rows = Case("embedded", "embedded", None, "fp32", 16, 96), []
     for count in (100, 1000):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             words = json.dumps(
@@ -325,9 +326,9 @@ def main(arguments: Sequence[str]) -> None:
         videos = write_videos(folder)
         cases = []
         if chosen & {"embedded", "encoder"}:
-            cases.append(Case("embedded, 64 px", "embedded", None, precision, batch))
+            cases.append(Case("embedded, 96 px", "embedded", None, precision, batch, 96))
         if chosen & {"vit", "encoder"}:
-            cases.append(Case("ViT-B-32, 224 px", _VIT, str(write_weights(folder)), precision, batch))
+            cases.append(Case("ViT-B-32, 224 px", _VIT, str(write_weights(folder)), precision, batch, 224))
         found: dict[str, list[Round]] = {case.title: [] for case in cases}
         for _ in range(int(options.get("rounds", 3))):
             for case in cases:
