@@ -87,6 +87,7 @@ class FeatureStore:
         self.spec = spec
         self.path = Path(root) / spec.fingerprint
         self.schema = store_schema(spec.feature_dim)
+        self._keys: dict[Path, list[tuple[str, bool]]] = {}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> Path | None:
         """Add rows as one file, written aside and renamed; when this returns, they are on the disk.
@@ -136,10 +137,17 @@ class FeatureStore:
         done = set(status.loc[final, "clip_key"])
         return [clip for clip in clips if clip_key(clip) not in done]
 
+    def present(self, clips: Iterable[Clip]) -> set[str]:
+        """Ids of the clips that have features, without reading these."""
+        status = self.status()
+        there = set(status.loc[status["status"] == OK, "clip_key"])
+        return {clip.clip_id for clip in clips if clip_key(clip) in there}
+
     def load(self, clips: Iterable[Clip]) -> dict[str, ClipFeatures]:
         """Features of the clips that have some, by `clip_id`; clips without are left out.
 
-        One file at a time is in memory beside what was asked for.
+        One file at a time is in memory beside what was asked for. Files are never changed, so what clips one holds is
+        looked up once: many small loads from one `FeatureStore` read only the files that they need.
 
         Raises:
             DamagedStoreError: for a file that is damaged, or none of this store's.
@@ -163,8 +171,10 @@ class FeatureStore:
 
     def _frames(self, file: Path, keys: Set[str]) -> dict[str, StoredFrames]:
         """What a file has of the clips of these keys; its features are read only where it has any."""
-        rows = self._read(file, ["clip_key", "status"]).to_pylist()
-        chosen = [row["status"] == OK and row["clip_key"] in keys for row in rows]
+        if file not in self._keys:
+            rows = self._read(file, ["clip_key", "status"]).to_pylist()
+            self._keys[file] = [(row["clip_key"], row["status"] == OK) for row in rows]
+        chosen = [ok and key in keys for key, ok in self._keys[file]]
         if not any(chosen):
             return {}
         table = self._read(file, ["clip_key", *_FRAMES]).filter(chosen)

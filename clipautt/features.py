@@ -68,7 +68,7 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClipFeatures:
     """A clip as methods see it: features and times, and no label."""
 

@@ -14,10 +14,11 @@ import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from clipautt.action_units import content_hash
+from clipautt.packed_tower import TextPrecision, read_prompts
 from clipautt.preprocessing import Preprocessing
 from clipautt.text_tower import stock_tokenizer, text_tower, token_layout
 
@@ -98,6 +100,7 @@ class Backbone:
         self._layout = token_layout(tokenizer or stock_tokenizer(), self._text.room)
         self._known_tokens = known_tokens
         self._largest_batch = sys.maxsize
+        self._readers: WeakKeyDictionary[Prompts, dict[str, Callable[[Tensor], Tensor]]] = WeakKeyDictionary()
         self.fingerprint = _fingerprint(model, preprocessing, precision, self._text_facts())
 
     def _text_facts(self) -> list[object]:
@@ -237,17 +240,34 @@ class Backbone:
         Raises:
             ValueError: if the context has not one vector for each of the M places of each prompt.
         """
+        read = self.prompt_reader(prompts)
         if context is None:
-            return self._text.read(prompts.embeddings, prompts.tokens)
-        lead = context.shape[:-3]
-        start, end = prompts.start, prompts.start + prompts.num_context
+            return read(prompts.context[None])[0]
         expected = (len(prompts.texts), prompts.num_context, prompts.embeddings.shape[-1])
         if tuple(context.shape[-3:]) != expected:
             raise ValueError(f"context has shape {tuple(context.shape)}; these prompts take [..., {expected}]")
-        fixed = prompts.embeddings.expand(*lead, *prompts.embeddings.shape)
-        embeddings = torch.cat([fixed[..., :start, :], context, fixed[..., end:, :]], dim=-2).flatten(0, -3)
-        tokens = prompts.tokens.expand(*lead, *prompts.tokens.shape).flatten(0, -2)
-        return self._text.read(embeddings, tokens).reshape(*lead, len(prompts.texts), -1)
+        lead = context.shape[:-3]
+        features = read(context.reshape(lead.numel(), *expected))
+        return features.reshape(*lead, *features.shape[1:])
+
+    def prompt_reader(self, prompts: Prompts, *, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
+        """What reads these prompts, prepared once: context [B, K, M, d_text] → text features, float32 [B, K, d].
+
+        Args:
+            prompts: K tokenised prompts.
+            precision: of the arithmetic inside the tower.
+        """
+        readers = self._readers.setdefault(prompts, {})
+        if precision not in readers:
+            readers[precision] = read_prompts(
+                self._text,
+                prompts.embeddings,
+                prompts.tokens,
+                start=prompts.start,
+                num_context=prompts.num_context,
+                precision=precision,
+            )
+        return readers[precision]
 
     @property
     def logit_scale(self) -> float:

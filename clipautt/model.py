@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,18 @@ class ClipAU(nn.Module):
 
     def window_embeddings(self, frames: Tensor, spec: WindowSpec) -> tuple[Tensor, list[int]]:
         """v of every window of one video [T, d], in one pass: [V, d] and the first frame of each window."""
-        used = frames[:: spec.stride]
-        starts = window_starts(len(used), spec)
+        return self.window_embeddings_of([frames], [spec])[0]
+
+    def window_embeddings_of(
+        self, videos: Sequence[Tensor], specs: Sequence[WindowSpec]
+    ) -> list[tuple[Tensor, list[int]]]:
+        """`window_embeddings` of many videos [T, d], each with a T of its own, in one pass."""
+        used = [frames[:: spec.stride] for frames, spec in zip(videos, specs, strict=True)]
+        starts = [window_starts(len(frames), spec) for frames, spec in zip(used, specs, strict=True)]
+        lengths = [min(spec.length, len(frames)) for frames, spec in zip(used, specs, strict=True)]
         assert self.temporal.bias is not None
-        return embed_windows(used, self.temporal.weight, self.temporal.bias, length=spec.length, starts=starts), starts
+        embedded = embed_windows(used, self.temporal.weight, self.temporal.bias, lengths=lengths, starts=starts)
+        return list(zip(embedded, starts, strict=True))
 
     def similarities(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
         """s = τ ⟨v, a⟩: [..., V, d] and [..., K, d] → [..., V, K]."""
@@ -114,6 +122,12 @@ class CheckpointSpec:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """How the backbone was loaded; its weights may lie elsewhere by now."""
 
+    @property
+    def class_shares(self) -> tuple[float, ...]:
+        """Shares of the classes among the training clips; equal ones where the checkpoint does not know them."""
+        equal = (1 / len(self.classes),) * len(self.classes)
+        return tuple(self.training.get("class_shares") or equal)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
@@ -123,6 +137,8 @@ class Checkpoint:
     """In evaluation mode, without gradients."""
     spec: CheckpointSpec
     """Facts."""
+    folder: Path | None = None
+    """Where it was loaded from."""
 
     @property
     def fingerprint(self) -> str:
@@ -192,7 +208,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         model.load_state_dict(load_file(folder / "weights.safetensors"))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: weights.safetensors does not fit checkpoint.json ({error})") from error
-    checkpoint = Checkpoint(model.eval().requires_grad_(False), spec)
+    checkpoint = Checkpoint(model.eval().requires_grad_(False), spec, folder)
     if checkpoint.fingerprint != fingerprint:
         raise ValueError(
             f"{folder}: the weights have fingerprint {checkpoint.fingerprint}, checkpoint.json says {fingerprint}"

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from clipautt.action_units import VOCABULARY
-from clipautt.adaptation import Personalization, adapt, load_personalization, subject_file
+from clipautt.adapt_config import AdaptConfig
+from clipautt.adaptation import adapt
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.faces import make_detector
 from clipautt.features import ClipFeatures, encode_clip
-from clipautt.methods import AdaptConfig, ClipAUTT
+from clipautt.methods import ClipAUTT
 from clipautt.model import load_checkpoint
+from clipautt.personalization import Personalization, load_personalization, subject_file
 from clipautt.reader_process import ReadLimits
 from clipautt.source import Prediction, Source
 from clipautt.windows import entropy

@@ -62,6 +62,14 @@ class ResultRow:
     """Optimiser steps."""
     learning_rate: float
     """As configured."""
+    tune: str
+    """What was tuned: `none`, `context`, `first_order` or `feature`."""
+    prior: float
+    """Share of the positive class that the probability assumes, 0..1."""
+    training_prior: float
+    """That share among the training clips, 0..1."""
+    position: int
+    """When the clip was visited among those of its subject, from 0; it matters `online`."""
     cohort: str
     """`balanced`, or the share of positives such as `20%`."""
     draw: int
@@ -130,11 +138,22 @@ def cohorts_of(clips: Sequence[Clip], cohort: Cohort, *, positive: str, draw: in
     }
 
 
-def write_rows(rows: Iterable[ResultRow], path: Path) -> None:
-    """Write rows as Parquet, aside and renamed."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    table = pd.DataFrame([asdict(row) for row in rows], columns=[f.name for f in fields(ResultRow)])
-    table.to_parquet(aside, index=False)
+COLUMNS = tuple(field.name for field in fields(ResultRow))
+"""Of a table of result rows."""
+
+
+def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
+    """Rows as a table with the columns of `ResultRow`."""
+    return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+
+
+def write_rows(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of rows as Parquet, aside and renamed, so that it is there as a whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        table.to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 
@@ -146,7 +165,7 @@ def predicted(rows: pd.DataFrame) -> pd.DataFrame:
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
     """All rows of these files, with a column per field of `ResultRow`."""
     tables = [pd.read_parquet(path) for path in sorted(paths)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[f.name for f in fields(ResultRow)])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
 def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFrame:

@@ -7,7 +7,11 @@ prompts, their text features and AU embeddings, and the class descriptions of th
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +21,15 @@ from torch import Tensor
 
 from clipautt.backbone import Backbone, Prompts
 from clipautt.features import ClipFeatures
+from clipautt.linearisation import linear_reader, load_jacobian, save_jacobian, tower_jacobian
 from clipautt.model import Checkpoint, CheckpointSpec
+from clipautt.packed_tower import TextPrecision
 from clipautt.windows import WindowSpec, entropy
 
 OK = "ok"
+JACOBIAN_FILE = "jacobian.safetensors"
+"""In a checkpoint's folder, once `tune=first_order` has been used."""
+_FRAMES_PER_PASS = 8192
 
 
 def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
@@ -65,6 +74,8 @@ class Prediction:
     """AU similarities s of that window, [K], on the CPU; None where the method has none."""
     status: str = OK
     """`ok`, or why the source prompts were used instead."""
+    prior: Tensor | None = None
+    """Shares of the classes that the probabilities assume, [C], on the CPU; None: those of the training."""
 
     @property
     def label_index(self) -> int:
@@ -108,7 +119,10 @@ class Source:
             self.prompts = tokenize_prompts(backbone, checkpoint.spec)
             self.text_features = backbone.encode_prompts(self.prompts)
             self.au_embeddings = self.model.au_embeddings(self.text_features)
+            self.class_shares = torch.tensor(checkpoint.spec.class_shares, device=backbone.device)
         self.context = self.prompts.context
+        self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
+        self._kept: dict[str, Any] = {}  # what is computed at its first use; copies with other windows share it
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,19 +138,76 @@ class Source:
         return other
 
     def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
-        """All windows of a clip."""
-        spec = window or self.window
+        """All windows of a clip; computed once, for as long as these features live."""
+        return self.views_of([clip], window=window)[0]
+
+    def views_of(
+        self, clips: Sequence[ClipFeatures], *, window: WindowSpec | None = None, whole: bool = False
+    ) -> list[Views]:
+        """All windows of many clips, in few passes.
+
+        Args:
+            clips: of any lengths.
+            window: instead of the source's windows.
+            whole: take each clip as a single window.
+        """
+        specs = {
+            clip: WindowSpec(len(clip.features), self.window.stride) if whole else window or self.window
+            for clip in clips
+        }
+        missing = [clip for clip, spec in specs.items() if spec not in self._views.get(clip, {})]
+        for part in _passes(missing):
+            for clip, views in zip(part, self._embed(part, [specs[clip] for clip in part]), strict=True):
+                self._views.setdefault(clip, {})[specs[clip]] = views
+        return [self._views[clip][specs[clip]] for clip in clips]
+
+    def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
         with torch.no_grad():
-            embeddings, starts = self.model.window_embeddings(clip.features.to(self.backbone.device), spec)
-        first = np.asarray(starts) * spec.stride
-        num_frames = len(clip.times)
-        last = np.minimum(first + (min(spec.length, -(-num_frames // spec.stride)) - 1) * spec.stride, num_frames - 1)
-        period = float(np.median(np.diff(clip.times))) if num_frames > 1 else 0.0
-        return Views(embeddings, first, clip.times[first], clip.times[last] + period)
+            frames = [clip.features.to(self.backbone.device) for clip in clips]
+            embedded = self.model.window_embeddings_of(frames, specs)
+        for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
+            first = np.asarray(starts) * spec.stride
+            count = len(clip.times)
+            last = np.minimum(first + (min(spec.length, -(-count // spec.stride)) - 1) * spec.stride, count - 1)
+            period = float(np.median(np.diff(clip.times))) if count > 1 else 0.0
+            yield Views(embeddings, first, clip.times[first], clip.times[last] + period)
 
     def whole_clip(self, clip: ClipFeatures) -> Views:
         """The clip as a single window."""
-        return self.views(clip, window=WindowSpec(len(clip.features), self.window.stride))
+        return self.views_of([clip], whole=True)[0]
+
+    def prompt_reader(self, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
+        """The AU prompts' text features under many contexts: [B, K, M, d_text] → float32 [B, K, d]."""
+        return self.backbone.prompt_reader(self.prompts, precision=precision)
+
+    def linearised_tower(
+        self, context: Tensor | None = None, features: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """`prompt_reader` to first order, by the Jacobian at the source prompts, which is computed once.
+
+        It is kept beside the checkpoint where that has a folder that can be written.
+
+        Args:
+            context: where the value is exact, [B, K, M, d_text]; the source prompts by default.
+            features: the tower's value there, [B, K, d].
+        """
+        if "jacobian" not in self._kept:
+            self._kept["jacobian"] = self._jacobian().to(self.backbone.device)
+        if context is None or features is None:
+            context, features = self.context, self.text_features
+        return linear_reader(self._kept["jacobian"], context, features)
+
+    def _jacobian(self) -> Tensor:
+        folder = self.checkpoint.folder
+        fingerprint = f"{self.backbone.fingerprint} {self.prompts.content_hash} {self.prompts.num_context}"
+        path = None if folder is None else folder / JACOBIAN_FILE
+        found = None if path is None else load_jacobian(path, fingerprint=fingerprint)
+        if found is not None:
+            return found
+        jacobian = tower_jacobian(self.prompt_reader(), self.context)
+        if path is not None and os.access(path.parent, os.W_OK):
+            save_jacobian(jacobian, path, fingerprint=fingerprint)
+        return jacobian
 
     def au_embeddings_of(self, context: Tensor) -> Tensor:
         """AU embeddings under other context vectors: [..., K, M, d_text] → [..., K, d]; differentiable."""
@@ -155,8 +226,27 @@ class Source:
         spec = self.checkpoint.spec
         if not spec.descriptions:
             raise ValueError("this checkpoint has no class descriptions, so there is no zero-shot row")
-        with torch.no_grad():
-            groups = [
-                self.backbone.encode_prompts(self.backbone.tokenize(g, context=spec.context)) for g in spec.descriptions
-            ]
-        return F.normalize(torch.stack([F.normalize(group, dim=-1).mean(0) for group in groups]), dim=-1)
+        if "class_text" not in self._kept:
+            with torch.no_grad():
+                groups = [
+                    self.backbone.encode_prompts(self.backbone.tokenize(group, context=spec.context))
+                    for group in spec.descriptions
+                ]
+            means = torch.stack([F.normalize(group, dim=-1).mean(0) for group in groups])
+            self._kept["class_text"] = F.normalize(means, dim=-1)
+        vectors: Tensor = self._kept["class_text"]
+        return vectors
+
+
+def _passes(clips: Sequence[ClipFeatures]) -> Iterator[list[ClipFeatures]]:
+    """The clips in parts of a bounded number of frames, but for clips that are longer alone."""
+    part: list[ClipFeatures] = []
+    frames = 0
+    for clip in clips:
+        if part and frames + len(clip.features) > _FRAMES_PER_PASS:
+            yield part
+            part, frames = [], 0
+        part.append(clip)
+        frames += len(clip.features)
+    if part:
+        yield part

@@ -104,6 +104,17 @@ def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) ->
     return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
 
 
+def class_shares(labels: Sequence[int], *, num_classes: int) -> list[float]:
+    """Shares of the classes among training clips, none of them zero: one that is missing counts as a single clip.
+
+    Args:
+        labels: class indices [N].
+        num_classes: C.
+    """
+    counts = np.maximum(np.bincount(np.asarray(labels, int), minlength=num_classes), 1)
+    return [float(share) for share in counts / counts.sum()]
+
+
 def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
     """L consecutive frames [L, d] after the stride; all of a clip that has fewer."""
     used = clip.features[int(rng.integers(min(spec.stride, len(clip.features)))) :: spec.stride]

@@ -2,16 +2,20 @@
 
 A window of L frames goes through the temporal module as if it stood alone: its first and last frame see zero padding.
 All windows of a video share one convolution of the whole sequence; only those two border frames differ per window, so
-the cost grows with the number of frames T and not with T × L.
+the cost grows with the number of frames T and not with T × L. Videos of different length go through it together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from clipautt.frozen_linear import frozen_linear
 
 
 @dataclass(frozen=True)
@@ -51,31 +55,40 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
-def embed_windows(frames: Tensor, weight: Tensor, bias: Tensor, *, length: int, starts: list[int]) -> Tensor:
-    """Embedding of every window: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
+def embed_windows(
+    videos: Sequence[Tensor], weight: Tensor, bias: Tensor, *, lengths: Sequence[int], starts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Embedding of every window of every video: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
 
     Args:
-        frames: frame features [T, d].
+        videos: frame features of each video, [T, d] with a T of its own.
         weight: of the convolution, [d_out, d, 3].
         bias: of the convolution, [d_out].
-        length: L; cut to T for shorter videos.
-        starts: first frames, see `window_starts`.
+        lengths: L of each video's windows, at most its T.
+        starts: first frames of each video's windows, see `window_starts`.
 
     Returns:
-        Unit vectors [len(starts), d_out].
+        Unit vectors of each video's windows, [V, d_out].
     """
-    length = min(length, len(frames))
-    before, centre, after = (frames @ weight[:, :, tap].T for tap in range(3))
+    frames = torch.cat(list(videos))
+    offsets = np.cumsum([0, *(len(video) for video in videos)])
+    before, centre, after = frozen_linear(frames, weight.permute(2, 0, 1).flatten(0, 1)).chunk(3, dim=-1)
     first = centre + bias  # what a frame sees of itself
-    if length == 1:
-        return F.normalize(F.gelu(first)[starts], dim=-1)
-    zero = torch.zeros_like(before[:1])
-    from_left = torch.cat([zero, before[:-1]])
-    from_right = torch.cat([after[1:], zero])
-    begin = torch.tensor(starts, device=frames.device)
-    end = begin + length - 1
+    edges = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
+    edges[offsets[:-1]] = False
+    zero = torch.zeros_like(first[:1])
+    from_left = torch.cat([zero, before[:-1]]) * edges  # nothing comes over from another video
+    from_right = torch.cat([(after * edges)[1:], zero])
+    counts = [len(own) for own in starts]
+    begin = torch.as_tensor(
+        np.concatenate([offset + np.asarray(own) for offset, own in zip(offsets, starts, strict=False)])
+    ).to(frames.device)
+    length = torch.as_tensor(np.repeat(lengths, counts)).to(frames.device)[:, None]
+    end = begin + length[:, 0] - 1
     borders = F.gelu(first + from_right)[begin] + F.gelu(first + from_left)[end]
     # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter.
     inner = F.gelu(first + from_left + from_right).double().cumsum(0)
     between = (inner[end - 1] - inner[begin]).to(borders.dtype)
-    return F.normalize((borders + between) / length, dim=-1)
+    alone = F.gelu(first)[begin] if min(lengths) == 1 else borders
+    means = torch.where(length == 1, alone, (borders + between) / length)
+    return list(torch.split(F.normalize(means, dim=-1), counts))

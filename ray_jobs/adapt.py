@@ -1,291 +1,368 @@
 """Personalize to every target subject without labels, and predict all their clips.
 
 Subjects are units of work over a pool of actors; each finished subject is one result file, written whole, so a run that
-was stopped goes on where it was. Labels are used afterwards, to draw the cohorts of the evaluation and to score.
+was stopped goes on where it was, and clips that came later extend their subject. Labels are used afterwards, to draw
+the cohorts of the evaluation and to score.
 
 Example:
     clipautt adapt manifest=data/hard/manifest.parquet checkpoint=runs/train/hard adapt=infomax_kl name=hard
     clipautt adapt manifest=data/hard/manifest.parquet compare=[zero_shot,clip_au,infomax_kl@median]
+    clipautt adapt manifest=data/hard/manifest.parquet adapt=infomax_kl adapt.tune=feature explain=true
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.adaptation import Personalization, SubjectResult, adapt, save_personalization, subject_file
-from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, by_subject
-from clipautt.features import ClipFeatures
-from clipautt.methods import AdaptConfig
+from clipautt.adapt_config import AdaptConfig
+from clipautt.backbone import load_backbone
+from clipautt.clips import Clip, Manifest, by_subject, read_manifest, write_manifest
+from clipautt.explanations import read_explanations
+from clipautt.feature_store import FeatureStore
+from clipautt.metrics import score
 from clipautt.model import CheckpointSpec, load_checkpoint
-from clipautt.results import Cohort, ResultRow, predicted, read_rows, subject_scores, write_rows
+from clipautt.personalization import clips_of_personalization
+from clipautt.reports.explanation import write_explanation_page
+from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, predicted, read_rows, subject_scores, write_rows
 from clipautt.source import Prediction, Source
 from ray_jobs import cli
-from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
+from ray_jobs.actor_pool import Done, PoolConfig, run_pool
+from ray_jobs.adapt_actor import AdaptActor, AdaptJob, Outcome
+from ray_jobs.adapt_plan import (
+    EVERY,
+    FAILED,
+    Group,
+    SubjectPlan,
+    changed_clips,
+    exact_counterparts,
+    exact_sample,
+    make_groups,
+    make_tasks,
+    plan_subject,
+    result_file,
+    standing_rows,
+)
+from ray_jobs.agreement import FOLDER, agreement_file, agreement_of, read_agreement, write_agreement
+from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus, num_nodes
 from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.extract import extract, report_failures
 from ray_jobs.manifest import load_manifest
+from ray_jobs.metrics import JobMetrics
 from ray_jobs.progress import Progress, table
-from ray_jobs.runs import code_version, open_run
+from ray_jobs.runs import IGNORED, Run, code_version, open_run
 from ray_jobs.train import find_checkpoint
 
-EVERY = "every clip"
-"""Name of the group with all clips of a subject, labelled or not; its adapted prompts are kept."""
-_IN_FLIGHT_PER_ACTOR = 2
+REFERENCE = AdaptConfig()
+"""CLIP-AU without personalization: what the gain is measured against, where it is among the methods."""
+_MAY_DIFFER = (*IGNORED, "work", "tuning", "explain", "openface")
+"""Settings that may differ when a run goes on."""
+_ATTEMPTS = 3
+_SHOWN_CHANGES = 12
 
 
 @dataclass(frozen=True)
-class AdaptJob:
-    """What an adaptation run computes; plain values only."""
+class WorkConfig:
+    """How subjects are spread over actors; nothing here changes a result by more than rounding."""
 
-    backbone: BackboneConfig
-    """Text tower and fingerprint."""
-    checkpoint: str
-    """Run folder of a training, or a checkpoint folder."""
-    methods: tuple[AdaptConfig, ...]
-    """Rows of the table; the first one is the run's own, whose prompts are kept."""
-    folder: str
-    """Run folder."""
+    actors: int | None = None
+    """How many; None: as many as the GPUs have room for, or one per core."""
+    clips_per_task: int = 128
+    """Subjects are put together until they have so many clips."""
+    seconds_per_video: float = 600.0
+    """A task that takes longer than this for each of its videos is ended and tried again."""
+    exact_sample: int = 3
+    """Subjects on which cheap modes are compared with the exact one."""
 
     def __post_init__(self) -> None:
-        names = [method.name for method in self.methods]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare"
-            )
-
-
-@dataclass(frozen=True, repr=False)
-class Group:
-    """Clips of one subject that are adapted on together."""
-
-    cohort: str
-    """Name of the cohort, or `EVERY`."""
-    draw: int
-    """Number of the draw."""
-    clip_ids: frozenset[str]
-    """Members."""
-
-
-GroupPredictions = list[tuple[str, Group, float, list[Prediction]]]
-"""Method name, group, seconds per video, predictions."""
-
-
-class AdaptActor:
-    """Holds the source models and works on one subject at a time. It never sees a label."""
-
-    def __init__(self, job: AdaptJob) -> None:
-        import torch
-
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)
-        backbone = load_backbone(job.backbone)
-        self.job = job
-        self.sources: dict[str, Source] = {}
-        for baseline in {method.subject_baseline for method in job.methods}:
-            self.sources[baseline] = Source(load_checkpoint(find_checkpoint(job.checkpoint, baseline)), backbone)
-
-    def run(self, clips: list[ClipFeatures], groups: list[Group]) -> GroupPredictions:
-        """All methods on all groups of one subject; the kept prompts are written on the way."""
-        found: GroupPredictions = []
-        for method in self.job.methods:
-            source = self.sources[method.subject_baseline]
-            done: dict[frozenset[str], SubjectResult] = {}
-            for group in sorted(groups, key=lambda group: group.cohort != EVERY):
-                # Without a transductive part, what a clip gets does not depend on which other clips there are.
-                key = group.clip_ids if method.transductive else groups_union(groups)
-                if key not in done:
-                    done[key] = adapt(source, [clip for clip in clips if clip.clip_id in key], method)[
-                        clips[0].subject_id
-                    ]
-                result = done[key]
-                if group.cohort == EVERY and method is self.job.methods[0]:
-                    path = Path(self.job.folder) / "prompts" / subject_file(clips[0].subject_id)
-                    save_personalization(
-                        Personalization.of(result, method), path, checkpoint=source.checkpoint.fingerprint
-                    )
-                members = [p for p in result.predictions if p.clip_id in group.clip_ids]
-                found.append((method.name, group, result.seconds / len(key), members))
-        return found
-
-
-def groups_union(groups: Sequence[Group]) -> frozenset[str]:
-    """Every clip of the groups."""
-    return frozenset().union(*(group.clip_ids for group in groups))
-
-
-def make_groups(clips: Sequence[Clip], cohorts: Sequence[Cohort], *, positive: str, seed: int) -> list[Group]:
-    """One subject's groups: every clip, and the draws of each cohort where the subject has labels of both classes."""
-    groups = [Group(EVERY, 0, frozenset(clip.clip_id for clip in clips))]
-    labelled = [clip for clip in clips if clip.label is not None]
-    if len({clip.label for clip in labelled}) < 2:
-        return groups
-    for cohort in cohorts:
-        for draw in range(cohort.draws):
-            members = cohort.members(labelled, positive=positive, draw=draw, seed=seed)
-            groups.append(Group(cohort.name, draw, frozenset(clip.clip_id for clip in members)))
-    return groups
+        for name, least in (("actors", 1), ("clips_per_task", 1), ("exact_sample", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}; allowed are whole numbers from {least}")
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"seconds_per_video={self.seconds_per_video}; allowed are positive numbers")
 
 
 def run_adaptation(
     job: AdaptJob,
     manifest: Manifest,
     clips: Sequence[Clip],
-    features: dict[str, ClipFeatures],
     cohorts: Sequence[Cohort],
     *,
     cluster: ClusterConfig,
-    actors: int | None = None,
+    work: WorkConfig | None = None,
     seed: int = 0,
     reasons: Mapping[str, str] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Adapt to every subject that has no result file yet, on the connected Ray.
+    """Adapt to every subject that has something left to do, on the connected Ray.
 
     Args:
         job: what to compute.
         manifest: names the classes.
-        clips: to predict.
-        features: of those clips that have some; each of the others gets a row that says why it has no prediction.
+        clips: to predict; each without features gets a row that says why it has no prediction.
         cohorts: of the evaluation.
         cluster: the GPU share of an actor.
-        actors: how many; by default one per GPU, or per core.
+        work: how subjects are spread over actors.
         seed: of the cohorts.
         reasons: clip → why it has no features.
 
     Returns:
         All result rows of the run; and of the subjects that failed, which the others do not wait for, id → reason.
+
+    Raises:
+        PoolError: if no actor can start or be placed.
     """
-    subjects = by_subject(clips)
+    work = work or WorkConfig()
     results = Path(job.folder) / "subjects"
     results.mkdir(parents=True, exist_ok=True)
-    todo = {subject: own for subject, own in subjects.items() if not _is_done(results / result_file(subject), features)}
-    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
-    settings = {method.name: _method_facts(method, job) | facts for method in job.methods}
-    failures: dict[str, str] = {}
-    total = sum(map(len, todo.values()))
-    with Progress("adapt", total, unit="videos") as progress:
-        for subject, outcome in _work(
-            job, todo, features, cohorts, manifest, cluster=cluster, actors=actors, seed=seed
-        ):
-            if isinstance(outcome, Exception):
-                failures[subject] = str(outcome).strip().splitlines()[-1]
-            else:
-                own = {clip.clip_id: clip for clip in todo[subject]}
-                rows = [*_rows(outcome, own, manifest, settings)]
-                rows += _empty_rows(own.values(), features, reasons or {}, settings)
-                aside = results / f".{result_file(subject)}"
-                write_rows(rows, aside)
-                aside.replace(results / result_file(subject))
-            progress.advance(len(todo[subject]), failed=len(todo[subject]) * isinstance(outcome, Exception))
-    return read_rows(results / result_file(subject) for subject in subjects if subject not in failures), failures
-
-
-def result_file(subject_id: str) -> str:
-    """File name of a subject's result rows."""
-    return Path(subject_file(subject_id)).with_suffix(".parquet").name
+    subjects = by_subject(clips)
+    book = _Book(job, manifest, results, reasons or {}, _settings(job, manifest, seed))
+    plans = book.plans(subjects, cohorts, seed=seed, sample=work.exact_sample)
+    with Progress("adapt", sum(len(plan.work.clips) for plan in plans.values()), unit="videos") as progress:
+        metrics = JobMetrics("adapt")
+        for subject, outcomes in _work(job, plans, cluster=cluster, work=work):
+            book.write(plans[subject], outcomes)
+            count = len(plans[subject].work.clips)
+            progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(len(plans)))
+            metrics.publish(progress.figures() | book.figures())
+    return read_rows(results / result_file(subject) for subject in subjects), book.failures
 
 
 def _work(
-    job: AdaptJob,
-    todo: dict[str, list[Clip]],
-    features: dict[str, ClipFeatures],
-    cohorts: Sequence[Cohort],
-    manifest: Manifest,
-    *,
-    cluster: ClusterConfig,
-    actors: int | None,
-    seed: int,
-) -> Iterator[tuple[str, GroupPredictions | Exception]]:
-    """Subjects over a pool of actors, a few in flight per actor; yields in order of completion."""
+    job: AdaptJob, plans: Mapping[str, SubjectPlan], *, cluster: ClusterConfig, work: WorkConfig
+) -> Iterator[tuple[str, list[Outcome] | str]]:
+    """Subject → outcomes, or why there are none, in order of completion."""
+    idle = [subject for subject, plan in plans.items() if not plan.work.assignments]
+    yield from ((subject, []) for subject in sorted(idle))
+    tasks = make_tasks(
+        [plan.work for plan in plans.values() if plan.work.assignments], clips_per_task=work.clips_per_task
+    )
+    if not tasks:
+        return
+    gpu = gpu_share(cluster)
+    count = min(len(tasks), work.actors or (max(1, int(num_gpus() / gpu)) if gpu else num_cpus()))
+    if any(one.method.tune == "first_order" for task in tasks for each in task for one in each.assignments):
+        _prepare_jacobians(job, gpu)
+    config = PoolConfig(
+        actors=count,
+        num_cpus=_cpus_of_actor(count, gpu),
+        num_gpus=gpu,
+        attempts=_ATTEMPTS,
+        seconds_per_item=work.seconds_per_video * max(len(each.clips) for task in tasks for each in task),
+    )
+    workers = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
+    for outcome in run_pool(AdaptActor, (job, workers), tasks, config=config, key=lambda one: one.subject_id):
+        yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
+
+
+def _cpus_of_actor(count: int, gpu: float) -> float:
+    """On one machine all cores are used, however few or many actors there are; elsewhere one core each."""
+    if gpu:
+        return 0.0
+    cores = num_cpus()
+    return max(1, cores // count) if num_nodes() == 1 and count <= cores else min(1.0, cores / count)
+
+
+def _prepare_jacobians(job: AdaptJob, gpu: float) -> None:
+    """Compute what `first_order` needs once, before many actors would; it is kept beside the checkpoints."""
     import ray
 
-    hollow = {subject for subject, own in todo.items() if not any(clip.clip_id in features for clip in own)}
-    yield from ((subject, []) for subject in sorted(hollow))
-    todo = {subject: own for subject, own in todo.items() if subject not in hollow}
-    if not todo:
-        return
-    count = min(len(todo), actors or num_gpus() or num_cpus())
-    gpu = gpu_share(cluster)
-    remote = ray.remote(num_cpus=0 if gpu else 1, num_gpus=gpu, max_restarts=3, max_task_retries=1)(AdaptActor)
-    pool = [remote.remote(job) for _ in range(count)]
-    waiting, running = list(todo.items()), {}
-
-    def submit(actor: Any) -> None:
-        subject, listed = waiting.pop(0)
-        own = [clip for clip in listed if clip.clip_id in features]
-        groups = make_groups(own, cohorts, positive=manifest.classes[-1], seed=seed)
-        running[actor.run.remote([features[clip.clip_id] for clip in own], groups)] = (subject, actor)
-
-    for _ in range(_IN_FLIGHT_PER_ACTOR):
-        for actor in pool:
-            if waiting:
-                submit(actor)
-    while running:
-        done, _ = ray.wait(list(running))
-        subject, actor = running.pop(done[0])
-        try:
-            outcome: GroupPredictions | Exception = ray.get(done[0])
-        except ray.exceptions.RayError as error:
-            outcome = error
-        if waiting:
-            submit(actor)
-        yield subject, outcome
+    baselines = sorted({m.subject_baseline for m in job.methods if m.tune == "first_order"})
+    ray.get(ray.remote(num_cpus=1, num_gpus=gpu)(_keep_jacobian).remote(job, baselines))
 
 
-def _is_done(file: Path, features: Mapping[str, ClipFeatures]) -> bool:
-    """Whether a subject's rows are there, and none of its clips had to wait for features that have come since."""
-    if not file.is_file():
-        return False
-    rows = read_rows([file])
-    return not set(rows.loc[rows["prediction"] == "", "clip_id"]) & features.keys()
+def _keep_jacobian(job: AdaptJob, baselines: Sequence[str]) -> None:
+    import torch
+
+    backbone = load_backbone(job.backbone).to("cuda" if torch.cuda.is_available() else "cpu")
+    for baseline in baselines:
+        Source(load_checkpoint(find_checkpoint(job.checkpoint, baseline)), backbone).linearised_tower()
 
 
-def _rows(
-    found: GroupPredictions, clips: dict[str, Clip], manifest: Manifest, settings: Mapping[str, dict[str, Any]]
-) -> Iterator[ResultRow]:
-    for name, group, seconds, predictions in found:
-        for prediction in predictions:
-            yield ResultRow(
-                **_clip_facts(clips[prediction.clip_id]),
-                prediction=manifest.classes[prediction.label_index],
-                probability=float(prediction.probabilities[-1]),
-                window_start_seconds=prediction.window_start_seconds,
-                window_end_seconds=prediction.window_end_seconds,
-                entropy=prediction.entropy,
-                status=prediction.status,
-                cohort=group.cohort,
-                draw=group.draw,
-                seconds=seconds,
-                **settings[name],
+@dataclass(eq=False)
+class _Book:
+    """Keeps the run's result files: reads what stands, writes what is done, and counts."""
+
+    job: AdaptJob
+    manifest: Manifest
+    results: Path
+    reasons: Mapping[str, str]
+    settings: Mapping[str, dict[str, Any]]
+    failures: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+    gains: list[float] = field(default_factory=list)
+
+    def plans(
+        self, subjects: Mapping[str, list[Clip]], cohorts: Sequence[Cohort], *, seed: int, sample: int
+    ) -> dict[str, SubjectPlan]:
+        """The subjects that have something left to do."""
+        present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
+        cheap = exact_counterparts(self.job.methods)
+        compared = exact_sample(subjects, sample) if cheap else set()
+        plans = {}
+        for subject, own in subjects.items():
+            there = [clip for clip in own if clip.clip_id in present]
+            groups = make_groups(there, cohorts, positive=self.manifest.classes[-1], seed=seed) if there else []
+            asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
+            plan = plan_subject(
+                own,
+                groups,
+                self.job.methods,
+                rows=standing_rows(self.results / result_file(subject)),
+                went_on_from=self._went_on_from(subject),
+                exact=tuple(cheap.values()) if asked else (),
+                unexplained=self.job.explain and not (self.job.explanation(subject) / "explanation.json").is_file(),
             )
+            if plan is not None:
+                plans[subject] = plan
+        return plans
 
+    def _went_on_from(self, subject: str) -> tuple[str, ...] | None:
+        if self.job.methods[0].protocol != "online":
+            return None
+        return clips_of_personalization(self.job.prompts(subject))
 
-def _empty_rows(
-    clips: Iterable[Clip],
-    features: Mapping[str, ClipFeatures],
-    reasons: Mapping[str, str],
-    settings: Mapping[str, dict[str, Any]],
-) -> Iterator[ResultRow]:
-    """One row per clip without features and method, so that no clip is lost in silence."""
-    numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds")
-    for of_method in settings.values():
+    def write(self, plan: SubjectPlan, outcomes: list[Outcome] | str) -> None:
+        """Write a subject's file: rows that stand, new ones, and those of clips that have no prediction."""
+        subject = plan.work.subject_id
+        failed = outcomes if isinstance(outcomes, str) else None
+        new = [] if isinstance(outcomes, str) else outcomes
+        rows = pd.concat([self._standing(plan), as_table(self._rows(plan, new, failed))])[list(COLUMNS)]
+        write_rows(rows, self.results / result_file(subject))
+        if failed is not None:
+            self.failures[subject] = failed
+            return
+        exact = exact_counterparts(self.job.methods)
+        found = agreement_of(rows, new, exact, classes=self.manifest.classes)
+        write_agreement(self.results.parent, subject, found)
+        self.done += 1
+        self.gains += gain(rows, self.manifest.classes, self.job.methods[0].name)
+
+    def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
+        """Rows that stand, in the groups that there are now."""
+        kept = []
+        for method in self.job.methods:
+            own = plan.kept[plan.kept["method"] == method.name]
+            if method.transductive:
+                kept.append(own)
+                continue
+            one_each = own.drop_duplicates("clip_id")
+            for group in plan.groups:
+                members = one_each[one_each["clip_id"].isin(group.clip_ids)]
+                kept.append(members.assign(cohort=group.cohort, draw=group.draw))
+        return pd.concat(kept) if kept else plan.kept
+
+    def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome], failed: str | None) -> Iterator[ResultRow]:
+        clips = {clip.clip_id: clip for clip in plan.clips}
+        for method in self.job.methods:
+            own = [one for one in outcomes if one.assignment.method == method]
+            for outcome in own:
+                for group in plan.groups:
+                    if serves(outcome, group):
+                        yield from self._of_group(method, group, outcome, clips)
+        if failed is not None:
+            for one in plan.work.assignments:
+                if one.method.name in self.settings:
+                    missing = [clips[clip_id] for clip_id in one.clip_ids]
+                    yield from self._empty(missing, FAILED + failed, self.settings[one.method.name])
+        present = plan.groups[0].clip_ids if plan.groups else frozenset()
+        for clip in plan.clips:
+            if clip.clip_id not in present:
+                why = f"no features: {self.reasons.get(clip.clip_id, 'not extracted')}"
+                for settings in self.settings.values():
+                    yield from self._empty([clip], why, settings)
+
+    def _of_group(
+        self, method: AdaptConfig, group: Group, outcome: Outcome, clips: Mapping[str, Clip]
+    ) -> Iterator[ResultRow]:
+        before = len(outcome.assignment.past_ids)
+        for position, prediction in enumerate(outcome.predictions, before):
+            if prediction.clip_id in group.clip_ids:
+                yield ResultRow(
+                    **_clip_facts(clips[prediction.clip_id]),
+                    **_prediction_facts(prediction, self.manifest.classes),
+                    prior=_assumed(prediction, self.settings[method.name]),
+                    position=position,
+                    cohort=group.cohort,
+                    draw=group.draw,
+                    seconds=outcome.seconds,
+                    **self.settings[method.name],
+                )
+
+    def _empty(self, clips: Iterable[Clip], why: str, settings: Mapping[str, Any]) -> Iterator[ResultRow]:
+        """Rows of clips without a prediction, so that no clip is lost in silence."""
+        numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
         for clip in clips:
-            if clip.clip_id not in features:
-                why = {"prediction": "", "status": f"no features: {reasons.get(clip.clip_id, 'not extracted')}"}
-                nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan")) | why | {"cohort": EVERY, "draw": 0}
-                yield ResultRow(**_clip_facts(clip), **nothing, **of_method)
+            nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
+            nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
+            yield ResultRow(**_clip_facts(clip), **nothing, **settings)
+
+    def figures(self) -> dict[str, float]:
+        """For the metrics."""
+        gained = {"gain_uar_points": 100 * float(np.mean(self.gains))} if self.gains else {}
+        return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
+
+    def note(self, total: int) -> str:
+        """For the line of progress."""
+        parts = [f"{self.done + len(self.failures)}/{total} subjects"]
+        if self.gains:
+            parts.append(f"UAR {100 * float(np.mean(self.gains)):+.1f} points on {len(self.gains)} labelled ones")
+        return ", ".join(parts)
+
+
+def serves(outcome: Outcome, group: Group) -> bool:
+    """Whether predictions are a group's: those of its very clips, or of any where clips do not matter to each other."""
+    one = outcome.assignment
+    return not one.method.transductive or group.clip_ids == {*one.clip_ids, *one.past_ids}
+
+
+def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
+    """A subject's UAR under the run's own method, less that of CLIP-AU; none without labels of both classes."""
+    labelled = predicted(rows[rows["label"] != ""])
+    cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
+    shown = labelled[(labelled["cohort"] == cohort) & (labelled["draw"] == 0)]
+    if own == REFERENCE.name or shown["label"].nunique() < 2 or not {own, REFERENCE.name} <= set(shown["method"]):
+        return []
+    index = {name: i for i, name in enumerate(classes)}
+
+    def uar(method: str) -> float:
+        mine = shown[shown["method"] == method]
+        found, true = (mine[name].map(index).to_numpy(int) for name in ("prediction", "label"))
+        return score(found, true, num_classes=len(classes)).uar
+
+    return [uar(own) - uar(REFERENCE.name)]
 
 
 def _clip_facts(clip: Clip) -> dict[str, Any]:
     return {name: getattr(clip, name) for name in ("clip_id", "subject_id", "split")} | {"label": clip.label or ""}
+
+
+def _prediction_facts(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "prediction": classes[prediction.label_index],
+        "probability": float(prediction.probabilities[-1]),
+        "window_start_seconds": prediction.window_start_seconds,
+        "window_end_seconds": prediction.window_end_seconds,
+        "entropy": prediction.entropy,
+        "status": prediction.status,
+    }
+
+
+def _assumed(prediction: Prediction, settings: Mapping[str, Any]) -> float:
+    return settings["training_prior"] if prediction.prior is None else float(prediction.prior[-1])
+
+
+def _settings(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, dict[str, Any]]:
+    """Name of each method → the columns that all its rows share."""
+    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
+    return {method.name: _method_facts(method, job) | facts for method in job.methods}
 
 
 def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
@@ -302,6 +379,8 @@ def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
         "context_tokens": checkpoint.spec.context_tokens,
         "steps": method.steps if method.tunes else 0,
         "learning_rate": method.learning_rate if method.tunes else 0.0,
+        "tune": method.tune if method.tunes else "none",
+        "training_prior": checkpoint.spec.class_shares[-1],
         "backbone": f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
         "checkpoint": checkpoint.fingerprint,
     }
@@ -335,6 +414,28 @@ def rows_to_compare(compare: Sequence[str], spec: CheckpointSpec) -> list[str]:
     return [option for option in compare if option != "zero_shot"]
 
 
+def check_earlier_clips(run: Run, manifest: Manifest, clips: Sequence[Clip]) -> None:
+    """Refuse to go on where clips that results were made from are gone or changed; note what clips there are now.
+
+    Raises:
+        ValueError: naming them.
+    """
+    file = run.path("manifest.parquet")
+    if file.is_file():
+        before = read_manifest(file, classes=manifest.classes).clips
+        changed = changed_clips(before, {clip.clip_id: clip for clip in clips})
+        if changed:
+            more = [f"and {len(changed) - _SHOWN_CHANGES} more"] if len(changed) > _SHOWN_CHANGES else []
+            raise ValueError(
+                f"the run {run.folder} has results of clips that are not what they were:\n"
+                + "\n".join(f"  {line}" for line in [*changed[:_SHOWN_CHANGES], *more])
+                + "\nFurther clips may join a run; otherwise take another name (name=…), or remove that folder."
+            )
+        if len(clips) > len(before):
+            print(f"{len(clips) - len(before)} clips have come since this run was last started")
+    write_manifest(clips, file, classes=manifest.classes)
+
+
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     cluster, own = instantiate(cfg.cluster), instantiate(cfg.adapt)
@@ -343,9 +444,10 @@ def main(cfg: DictConfig) -> int:
     manifest = load_manifest(cfg, classes=spec.classes)
     backbone, frames = instantiate(cfg.backbone) or spec.backbone, spec.features.frames
     cohorts = [Cohort(**cohort) for cohort in resolved(cfg)["cohorts"]]
-    run = open_run("adapt", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
-    job = AdaptJob(backbone, str(Path(cfg.checkpoint).absolute()), methods, str(run.folder))
+    tuning, work = instantiate(cfg.tuning), instantiate(cfg.work)
+    run = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     clips = manifest.of_split(*cfg.splits)
+    check_earlier_clips(run, manifest, clips)
     with connect(cluster):
         store, summary = extract(
             clips,
@@ -358,21 +460,39 @@ def main(cfg: DictConfig) -> int:
             pipeline=instantiate(cfg.pipeline),
         )
         report_failures(summary)
+        job = AdaptJob(
+            backbone,
+            str(Path(cfg.checkpoint).absolute()),
+            methods,
+            str(run.folder),
+            str(Path(cfg.store).absolute()),
+            store.spec,
+            tuning,
+            cfg.explain,
+            cfg.openface and str(Path(cfg.openface).absolute()),
+        )
         rows, failed = run_adaptation(
             job,
             manifest,
             clips,
-            store.load(clips),
             cohorts,
             cluster=cluster,
-            actors=cfg.actors,
+            work=work,
             seed=cfg.seed,
             reasons={failure.clip_id: failure.reason for failure in summary.failures},
         )
     print_summary(rows, manifest)
+    for name, agreement in read_agreement((run.folder / FOLDER).glob("*.json")).items():
+        print(f"{name}: agrees with the exact mode in {agreement}")
+    if cfg.explain:
+        explained = read_explanations(run.folder / "explain")
+        if explained:
+            page = write_explanation_page(run.folder / "explain", explained, title=f"What changed: {own.name}")
+            print(f"what changed: {page}")
+    print(f"results: {run.folder}; `clipautt report run={run.folder}` draws them")
     if failed:
         table(failed.items(), ["subject without a result", "reason"])
-    print(f"results: {run.folder}; `clipautt report run={run.folder}` draws them")
+        print(f"{len(failed)} of {len(by_subject(clips))} subjects failed; the same command tries them again")
     return 1 if failed else 0
 
 

@@ -108,6 +108,14 @@ def num_gpus() -> int:
     return int(_resources().get("GPU", 0))
 
 
+def num_nodes() -> int:
+    """Nodes of the connected cluster that have a core or a GPU."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return sum(node["Alive"] and bool({"CPU", "GPU"} & node["Resources"].keys()) for node in nodes)
+
+
 def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
     """Share of a GPU to ask for per actor: pass it to Ray as `num_gpus=`.
 

@@ -19,26 +19,26 @@ import pandas as pd
 import yaml
 from omegaconf import DictConfig, ListConfig
 
-from clipautt.adaptation import load_personalization, subject_file
+from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, read_manifest
 from clipautt.datasets.synthetic.generate import read_truth, truth_path
 from clipautt.feature_store import FeatureStore
-from clipautt.methods import AdaptConfig, make_method
+from clipautt.methods import make_method
 from clipautt.model import load_checkpoint
+from clipautt.personalization import load_personalization, subject_file
 from clipautt.reports.explain import Side, choose_clips, measure_agreement, tell_story
 from clipautt.reports.page import write_report
 from clipautt.reports.stories import AuAgreement, ClipStory
 from clipautt.results import predicted, read_rows
 from clipautt.source import Source
 from ray_jobs import cli
-from ray_jobs.adapt import EVERY, make_methods
+from ray_jobs.adapt import REFERENCE, make_methods
+from ray_jobs.adapt_plan import EVERY
 from ray_jobs.configuration import instantiate
 from ray_jobs.runs import versions
 from ray_jobs.train import find_checkpoint
 
-REFERENCE = AdaptConfig()
-"""What the personalised method is compared with: CLIP-AU, best window."""
 _NAMED_CLIPS = 5
 
 

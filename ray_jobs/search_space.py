@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
-from clipautt.methods import AdaptConfig
+from clipautt.adapt_config import AdaptConfig
 from clipautt.training import TrainConfig
 from clipautt.windows import WindowSpec
 from ray_jobs.typed import convert, describe, suggestion

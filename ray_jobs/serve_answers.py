@@ -15,11 +15,11 @@ from urllib.parse import unquote
 from safetensors import SafetensorError
 
 from clipautt.action_units import VOCABULARY
-from clipautt.adaptation import Personalization, load_personalization, subject_file
 from clipautt.decoding import DecodeError
-from clipautt.methods import NotFiniteError
+from clipautt.personalization import Personalization, load_personalization, subject_file
 from clipautt.predictor import Predictor, VideoPrediction
 from clipautt.reader import NoFaceError
+from clipautt.tuning import NotFiniteError
 from ray_jobs.serve_uploads import Limits, RefusedError, check_video, private_file, without_paths
 
 _CACHED_SUBJECTS = 64

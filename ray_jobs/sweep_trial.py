@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from clipautt.action_units import TASKS
+from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import adapt
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
 from clipautt.feature_store import FeatureStore
 from clipautt.features import ClipFeatures, FeatureSpec
-from clipautt.methods import AdaptConfig
 from clipautt.metrics import score
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, load_checkpoint, save_checkpoint
 from clipautt.source import OK, Source
-from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, fit
+from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, class_shares, fit
 from ray_jobs.search_space import SearchSpace
 
 METRICS = ("uar", "war", "f1")
@@ -151,7 +151,8 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         features=job.features,
         subject_baseline=config.subject_baseline,
         window=config.window,
-        training=asdict(config) | {"manifest": job.manifest},
+        training=asdict(config)
+        | {"manifest": job.manifest, "class_shares": class_shares([*labels.values()], num_classes=len(job.classes))},
         metrics={},
         descriptions=task.descriptions if task else (),
         backbone=job.backbone,

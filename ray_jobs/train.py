@@ -28,7 +28,16 @@ from clipautt.clips import Clip, Manifest, Split
 from clipautt.feature_store import OK, TRIED_AGAIN, FeatureStore
 from clipautt.features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, save_checkpoint
-from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, fit, subject_centres, validate
+from clipautt.training import (
+    PHRASES,
+    Example,
+    TrainConfig,
+    centre_subjects,
+    class_shares,
+    fit,
+    subject_centres,
+    validate,
+)
 from ray_jobs import cli
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share
 from ray_jobs.configuration import instantiate, resolved
@@ -291,6 +300,8 @@ def load_examples(
 def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context_tokens: int) -> CheckpointSpec:
     classes = job.manifest.classes
     task = next((task for task in TASKS.values() if task.classes == classes), None)
+    labels = [job.manifest.label_index(clip) for clip in job.manifest.of_split("source_train")]
+    shares = class_shares(labels, num_classes=len(classes))
     return CheckpointSpec(
         classes=classes,
         phrases=PHRASES,
@@ -299,7 +310,7 @@ def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context
         features=job.features,
         subject_baseline=config.subject_baseline,
         window=config.window,
-        training=asdict(config) | {"manifest": job.manifest.fingerprint},
+        training=asdict(config) | {"manifest": job.manifest.fingerprint, "class_shares": shares},
         metrics=metrics,
         descriptions=task.descriptions if task else (),
         backbone=job.backbone,

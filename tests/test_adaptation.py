@@ -13,19 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.adaptation import (
-    Personalization,
-    SubjectResult,
-    adapt,
-    load_personalization,
-    save_personalization,
-    subject_file,
-    visiting_order,
-)
+from clipautt.adapt_config import AdaptConfig
+from clipautt.adaptation import SubjectResult, adapt, visiting_order
 from clipautt.features import ClipFeatures, subject_centre
 from clipautt.frozen_clip import _fingerprint
-from clipautt.methods import AdaptConfig, ClipAUTT, NotFiniteError, PromptState
+from clipautt.methods import ClipAUTT, PromptState
+from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
 from clipautt.source import Prediction, Source
+from clipautt.tuning import NotFiniteError
 from clipautt.windows import WindowSpec, entropy
 from tests.fakes import PREPROCESSING, fake_backbone, fake_clip, fake_clips, fake_source
 
@@ -41,6 +36,20 @@ def clip_au(source: Source, clip: ClipFeatures) -> torch.Tensor:
 
 def by_clip(results: dict[str, SubjectResult]) -> dict[str, Prediction]:
     return {p.clip_id: p for result in results.values() for p in result.predictions}
+
+
+def assert_close(one: dict[str, SubjectResult], other: dict[str, SubjectResult]) -> None:
+    """The same decisions in the same order, and numbers to 1e-5: what batches of other clips may change."""
+    assert list(one) == list(other)
+    for subject, result in one.items():
+        theirs = other[subject]
+        for p, q in zip(result.predictions, theirs.predictions, strict=True):
+            assert (p.clip_id, p.label_index, p.status) == (q.clip_id, q.label_index, q.status)
+            assert p.window_start_seconds == q.window_start_seconds
+            torch.testing.assert_close(p.probabilities, q.probabilities, atol=1e-5, rtol=0)
+            torch.testing.assert_close(p.similarities, q.similarities, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.state.context, theirs.state.context, atol=1e-5, rtol=0)
+        assert torch.equal(result.centre, theirs.centre)
 
 
 def assert_same(one: dict[str, SubjectResult], other: dict[str, SubjectResult]) -> None:
@@ -102,7 +111,7 @@ def test_interleaved_subjects_are_as_if_alone(protocol: Any) -> None:
     assert [clip.subject_id for clip in clips[:4]] == ["s0", "s1", "s0", "s1"]
     together = adapt(source, clips, config)
     alone = {s: adapt(source, [c for c in clips if c.subject_id == s], config)[s] for s in ("s0", "s1")}
-    assert_same(together, alone)
+    assert_close(together, alone)
 
 
 def test_per_video_uses_the_video_alone() -> None:
@@ -112,7 +121,8 @@ def test_per_video_uses_the_video_alone() -> None:
     together = by_clip(adapt(source, clips, config))
     for clip in clips:
         alone = adapt(source, [clip], config)["s0"]
-        assert torch.equal(alone.predictions[0].probabilities, together[clip.clip_id].probabilities)
+        expected = together[clip.clip_id].probabilities
+        torch.testing.assert_close(alone.predictions[0].probabilities, expected, atol=1e-5, rtol=0)
         assert torch.equal(alone.centre, subject_centre(clip.features, "median"))
 
 
@@ -162,10 +172,10 @@ def record(clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -
 def test_state_goes_from_clip_to_clip_online_and_starts_anew_per_video_and_subject() -> None:
     clips = fake_clips(subjects=2, per_subject=3)
     online, _ = record(clips, AdaptConfig(protocol="online"))
-    order = [clip.clip_id for _, clip in online.seen]
-    assert [state for state, _ in online.seen] == [
-        (), tuple(order[:1]), tuple(order[:2]), (), tuple(order[3:4]), tuple(order[3:5])
-    ]  # fmt: skip
+    for subject in ("s0", "s1"):  # side by side, and nothing passes from one to the other
+        own = [(state, clip.clip_id) for state, clip in online.seen if clip.subject_id == subject]
+        order = [clip_id for _, clip_id in own]
+        assert [state for state, _ in own] == [(), tuple(order[:1]), tuple(order[:2])]
     assert online.fitted == []
     per_video, _ = record(clips, AdaptConfig(protocol="per_video"))
     assert [state for state, _ in per_video.seen] == [()] * 6
@@ -352,7 +362,7 @@ def test_saved_personalization_predicts_as_the_adapted_state(tmp_path: Path) -> 
     path = tmp_path / "prompts" / subject_file("s0")
     save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
     loaded = load_personalization(path, source)
-    assert (loaded.subject_id, loaded.config, loaded.predictions) == ("s0", config, ("s0c0", "s0c1", "s0c2", "s0c3"))
+    assert (loaded.subject_id, loaded.config, loaded.clips) == ("s0", config, ("s0c0", "s0c1", "s0c2", "s0c3"))
     assert torch.equal(loaded.centre, result.centre) and torch.equal(loaded.context, result.state.context)
     assert torch.equal(loaded.state(source).au_embeddings, result.state.au_embeddings)
     assert [p.name for p in path.parent.iterdir()] == ["s0.safetensors"]

@@ -11,23 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt import methods
+from clipautt import tuning
+from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import adapt
-from clipautt.methods import (
-    AdaptConfig,
-    ClipAUTT,
-    NotFiniteError,
-    PromptState,
-    ZeroShot,
-    make_method,
-    objective_loss,
-    peak_window,
-    read_out,
-    tune_context,
-)
+from clipautt.methods import ClipAUTT, PromptState, ZeroShot, make_method
+from clipautt.tuning import NotFiniteError, Problem, Tuned, Tuner, objective_loss, peak_window, read_out
 from clipautt.windows import WindowSpec, entropy
 from tests.fakes import FEATURE_DIM, fake_clip, fake_clips, fake_source
 from tests.golden import regenerate as golden
+from tests.tuned import tune_context
 
 TUNED = AdaptConfig(objective="entropy", steps=3, learning_rate=0.1)
 
@@ -35,6 +27,20 @@ TUNED = AdaptConfig(objective="entropy", steps=3, learning_rate=0.1)
 def windows_of(count: int, *, seed: int = 0) -> torch.Tensor:
     noise = torch.randn(count, FEATURE_DIM, generator=torch.Generator().manual_seed(seed))
     return F.normalize(noise, dim=-1)
+
+
+def record_problems(monkeypatch: pytest.MonkeyPatch, tuned: Any = None) -> list[Problem]:
+    """The problems that come from now on; each is solved by `tuned(start)`, or by leaving the start as it is."""
+    asked: list[Problem] = []
+
+    def tune(self: Tuner, problems: Any, config: AdaptConfig) -> list[Tuned]:
+        asked.extend(problems)
+        starts = [p.start for p in problems]
+        values = [tuned(s) if tuned else (self.source.context if s is None else s) for s in starts]
+        return [Tuned(value, self.source.au_embeddings, 0) for value in values]
+
+    monkeypatch.setattr(Tuner, "tune", tune)
+    return asked
 
 
 def test_objectives_literal() -> None:
@@ -116,7 +122,7 @@ def test_numbers_that_are_not_finite_stop_the_tuning() -> None:
     source = fake_source()
     with pytest.raises(NotFiniteError, match="the entropy loss of step 0 is nan"):
         tune_context(source, [torch.full((1, FEATURE_DIM), float("nan"))], source.context, TUNED)
-    with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned context is not finite"):
+    with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned prompts are not finite"):
         huge = replace(TUNED, learning_rate=1e37, learning_rate_unit="absolute")
         tune_context(source, windows_of(2).split(1), source.context, huge)
 
@@ -159,20 +165,22 @@ def test_readouts_literal() -> None:
 def test_what_is_read_out_is_also_what_is_tuned_on(
     readout: Any, protocol: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(methods, "tune_context", lambda source, samples, start, config: seen.append(samples) or start)
+    asked = record_problems(monkeypatch)
     source, clip = fake_source(), fake_clip()
     adapt(source, [clip], replace(TUNED, protocol=protocol, readout=readout))
     views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
-    assert len(seen) == 1 and len(seen[0]) == 1 and torch.equal(seen[0][0], views.embeddings)
+    (problem,) = asked
+    assert len(problem.samples) == 1 and torch.equal(problem.samples[0], views.embeddings)
 
 
 def test_read_out_literal() -> None:
-    logits = torch.tensor([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0], [-1.0, 0.5]])
+    logits = torch.tensor([[[2.0, 0.0], [1.0, 3.0], [0.0, 1.0], [-1.0, 0.5], [9.0, 9.0]]])
+    index = torch.tensor([[[0, 1, 0], [2, 3, 4], [0, 0, 0]]])
+    inside = torch.tensor([[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]).bool()  # the third sample is of another problem's size
     mean = torch.tensor([[1.5, 1.5], [-0.5, 0.75]])
-    assert torch.equal(read_out(logits, [2, 2], "mean_windows"), mean)
-    assert torch.equal(read_out(logits, [2, 2], "best_window"), mean)
-    assert torch.equal(read_out(logits, [2, 2], "peak_window"), logits[[1, 3]])
+    assert torch.equal(read_out(logits, index, inside, "mean_windows")[0, :2], mean)
+    assert torch.equal(read_out(logits, index, inside, "best_window")[0, :2], mean)
+    assert torch.equal(read_out(logits, index, inside, "peak_window")[0, :2], logits[0, [1, 3]])
     three = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.5, -9.0]])  # neutral has 16% of the first and 18% of the second
     assert peak_window(three) == 0
 
@@ -181,11 +189,11 @@ def test_a_sample_is_the_mean_of_the_logits_of_its_windows(monkeypatch: pytest.M
     """Samples of different length, under the tuned prompts and under the source prompts alike."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def loss(logits: torch.Tensor, source_logits: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
-        seen.append((logits.detach(), source_logits))
-        return objective_loss(logits, source_logits, config)
+    def loss(logits: torch.Tensor, source_logits: torch.Tensor, config: AdaptConfig, **given: Any) -> torch.Tensor:
+        seen.append((logits.detach()[0].float(), source_logits[0].float()))
+        return objective_loss(logits, source_logits, config, **given)
 
-    monkeypatch.setattr(methods, "objective_loss", loss)
+    monkeypatch.setattr(tuning, "objective_loss", loss)
     source, windows = fake_source(), windows_of(6)
     samples = [windows[:1], windows[1:4], windows[4:]]
     tune_context(source, samples, source.context, AdaptConfig(objective="infomax", steps=2, learning_rate=0.3))
@@ -237,29 +245,21 @@ def test_infomax_over_several_clips_changes_decisions() -> None:
 
 
 def test_prompts_go_on_from_the_last_clip_online_and_from_the_source_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts: list[torch.Tensor] = []
-
-    def nudge(source: Any, samples: Any, start: torch.Tensor, config: AdaptConfig) -> torch.Tensor:
-        starts.append(start)
-        return start + 1
-
-    monkeypatch.setattr(methods, "tune_context", nudge)
     source, clips = fake_source(), fake_clips(subjects=2, per_subject=3)
-    moved = {"online": [0, 1, 2, 0, 1, 2], "per_video": [0] * 6, "per_subject": [0, 0]}
+    asked = record_problems(monkeypatch, lambda start: (source.context if start is None else start) + 1)
+    moved = {"online": [0, 0, 1, 1, 2, 2], "per_video": [0] * 6, "per_subject": [0, 0]}
     for protocol, expected in moved.items():
-        starts.clear()
+        asked.clear()
         adapt(source, clips, replace(TUNED, protocol=protocol))  # type: ignore[arg-type]
+        starts = [source.context if problem.start is None else problem.start for problem in asked]
         assert [round(float((start - source.context).mean())) for start in starts] == expected, protocol
 
 
 def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(
-        methods, "tune_context", lambda source, samples, start, config: seen.append(len(samples)) or start
-    )
+    asked = record_problems(monkeypatch)
     config = replace(TUNED, protocol="online", memory=5, windows_per_clip=2)
     result = adapt(fake_source(), fake_clips(subjects=1, per_subject=5), config)["s0"]
-    assert seen == [2, 4, 5, 5, 5]
+    assert [len(problem.samples) for problem in asked] == [2, 4, 5, 5, 5]
     assert [sample.shape for sample in result.state.memory] == [(1, FEATURE_DIM)] * 5
 
 
@@ -343,7 +343,7 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"readout": "last"}, r"adapt\.readout='last'; allowed are best_window, mean_windows, peak_window, whole_clip"),
         ({"method": "tent"}, r"adapt\.method='tent'; allowed are clip_autt, zero_shot"),
         ({"subject_baseline": "mode"}, r"adapt\.subject_baseline='mode'; allowed are none, mean, median"),
-        ({"learning_rate_unit": "rms"}, r"adapt\.learning_rate_unit='rms'; allowed are context_rms, absolute"),
+        ({"learning_rate_unit": "rms"}, r"adapt\.learning_rate_unit='rms'; allowed are relative, absolute"),
         ({"steps": -1}, r"adapt\.steps=-1; allowed are whole numbers from 0"),
         ({"windows_per_clip": 0}, r"adapt\.windows_per_clip=0; allowed are whole numbers from 1"),
         ({"balance_weight": -1.0}, r"adapt\.balance_weight=-1\.0; allowed are numbers from 0"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipautt.adaptation import Personalization, adapt, save_personalization, subject_file
-from clipautt.methods import AdaptConfig
+from clipautt.adapt_config import AdaptConfig
+from clipautt.adaptation import adapt
+from clipautt.personalization import Personalization, save_personalization, subject_file
 from clipautt.predictor import Predictor
 from clipautt.windows import WindowSpec
 from tests.fakes import fake_clip, fake_clips, fake_source

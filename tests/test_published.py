@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import adapt
 from clipautt.backbone import Backbone
 from clipautt.features import ClipFeatures
-from clipautt.methods import AdaptConfig
 from clipautt.model import load_checkpoint, save_checkpoint
 from clipautt.predictor import Predictor
 from clipautt.published import ImportConfig, import_checkpoint, read_prompts

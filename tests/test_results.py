@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from clipautt.clips import Clip
-from clipautt.results import Cohort, ResultRow, cohorts_of, read_rows, subject_scores, write_rows
+from clipautt.results import Cohort, ResultRow, as_table, cohorts_of, read_rows, subject_scores, write_rows
 
 
 def clips_of(positives: int, negatives: int, subject: str = "s1") -> list[Clip]:
@@ -108,6 +108,10 @@ ROW = ResultRow(
     context_tokens=4,
     steps=0,
     learning_rate=0.3,
+    tune="context",
+    prior=0.2,
+    training_prior=0.5,
+    position=3,
     cohort="balanced",
     draw=0,
     seed=0,
@@ -121,8 +125,8 @@ ROW = ResultRow(
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [ROW, replace(ROW, clip_id="c2", status="source prompts: the loss is nan", probability=0.1)]
-    write_rows(rows[:1], tmp_path / "b.parquet")
-    write_rows(rows[1:], tmp_path / "a.parquet")
+    write_rows(as_table(rows[:1]), tmp_path / "b.parquet")
+    write_rows(as_table(rows[1:]), tmp_path / "a.parquet")
     table = read_rows([tmp_path / "b.parquet", tmp_path / "a.parquet"])
     assert list(table.columns) == [f.name for f in fields(ResultRow)]
     assert [ResultRow(**row) for row in table.to_dict("records")] == rows[::-1]  # in the order of the file names
@@ -130,7 +134,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_no_rows_are_a_table_too(tmp_path: Path) -> None:
-    write_rows([], tmp_path / "none.parquet")
+    write_rows(as_table([]), tmp_path / "none.parquet")
     for table in (read_rows([]), read_rows([tmp_path / "none.parquet"])):
         assert len(table) == 0 and list(table.columns) == [f.name for f in fields(ResultRow)]
     assert len(subject_scores(read_rows([]), classes=("neutral", "pain"))) == 0

@@ -54,6 +54,23 @@ def test_one_pass_equals_window_by_window(num_frames: int, length: int, hop: int
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_videos_of_different_length_in_one_pass_are_as_if_alone(trainable: bool) -> None:
+    """Also with windows of different length, one of a single frame, and with huge neighbours."""
+    model = fake_model().requires_grad_(trainable)
+    lengths, counts = [4, 1, 6, 2, 9], [17, 5, 6, 2, 40]
+    noise = torch.Generator().manual_seed(3)
+    videos = [10.0**i * torch.randn(count, FEATURE_DIM, generator=noise) for i, count in enumerate(counts)]
+    specs = [WindowSpec(length, stride=1 + i % 2) for i, length in enumerate(lengths)]
+    with torch.set_grad_enabled(trainable):
+        together = model.window_embeddings_of(videos, specs)
+        for video, spec, (embeddings, starts) in zip(videos, specs, together, strict=True):
+            used = video[:: spec.stride]
+            assert starts == window_starts(len(used), spec)
+            alone = torch.cat([model.video_embedding(used[None, start : start + spec.length]) for start in starts])
+            torch.testing.assert_close(embeddings, alone, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_one_pass_has_the_gradients_of_window_by_window(length: int) -> None:
     model = fake_model().requires_grad_(True)
@@ -80,8 +97,8 @@ def test_long_video_keeps_its_digits() -> None:
 
 def test_embeddings_are_unit_vectors() -> None:
     model = fake_model()
-    vectors = embed_windows(
-        torch.randn(9, FEATURE_DIM), model.temporal.weight, model.temporal.bias, length=4, starts=[0, 5]
+    (vectors,) = embed_windows(
+        [torch.randn(9, FEATURE_DIM)], model.temporal.weight, model.temporal.bias, lengths=[4], starts=[[0, 5]]
     )
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
 

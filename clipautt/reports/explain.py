@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from clipautt.adaptation import Personalization
 from clipautt.clips import Clip, by_subject
 from clipautt.features import ClipFeatures
+from clipautt.personalization import Personalization
 from clipautt.predictor import action_unit_columns
 from clipautt.reader_process import read_frames
 from clipautt.reports.stories import AuAgreement, ClipStory, au_agreement, truth_of_windows

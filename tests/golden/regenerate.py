@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import Backbone
-from clipautt.methods import AdaptConfig, objective_loss, tune_context
 from clipautt.model import Checkpoint
 from clipautt.source import Source
+from clipautt.tuning import objective_loss
 from tests.fakes import PREPROCESSING, fake_checkpoint, fake_clip_model, fake_clips, fake_source
+from tests.tuned import tune_context
 
 FILE = Path(__file__).parent / "clip_autt.safetensors"
 CONFIG = AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1)

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from clipautt import Predictor
+from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import BackboneConfig
 from clipautt.clips import read_manifest
 from clipautt.decoding import Sampling
-from clipautt.methods import AdaptConfig
 from clipautt.results import Cohort, predicted
 from ray_jobs import cli
 from ray_jobs.adapt import EVERY, AdaptJob, make_groups, make_methods, run_adaptation

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from clipautt.methods import AdaptConfig
+from clipautt.adapt_config import AdaptConfig
 from clipautt.training import TrainConfig
 from clipautt.windows import WindowSpec
 from ray_jobs.configuration import compose, instantiate, resolved

@@ -23,10 +23,10 @@ import pytest
 import torch
 
 from clipautt.action_units import VOCABULARY
-from clipautt.adaptation import Personalization, save_personalization, subject_file
+from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.methods import AdaptConfig
 from clipautt.model import Checkpoint, save_checkpoint
+from clipautt.personalization import Personalization, save_personalization, subject_file
 from clipautt.predictor import Predictor
 from clipautt.source import Source
 from ray_jobs import serve_answers, serve_uploads, serve_web

@@ -1,0 +1,60 @@
+"""Memory of the device that computes: how much is free, what a computation keeps, which errors mean too little.
+
+What this module does not know: what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SHARE_OF_FREE, _SHARE_OF_FREE_GPU = 0.5, 0.8
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """What may be taken: 80% of the free memory of a GPU, half of what is available to this process elsewhere."""
+    if device.type == "cuda":
+        return int(_SHARE_OF_FREE_GPU * torch.cuda.mem_get_info(device)[0])
+    return int(_SHARE_OF_FREE * min(_machine_bytes(), _cgroup_bytes()))
+
+
+def _machine_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return 4 * 2**30
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _cgroup_bytes() -> float:
+    """What a container's limit leaves; infinite without one."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+    return float("inf") if limit == "max" else max(0, int(limit) - used)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was too short; PyTorch raises a plain RuntimeError for that on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def saved_bytes(compute: Callable[[], Tensor]) -> int:
+    """Bytes that a computation keeps for its way back; what it was given beforehand, such as weights, counts too."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = compute()
+    del result
+    return sum(seen.values())

@@ -1,0 +1,472 @@
+"""Prompt tuning of many videos and subjects in one batch, each with its own optimiser state and its own end.
+
+A problem is what the objective sees of one video or subject. Problems share nothing but the frozen model, so a batch
+of them gives what each gives alone, up to the order of floating-point sums. What is tuned (`AdaptConfig.tune`):
+
+- `context`: the context vectors of the AU prompts, through the text tower. The exact mode and the paper's.
+- `first_order`: the same vectors through the tower's Jacobian at the source prompts, see `linearised_tower`.
+- `feature`: an offset of the K text features; the tower is not needed at all.
+
+What this module does not know: windows, protocols, and where samples come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from clipautt.adapt_config import AdaptConfig, Readout
+from clipautt.memory import free_bytes, is_out_of_memory, saved_bytes
+from clipautt.source import Source
+from clipautt.windows import entropy
+
+Compilation = Literal["none", "default", "cuda_graphs"]
+_LARGEST_BATCH = 32
+_FEATURE_STEP = 0.1
+"""A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
+subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
+_WINDOWS_PER_PASS = 1 << 16
+
+
+class DegenerateError(ArithmeticError):
+    """Adaptation went wrong in a way that shows without labels; the driver falls back to the source prompts."""
+
+    state: Any = None
+    """What to go on from; None: the start."""
+
+
+class NotFiniteError(DegenerateError, FloatingPointError):
+    """A loss or a prompt stopped being finite."""
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """How problems are computed; nothing here changes a result by more than rounding."""
+
+    memory_mb: int | None = None
+    """Memory that one batch may take, MiB; None: half of what is free, 80% on a GPU."""
+    batch_size: int | None = None
+    """Problems in one batch; None: as many as that memory holds, at most 32, or what the job measured as fastest."""
+    compile: Compilation = "none"
+    """`default`: the text tower by `torch.compile`; `cuda_graphs`: with CUDA graphs. Each takes minutes to begin."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_mb", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"tuning.{name}={value}; allowed are whole numbers from 1, or null")
+        if self.compile not in get_args(Compilation):
+            raise ValueError(f"tuning.compile={self.compile!r}; allowed are {', '.join(get_args(Compilation))}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Problem:
+    """What the objective sees of one video or subject."""
+
+    samples: Sequence[Tensor]
+    """What is predicted as one: the embeddings v of a sample's windows, [W, d]; see `read_out`."""
+    start: Tensor | None = None
+    """To go on from: context [K, M, d_text], or the offset of the features [K, d]; None: the source's."""
+    prior: Tensor | None = None
+    """Shares of the classes that are assumed, [C]; None: those of the training."""
+
+    def __repr__(self) -> str:
+        return f"Problem({len(self.samples)} samples)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned:
+    """What tuning gives for one problem."""
+
+    parameter: Tensor
+    """Tuned context [K, M, d_text], or offset of the features [K, d]."""
+    au_embeddings: Tensor
+    """a under it, [K, d]."""
+    steps: int
+    """How many were taken."""
+
+    def __repr__(self) -> str:
+        return f"Tuned({tuple(self.parameter.shape)}, {self.steps} steps)"
+
+
+def peak_window(logits: Tensor) -> int:
+    """The window whose prediction is least like the neutral class, which is class 0; logits [V, C]."""
+    return int(F.log_softmax(logits, dim=-1)[:, 0].argmin())
+
+
+def read_out(logits: Tensor, index: Tensor, inside: Tensor, readout: Readout) -> Tensor:
+    """One prediction per sample: the peak of its windows, or their mean.
+
+    Args:
+        logits: of the windows of B problems, [B, V, C].
+        index: which windows belong to a sample, [B, S, W].
+        inside: which places of `index` count, bool [B, S, W]; at least one in a sample that counts.
+        readout: `peak_window`; with every other one the logits of a sample are averaged.
+
+    Returns:
+        Logits [B, S, C].
+    """
+    rows = torch.arange(len(logits), device=logits.device)[:, None, None]
+    windows = logits[rows, index]  # [B, S, W, C]
+    if readout == "peak_window":
+        neutral = F.log_softmax(windows, dim=-1)[..., 0].masked_fill(~inside, torch.inf)
+        best = neutral.argmin(-1)[..., None, None].expand(*windows.shape[:2], 1, windows.shape[-1])
+        return windows.gather(2, best)[:, :, 0]
+    counts = inside.sum(-1, keepdim=True).clamp_min(1)
+    return windows.masked_fill(~inside[..., None], 0.0).sum(2) / counts
+
+
+def objective_loss(
+    logits: Tensor,
+    source_logits: Tensor,
+    config: AdaptConfig,
+    *,
+    inside: Tensor | None = None,
+    prior: Tensor | None = None,
+) -> Tensor:
+    """The objective over S samples of each of B problems.
+
+    `entropy`: mean entropy of the predictions. `infomax`: mean entropy plus `balance_weight` times the divergence of
+    the mean prediction from the prior; with equal shares that is minus the mutual information at weight 1.
+    `infomax_kl`: plus `kl_weight` times the mean divergence KL(source ‖ tuned).
+
+    Args:
+        logits: under the tuned prompts, [..., S, C].
+        source_logits: under the source prompts, [..., S, C].
+        config: names the objective and its weights.
+        inside: which samples count, bool [..., S]; all by default.
+        prior: shares of the classes, [..., C]; equal ones by default.
+
+    Returns:
+        [...], in nats.
+    """
+    inside = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if inside is None else inside
+
+    def mean(values: Tensor) -> Tensor:
+        return values.masked_fill(~inside, 0.0).sum(-1) / inside.sum(-1)
+
+    value = mean(entropy(logits))
+    if config.objective in ("infomax", "infomax_kl"):
+        shares = F.softmax(logits, dim=-1).masked_fill(~inside[..., None], 0.0).sum(-2) / inside.sum(-1, keepdim=True)
+        expected = 0.0 if prior is None else (prior * prior.shape[-1]).log()
+        value = value + config.balance_weight * (shares * (shares.clamp_min(1e-12).log() - expected)).sum(-1)
+    if config.objective == "infomax_kl":
+        target = F.log_softmax(source_logits, dim=-1)
+        divergence = (target.exp() * (target - F.log_softmax(logits, dim=-1))).sum(-1)
+        value = value + config.kl_weight * mean(divergence)
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Several problems with their windows padded to the longest."""
+
+    windows: Tensor
+    """[B, V, d]."""
+    index: Tensor
+    """Which windows belong to a sample, int64 [B, S, W]."""
+    inside: Tensor
+    """Which places of `index` count, bool [B, S, W]."""
+    shift: Tensor
+    """Added to the logits: log of prior over the training's shares, [B, C]."""
+    prior: Tensor
+    """[B, C]."""
+
+    def rows(self, chosen: Sequence[int]) -> _Batch:
+        """Only these problems."""
+        return _Batch(*(getattr(self, name)[list(chosen)] for name in self.__dataclass_fields__))
+
+    def logits(self, source: Source, au_embeddings: Tensor, readout: Readout) -> Tensor:
+        """Logits of every sample [B, S, C], under AU embeddings [B, K, d]."""
+        windows = torch.cat(
+            [
+                _few_logits(source, part, au_embeddings, last=self.windows.shape[1] <= _WINDOWS_PER_PASS)
+                for part in torch.split(self.windows, max(1, _WINDOWS_PER_PASS // len(self.windows)), dim=1)
+            ],
+            dim=1,
+        )
+        return read_out(windows, self.index, self.inside, readout) + self.shift[:, None]
+
+
+def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last: bool) -> Tensor:
+    """Logits of windows; where there are very many, the way back computes them again instead of keeping them."""
+    if last or not au_embeddings.requires_grad:
+        return source.logits(windows, au_embeddings)
+    again: Tensor = checkpoint(source.logits, windows, au_embeddings, use_reentrant=False)
+    return again
+
+
+def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Batch:
+    device = source.backbone.device
+    windows = torch.nn.utils.rnn.pad_sequence([torch.cat(list(p.samples)) for p in problems], batch_first=True)
+    samples, longest = max(len(p.samples) for p in problems), max(len(s) for p in problems for s in p.samples)
+    index = torch.zeros(len(problems), samples, longest, dtype=torch.int64)
+    inside = torch.zeros(len(problems), samples, longest, dtype=torch.bool)
+    for row, problem in enumerate(problems):
+        first = 0
+        for number, sample in enumerate(problem.samples):
+            index[row, number, : len(sample)] = torch.arange(first, first + len(sample))
+            inside[row, number, : len(sample)] = True
+            first += len(sample)
+    trained = source.class_shares
+    priors = torch.stack([trained if p.prior is None else p.prior.to(device) for p in problems])
+    even = torch.full_like(trained, 1 / len(trained))
+    assumed = torch.stack([even if p.prior is None else p.prior.to(device) for p in problems])
+    shift = (priors / trained).log()
+    return _Batch(windows.to(device), index.to(device), inside.to(device), shift, assumed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parameter:
+    """What is tuned: where it starts, how large a relative step is, and what it makes of the AU embeddings."""
+
+    start: Tensor
+    """At the source prompts."""
+    scale: float
+    """A relative learning rate of 1, in units of the parameter."""
+    au_embeddings: Callable[[Tensor], Tensor]
+    """[B, …] → [B, K, d], differentiable."""
+    renew: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
+    """`first_order` with re-linearisation: from values [B, …], what takes the place of `au_embeddings` near them."""
+
+    def embed(self, values: Tensor) -> Tensor:
+        """AU embeddings [B, K, d] at these very values, without gradient."""
+        with torch.no_grad():
+            return (self.au_embeddings if self.renew is None else self.renew(values))(values)
+
+
+class Tuner:
+    """Solves problems for one source model, in batches that fit the memory.
+
+    Args:
+        source: frozen; nothing in it changes.
+        config: see `TuningConfig`.
+    """
+
+    def __init__(self, source: Source, config: TuningConfig | None = None) -> None:
+        self.source = source
+        self.config = config or TuningConfig()
+        self._limits: dict[str, int] = {}
+        self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def tune(self, problems: Sequence[Problem], config: AdaptConfig) -> list[Tuned | DegenerateError]:
+        """A few AdamW steps on the objective, for every problem from its own start.
+
+        A single sample has no mutual information: there `infomax` and `infomax_kl` return the start, since AdamW would
+        turn rounding errors into full steps.
+
+        Args:
+            problems: of any sizes.
+            config: objective, steps, step size, and what is tuned.
+
+        Returns:
+            In the order of the problems: the tuned prompts, or why there are none.
+
+        Raises:
+            MemoryError: if the device's memory is too small for a single problem.
+        """
+        parameter = self._parameter(config)
+        found: dict[int, Tuned | DegenerateError] = {}
+        waiting = sorted(range(len(problems)), key=lambda i: (sum(map(len, problems[i].samples)), i))
+        while waiting:
+            chosen = waiting[: self.batch_size(config)]
+            batch = [problems[i] for i in chosen]
+            try:
+                outcomes = self._tune_batch(batch, config, parameter)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(config, len(chosen), error)
+                continue
+            found |= dict(zip(chosen, outcomes, strict=True))
+            waiting = waiting[len(chosen) :]
+        return [found[i] for i in range(len(problems))]
+
+    def batch_size(self, config: AdaptConfig) -> int:
+        """Problems in one batch: as configured, as measured, or as many as the memory holds."""
+        if config.tune not in self._limits:
+            self._limits[config.tune] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(config))
+        return self._limits[config.tune]
+
+    def measure_batch_size(self, config: AdaptConfig) -> int:
+        """Find the batch size that is fastest per problem, by a step of 1, 2, 4, … problems, and use it from now on.
+
+        Out of memory, or once another doubling gains less than 5%, the search ends. A size that is configured stays.
+        """
+        if self.config.batch_size:
+            return self.batch_size(config)
+        most = min(_LARGEST_BATCH, self._fitting(config))
+        parameter = self._parameter(config)
+        best, least = 1, torch.inf
+        self._seconds_of_step(parameter, 1)  # the first one warms up
+        for size in (2**power for power in range(most.bit_length())):
+            try:
+                seconds = self._seconds_of_step(parameter, size) / size
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            if seconds > 0.95 * least:
+                break
+            best, least = size, seconds
+        self._limits[config.tune] = best
+        return best
+
+    def _seconds_of_step(self, parameter: _Parameter, size: int) -> float:
+        """Of the way through the text side and back."""
+        values = parameter.start.expand(size, *parameter.start.shape).clone().requires_grad_(True)
+        began = time.perf_counter()
+        torch.autograd.backward(parameter.au_embeddings(values).sum())
+        if values.is_cuda:
+            torch.cuda.synchronize(values.device)
+        return time.perf_counter() - began
+
+    def bytes_per_problem(self, config: AdaptConfig) -> int:
+        """What one problem more takes on its way through the text side and back, measured on two and on one.
+
+        What is kept for the way back is counted while it is computed; half as much again comes and goes.
+        """
+        parameter = self._parameter(config)
+        both = parameter.start.expand(2, *parameter.start.shape).clone().requires_grad_(True)
+        one = saved_bytes(lambda: parameter.au_embeddings(both[:1]))
+        two = saved_bytes(lambda: parameter.au_embeddings(both))
+        return int(1.5 * (two - one))
+
+    def _fitting(self, config: AdaptConfig) -> int:
+        budget = self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
+        return max(1, budget // max(1, self.bytes_per_problem(config)))
+
+    def _halve(self, config: AdaptConfig, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise MemoryError(
+                f"the memory of {self.source.backbone.device} is too small to tune a single problem ({error}); "
+                "free some, use another device, or tune=feature"
+            ) from error
+        self._limits[config.tune] = size // 2
+        if self.source.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _tune_batch(
+        self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
+    ) -> list[Tuned | DegenerateError]:
+        starts = [parameter.start if p.start is None else p.start.to(parameter.start.device) for p in problems]
+        values = [_initial(start, config).requires_grad_(True) for start in starts]
+        outcomes: list[DegenerateError | None] = [None] * len(problems)
+        taken = [0] * len(problems)
+        moving = [i for i, p in enumerate(problems) if len(p.samples) > 1 or config.objective == "entropy"]
+        if moving:
+            batch = _batch([problems[i] for i in moving], self.source, config.readout)
+            errors, steps = self._descend([values[i] for i in moving], batch, config, parameter)
+            for i, error, count in zip(moving, errors, steps, strict=True):
+                outcomes[i], taken[i] = error, count
+        return self._finish([v.detach() for v in values], starts, outcomes, taken, parameter)
+
+    def _descend(
+        self, values: Sequence[Tensor], batch: _Batch, config: AdaptConfig, parameter: _Parameter
+    ) -> tuple[list[DegenerateError | None], list[int]]:
+        """Steps in place of all values that are still on their way; why some stopped, and the steps of each."""
+        rate = config.learning_rate * (parameter.scale if config.learning_rate_unit == "relative" else 1.0)
+        optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=0.0, foreach=True)
+        errors: list[DegenerateError | None] = [None] * len(values)
+        steps, before = [0] * len(values), [torch.inf] * len(values)
+        moving, part, embed = list(range(len(values))), batch, parameter.au_embeddings
+        with torch.no_grad():
+            own = self.source.au_embeddings.expand(len(values), -1, -1)
+            source_logits = batch.logits(self.source, own, config.readout).double()
+        for step in range(config.steps):
+            stacked = torch.stack([values[i].expand_as(parameter.start) for i in moving])
+            if parameter.renew and (len(stacked) != len(values) or (step and step % config.relinearise == 0)):
+                embed = parameter.renew(stacked.detach())
+            logits = part.logits(self.source, embed(stacked), config.readout).double()
+            given = {"inside": part.inside.any(-1), "prior": part.prior.double()}
+            losses = objective_loss(logits, source_logits[moving], config, **given)
+            now = losses.tolist()
+            optimizer.zero_grad()
+            torch.autograd.backward(losses.sum())
+            going = []
+            for i, loss in zip(moving, now, strict=True):
+                if not torch.isfinite(torch.tensor(loss)):
+                    errors[i] = NotFiniteError(f"the {config.objective} loss of step {step} is {loss}")
+                elif abs(loss - before[i]) >= config.tolerance:
+                    going.append(i)
+                before[i] = loss
+            for i in set(moving) - set(going):
+                values[i].grad = None
+            optimizer.step()
+            for i in going:
+                steps[i] += 1
+            if not going:
+                break
+            if going != moving:
+                moving, part = going, batch.rows(going)
+        return errors, steps
+
+    def _finish(
+        self,
+        values: Sequence[Tensor],
+        starts: Sequence[Tensor],
+        outcomes: Sequence[DegenerateError | None],
+        steps: Sequence[int],
+        parameter: _Parameter,
+    ) -> list[Tuned | DegenerateError]:
+        tuned = torch.stack([value.expand_as(start) for value, start in zip(values, starts, strict=True)])
+        embeddings = parameter.embed(tuned)
+        results: list[Tuned | DegenerateError] = []
+        for value, a, error, count in zip(tuned, embeddings, outcomes, steps, strict=True):
+            if error is None and not (torch.isfinite(value).all() and torch.isfinite(a).all()):
+                error = NotFiniteError("the tuned prompts are not finite")
+            results.append(error or Tuned(value.clone(), a.clone(), count))
+        return results
+
+    def _parameter(self, config: AdaptConfig) -> _Parameter:
+        source = self.source
+        if config.tune == "feature":
+            features = source.text_features
+            return _Parameter(
+                torch.zeros_like(features),
+                _FEATURE_STEP * float(features.square().mean().sqrt()),
+                lambda offset: source.model.au_embeddings(features + offset),
+            )
+        scale = float(source.context.square().mean().sqrt())
+        read = self._reader(config)
+        renew = self._renew(config) if config.tune == "first_order" and config.relinearise else None
+        return _Parameter(source.context, scale, lambda context: source.model.au_embeddings(read(context)), renew)
+
+    def _renew(self, config: AdaptConfig) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+        """The tower's features are taken anew at the values, its Jacobian stays the source prompts' one."""
+        source, exact = self.source, self._exact_reader(config)
+
+        def renew(values: Tensor) -> Callable[[Tensor], Tensor]:
+            with torch.no_grad():
+                read = source.linearised_tower(values, exact(values))
+            return lambda context: source.model.au_embeddings(read(context))
+
+        return renew
+
+    def _reader(self, config: AdaptConfig) -> Callable[[Tensor], Tensor]:
+        """Context [B, K, M, d_text] → text features [B, K, d], by the tower or its linearisation."""
+        return self.source.linearised_tower() if config.tune == "first_order" else self._exact_reader(config)
+
+    def _exact_reader(self, config: AdaptConfig) -> Callable[[Tensor], Tensor]:
+        if config.precision not in self._readers:
+            self._readers[config.precision] = self._compiled(self.source.prompt_reader(config.precision))
+        return self._readers[config.precision]
+
+    def _compiled(self, read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        if self.config.compile == "none":
+            return read
+        mode = "reduce-overhead" if self.config.compile == "cuda_graphs" else "default"
+        compiled: Callable[[Tensor], Tensor] = torch.compile(read, mode=mode, dynamic=False)
+        return compiled
+
+
+def _initial(start: Tensor, config: AdaptConfig) -> Tensor:
+    """What the optimiser gets: a value per AU, or their mean where all AUs share one."""
+    return (start if config.per_au_context else start.mean(0, keepdim=True)).detach().clone()

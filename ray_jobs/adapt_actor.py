@@ -1,0 +1,179 @@
+"""The worker of an adaptation run: holds the source models and works on a few subjects at a time. It sees no label.
+
+What this module does not know: which subjects there are, result rows, and what happens when it dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from clipautt.adapt_config import AdaptConfig
+from clipautt.adaptation import Centring, Past, SubjectResult, Unit, adapt_units
+from clipautt.backbone import BackboneConfig, load_backbone
+from clipautt.explanations import explain_subject, write_explanation
+from clipautt.feature_store import FeatureStore
+from clipautt.features import ClipFeatures, FeatureSpec
+from clipautt.memory import free_bytes
+from clipautt.model import load_checkpoint
+from clipautt.openface import list_openface, read_openface_of
+from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
+from clipautt.source import Prediction, Source
+from clipautt.tuning import Tuner, TuningConfig
+from ray_jobs.adapt_plan import Assignment, SubjectWork
+from ray_jobs.train import find_checkpoint
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """What an adaptation run computes; plain values only."""
+
+    backbone: BackboneConfig
+    """Text tower and fingerprint."""
+    checkpoint: str
+    """Run folder of a training, or a checkpoint folder."""
+    methods: tuple[AdaptConfig, ...]
+    """Rows of the table; the first one is the run's own, whose prompts are kept."""
+    folder: str
+    """Run folder."""
+    store: str
+    """Feature store."""
+    features: FeatureSpec
+    """Of the store."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """How prompts are tuned."""
+    explain: bool = False
+    """Whether what changed is written for every subject."""
+    openface: str | None = None
+    """Folder with OpenFace's CSV files, to explain with."""
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare"
+            )
+
+    def prompts(self, subject_id: str) -> Path:
+        """File of a subject's adapted prompts."""
+        return Path(self.folder) / "prompts" / subject_file(subject_id)
+
+    def explanation(self, subject_id: str) -> Path:
+        """Folder of what adaptation changed for a subject."""
+        return Path(self.folder) / "explain" / Path(subject_file(subject_id)).stem
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """What one assignment gave."""
+
+    assignment: Assignment
+    """What was asked for."""
+    predictions: tuple[Prediction, ...]
+    """One per clip, in the order of the visits."""
+    seconds: float
+    """Per video."""
+
+
+class AdaptActor:
+    """Loads the models once; then takes subjects, a few small ones together or a large one alone.
+
+    Args:
+        job: see `AdaptJob`.
+        workers: how many share the memory of this machine or GPU.
+    """
+
+    def __init__(self, job: AdaptJob, workers: int) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        backbone = load_backbone(job.backbone).to(device)
+        memory = job.tuning.memory_mb or max(1, free_bytes(device) // workers // 2**20)
+        self.job = job
+        self.store = FeatureStore(job.store, job.features)
+        self.sources: dict[str, Source] = {}
+        for baseline in {method.subject_baseline for method in job.methods}:
+            self.sources[baseline] = Source(load_checkpoint(find_checkpoint(job.checkpoint, baseline)), backbone)
+        tuning = replace(job.tuning, memory_mb=memory)
+        self.tuners = {baseline: Tuner(source, tuning) for baseline, source in self.sources.items()}
+        self.measured: set[tuple[str, str]] = set()
+        self.openface = list_openface(job.openface) if job.openface else {}
+
+    def run(self, works: list[SubjectWork]) -> list[list[Outcome]]:
+        """The outcomes of every subject; kept prompts and explanations are written on the way."""
+        features = self.store.load([clip for work in works for clip in work.clips])
+        found: list[dict[int, Outcome]] = [{} for _ in works]
+        places = [(w, a) for w, work in enumerate(works) for a in range(len(work.assignments))]
+        centring = Centring()
+        for method in dict.fromkeys(works[w].assignments[a].method for w, a in places):
+            own = [(w, a) for w, a in places if works[w].assignments[a].method == method]
+            outcomes = self._run_method(
+                method, [(works[w], works[w].assignments[a]) for w, a in own], features, centring
+            )
+            for (w, a), outcome in zip(own, outcomes, strict=True):
+                found[w][a] = outcome
+        return [[one[a] for a in sorted(one)] for one in found]
+
+    def _run_method(
+        self,
+        method: AdaptConfig,
+        asked: Sequence[tuple[SubjectWork, Assignment]],
+        features: Mapping[str, ClipFeatures],
+        centring: Centring,
+    ) -> list[Outcome]:
+        source, tuner = self.sources[method.subject_baseline], self.tuners[method.subject_baseline]
+        key = (method.subject_baseline, method.tune)
+        if method.tunes and len(asked) > 1 and key not in self.measured:
+            tuner.measure_batch_size(method)
+            self.measured.add(key)
+        units = [self._unit(source, work, one, features) for work, one in asked]
+        results = adapt_units(source, units, method, tuner=tuner, centring=centring, trace=self.job.explain)
+        for (work, one), result in zip(asked, results, strict=True):
+            if one.keep:
+                self._keep(source, method, work, one, result)
+        return [
+            Outcome(one, result.predictions, result.seconds / len(result.predictions))
+            for (_, one), result in zip(asked, results, strict=True)
+        ]
+
+    def _unit(self, source: Source, work: SubjectWork, one: Assignment, features: Mapping[str, ClipFeatures]) -> Unit:
+        gone = [clip_id for clip_id in (*one.clip_ids, *one.past_ids) if clip_id not in features]
+        if gone:
+            raise ValueError(f"the features of {', '.join(gone[:3])} are not in {self.job.store} any more")
+        past = None
+        if one.past_ids:
+            course = load_personalization(self.job.prompts(work.subject_id), source).course(source)
+            past = Past(course, tuple(features[clip_id] for clip_id in one.past_ids))
+        return Unit(work.subject_id, tuple(features[clip_id] for clip_id in one.clip_ids), past)
+
+    def _keep(
+        self, source: Source, method: AdaptConfig, work: SubjectWork, one: Assignment, result: SubjectResult
+    ) -> None:
+        if self.job.explain:
+            self._explain(source.with_window(method.window), method, work, result)
+        personalization = Personalization.of(result, method, earlier=one.past_ids)
+        path = self.job.prompts(work.subject_id)
+        save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
+
+    def _explain(self, source: Source, method: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
+        assert result.trace is not None
+        clips = {clip.clip_id: clip for clip in work.clips}
+        tracks = {p.clip_id: read_openface_of(self.openface, clips[p.clip_id]) for p in result.predictions}
+        explanation = explain_subject(
+            source,
+            result.trace.clips,
+            adapted=_together(result.trace.au_embeddings),
+            predictions=result.predictions,
+            window_choice=method.readout,
+            openface={clip_id: track for clip_id, track in tracks.items() if track is not None},
+            facts={"method": method.name},
+        )
+        folder = self.job.explanation(work.subject_id)
+        write_explanation(explanation, folder.parent, name=folder.name)
+
+
+def _together(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[K, d] where all clips were predicted with the same prompts, else [clips, K, d]."""
+    return embeddings[0] if len({id(one) for one in embeddings}) == 1 else torch.stack(list(embeddings))

@@ -1,0 +1,243 @@
+"""What is left to do of an adaptation run, subject by subject: which rows stand, which methods adapt on which clips.
+
+Rows that stand are kept. A clip that came later extends its subject: where a clip's prediction does not depend on the
+others it is predicted alone, an `online` run of the run's own method goes on from its saved prompts, and everything
+else that the clip could have changed is done anew. What this module does not know: Ray, and how anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from clipautt.adapt_config import AdaptConfig
+from clipautt.clips import Clip, id_number
+from clipautt.personalization import subject_file
+from clipautt.results import Cohort, read_rows
+
+EVERY = "every clip"
+"""Name of the group with all clips of a subject, labelled or not; its adapted prompts are kept."""
+FAILED = "failed: "
+"""How the status of a row begins whose subject could not be adapted to."""
+
+
+@dataclass(frozen=True, repr=False)
+class Group:
+    """Clips of one subject that are evaluated together."""
+
+    cohort: str
+    """Name of the cohort, or `EVERY`."""
+    draw: int
+    """Number of the draw."""
+    clip_ids: frozenset[str]
+    """Members."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One method on some clips of a subject."""
+
+    method: AdaptConfig
+    """How to adapt."""
+    clip_ids: tuple[str, ...]
+    """On which clips, sorted."""
+    past_ids: tuple[str, ...] = ()
+    """Clips of the `online` run that goes on, in the order of its visits."""
+    keep: bool = False
+    """Whether the prompts are kept, for predictions to come."""
+
+
+@dataclass(frozen=True, repr=False)
+class SubjectWork:
+    """What is to be done for one subject; it holds no label."""
+
+    subject_id: str
+    """Subject."""
+    clips: tuple[Clip, ...]
+    """Every clip that an assignment names, without its label."""
+    assignments: tuple[Assignment, ...]
+    """In the order of the methods."""
+
+
+@dataclass(frozen=True, repr=False)
+class SubjectPlan:
+    """A subject with work left."""
+
+    clips: tuple[Clip, ...]
+    """All of the subject's clips, with labels."""
+    groups: tuple[Group, ...]
+    """Of the clips with features."""
+    kept: pd.DataFrame
+    """Rows that stand, without those of clips that have no features."""
+    work: SubjectWork
+    """For an actor; without assignments where only rows without a prediction are missing."""
+
+
+def result_file(subject_id: str) -> str:
+    """File name of a subject's result rows."""
+    return Path(subject_file(subject_id)).with_suffix(".parquet").name
+
+
+def make_groups(clips: Sequence[Clip], cohorts: Sequence[Cohort], *, positive: str, seed: int) -> list[Group]:
+    """One subject's groups: every clip, and the draws of each cohort where the subject has labels of both classes."""
+    groups = [Group(EVERY, 0, frozenset(clip.clip_id for clip in clips))]
+    labelled = [clip for clip in clips if clip.label is not None]
+    if len({clip.label for clip in labelled}) < 2:
+        return groups
+    for cohort in cohorts:
+        for draw in range(cohort.draws):
+            members = cohort.members(labelled, positive=positive, draw=draw, seed=seed)
+            groups.append(Group(cohort.name, draw, frozenset(clip.clip_id for clip in members)))
+    return groups
+
+
+def plan_subject(
+    clips: Sequence[Clip],
+    groups: Sequence[Group],
+    methods: Sequence[AdaptConfig],
+    *,
+    rows: pd.DataFrame,
+    went_on_from: Sequence[str] | None = None,
+    exact: Sequence[AdaptConfig] = (),
+    unexplained: bool = False,
+) -> SubjectPlan | None:
+    """What is left to do for one subject.
+
+    Args:
+        clips: all of the subject's clips.
+        groups: of those that have features; none where no clip has.
+        methods: of the run, its own first.
+        rows: of the subject's result file, empty where there is none.
+        went_on_from: clips that the saved prompts were made from, in the order of the visits; None without prompts.
+        exact: exact counterparts of cheap methods that this subject is to be compared under.
+        unexplained: whether the run's own method must adapt to every clip again, to write what it changed.
+
+    Returns:
+        None where nothing is left.
+    """
+    assignments: list[Assignment] = []
+    kept: list[pd.DataFrame] = []
+    for number, method in enumerate(methods):
+        own = rows[(rows["method"] == method.name) & (rows["prediction"] != "")]
+        if number == 0 and unexplained:
+            own = own.iloc[:0]
+        standing, missing = _plan_method(method, own, groups, went_on_from if number == 0 else None)
+        kept.append(standing)
+        assignments += [replace(one, keep=number == 0 and one.keep) for one in missing]
+    if groups:
+        assignments += [Assignment(method, tuple(sorted(groups[0].clip_ids))) for method in exact]
+    with_features = groups[0].clip_ids if groups else frozenset()
+    empty = {clip.clip_id for clip in clips} - with_features
+    written = set(rows.loc[(rows["prediction"] == "") & ~rows["status"].str.startswith(FAILED), "clip_id"])
+    if not assignments and empty <= written and not (written - empty):
+        return None
+    named = {clip_id for one in assignments for clip_id in (*one.clip_ids, *one.past_ids)}
+    needed = tuple(replace(clip, label=None) for clip in clips if clip.clip_id in named)
+    work = SubjectWork(clips[0].subject_id, needed, tuple(assignments))
+    standing = pd.concat(kept) if kept else rows.iloc[:0]
+    return SubjectPlan(tuple(clips), tuple(groups), standing, work)
+
+
+def _plan_method(
+    method: AdaptConfig, rows: pd.DataFrame, groups: Sequence[Group], went_on_from: Sequence[str] | None
+) -> tuple[pd.DataFrame, list[Assignment]]:
+    """A method's rows that stand, and what is missing."""
+    if not groups:
+        return rows.iloc[:0], []
+    if not method.transductive:
+        wanted = frozenset().union(*(group.clip_ids for group in groups))
+        standing = rows[rows["clip_id"].isin(wanted)]
+        missing = sorted(wanted - set(standing["clip_id"]))
+        return standing, [Assignment(method, tuple(missing), keep=True)] if missing else []
+    kept, assignments = [], []
+    for group in groups:
+        own = rows[(rows["cohort"] == group.cohort) & (rows["draw"] == group.draw)]
+        there = frozenset(own["clip_id"])
+        if there == group.clip_ids:
+            kept.append(own)
+        elif goes_on(method, group, there, went_on_from):
+            kept.append(own)
+            assert went_on_from is not None
+            new = tuple(sorted(group.clip_ids - there))
+            assignments.append(Assignment(method, new, tuple(went_on_from), keep=True))
+        else:
+            assignments.append(Assignment(method, tuple(sorted(group.clip_ids)), keep=group.cohort == EVERY))
+    return pd.concat(kept) if kept else rows.iloc[:0], _once(assignments)
+
+
+def goes_on(method: AdaptConfig, group: Group, there: frozenset[str], went_on_from: Sequence[str] | None) -> bool:
+    """Whether an `online` run goes on: its prompts were made from just the clips whose rows stand, and all remain."""
+    return (
+        method.protocol == "online"
+        and group.cohort == EVERY
+        and bool(there)
+        and there < group.clip_ids
+        and went_on_from is not None
+        and frozenset(went_on_from) == there
+    )
+
+
+def _once(assignments: Iterable[Assignment]) -> list[Assignment]:
+    """Groups of the same clips need one assignment; it keeps prompts where one of them does."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], Assignment] = {}
+    for one in assignments:
+        key = (one.clip_ids, one.past_ids)
+        found[key] = replace(one, keep=one.keep or (key in found and found[key].keep))
+    return list(found.values())
+
+
+def standing_rows(file: Path) -> pd.DataFrame:
+    """A subject's rows; none where there is no file."""
+    return read_rows([file] if file.is_file() else [])
+
+
+def exact_sample(subjects: Iterable[str], count: int) -> set[str]:
+    """The subjects on which cheap modes are compared with the exact one: so many, the same in every run."""
+    return set(sorted(subjects, key=lambda subject: (id_number(subject), subject))[:count])
+
+
+def exact_counterparts(methods: Sequence[AdaptConfig]) -> dict[str, AdaptConfig]:
+    """Name of each cheap method → the same in the exact mode."""
+    return {method.name: replace(method, tune="context", precision="fp32") for method in methods if method.cheap}
+
+
+def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int) -> list[list[SubjectWork]]:
+    """Small subjects together, large ones alone: tasks of about so many clips, in alphabetical order of subjects.
+
+    Which subjects stand together follows from what is to be done, not from the number of actors.
+    """
+    tasks: list[list[SubjectWork]] = []
+    room = 0
+    for one in sorted(work, key=lambda one: one.subject_id):
+        if len(one.clips) > room:
+            tasks.append([])
+            room = clips_per_task
+        tasks[-1].append(one)
+        room -= len(one.clips)
+    return tasks
+
+
+def changed_clips(before: Sequence[Clip], after: Mapping[str, Clip]) -> list[str]:
+    """What of earlier clips is gone or not what it was; further clips are none of these.
+
+    Args:
+        before: clips that results were made from.
+        after: clip id → clip as it is now.
+
+    Returns:
+        A line per clip.
+    """
+    lines = []
+    for clip in before:
+        now = after.get(clip.clip_id)
+        if now is None:
+            lines.append(f"clip {clip.clip_id!r} of subject {clip.subject_id!r} is gone")
+            continue
+        differing = [name for name, value in vars(clip).items() if name != "source" and getattr(now, name) != value]
+        lines += [
+            f"clip {clip.clip_id!r}: {name} {getattr(clip, name)!r} → {getattr(now, name)!r}" for name in differing
+        ]
+    return lines
