@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench-decode: $(STAMP) ## Memory and speed of reading ten minutes of 1080p video
 
 bench-extract: $(STAMP) ## Extraction beside the bare encoder and the bare decoder, and its memory at 100 and 1,000 clips
 	$(BIN)/python -m tests.benchmarks.bench_extract $(ARGS)
+
+bench-adapt: $(STAMP) ## Prompt tuning beside the naive loop and the machine's matrix rate; window entropies beside a loop
+	$(BIN)/python -m tests.benchmarks.bench_adapt $(ARGS)
 
 test: $(STAMP) ## The fast tests
 	$(BIN)/python -m pytest tests $(ARGS)

@@ -1,8 +1,8 @@
 """What adaptation did to one subject: which AU prompts moved, what that changed, and how far OpenFace agrees.
 
 "Before" is CLIP-AU without tuned prompts: the source prompts on the same frame features, with the subject's centre
-removed where the checkpoint was trained so, and no class prior. "After" is what was predicted with the adapted prompts. A method that tunes no prompts
-has the same figures on both sides.
+removed where the checkpoint was trained so, and no class prior. "After" is what was predicted with the adapted prompts.
+A method that tunes no prompts has the same similarities on both sides.
 
 What this module does not know: labels. It shows what changed, and not whether that was right; OpenFace is another
 model's opinion and no truth.

@@ -1,8 +1,8 @@
 """Lists of items over Ray actors that load something once; what fails is tried again, and costs nobody else anything.
 
-The pool decides, not Ray: an actor whose process or node is lost is replaced by a new one, a task that fails is cut into
-its items, and an item is given up after so many tries of its own. At most one task is in flight per actor, and a task is
-taken from its iterable, and put into Ray, only when an actor is ready for it.
+The pool decides, not Ray: an actor whose process or node is lost is replaced by a new one, a task that fails is cut
+into its items, and an item is given up after so many tries of its own. At most one task is in flight per actor, and a
+task is taken from its iterable, and put into Ray, only when an actor is ready for it.
 
 What this module does not know: what the items are, what an actor does with them, and where results go. A driver that is
 killed takes all its actors along; whoever calls keeps what has been done.
@@ -21,23 +21,24 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_ItemIn = TypeVar("_ItemIn", contravariant=True)
 _ResultOut = TypeVar("_ResultOut", covariant=True)
 
 _LONGEST_REASON = 400
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _ILL_AFTER = 2
 """Failed tasks in a row after which the actor is suspected, and not the items: a device can be ill."""
-_NOBODY_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+"""An idle actor answers within milliseconds; one that does not in so long counts as lost."""
 
 
 class PoolError(RuntimeError):
     """No actor can be had, or none can be started."""
 
 
-class Runner(Protocol[_ItemIn, _ResultOut]):
+class Runner(Protocol[Item, _ResultOut]):
     """What works in an actor: made once, then given lists of items."""
 
-    def run(self, items: list[_ItemIn], /) -> Sequence[_ResultOut]:
+    def run(self, items: list[Item], /) -> Sequence[_ResultOut]:
         """One result per item, in the same order."""
         ...
 
@@ -121,7 +122,7 @@ def run_pool(
     Raises:
         PoolError: if no actor finds a place or is ready in time, or the actors fail at their start.
     """
-    pool = _Pool(make_actor, arguments, _Queue(tasks), config)
+    pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config)
     try:
         yield from pool.outcomes()
     finally:
@@ -217,8 +218,6 @@ class _Worker(Generic[Item]):
     """Where it stands."""
     task: _Task[Item] | None = None
     """In flight."""
-    began: Any = None
-    """Reference that comes if the actor was alive when the task reached it."""
     deadline: float = math.inf
     """Of the task, on the monotonic clock."""
     proven: bool = False
@@ -237,26 +236,36 @@ class _Pool(Generic[Item, Result]):
         self.workers: list[_Worker[Item]] = []
         self.failed_starts = 0
         self.start_reason = ""
-        self.any_done_since_ill = True
+        self.ill_in_vain = 0  # actors replaced because they seemed ill, since the last task that went well
         self.last_able = time.monotonic()
 
     def outcomes(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
         """All items; see `run_pool`."""
-        while self.queue.again or not self.queue.exhausted or self._working():
-            self._fill()
-            yield from self._hand_out()
-            # A caller may have been away for long: what has come meanwhile counts before any clock does.
-            if self._able():
-                self.last_able = time.monotonic()
-            for worker in self._come():
-                yield from self._advance(worker)
-            yield from self._end_overdue()
-            self._check_clock()
+        while self._is_work_left():
+            for outcome in self._round():
+                yield outcome
+                self.last_able = time.monotonic()  # the caller may have been away for long
+
+    def _round(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
+        """Hand out what waits, and take what comes next."""
+        self._fill()
+        yield from self._hand_out()
+        if not self._is_work_left():  # known only now; actors that wait for a place are not waited for
+            return
+        if self._able():
+            self.last_able = time.monotonic()
+        for worker in self._come():
+            yield from self._advance(worker)
+        yield from self._end_overdue()
+        self._check_clock()
 
     def kill_all(self) -> None:
         """Leave no actor behind."""
         for worker in list(self.workers):
             self._drop(worker)
+
+    def _is_work_left(self) -> bool:
+        return bool(self.queue.again) or not self.queue.exhausted or bool(self._working())
 
     def _working(self) -> list[_Worker[Item]]:
         return [worker for worker in self.workers if worker.state == "working"]
@@ -280,16 +289,18 @@ class _Pool(Generic[Item, Result]):
     def _start(self) -> None:
         import ray
 
-        remote = ray.remote(
-            num_cpus=self.config.num_cpus, num_gpus=self.config.num_gpus, max_restarts=0, max_task_retries=0
-        )(PoolActor)
+        asked = {"num_cpus": self.config.num_cpus, "num_gpus": self.config.num_gpus}
+        options: dict[str, Any] = asked | {"max_restarts": 0, "max_task_retries": 0}
+        remote: Any = ray.remote(**options)(PoolActor)
         handle = remote.remote()
         placed = handle.ping.remote()
         self.workers.append(_Worker(handle, handle.load.remote(self.make_actor, self.arguments), placed))
 
     def _hand_out(self) -> Iterator[Failed[Item]]:
         """A task for each idle actor."""
-        for worker in self.workers:
+        for worker in [worker for worker in self.workers if worker.state == "idle"]:
+            if not self._is_there(worker):
+                continue
             while worker.state == "idle":
                 # After one failure a new task shows which of the two is to blame, the actor or the item.
                 task = self.queue.take(prefer_new=worker.failures == 1)
@@ -298,12 +309,24 @@ class _Pool(Generic[Item, Result]):
                 try:
                     self._send(worker, task)
                 except Exception as error:  # an item that cannot be sent
-                    yield from self._fail(task, _in_words(error))
+                    yield from self._fail(task, _in_words(error.__cause__ or error))
+
+    def _is_there(self, worker: _Worker[Item]) -> bool:
+        """Whether an idle actor still answers; one that died while it was idle has cost no task anything."""
+        import ray
+
+        try:
+            ray.get(worker.handle.ping.remote(), timeout=_ANSWER_SECONDS)
+        except Exception as error:
+            self._drop(worker)
+            if not worker.proven:
+                self._lose_start(_lost_in_words(error))
+            return False
+        return True
 
     def _send(self, worker: _Worker[Item], task: _Task[Item]) -> None:
-        began = worker.handle.ping.remote()
         worker.pending = worker.handle.work.remote(task.items)
-        worker.state, worker.task, worker.began = "working", task, began
+        worker.state, worker.task = "working", task
         limit = self.config.seconds_per_item
         worker.deadline = math.inf if limit is None else time.monotonic() + limit * len(task.items)
 
@@ -312,8 +335,6 @@ class _Pool(Generic[Item, Result]):
         import ray
 
         waiting = {worker.pending: worker for worker in self.workers if worker.pending is not None}
-        if not waiting:  # all are idle, and nothing waits for them
-            return []
         clocks = [worker.deadline for worker in self._working()]
         if not self._able():
             clocks.append(self.last_able + self.config.start_seconds)
@@ -336,9 +357,7 @@ class _Pool(Generic[Item, Result]):
             yield from self._end_task(worker, value, lost)
         elif lost or isinstance(value, _Raised):
             self._drop(worker)
-            # A lost node says nothing about the next start; its successor waits for a place.
-            if not _is_node(lost):
-                self._count_failed_start(lost or value.reason)
+            self._lose_start(lost or value.reason)
         elif worker.state == "unplaced":
             worker.state, worker.pending = "loading", worker.loaded
         else:
@@ -347,31 +366,25 @@ class _Pool(Generic[Item, Result]):
     def _end_task(self, worker: _Worker[Item], value: Any, lost: str) -> Iterator[Done[Item, Result] | Failed[Item]]:
         task = worker.task
         assert task is not None
+        self.failed_starts = 0
         if lost:
             self._drop(worker)
-            if not _came_well(worker.began):  # it was dead before: the task is as good as new
-                self.queue.again.appendleft(task)
-                if not worker.proven and not _is_node(lost):
-                    self._count_failed_start(lost)
-                return
-            self.failed_starts = 0
             yield from self._fail(task, lost)
             return
-        self.failed_starts = 0
-        worker.state, worker.pending, worker.task, worker.began = "idle", None, None, None
+        worker.state, worker.pending, worker.task = "idle", None, None
         worker.deadline, worker.proven = math.inf, True
         if isinstance(value, _Raised):
             self._suspect(worker)
             yield from self._fail(task, value.reason)
             return
-        worker.failures, self.any_done_since_ill = 0, True
+        worker.failures, self.ill_in_vain = 0, 0
         yield from (Done(item, result) for item, result in zip(task.items, value, strict=True))
 
     def _suspect(self, worker: _Worker[Item]) -> None:
-        """Replace an actor that fails again and again, unless nothing has gone well since the last one was replaced."""
+        """Replace an actor that fails again and again; but not for ever, where new ones do no better."""
         worker.failures += 1
-        if worker.failures >= _ILL_AFTER and self.any_done_since_ill:
-            self.any_done_since_ill = False
+        if worker.failures >= _ILL_AFTER and self.ill_in_vain < self.config.attempts:
+            self.ill_in_vain += 1
             self._drop(worker)
 
     def _fail(self, task: _Task[Item], reason: str) -> Iterator[Failed[Item]]:
@@ -383,8 +396,10 @@ class _Pool(Generic[Item, Result]):
         else:
             yield Failed(task.items[0], reason, task.attempts + 1)
 
-    def _count_failed_start(self, reason: str) -> None:
-        """After too many in a row those that have no place yet are not waited for; the others may still become ready."""
+    def _lose_start(self, reason: str) -> None:
+        """After too many in a row those without a place are not waited for; the others may still become ready."""
+        if _is_node(reason):  # says nothing about the next start, which waits for a place
+            return
         self.failed_starts, self.start_reason = self.failed_starts + 1, reason
         if self.failed_starts >= self.config.attempts:
             for worker in [worker for worker in self.workers if worker.state == "unplaced"]:
@@ -392,17 +407,24 @@ class _Pool(Generic[Item, Result]):
 
     def _end_overdue(self) -> Iterator[Failed[Item]]:
         """Kill the actors whose task takes too long."""
+        import ray
+
         for worker in self._working():
             task = worker.task
-            if task is not None and time.monotonic() > worker.deadline:
+            if task is None or time.monotonic() <= worker.deadline:
+                continue
+            # The caller may have been away since the last look.
+            if not ray.wait([worker.pending], timeout=0)[0]:
                 self._drop(worker)
                 self.failed_starts = 0
                 allowed = (self.config.seconds_per_item or 0.0) * len(task.items)
                 yield from self._fail(task, f"took longer than {allowed:g} s, and its worker was killed")
 
     def _check_clock(self) -> None:
-        """Raises:
-        PoolError: if no actor has been ready or at work for too long.
+        """Give up where no actor has been ready or at work for too long.
+
+        Raises:
+            PoolError: with what each actor asks for and what the cluster has.
         """
         if self._able() or time.monotonic() < self.last_able + self.config.start_seconds:
             return
@@ -428,19 +450,9 @@ class _Pool(Generic[Item, Result]):
                 ray.kill(worker.handle)
 
 
-def _came_well(reference: Any) -> bool:
-    import ray
-
-    try:
-        ray.get(reference, timeout=_NOBODY_SECONDS)
-    except Exception:
-        return False
-    return True
-
-
 def _in_words(error: BaseException) -> str:
     """Type and message in one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOURS.sub("", str(error)).split())
     return _shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 

@@ -152,22 +152,14 @@ def _work(
         _prepare_jacobians(job, gpu)
     config = PoolConfig(
         actors=count,
-        num_cpus=_cpus_of_actor(count, gpu),
+        num_cpus=0.0 if gpu else min(1.0, num_cpus() / count),
         num_gpus=gpu,
         attempts=_ATTEMPTS,
         seconds_per_item=work.seconds_per_video * max(len(each.clips) for task in tasks for each in task),
     )
     workers = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
-    for outcome in run_pool(AdaptActor, (job, workers), tasks, config=config, key=lambda one: one.subject_id):
+    for outcome in run_pool(AdaptActor, (job, workers), tasks, config=config):
         yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
-
-
-def _cpus_of_actor(count: int, gpu: float) -> float:
-    """On one machine all cores are used, however few or many actors there are; elsewhere one core each."""
-    if gpu:
-        return 0.0
-    cores = num_cpus()
-    return max(1, cores // count) if num_nodes() == 1 and count <= cores else min(1.0, cores / count)
 
 
 def _prepare_jacobians(job: AdaptJob, gpu: float) -> None:

@@ -89,6 +89,10 @@ class AdaptActor:
 
     def __init__(self, job: AdaptJob, workers: int) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            # Several threads share out a product by its size: what a problem gives would depend on its batch by a
+            # rounding error, which many large steps make visible. More actors take more cores instead.
+            torch.set_num_threads(1)
         backbone = load_backbone(job.backbone).to(device)
         memory = job.tuning.memory_mb or max(1, free_bytes(device) // workers // 2**20)
         self.job = job

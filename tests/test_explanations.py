@@ -299,8 +299,12 @@ def test_writing_that_is_cut_short_leaves_no_mixture(tmp_path: Path, monkeypatch
     source, clips = fake_source(), fake_clips(subjects=1)
     found = explain(source, clips, tuned(source))
     write_explanation(found, tmp_path, name="s0")
-    monkeypatch.delattr(pd.DataFrame, "to_csv")
-    with pytest.raises(AttributeError):
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(f"no space left for {path} of {len(text)} letters")
+
+    monkeypatch.setattr("clipautt.explanations._write_aside", full)
+    with pytest.raises(OSError, match="no space left"):
         write_explanation(found, tmp_path, name="s0")
     assert read_explanations(tmp_path) == {}
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from clipautt.action_units import VOCABULARY
 from clipautt.reports.stories import AuAgreement, ClipStory
-from clipautt.reports.tables import figures_at, percent, points
+from clipautt.reports.tables import cohort_title, figures_at, percent, points, share_name
 
 HELPED, HURT, UNCHANGED = "#009E73", "#D55E00", "#767676"
 _WITHOUT, _WITH, _INK, _FAINT = "#8C96A3", "#0072B2", "#222222", "#D9D9D9"
@@ -157,9 +157,63 @@ def _method_panel(
         axes.axvline(100 * known["uar"], color=_INK, lw=1, ls=(0, (4, 3)))
     axes.set_xlim(floor, 109)
     axes.set_xticks([tick for tick in range(0, 101, 20) if tick >= floor])
-    axes.set_title(cohort if cohort == "balanced" else f"{cohort} positives", fontsize=11, fontweight="bold")
+    axes.set_title(cohort_title(cohort), fontsize=11, fontweight="bold")
     axes.set_xlabel("mean UAR, %")
     _plain(axes)
+
+
+def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalised: str) -> Path:
+    """UAR and WAR against the assumed share of the positive class, cohorts side by side.
+
+    Args:
+        path: of the PNG.
+        table: from `tables.prior_table`.
+        reference: in grey.
+        personalised: in blue.
+    """
+    cohorts = list(dict.fromkeys(table["cohort"]))
+    figure = Figure(figsize=(1.2 + 3.3 * len(cohorts), 5.6), layout="constrained")
+    panels = figure.subplots(2, len(cohorts), sharex=True, sharey="row", squeeze=False)
+    colours = {reference: _WITHOUT, personalised: _WITH}
+    for row, metric in enumerate(("uar", "war")):
+        for axes, cohort in zip(panels[row], cohorts, strict=True):
+            here = table[(table["cohort"] == cohort) & table["method"].isin(list(colours))]
+            _prior_panel(axes, here, metric, colours)
+        panels[row][0].set_ylabel(f"mean {metric.upper()}, %")
+    for axes, cohort in zip(panels[0], cohorts, strict=True):
+        axes.set_title(cohort_title(cohort), fontsize=11, fontweight="bold")
+    figure.supxlabel("assumed share of the positive class", fontsize=10)
+    handles, labels = panels[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    return save(figure, path)
+
+
+def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str, str]) -> None:
+    """One metric in one cohort. Shares stand by their log odds: that is by what is added to the logits."""
+    shares = sorted(set(here.loc[~here["own"], "assumed_share"]))
+    for method, colour in colours.items():
+        mine = here[here["method"] == method]
+        own, line = mine[mine["own"]], mine[~mine["own"]]
+        name = shorten(method, 60)
+        axes.plot(_odds(line["assumed_share"]), 100 * line[metric], "o-", color=colour, lw=1.8, ms=4, label=name)
+        style = {"mfc": "white", "mec": colour, "mew": 1.8, "ms": 9, "zorder": 4, "ls": ""}
+        label = f"{name}, as it stands"
+        axes.plot(_odds(own["assumed_share"]), 100 * own[metric], marker="D", label=label, **style)
+    majority = 100 * float(here[f"majority_{metric}"].mean())
+    axes.axhline(majority, color=_INK, lw=1, ls=":", label="always the most frequent class")
+    axes.axvline(
+        float(_odds(here["positive_share"]).mean()), color=_BURST, lw=5, alpha=0.45, zorder=0, label="true share"
+    )
+    axes.set_xticks(_odds(shares), [share_name(share) for share in shares], fontsize=9)
+    axes.minorticks_off()
+    _plain(axes)
+    axes.grid(axis="y", color=_FAINT, lw=0.6)
+
+
+def _odds(shares: Sequence[float] | pd.Series[float]) -> npt.NDArray[np.floating]:
+    values = np.asarray(shares, float)
+    odds: npt.NDArray[np.floating] = np.log(values / (1 - values))
+    return odds
 
 
 def confusion_matrices(

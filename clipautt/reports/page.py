@@ -22,12 +22,27 @@ from clipautt.reports.sentences import (
     caveats,
     method_facts,
     most_changed,
+    prior_sentences,
     seeds_share_people,
     selection_sentence,
     verdict,
 )
 from clipautt.reports.stories import AuAgreement, ClipStory
-from clipautt.reports.tables import cohort_order, differences, long_table, markdown, method_table, selection_table
+from clipautt.reports.tables import (
+    PRIORS,
+    UNSTATED_PRIOR,
+    assumed_shares,
+    cohort_order,
+    cohort_title,
+    differences,
+    long_table,
+    markdown,
+    method_table,
+    prior_scores,
+    prior_table,
+    selection_table,
+    share_name,
+)
 from clipautt.reports.templates import render
 from clipautt.results import ResultRow, subject_scores
 
@@ -50,6 +65,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "that assume them, so every method is also judged where positives are rare.",
     ),
     (
+        "assumed share",
+        "How common the positive class is taken to be, also called its prior. Bayes' rule moves a probability from one "
+        "such share to another: what was 80% at even shares is 50% where one video in five is positive.",
+    ),
+    (
         "subject baseline",
         "The centre (median or mean) of all frame features of a subject, subtracted from each: an estimate of the "
         "resting face. It needs no labels.",
@@ -68,6 +88,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
 )
 
+OPTIONAL = (*PRIORS, "tune", "position")
+"""Columns that rows of earlier versions lack, and that the page does without."""
 _SHOWN = 0.74
 """CSS pixels per pixel of a figure: sharp on dense displays, and its letters as large as those of the text."""
 
@@ -102,6 +124,7 @@ class _Content:
     personalised: str
     classes: tuple[str, ...]
     shared_people: bool
+    assumed: pd.DataFrame | None
 
 
 def write_report(
@@ -120,9 +143,11 @@ def write_report(
 ) -> Path:
     """Write report.html, report.md, figures/*.png, results.parquet, methods.parquet and subjects.parquet.
 
+    With two classes also priors.parquet: every method's figures under other shares of the positive class.
+
     Args:
         folder: where to; made if need be, an earlier report in it is replaced.
-        rows: result rows, a column per field of `ResultRow`.
+        rows: result rows, a column per field of `ResultRow`; those in `OPTIONAL` may be absent.
         classes: class names in label order; the last is the positive one.
         title: of the page.
         personalised: the method whose effect the page is about: the default, chosen on source-validation subjects.
@@ -153,11 +178,12 @@ def write_report(
         personalised=personalised,
         classes=tuple(classes),
         shared_people=shared,
+        assumed=prior_scores(rows, classes=classes, shares=assumed_shares(scores)) if len(classes) == 2 else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
     _write_tables(folder, rows, content, selection)
-    words = _words(content, selection, rows)
+    words = _words(content, selection, rows) | {"prior": _prior(folder, rows, content)}
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
     given = {"title": title, "notes": list(notes), "facts": dict(facts or {}), "synthetic": synthetic}
     tables = {"markdown_table": markdown(table), "markdown_selection": markdown(selection) if len(selection) else ""}
@@ -170,7 +196,7 @@ def write_report(
 
 
 def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalised: str) -> None:
-    absent = [field.name for field in fields(ResultRow) if field.name not in rows]
+    absent = [field.name for field in fields(ResultRow) if field.name not in {*rows.columns, *OPTIONAL}]
     if absent:
         raise ValueError(f"rows lack the columns {absent}; a column per field of ResultRow is needed")
     for column in ("label", "prediction"):
@@ -222,7 +248,7 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
         "gained": gained,
         "lost": lost,
         "caveats": [*caveats(content.table, scores, cohort=cohort, shared_people=shared, **pair), *_fallbacks(content)],
-        "headline_cohort": views.cohort_title(cohort),
+        "headline_cohort": cohort_title(cohort),
         "reference": content.reference,
         "tiles": views.tiles(content.table, **pair),
         "several_seeds": seeds if seeds > 1 else 0,
@@ -234,6 +260,34 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
         "selection_table": views.table_view(selection, selected, **pair),
         "settings_head": views.SETTINGS,
         "settings": views.setting_rows(content.facts),
+    }
+
+
+def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, object] | None:
+    """What the page shows of other shares of the positive class, written and drawn; None for more than two classes."""
+    picture, parquet = folder / "figures" / "priors.png", folder / "priors.parquet"
+    if content.assumed is None:
+        for earlier in (picture, parquet):
+            earlier.unlink(missing_ok=True)
+        return None
+    table = prior_table(content.assumed, shared_people=content.shared_people)
+    table.to_parquet(parquet, index=False)
+    shown = table[table["cohort"].isin(content.cohorts)]
+    pair = {"reference": content.reference, "personalised": content.personalised}
+    figures.prior_lines(picture, shown, **pair)
+    view = views.prior_view(shown, list(dict.fromkeys([content.personalised, content.reference])))
+    alt = "UAR and WAR of the default and the reference against the assumed share of the positive class"
+    unstated = int(rows.reindex(columns=list(PRIORS))["training_prior"].isna().sum())
+    return {
+        "positive": content.classes[-1],
+        "sentences": prior_sentences(content.assumed, content.personalised, shared_people=content.shared_people),
+        "picture": _inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
+        "table": view,
+        "markdown": views.prior_markdown(view),
+        "unstated": f"{unstated} of {len(rows)} rows do not state the shares that their probabilities were trained on; "
+        f"{share_name(UNSTATED_PRIOR)} is taken for them."
+        if unstated
+        else "",
     }
 
 
@@ -289,12 +343,12 @@ def _who(folder: Path, content: _Content, cohort: str) -> Picture:
         for metric in ("uar", "war")
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "_", cohort).strip("_")
-    title = f"{content.personalised}, {views.cohort_title(cohort)}"
+    title = f"{content.personalised}, {cohort_title(cohort)}"
     path = folder / f"who_{slug}.png"
     figures.subject_bars(path, uar=uar, war=war, against=content.reference, title=title)
-    alt = f"Change of UAR and WAR of every subject, {views.cohort_title(cohort)}"
+    alt = f"Change of UAR and WAR of every subject, {cohort_title(cohort)}"
     caption = "Green bars to the right: helped. Orange bars to the left: hurt. In brackets: UAR before and after."
-    return _inline(path, alt, name=views.cohort_title(cohort), caption=caption)
+    return _inline(path, alt, name=cohort_title(cohort), caption=caption)
 
 
 def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
@@ -305,7 +359,7 @@ def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
         part = own[own["method"] == method]
         predicted, true = (part[column].map(index).to_numpy(int) for column in ("prediction", "label"))
         counts.append((method, confusion(predicted, true, num_classes=len(index))))
-    title = views.cohort_title(cohort)
+    title = cohort_title(cohort)
     path = figures.confusion_matrices(folder / "confusion.png", counts, classes=content.classes, cohort=title)
     return _inline(
         path, "Confusion matrices", caption="Counts over all subjects, draws and seeds; percent of each row."

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from clipautt.metrics import Interval
 from clipautt.reports.tables import (
     METRICS,
+    SAME_SHARE,
     Metric,
+    at_share,
     chosen_method,
     cohort_order,
+    cohort_title,
     comparison,
     differences,
     figures_at,
     percent,
     points,
+    prior_table,
     quoted,
     selection_means,
+    share_name,
 )
 
 Effect = Literal["helped", "hurt", "unclear"]
@@ -195,6 +200,63 @@ def _no_gain(
     if effect == "unclear" and metric == "uar":
         return [f"At {cohort}, UAR shows no clear effect: {before} to {after} ({_span(change)})."]
     return []
+
+
+def prior_sentences(assumed: pd.DataFrame, method: str, *, shared_people: bool = False) -> list[str]:
+    """What assuming a share of the positive class does to a method's decisions.
+
+    Args:
+        assumed: from `tables.prior_scores`.
+        method: the one to speak of.
+        shared_people: see `tables`.
+
+    Returns:
+        A sentence per cohort on the assumed share that comes nearest to the true one, against the decisions as they
+        stand; then one on the most harmful share, where one clearly lowers UAR.
+    """
+    own = assumed[assumed["method"] == method]
+    table = prior_table(own, shared_people=shared_people)
+    said, harm = [], []
+    for cohort in dict.fromkeys(table["cohort"]):
+        here, people = table[table["cohort"] == cohort], own[own["cohort"] == cohort]
+        shares = here[~here["own"]].set_index("assumed_share")
+        near = float((shares["positive_share"] - shares.index).abs().idxmin())
+        said.append(_at_true_share(people, here[here["own"]].iloc[0], near, shared_people))
+        worst = float(shares["uar"].idxmin())
+        text, effect = _moved_by(people, worst, "uar", shared_people)
+        if effect == "hurt" and abs(worst - near) >= SAME_SHARE:
+            sentence = f"A wrong share costs most at {cohort_title(cohort)}: assuming {share_name(worst)} {text}."
+            harm.append((shares["uar"].min() - here.loc[here["own"], "uar"].item(), sentence))
+    return [*said, *(sentence for _, sentence in sorted(harm)[:1])]
+
+
+def _at_true_share(people: pd.DataFrame, own: pd.Series[Any], near: float, shared_people: bool) -> str:
+    """On one method in one cohort: `own` is its row of the table, `near` the assumed share nearest to the truth."""
+    where = f"At {cohort_title(own['cohort'])}"
+    made_with = people.loc[people["own"], "assumed_share"]
+    several = made_with.max() - made_with.min() >= SAME_SHARE
+    if not several and abs(own["assumed_share"] - near) < SAME_SHARE:
+        figures = f"UAR {percent(own['uar'])} and WAR {percent(own['war'])}"
+        return f"{where}, the decisions as they stand already assume {share_name(near)}: {figures}."
+    before = share_name(own["assumed_share"])
+    instead = f"the subjects' own shares ({before} on average)" if several else before
+    moves = " and ".join(_moved_by(people, near, metric, shared_people)[0] for metric in ("war", "uar"))
+    rival = f"always saying the most frequent class has WAR {percent(own['majority_war'])}"
+    return f"{where}, assuming {share_name(near)} instead of {instead} {moves}; {rival}."
+
+
+def _moved_by(people: pd.DataFrame, share: float, metric: Metric, shared_people: bool) -> tuple[str, Effect]:
+    """`raises WAR from 80.2 to 93.1 (+9.0 to +16.2)`, and which side of zero; of one method in one cohort."""
+    cohort = str(people["cohort"].iloc[0])
+    pair = pd.concat([people[people["own"]].assign(method="own"), at_share(people, share).assign(method="assumed")])
+    both = differences(pair, "assumed", "own", metric=metric, cohort=cohort, shared_people=shared_people)
+    before, after = percent(both["before"].mean()), percent(both["after"].mean())
+    if (both["change"].abs() <= _UNCHANGED).all():
+        return f"leaves {metric.upper()} at {before}", "unclear"
+    change = comparison(pair, "assumed", "own", metric, cohort, shared_people=shared_people)
+    effect = effect_of(change, len(both))
+    verb = {"helped": "raises", "hurt": "lowers", "unclear": "moves"}[effect]
+    return f"{verb} {metric.upper()} from {before} to {after} ({_span(change)})", effect
 
 
 @dataclass(frozen=True)

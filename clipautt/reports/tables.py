@@ -1,7 +1,8 @@
 """Tables of a report: one row per method with its figures per cohort, and paired comparisons over subjects.
 
 Everything here is computed from the table of `clipautt.results.subject_scores`: one row per method, split, cohort,
-seed and subject. What this module does not know: how a method works, or how a table is laid out on a page. Method names
+seed and subject; only `prior_scores` reads result rows, whose decisions it takes anew under assumed shares of the
+positive class. What this module does not know: how a method works, or how a table is laid out on a page. Method names
 are opaque.
 
 **The unit is the person.** Where every seed has its own data, subject `s01` of seed 0 and of seed 1 are two people, and
@@ -18,11 +19,22 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from clipautt.metrics import Interval, bootstrap
+from clipautt.priors import assume_share
+from clipautt.results import subject_scores
 
 Metric = Literal["war", "uar", "f1"]
 METRICS: tuple[Metric, ...] = ("war", "uar", "f1")
+ASSUMED_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+"""Shares of the positive class under which every clip is decided again."""
+UNSTATED_PRIOR = 0.5
+"""Of the positive class in rows that do not state one: they are of a time when all training weighted classes equally."""
+SAME_SHARE = 0.005
+"""Two shares of the positive class that differ by less count as one."""
+PRIORS = ("prior", "training_prior")
+"""Columns of shares that rows of earlier versions lack."""
 _KEYS = ["method", "split", "cohort"]
 _MEANS = [*METRICS, "positive_share", *(f"majority_{name}" for name in METRICS)]
 _TOLERANCE = 1e-9
@@ -236,6 +248,105 @@ def chosen_method(scores: pd.DataFrame, candidates: Sequence[str]) -> str:
     return max(candidates, key=lambda name: (round(means[name], 9), -list(candidates).index(name)))
 
 
+def with_priors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Result rows whose columns `prior` and `training_prior` are there and filled.
+
+    A training prior that is not stated is `UNSTATED_PRIOR`; without a prior of its own a row has that of training.
+    """
+    stated = {name: rows[name] if name in rows else pd.Series(np.nan, rows.index) for name in PRIORS}
+    trained = stated["training_prior"].astype(float).fillna(UNSTATED_PRIOR)
+    return rows.assign(training_prior=trained, prior=stated["prior"].astype(float).fillna(trained))
+
+
+def redecided(rows: pd.DataFrame, share: float, *, classes: Sequence[str]) -> pd.DataFrame:
+    """Result rows decided anew from their probabilities, as if the positive class had this share.
+
+    Only the decision moves: window and prompts stay as they were. A row that was made with this very share keeps its
+    decision; an even probability goes to the first class, as everywhere.
+
+    Args:
+        rows: from `with_priors`.
+        share: of the positive class, 0 < share < 1.
+        classes: the negative and the positive one.
+    """
+    known = {name: torch.as_tensor(rows[name].to_numpy(float)) for name in ("probability", "prior")}
+    positive = assume_share(known["probability"], share, made_with=known["prior"]) > 0.5
+    decided = np.where(positive.numpy(), classes[1], classes[0])
+    return rows.assign(prediction=np.where(rows["prior"] == share, rows["prediction"], decided))
+
+
+def assumed_shares(scores: pd.DataFrame) -> tuple[float, ...]:
+    """`ASSUMED_SHARES`, and the true share of every target cohort that is not among them, in percent steps; sorted."""
+    target = scores[scores["split"] == "target"]
+    true = {min(max(round(float(share), 2), 0.01), 0.99) for share in target.groupby("cohort")["positive_share"].mean()}
+    others = {share for share in true if all(abs(share - known) >= SAME_SHARE for known in ASSUMED_SHARES)}
+    return tuple(sorted(others.union(ASSUMED_SHARES)))
+
+
+def prior_scores(
+    rows: pd.DataFrame, *, classes: Sequence[str], shares: Sequence[float] = ASSUMED_SHARES
+) -> pd.DataFrame:
+    """Scores of the target subjects as the rows stand, and as they are under every assumed share.
+
+    Args:
+        rows: result rows with a prediction; without the columns of priors, see `with_priors`.
+        classes: the negative and the positive one.
+        shares: of the positive class, each above 0 and below 1.
+
+    Returns:
+        The columns of `subject_scores`, and `own` (whether these are the rows' own decisions), `assumed_share` (for
+        `own` the mean share that the subject's rows were made with), `prior` and `training_prior` (mean of the rows').
+
+    Raises:
+        ValueError: for another number of classes, or a share, prior or probability out of bounds.
+    """
+    if len(classes) != 2:
+        raise ValueError(f"classes={list(classes)}; a share can be assumed for the positive one of two classes only")
+    target = with_priors(rows[rows["split"] == "target"])
+    keys = [*_KEYS, "seed", "subject_id"]
+    priors = target.groupby(keys, as_index=False)[list(PRIORS)].mean()
+    own = subject_scores(target, classes=classes).merge(priors, on=keys)
+    tables = [own.assign(own=True, assumed_share=own["prior"])]
+    for share in shares:
+        scores = subject_scores(redecided(target, share, classes=classes), classes=classes)
+        tables.append(scores.merge(priors, on=keys).assign(own=False, assumed_share=float(share)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def prior_table(assumed: pd.DataFrame, *, shared_people: bool = False) -> pd.DataFrame:
+    """One row per method, cohort and assumed share, and one (`own`) for the decisions as they stand.
+
+    Args:
+        assumed: from `prior_scores`.
+        shared_people: see the module.
+
+    Returns:
+        Columns `method, cohort, assumed_share, own`, then means over people: `war, uar, f1, positive_share,
+        majority_war, majority_uar, majority_f1, prior, training_prior`; and `num_subjects`. Cohorts, then shares, in
+        the order of the report; `own` first. Its `assumed_share` is the mean of what the rows were made with.
+    """
+    by, blocks = ["method", "cohort"], []
+    shares = sorted(set(assumed.loc[~assumed["own"], "assumed_share"]))
+    for share in (None, *shares):
+        scores = assumed[assumed["own"]] if share is None else at_share(assumed, share)
+        people = person_scores(scores, shared_people=shared_people).groupby(by)
+        block = people[_MEANS].mean().join(scores.groupby(by)[list(PRIORS)].mean())
+        block["num_subjects"] = people.size()
+        blocks.append(block.assign(assumed_share=block["prior"] if share is None else share, own=share is None))
+    table = pd.concat(blocks).reset_index()
+    order = {"method": list(dict.fromkeys(assumed["method"])), "cohort": cohort_order(assumed), "own": [True, False]}
+    ranks = {name: {value: number for number, value in enumerate(values)} for name, values in order.items()}
+    table = table.sort_values(
+        [*order, "assumed_share"], key=lambda one: one.map(ranks[one.name]) if one.name in ranks else one
+    )
+    return table[[*by, "assumed_share", "own", *_MEANS, *PRIORS, "num_subjects"]].reset_index(drop=True)
+
+
+def at_share(assumed: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The rows of `prior_scores` or `prior_table` under one assumed share."""
+    return assumed[~assumed["own"] & (assumed["assumed_share"] == share)]
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A method table as a Markdown table: figures in percent, the majority predictor in the last row.
 
@@ -292,6 +403,16 @@ def points(value: float) -> str:
 def _tenths(value: float) -> float:
     """In percent, halves away from zero; the small step makes equal means of differently ordered sums round alike."""
     return round(100 * value + math.copysign(1e-7, value), 1) + 0.0
+
+
+def cohort_title(name: str) -> str:
+    """`balanced`, or `20% positives`."""
+    return f"{name} positives" if name.endswith("%") else name
+
+
+def share_name(share: float) -> str:
+    """A share of a class, 0.2 → `20%`, 0.4837 → `48.4%`."""
+    return f"{_tenths(share):g}%"
 
 
 def quoted(name: str) -> str:

@@ -11,7 +11,17 @@ import pandas as pd
 from clipautt.metrics import Interval
 from clipautt.reports.sentences import Addition, MethodFacts, effect_of
 from clipautt.reports.stories import ClipStory
-from clipautt.reports.tables import figures_at, percent, points, quoted, value_range
+from clipautt.reports.tables import (
+    SAME_SHARE,
+    cohort_order,
+    cohort_title,
+    figures_at,
+    percent,
+    points,
+    quoted,
+    share_name,
+    value_range,
+)
 
 SETTINGS = (
     "objective",
@@ -87,6 +97,8 @@ class TableView:
     """From left to right, three columns each."""
     groups: tuple[Group, ...]
     """From top to bottom."""
+    first: str = "method"
+    """Heading of the rows' names."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +111,6 @@ class Tile:
     """The number."""
     lines: tuple[str, ...]
     """Smaller ones below."""
-
-
-def cohort_title(name: str) -> str:
-    """`balanced`, or `20% positives`."""
-    return f"{name} positives" if name.endswith("%") else name
 
 
 def grouped(facts: Sequence[MethodFacts], present: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -199,6 +206,57 @@ def tiles(table: pd.DataFrame, *, reference: str, personalised: str) -> list[Til
         lines = (f"{_with_interval(change)} points", f"WAR {war}", f"F1 {f1}")
         shown.append(Tile(f"mean UAR, {cohort_title(cohort)}", uar, lines))
     return shown
+
+
+def prior_view(table: pd.DataFrame, methods: Sequence[str]) -> TableView:
+    """UAR, WAR and F1 of some methods as they stand and under every assumed share.
+
+    Args:
+        table: from `tables.prior_table`.
+        methods: each makes a group.
+    """
+    shown = table[table["method"].isin(list(methods))]
+    cohorts = cohort_order(shown)
+    heads = []
+    for cohort in cohorts:
+        true = shown.loc[shown["cohort"] == cohort, "positive_share"]
+        heads.append(CohortHead(cohort_title(cohort), f"{value_range(true)}% positive"))
+    groups = [Group(name, _prior_rows(shown[shown["method"] == name], cohorts)) for name in methods]
+    return TableView(tuple(heads), tuple(groups), first="assumed share")
+
+
+def _prior_rows(mine: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Row, ...]:
+    """One method's row as it stands, then one per assumed share."""
+    own, assumed = mine[mine["own"]], mine[~mine["own"]]
+    low, high = own["assumed_share"].min(), own["assumed_share"].max()
+    made_with = share_name(low) if high - low < SAME_SHARE else f"{share_name(low)} to {share_name(high)}"
+    rows = [Row(made_with, "reference", "as it stands", _prior_cells(own, cohorts))]
+    for share, part in assumed.groupby("assumed_share", sort=True):
+        rows.append(Row(share_name(float(str(share))), "", "", _prior_cells(part, cohorts)))
+    return tuple(rows)
+
+
+def _prior_cells(part: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Cell, ...]:
+    by = part.set_index("cohort")
+    return tuple(
+        Cell(percent(by.loc[cohort, name]) if cohort in by.index else "\N{EN DASH}")
+        for cohort in cohorts
+        for name in ("uar", "war", "f1")
+    )
+
+
+def prior_markdown(view: TableView) -> str:
+    """The same as Markdown, a table per group."""
+    head = [view.first, *(f"{cohort.title} {name}" for cohort in view.cohorts for name in ("UAR", "WAR", "F1"))]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    tables = []
+    for group in view.groups:
+        rows = [
+            [f"{row.name} ({row.tag})" if row.tag else row.name, *(c.text for c in row.cells)] for row in group.rows
+        ]
+        lines = "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
+        tables.append(f"{group.heading}:\n\n{lines}\n")
+    return "\n".join(tables)
 
 
 def _before_after(before: float, after: float) -> str:
