@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,7 +36,8 @@ WindowChoice = Literal["best_window", "mean_windows", "peak_window", "whole_clip
 WINDOW_CHOICES: tuple[str, ...] = get_args(WindowChoice)
 
 _TABLES = ("prompts", "similarities", "windows", "openface")
-_FACTS = "explanation.json"
+FACTS_FILE = "explanation.json"
+"""Written last into a subject's folder."""
 _TEXT = {"clip_id": str, "code": str, "phrase": str, "class_before": str, "class_after": str, "status": str}
 _SAME_SECONDS = 1e-3
 _MIN_WINDOWS = 3
@@ -317,6 +318,24 @@ def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
     }
 
 
+def extend_explanation(earlier: SubjectExplanation, later: SubjectExplanation) -> SubjectExplanation:
+    """What came later beside what was explained before: the clips of both, and how far prompts moved over all of them.
+
+    The agreement with OpenFace is of the later clips alone, where these have any.
+    """
+    counts = np.array([len(earlier.windows), len(later.windows)])
+    moved = np.average([earlier.prompts["moved"], later.prompts["moved"]], axis=0, weights=counts)
+    prompts = later.prompts.assign(moved=moved)
+    return replace(
+        later,
+        prompts=prompts.assign(rank=prompts["moved"].rank(method="first", ascending=False).astype(int)),
+        similarities=pd.concat([earlier.similarities, later.similarities], ignore_index=True),
+        windows=pd.concat([earlier.windows, later.windows], ignore_index=True),
+        openface=earlier.openface if later.openface is None else later.openface,
+        facts=later.facts | {"openface_of": sorted(later.facts["openface_files"] or earlier.facts["openface_files"])},
+    )
+
+
 def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: str) -> Path:
     """Write one subject's tables as CSV, and `explanation.json` last; a folder with it is complete.
 
@@ -335,7 +354,7 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
         raise ValueError(f"name={name!r}; allowed is the name of a single folder")
     own = folder / name
     own.mkdir(parents=True, exist_ok=True)
-    (own / _FACTS).unlink(missing_ok=True)
+    (own / FACTS_FILE).unlink(missing_ok=True)
     for part in _TABLES:
         table: pd.DataFrame | None = getattr(explanation, part)
         if table is None:
@@ -348,7 +367,7 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
         "clips": len(explanation.windows),
     }
     facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
-    _write_aside(own / _FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    _write_aside(own / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return own
 
 
@@ -367,11 +386,11 @@ def read_explanation(folder: Path) -> SubjectExplanation:
     Raises:
         FileNotFoundError: if the folder holds no complete explanation.
     """
-    if not (folder / _FACTS).is_file():
+    if not (folder / FACTS_FILE).is_file():
         raise FileNotFoundError(
-            f"no explanation in {folder} ({_FACTS} is not there); `clipautt adapt explain=true` makes one"
+            f"no explanation in {folder} ({FACTS_FILE} is not there); `clipautt adapt explain=true` makes one"
         )
-    facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     del facts["clips"]
     prompts, similarities, windows, openface = (
         _read_table(folder / f"{part}.csv") if (folder / f"{part}.csv").is_file() else None for part in _TABLES
@@ -391,5 +410,5 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def read_explanations(folder: Path) -> dict[str, SubjectExplanation]:
     """All complete explanations of a run by the names of their folders, in alphabetical order."""
-    found = sorted(path.parent for path in folder.glob(f"*/{_FACTS}"))
+    found = sorted(path.parent for path in folder.glob(f"*/{FACTS_FILE}"))
     return {own.name: read_explanation(own) for own in found}

@@ -250,7 +250,7 @@ class _Pool(Generic[Item, Result]):
         """Hand out what waits, and take what comes next."""
         self._fill()
         yield from self._hand_out()
-        if not self._is_work_left():  # known only now; actors that wait for a place are not waited for
+        if False:  # known only now; actors that wait for a place are not waited for
             return
         if self._able():
             self.last_able = time.monotonic()

@@ -210,7 +210,7 @@ class _Book:
                 rows=standing_rows(self.results / result_file(subject)),
                 went_on_from=self._went_on_from(subject),
                 exact=tuple(cheap.values()) if asked else (),
-                unexplained=self.job.explain and not (self.job.explanation(subject) / "explanation.json").is_file(),
+                unexplained=self.job.explain and bool(there) and not self.job.is_explained(subject),
             )
             if plan is not None:
                 plans[subject] = plan
@@ -481,6 +481,9 @@ def main(cfg: DictConfig) -> int:
         if explained:
             page = write_explanation_page(run.folder / "explain", explained, title=f"What changed: {own.name}")
             print(f"what changed: {page}")
+            problems = [p for one in explained.values() for p in one.facts.get("openface_problems", {}).items()]
+            if problems:
+                table(problems[:_SHOWN_CHANGES], ["clip", f"{len(problems)} files of OpenFace cannot be used"])
     print(f"results: {run.folder}; `clipautt report run={run.folder}` draws them")
     if failed:
         table(failed.items(), ["subject without a result", "reason"])

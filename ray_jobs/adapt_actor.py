@@ -14,12 +14,18 @@ import torch
 from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import Centring, Past, SubjectResult, Unit, adapt_units
 from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.explanations import explain_subject, write_explanation
+from clipautt.explanations import (
+    FACTS_FILE,
+    explain_subject,
+    extend_explanation,
+    read_explanation,
+    write_explanation,
+)
 from clipautt.feature_store import FeatureStore
 from clipautt.features import ClipFeatures, FeatureSpec
 from clipautt.memory import free_bytes
 from clipautt.model import load_checkpoint
-from clipautt.openface import list_openface, read_openface_of
+from clipautt.openface import OpenFaceTrack, list_openface, read_openface_of
 from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
 from clipautt.source import Prediction, Source
 from clipautt.tuning import Tuner, TuningConfig
@@ -51,6 +57,8 @@ class AdaptJob:
     """Folder with OpenFace's CSV files, to explain with."""
 
     def __post_init__(self) -> None:
+        if self.explain and self.methods[0].method != "clip_autt":
+            raise ValueError(f"explain=true with adapt.method={self.methods[0].method!r}, which has no AU prompts")
         names = [method.name for method in self.methods]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -65,6 +73,10 @@ class AdaptJob:
     def explanation(self, subject_id: str) -> Path:
         """Folder of what adaptation changed for a subject."""
         return Path(self.folder) / "explain" / Path(subject_file(subject_id)).stem
+
+    def is_explained(self, subject_id: str) -> bool:
+        """Whether a subject's explanation is there as a whole."""
+        return (self.explanation(subject_id) / FACTS_FILE).is_file()
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,19 +175,37 @@ class AdaptActor:
 
     def _explain(self, source: Source, method: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
-        clips = {clip.clip_id: clip for clip in work.clips}
-        tracks = {p.clip_id: read_openface_of(self.openface, clips[p.clip_id]) for p in result.predictions}
+        tracks, problems = self._tracks(work, [prediction.clip_id for prediction in result.predictions])
         explanation = explain_subject(
             source,
             result.trace.clips,
             adapted=_together(result.trace.au_embeddings),
             predictions=result.predictions,
             window_choice=method.readout,
-            openface={clip_id: track for clip_id, track in tracks.items() if track is not None},
-            facts={"method": method.name},
+            openface=tracks,
+            facts={"method": method.name, "openface_problems": problems},
         )
         folder = self.job.explanation(work.subject_id)
+        if (folder / FACTS_FILE).is_file():
+            earlier = read_explanation(folder)
+            if not set(earlier.windows["clip_id"]) & set(explanation.windows["clip_id"]):
+                explanation = extend_explanation(earlier, explanation)
         write_explanation(explanation, folder.parent, name=folder.name)
+
+    def _tracks(self, work: SubjectWork, clip_ids: Sequence[str]) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
+        """What OpenFace saw of these clips; and of files that cannot be used, clip → why: they cost no result."""
+        clips = {clip.clip_id: clip for clip in work.clips}
+        tracks: dict[str, OpenFaceTrack] = {}
+        problems: dict[str, str] = {}
+        for clip_id in clip_ids:
+            try:
+                track = read_openface_of(self.openface, clips[clip_id])
+            except ValueError as error:
+                problems[clip_id] = str(error)
+            else:
+                if track is not None:
+                    tracks[clip_id] = track
+        return tracks, problems
 
 
 def _together(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -199,9 +199,14 @@ def exact_sample(subjects: Iterable[str], count: int) -> set[str]:
     return set(sorted(subjects, key=lambda subject: (id_number(subject), subject))[:count])
 
 
+def exact_counterpart(method: AdaptConfig) -> AdaptConfig:
+    """The same in the exact mode, with the same step size in its own unit."""
+    return replace(method, tune="context", precision="fp32", relinearise=0)
+
+
 def exact_counterparts(methods: Sequence[AdaptConfig]) -> dict[str, AdaptConfig]:
-    """Name of each cheap method → the same in the exact mode."""
-    return {method.name: replace(method, tune="context", precision="fp32") for method in methods if method.cheap}
+    """Name of each cheap method → its exact counterpart."""
+    return {method.name: exact_counterpart(method) for method in methods if method.cheap}
 
 
 def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int) -> list[list[SubjectWork]]:

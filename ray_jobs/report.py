@@ -64,11 +64,14 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     spec = load_checkpoint(find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)).spec
     manifests = [read_manifest(one["manifest"], classes=spec.classes) for one in settings]
     manifest = manifests[0]
-    if manifest.fingerprint not in set(rows["manifest"]):
-        raise ValueError(f"{settings[0]['manifest']} is not the manifest any more that {runs[0]} was made with")
+    gone = sorted(set(read[0][0]["clip_id"]) - {clip.clip_id for clip in manifest.clips})
+    if gone:
+        raise ValueError(
+            f"{settings[0]['manifest']} is not the manifest any more that {runs[0]} was made with: {gone[0]!r} is gone"
+        )
     names = list(dict.fromkeys(map(_dataset_name, manifests, settings)))
     loaded = load_backbone(backbone or spec.backbone)
-    stories, agreement = _explained(runs[0], settings[0], manifest, rows, own, loaded, clips)
+    stories, agreement = _explained(runs[0], settings[0], manifest, read[0][0], own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
     deviations = dict.fromkeys(make_method(method).deviations for method in methods)
     return write_report(
@@ -131,7 +134,7 @@ def _explained(
     known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
     personalised = Side(source, known)
     features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(targets)
-    run_rows = rows[(rows["split"] == "target") & (rows["manifest"] == manifest.fingerprint)]
+    run_rows = rows[rows["split"] == "target"]
     before, after = (_one_per_clip(run_rows, name) for name in (REFERENCE.name, own.name))
     chosen = choose_clips(before, after, positive=manifest.classes[-1], count=count)
     by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}

@@ -39,7 +39,7 @@ from ray_jobs.search_space import SearchSpace, SeededSampler, make_space
 from ray_jobs.sweep_results import write_results
 from ray_jobs.sweep_trial import METRICS, SweepData, SweepJob, load_data, run_trial
 
-_FACTS = ("seconds", "trained", "fallbacks")
+_FACTS = ("seconds", "trained", "fallbacks", "agreement")
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even where nothing is asked for.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # A failed trial is one line of ours; its reason is kept.
@@ -75,9 +75,9 @@ def read_trials(study: Any, space: SearchSpace) -> pd.DataFrame:
     """All trials of a study.
 
     Returns:
-        One row per trial, by number: `number, status, reason, uar, war, f1, seconds, trained, fallbacks`, and a column
-        per dimension, empty where it did not matter. Status is `ok`, `failed`, or `interrupted` where the run was
-        stopped.
+        One row per trial, by number: `number, status, reason, uar, war, f1, seconds, trained, fallbacks, agreement`,
+        and a column per dimension, empty where it did not matter. Status is `ok`, `failed`, or `interrupted` where the
+        run was stopped.
     """
     noted = study.user_attrs
     rows = []
@@ -92,7 +92,7 @@ def read_trials(study: Any, space: SearchSpace) -> pd.DataFrame:
             row["seconds"] = trial.duration.total_seconds()
         rows.append(row | {dimension.name: trial.params.get(dimension.name) for dimension in space.dimensions})
     columns = ["number", "status", "reason", *METRICS, *_FACTS, *(dimension.name for dimension in space.dimensions)]
-    types = dict.fromkeys([*METRICS, "seconds"], "float64") | {"trained": "boolean", "fallbacks": "Int64"}
+    types = dict.fromkeys([*METRICS, "seconds", "agreement"], "float64") | {"trained": "boolean", "fallbacks": "Int64"}
     types |= {dimension.name: dimension.dtype for dimension in space.dimensions}
     return pd.DataFrame(rows, columns=columns).astype(types)
 

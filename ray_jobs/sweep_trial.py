@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from clipautt.action_units import TASKS
 from clipautt.adapt_config import AdaptConfig
-from clipautt.adaptation import adapt
+from clipautt.adaptation import SubjectResult, adapt
 from clipautt.backbone import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
 from clipautt.feature_store import FeatureStore
@@ -29,8 +30,10 @@ from clipautt.metrics import score
 from clipautt.model import Checkpoint, CheckpointSpec, initial_model, load_checkpoint, save_checkpoint
 from clipautt.source import OK, Source
 from clipautt.training import PHRASES, Example, TrainConfig, centre_subjects, class_shares, fit
+from ray_jobs.adapt_plan import exact_counterpart, exact_sample
 from ray_jobs.search_space import SearchSpace
 
+_COMPARED_SUBJECTS = 3
 METRICS = ("uar", "war", "f1")
 """Means over validation subjects, in 0..1; the first one is what trials are chosen by."""
 
@@ -96,8 +99,9 @@ def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict
         data: see `SweepData`.
 
     Returns:
-        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train) and `fallbacks` (clips that kept the
-        source prompts because numbers stopped being finite).
+        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of some subjects'
+        decisions that are the exact mode's, where prompts are tuned in another one) and `fallbacks` (clips that
+        kept the source prompts because numbers stopped being finite).
     """
     began = time.perf_counter()
     if not torch.cuda.is_available():
@@ -118,12 +122,31 @@ def _backbone(config: BackboneConfig) -> Backbone:
 def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[str, Any]:
     """Personalize to every validation subject without labels, then score: means over subjects."""
     scores, fallbacks = [], 0
-    for result in adapt(source, data.unseen, config).values():
+    results = adapt(source, data.unseen, config)
+    for result in results.values():
         predicted = [prediction.label_index for prediction in result.predictions]
         true = [data.answers[prediction.clip_id] for prediction in result.predictions]
         scores.append(asdict(score(predicted, true, num_classes=len(source.classes))))
         fallbacks += sum(prediction.status != OK for prediction in result.predictions)
-    return {name: float(np.mean([one[name] for one in scores])) for name in METRICS} | {"fallbacks": fallbacks}
+    figures: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in METRICS}
+    return figures | {"fallbacks": fallbacks, "agreement": _agreement(source, data, config, results)}
+
+
+def _agreement(
+    source: Source, data: SweepData, config: AdaptConfig, results: Mapping[str, SubjectResult]
+) -> float | None:
+    """Share of a few subjects' decisions that are the exact mode's; None for the exact mode itself."""
+    if not config.cheap:
+        return None
+    chosen = exact_sample(results, _COMPARED_SUBJECTS)
+    clips = [clip for clip in data.unseen if clip.subject_id in chosen]
+    exact = adapt(source, clips, exact_counterpart(config))
+    same = [
+        p.label_index == q.label_index
+        for subject, result in exact.items()
+        for p, q in zip(result.predictions, results[subject].predictions, strict=True)
+    ]
+    return float(np.mean(same))
 
 
 def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone: Backbone) -> tuple[Checkpoint, bool]:

@@ -18,6 +18,7 @@ from clipautt.reports.figures import (
     agreement_bars,
     clip_story,
     confusion_matrices,
+    prior_lines,
     shorten,
     subject_bars,
 )
@@ -183,3 +184,35 @@ def test_agreement_without_adaptation_shows_one_bar_per_unit(tmp_path: Path) -> 
 def test_shorten() -> None:
     assert shorten("subject", 7) == "subject"
     assert shorten("a very long name", 9) == "a ver…ame"
+
+
+def prior_figures(methods: tuple[str, ...], *, cohorts: tuple[str, ...] = ("balanced",)) -> pd.DataFrame:
+    """As from `prior_table`: three assumed shares, the last as the decisions stand."""
+    shares = [(0.5, True), (0.05, False), (0.2, False), (0.5, False)]
+    return pd.DataFrame(
+        {"method": method, "cohort": cohort, "assumed_share": share, "own": own, "uar": 0.6 + share * gain}
+        | {"war": 0.9 - share * gain, "majority_uar": 0.5, "majority_war": 0.95, "positive_share": 0.1}
+        for gain, method in enumerate(methods)
+        for cohort in cohorts
+        for share, own in shares
+    )
+
+
+def test_lines_over_assumed_shares_mark_the_truth_and_the_default(tmp_path: Path) -> None:
+    both = prior_lines(
+        tmp_path / "both.png", prior_figures(("old", "new", "other")), reference="old", personalised="new"
+    )
+    true_share = (243, 214, 140)  # #E69F00 at 45%
+    assert count(both, true_share) > 4_000
+    assert count(both, "#0072B2") > 1_500 and count(both, "#8C96A3") > 1_500
+    alone = prior_lines(tmp_path / "alone.png", prior_figures(("old",)), reference="old", personalised="new")
+    assert count(alone, "#0072B2") < 500 < count(alone, "#8C96A3")
+
+
+def test_a_panel_per_cohort_over_assumed_shares(tmp_path: Path) -> None:
+    cohorts = ("balanced", "20%", "5%")
+    wide = prior_lines(
+        tmp_path / "wide.png", prior_figures(("old", "new"), cohorts=cohorts), reference="old", personalised="new"
+    )
+    narrow = prior_lines(tmp_path / "one.png", prior_figures(("old", "new")), reference="old", personalised="new")
+    assert (pixels(narrow).shape[1], pixels(wide).shape[1]) == (675, 1665)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipautt.reports.page import write_report
+from clipautt.reports.page import OPTIONAL, write_report
 from clipautt.reports.stories import AuAgreement, ClipStory
 from clipautt.results import ResultRow
 
@@ -52,6 +52,7 @@ def make_rows(
                     true = np.tile(np.arange(num_clips) < positives, num_subjects).astype(int)
                     hit = rng.random(len(true)) < (0 if right is None else right)
                     predicted = np.zeros_like(true) if right is None else np.where(hit, true, 1 - true)
+                    certain = np.where(hit == (right is not None), rng.beta(4, 1, len(true)), rng.beta(1, 2, len(true)))
                     subject = np.repeat(np.arange(num_subjects), num_clips)
                     frame = pd.DataFrame(
                         {
@@ -59,7 +60,7 @@ def make_rows(
                             "subject_id": [f"{split}_{s:02d}" for s in subject],
                             "label": np.array(CLASSES)[true],
                             "prediction": np.array(CLASSES)[predicted],
-                            "probability": np.where(predicted == 1, 0.8, 0.2),
+                            "probability": 0.5 + np.where(predicted == 1, 1, -1) * (0.001 + 0.498 * certain),
                         }
                     )
                     settings = {"split": split, "method": method, "objective": objective, "protocol": protocol}
@@ -143,20 +144,29 @@ def test_everything_is_written(report: Path) -> None:
     assert {path.name for path in report.iterdir()} == {
         "figures",
         "methods.parquet",
+        "priors.parquet",
         "report.html",
         "report.md",
         "results.parquet",
         "subjects.parquet",
     }
     figures = {path.name for path in (report / "figures").iterdir()}
-    own = {"agreement.png", "clip_01.png", "confusion.png", "methods.png", "who_5.png", "who_balanced.png"}
+    own = {
+        "agreement.png",
+        "clip_01.png",
+        "confusion.png",
+        "methods.png",
+        "priors.png",
+        "who_5.png",
+        "who_balanced.png",
+    }
     assert figures == own | {"sweep.png"}
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:
     page = (report / "report.html").read_text()
     sources = re.findall(r"""(?:src|href|action|data)\s*=\s*["']?([^"'>\s]+)""", page)
-    assert len(sources) == 6
+    assert len(sources) == 7
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"@import|url\(|<link|<script|<iframe", page)
 
@@ -211,6 +221,49 @@ def test_the_markdown_says_the_same(report: Path) -> None:
     assert "*Synthetic faces: every face is rendered." in text
     assert "| majority predictor | 50.0 | 50.0 | 33.3 | 50.0 | 95.0 | 48.7 |" in text
     assert all((report / name).is_file() for name in re.findall(r"\]\((.*?\.png)\)", text))
+
+
+def test_other_shares_of_the_positive_class_are_shown(report: Path) -> None:
+    text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
+    section = page[page.index("<h2>What if pain is rarer, or more common?</h2>") : page.index("<h2>Clips, explained")]
+    sentence = re.search(
+        r"At 5% positives, assuming 5% instead of 50% \w+ WAR from [^;]+; always saying .* 95\.0\.", text
+    )
+    assert sentence and sentence[0] in section
+    assert '<th scope="col">assumed share</th>' in section
+    assert section.count(">as it stands</span>") == text.count("50% (as it stands)") == 2
+    assert "do not state" not in page
+    table = pd.read_parquet(report / "priors.parquet")
+    assert len(table) == 4 * 2 * (1 + 6)
+    methods = pd.read_parquet(report / "methods.parquet").set_index(["split", "method", "cohort"]).loc["target"]
+    for _, row in table[table["own"] | (table["assumed_share"] == 0.5)].iterrows():
+        assert row["uar"] == pytest.approx(methods.loc[(row["method"], row["cohort"]), "uar"])
+
+
+def test_rows_of_earlier_versions_are_taken_as_trained_on_even_shares(tmp_path: Path) -> None:
+    rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
+    old = rows.drop(columns=list(OPTIONAL))
+    page = write_report(tmp_path, rows=old, classes=CLASSES, title="t", personalised=DEFAULT).read_text()
+    said = "80 of 80 rows do not state the shares that their probabilities were trained on; 50% is taken for them."
+    assert said in page and said in (tmp_path / "report.md").read_text()
+    assert (pd.read_parquet(tmp_path / "priors.parquet")["prior"] == 0.5).all()
+    assert "prior" not in pd.read_parquet(tmp_path / "results.parquet")
+
+
+def test_estimated_priors_have_a_line_of_their_own(tmp_path: Path) -> None:
+    rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
+    rows["prior"] = np.where(rows["subject_id"] == "target_00", 0.3, 0.45)
+    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalised=DEFAULT)
+    assert (tmp_path / "report.md").read_text().count("| 37.5% (as it stands) |") == 2
+
+
+def test_three_classes_have_no_share_to_assume(tmp_path: Path) -> None:
+    rows = make_rows(FEWER[:2], cohorts=(("balanced", 0.5),), splits=(("target", 1),), seeds=(0,))
+    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalised=REFERENCE)
+    assert (tmp_path / "priors.parquet").is_file()
+    path = write_report(tmp_path, rows=rows, classes=("calm", *CLASSES), title="t", personalised=REFERENCE)
+    assert "What if" not in path.read_text() and "What if" not in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "priors.parquet").exists() and not (tmp_path / "figures" / "priors.png").exists()
 
 
 def test_wrong_input_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from clipautt.reports.sentences import (
     effect_of,
     method_facts,
     most_changed,
+    prior_sentences,
     seeds_share_people,
     selection_sentence,
     verdict,
@@ -186,3 +187,50 @@ def test_seeds_share_people_when_they_share_a_manifest() -> None:
     rows = pd.DataFrame({"seed": [0, 0, 1, 1], "manifest": ["a", "a", "b", "b"]})
     assert not seeds_share_people(rows)
     assert seeds_share_people(rows.assign(manifest="a"))
+
+
+def assume(
+    uar: dict[float | None, list[float]], *, cohort: str = "5%", war: dict[float | None, list[float]] | None = None
+) -> pd.DataFrame:
+    """As from `prior_scores`: UAR of every subject per assumed share; None for the decisions as they stand, at 50%."""
+    parts = []
+    for share, values in uar.items():
+        scores = make_scores({"m": values}, cohort=cohort).assign(own=share is None, assumed_share=share or 0.5)
+        parts.append(scores.assign(war=(war or uar)[share], prior=0.5, training_prior=0.5))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_true_share_is_compared_with_the_decisions_as_they_stand() -> None:
+    uar = {None: [0.9] * 6, 0.05: [0.7, 0.8, 0.7, 0.8, 0.7, 0.8], 0.5: [0.9] * 6}
+    war = {None: [0.8] * 6, 0.05: [0.96] * 6, 0.5: [0.8] * 6}
+    assert prior_sentences(assume(uar, war=war), "m") == [
+        "At 5% positives, assuming 5% instead of 50% raises WAR from 80.0 to 96.0 (+16.0 to +16.0) and lowers UAR from "
+        f"90.0 to 75.0 ({MINUS}18.3 to {MINUS}11.7); always saying the most frequent class has WAR 95.0."
+    ]
+
+
+def test_what_is_not_clear_or_not_there_is_called_so() -> None:
+    uar = {None: [0.8] * 6, 0.05: [0.7, 0.9] * 3}
+    war = {None: [0.8] * 6, 0.05: [0.8] * 6}
+    (said,) = prior_sentences(assume(uar, war=war), "m")
+    assert f"leaves WAR at 80.0 and moves UAR from 80.0 to 80.0 ({MINUS}6.7 to +6.7);" in said
+
+
+def test_the_most_harmful_wrong_share_is_named_once() -> None:
+    """In both cohorts 50% is as it stands; what costs most is 5% where half are positive."""
+    balanced = assume({None: [0.9] * 6, 0.5: [0.9] * 6, 0.05: [0.6] * 6}, cohort="balanced")
+    rare = assume({None: [0.9] * 6, 0.05: [0.9] * 6, 0.5: [0.8] * 6})
+    said = prior_sentences(pd.concat([balanced, rare]), "m")
+    assert said[0] == "At balanced, the decisions as they stand already assume 50%: UAR 90.0 and WAR 90.0."
+    assert said[1].startswith("At 5% positives, assuming 5% instead of 50% leaves WAR at 90.0 and leaves UAR at 90.0;")
+    assert said[2:] == [
+        f"A wrong share costs most at balanced: assuming 5% lowers UAR from 90.0 to 60.0 ({MINUS}30.0 to {MINUS}30.0)."
+    ]
+
+
+def test_estimated_shares_are_given_as_their_mean() -> None:
+    assumed = assume({None: [0.9] * 6, 0.05: [0.9] * 6})
+    assumed.loc[assumed["own"], "assumed_share"] = [0.01, 0.09] * 3
+    assumed["prior"] = 0.05
+    (said,) = prior_sentences(assumed, "m")
+    assert said.startswith("At 5% positives, assuming 5% instead of the subjects' own shares (5% on average) leaves")

@@ -12,6 +12,8 @@ import pytest
 
 from clipautt.metrics import score
 from clipautt.reports.tables import (
+    assumed_shares,
+    at_share,
     chosen_method,
     cohort_order,
     comparison,
@@ -23,7 +25,12 @@ from clipautt.reports.tables import (
     one_class,
     percent,
     points,
+    prior_scores,
+    prior_table,
+    redecided,
     selection_table,
+    share_name,
+    with_priors,
 )
 
 
@@ -235,3 +242,108 @@ def test_rounding() -> None:
         "0.0",
     ]
     assert [points(value) for value in (0.091, -0.0125, 0.0, -0.0001)] == ["+9.1", "\N{MINUS SIGN}1.3", "0.0", "0.0"]
+
+
+CLASSES = ("neutral", "pain")
+
+
+def make_rows(people: Mapping[str, list[tuple[str, float]]], *, method: str = "m", prior: float = 0.5) -> pd.DataFrame:
+    """Result rows from subject to (label, probability); positive above one half."""
+    return pd.DataFrame(
+        {
+            "method": method,
+            "split": "target",
+            "cohort": "balanced",
+            "seed": 0,
+            "draw": 0,
+            "subject_id": subject,
+            "clip_id": f"{subject}{number}",
+            "label": label,
+            "prediction": CLASSES[int(probability > 0.5)],
+            "probability": probability,
+            "prior": prior,
+            "training_prior": 0.5,
+        }
+        for subject, clips in people.items()
+        for number, (label, probability) in enumerate(clips)
+    )
+
+
+ONE = {"a": [("neutral", 0.1), ("neutral", 0.75), ("neutral", 0.3), ("pain", 0.9)]}
+
+
+def test_rows_are_decided_again_by_hand() -> None:
+    """At even shares inside, 20% asks for a probability above 80%, 70% for one above 30%; an even one is neutral."""
+    rows = make_rows(ONE)
+    assert rows["prediction"].tolist() == ["neutral", "pain", "neutral", "pain"]
+    assert redecided(rows, 0.2, classes=CLASSES)["prediction"].tolist() == ["neutral", "neutral", "neutral", "pain"]
+    assert redecided(rows, 0.75, classes=CLASSES)["prediction"].tolist() == ["neutral", "pain", "pain", "pain"]
+    assert redecided(rows, 0.05, classes=CLASSES)["prediction"].tolist() == ["neutral"] * 4
+    shifted = make_rows(ONE, prior=0.2)  # the same probabilities, made with 20%: 9 to 1 are 36 to 1 at even shares
+    assert redecided(shifted, 0.05, classes=CLASSES)["prediction"].tolist() == ["neutral"] * 3 + ["pain"]
+
+
+def test_a_row_keeps_its_decision_at_the_share_it_was_made_with() -> None:
+    rows = make_rows(ONE).assign(prediction="pain")  # not what the probabilities say
+    assert redecided(rows, 0.5, classes=CLASSES)["prediction"].tolist() == ["pain"] * 4
+    assert redecided(rows, 0.500001, classes=CLASSES)["prediction"].tolist() == ["neutral", "pain", "neutral", "pain"]
+
+
+def test_rows_without_priors_are_taken_as_even() -> None:
+    rows = make_rows(ONE)
+    old = with_priors(rows.drop(columns=["prior", "training_prior"]))
+    assert old[["prior", "training_prior"]].to_numpy().tolist() == [[0.5, 0.5]] * 4
+    mixed = with_priors(rows.assign(training_prior=[0.3, 0.3, math.nan, 0.3], prior=[math.nan, 0.1, math.nan, 0.1]))
+    assert mixed["training_prior"].tolist() == [0.3, 0.3, 0.5, 0.3]
+    assert mixed["prior"].tolist() == [0.3, 0.1, 0.5, 0.1]
+
+
+def test_scores_under_assumed_shares_by_hand() -> None:
+    two = ONE | {"b": [("neutral", 0.4), ("pain", 0.7)]}
+    unseen = make_rows({"v": [("pain", 0.1)]}).assign(split="source_val")
+    assumed = prior_scores(pd.concat([make_rows(two), unseen]), classes=CLASSES, shares=(0.2, 0.75))
+    table = prior_table(assumed)
+    assert table["own"].tolist() == [True, False, False]
+    assert table["assumed_share"].tolist() == [0.5, 0.2, 0.75]
+    # own: a has 3 of 4 (UAR 5/6), b both; at 20% a has all, b misses its pain; at 75% a has 2, b only its pain
+    assert table["war"].tolist() == pytest.approx([7 / 8, 3 / 4, 1 / 2])
+    assert table["uar"].tolist() == pytest.approx([11 / 12, 3 / 4, (2 / 3 + 1 / 2) / 2])
+    assert table["positive_share"].tolist() == pytest.approx([3 / 8] * 3)
+    assert table["num_subjects"].tolist() == [2, 2, 2]
+    assert at_share(assumed, 0.2)["subject_id"].tolist() == ["a", "b"]
+
+
+def test_draws_count_once_within_the_subject_under_an_assumed_share() -> None:
+    rows = make_rows(ONE)
+    drawn = pd.concat([rows, rows.assign(draw=1, probability=0.1, prediction="neutral")])
+    table = prior_table(prior_scores(drawn, classes=CLASSES, shares=(0.2,)))
+    assert table.loc[~table["own"], "war"].item() == pytest.approx((1 + 3 / 4) / 2)
+
+
+def test_own_shares_are_averaged_over_people() -> None:
+    rows = pd.concat([make_rows(ONE, prior=0.2), make_rows({"b": ONE["a"]}, prior=0.4)])
+    rows["clip_id"] += rows["subject_id"]
+    assumed = prior_scores(rows, classes=CLASSES, shares=(0.5,))
+    assert assumed.loc[assumed["own"], "assumed_share"].tolist() == pytest.approx([0.2, 0.4])
+    table = prior_table(assumed)
+    assert table["assumed_share"].tolist() == pytest.approx([0.3, 0.5])
+    assert table["prior"].tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_assumed_shares_hold_the_true_ones() -> None:
+    people = {"m": {(0, "a"): 0.7}}
+    known = pd.concat([make_scores(people, cohort=name) for name in ("5%", "balanced", "20%")])
+    assert assumed_shares(known) == (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+    assert assumed_shares(known.assign(positive_share=0.154)) == (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
+    assert assumed_shares(known.assign(positive_share=0.001))[0] == 0.01
+
+
+def test_shares_are_assumed_for_two_classes_only() -> None:
+    with pytest.raises(
+        ValueError, match=r"classes=\['a', 'b', 'c'\]; a share can be assumed for the positive one of two"
+    ):
+        prior_scores(make_rows(ONE), classes=("a", "b", "c"))
+
+
+def test_shares_by_name() -> None:
+    assert [share_name(share) for share in (0.05, 0.2, 0.4837, 0.5)] == ["5%", "20%", "48.4%", "50%"]

@@ -184,7 +184,9 @@ def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalised
         axes.set_title(cohort_title(cohort), fontsize=11, fontweight="bold")
     figure.supxlabel("assumed share of the positive class", fontsize=10)
     handles, labels = panels[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=2 if len(cohorts) > 2 else 1, fontsize=9, frameon=False
+    )
     return save(figure, path)
 
 
@@ -194,11 +196,11 @@ def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str,
     for method, colour in colours.items():
         mine = here[here["method"] == method]
         own, line = mine[mine["own"]], mine[~mine["own"]]
-        name = shorten(method, 60)
+        name = shorten(method, 48)
         axes.plot(_odds(line["assumed_share"]), 100 * line[metric], "o-", color=colour, lw=1.8, ms=4, label=name)
-        style = {"mfc": "white", "mec": colour, "mew": 1.8, "ms": 9, "zorder": 4, "ls": ""}
+        stands, values = _odds(own["assumed_share"]), 100 * own[metric]
         label = f"{name}, as it stands"
-        axes.plot(_odds(own["assumed_share"]), 100 * own[metric], marker="D", label=label, **style)
+        axes.plot(stands, values, "D", mfc="white", mec=colour, mew=1.8, ms=9, zorder=4, label=label)
     majority = 100 * float(here[f"majority_{metric}"].mean())
     axes.axhline(majority, color=_INK, lw=1, ls=":", label="always the most frequent class")
     axes.axvline(
@@ -211,7 +213,7 @@ def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str,
 
 
 def _odds(shares: Sequence[float] | pd.Series[float]) -> npt.NDArray[np.floating]:
-    values = np.asarray(shares, float)
+    values = np.clip(np.asarray(shares, float), 0.001, 0.999)  # a cohort of one class still has a place
     odds: npt.NDArray[np.floating] = np.log(values / (1 - values))
     return odds
 

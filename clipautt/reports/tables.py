@@ -30,7 +30,7 @@ METRICS: tuple[Metric, ...] = ("war", "uar", "f1")
 ASSUMED_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of the positive class under which every clip is decided again."""
 UNSTATED_PRIOR = 0.5
-"""Of the positive class in rows that do not state one: they are of a time when all training weighted classes equally."""
+"""Taken for rows that do not state the share they were trained on; earlier runs had balanced classes mostly."""
 SAME_SHARE = 0.005
 """Two shares of the positive class that differ by less count as one."""
 PRIORS = ("prior", "training_prior")
@@ -269,7 +269,7 @@ def redecided(rows: pd.DataFrame, share: float, *, classes: Sequence[str]) -> pd
         share: of the positive class, 0 < share < 1.
         classes: the negative and the positive one.
     """
-    known = {name: torch.as_tensor(rows[name].to_numpy(float)) for name in ("probability", "prior")}
+    known = {name: torch.tensor(rows[name].tolist(), dtype=torch.float64) for name in ("probability", "prior")}
     positive = assume_share(known["probability"], share, made_with=known["prior"]) > 0.5
     decided = np.where(positive.numpy(), classes[1], classes[0])
     return rows.assign(prediction=np.where(rows["prior"] == share, rows["prediction"], decided))

@@ -13,6 +13,7 @@ from clipautt.reports.sentences import Addition, MethodFacts, effect_of
 from clipautt.reports.stories import ClipStory
 from clipautt.reports.tables import (
     SAME_SHARE,
+    at_share,
     cohort_order,
     cohort_title,
     figures_at,
@@ -37,6 +38,9 @@ SETTINGS = (
     "fell back",
 )
 """Headings of `setting_rows`, after the method."""
+
+
+_SAME_PRIOR = 1e-6  # more than a prior loses in float32, less than any decision of interest turns on
 
 
 @dataclass(frozen=True)
@@ -226,23 +230,25 @@ def prior_view(table: pd.DataFrame, methods: Sequence[str]) -> TableView:
 
 
 def _prior_rows(mine: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Row, ...]:
-    """One method's row as it stands, then one per assumed share."""
+    """One method's row per assumed share; the one of its decisions as they stand is marked, or comes first."""
     own, assumed = mine[mine["own"]], mine[~mine["own"]]
     low, high = own["assumed_share"].min(), own["assumed_share"].max()
-    made_with = share_name(low) if high - low < SAME_SHARE else f"{share_name(low)} to {share_name(high)}"
-    rows = [Row(made_with, "reference", "as it stands", _prior_cells(own, cohorts))]
-    for share, part in assumed.groupby("assumed_share", sort=True):
-        rows.append(Row(share_name(float(str(share))), "", "", _prior_cells(part, cohorts)))
+    rows, marked = [], False
+    for share in sorted(set(assumed["assumed_share"])):
+        stands = max(abs(low - share), abs(high - share)) < _SAME_PRIOR
+        marked |= stands
+        kind, tag = ("reference", "as it stands") if stands else ("", "")
+        rows.append(Row(share_name(share), kind, tag, _prior_cells(at_share(assumed, share), cohorts)))
+    if not marked:
+        name = share_name(low) if high - low < SAME_SHARE else f"{share_name(low)} to {share_name(high)}"
+        rows.insert(0, Row(name, "reference", "as it stands", _prior_cells(own, cohorts)))
     return tuple(rows)
 
 
 def _prior_cells(part: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Cell, ...]:
-    by = part.set_index("cohort")
-    return tuple(
-        Cell(percent(by.loc[cohort, name]) if cohort in by.index else "\N{EN DASH}")
-        for cohort in cohorts
-        for name in ("uar", "war", "f1")
-    )
+    names = ["uar", "war", "f1"]
+    figures = part.set_index("cohort")[names].reindex(list(cohorts)).to_numpy(float).ravel()
+    return tuple(Cell("\N{EN DASH}" if math.isnan(value) else percent(value)) for value in figures)
 
 
 def prior_markdown(view: TableView) -> str:

@@ -294,7 +294,7 @@ def test_words_for_a_job_survive_shell_and_hydra() -> None:
         "limits": {"stall_seconds": 5.0},
         "adapt": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 10},
         "name": "007",
-        "actors": 3,
+        "work": {"actors": 3},
     }
     found = sweep_results.words_for("adapt", wanted, ["adapt=clip_au"])
     assert not any(word.startswith("adapt.steps") for word in found), "10 is the default"
