@@ -250,7 +250,7 @@ class _Pool(Generic[Item, Result]):
         """Hand out what waits, and take what comes next."""
         self._fill()
         yield from self._hand_out()
-        if False:  # known only now; actors that wait for a place are not waited for
+        if not self._is_work_left():  # known only now; actors that wait for a place are not waited for
             return
         if self._able():
             self.last_able = time.monotonic()
@@ -335,6 +335,8 @@ class _Pool(Generic[Item, Result]):
         import ray
 
         waiting = {worker.pending: worker for worker in self.workers if worker.pending is not None}
+        if not waiting:  # the last actors were found dead; the next round starts others
+            return []
         clocks = [worker.deadline for worker in self._working()]
         if not self._able():
             clocks.append(self.last_able + self.config.start_seconds)

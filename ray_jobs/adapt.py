@@ -257,7 +257,7 @@ class _Book:
             own = [one for one in outcomes if one.assignment.method == method]
             for outcome in own:
                 for group in plan.groups:
-                    if serves(outcome, group):
+                    if outcome.assignment.serves(group):
                         yield from self._of_group(method, group, outcome, clips)
         if failed is not None:
             for one in plan.work.assignments:
@@ -307,12 +307,6 @@ class _Book:
         if self.gains:
             parts.append(f"UAR {100 * float(np.mean(self.gains)):+.1f} points on {len(self.gains)} labelled ones")
         return ", ".join(parts)
-
-
-def serves(outcome: Outcome, group: Group) -> bool:
-    """Whether predictions are a group's: those of its very clips, or of any where clips do not matter to each other."""
-    one = outcome.assignment
-    return not one.method.transductive or group.clip_ids == {*one.clip_ids, *one.past_ids}
 
 
 def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:

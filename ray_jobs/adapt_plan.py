@@ -20,6 +20,8 @@ from clipautt.results import Cohort, read_rows
 
 EVERY = "every clip"
 """Name of the group with all clips of a subject, labelled or not; its adapted prompts are kept."""
+COMPARED = frozenset({("compared with a cheap mode", 0)})
+"""Stands for the groups of an assignment whose predictions are compared and become no rows."""
 FAILED = "failed: "
 """How the status of a row begins whose subject could not be adapted to."""
 
@@ -46,8 +48,14 @@ class Assignment:
     """On which clips, sorted."""
     past_ids: tuple[str, ...] = ()
     """Clips of the `online` run that goes on, in the order of its visits."""
+    groups: frozenset[tuple[str, int]] = frozenset()
+    """Cohort and draw of the groups it is for; none serves all: where clips do not matter to each other."""
     keep: bool = False
     """Whether the prompts are kept, for predictions to come."""
+
+    def serves(self, group: Group) -> bool:
+        """Whether predictions are a group's."""
+        return not self.groups or (group.cohort, group.draw) in self.groups
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +136,8 @@ def plan_subject(
         kept.append(standing)
         assignments += [replace(one, keep=number == 0 and one.keep) for one in missing]
     if groups:
-        assignments += [Assignment(method, tuple(sorted(groups[0].clip_ids))) for method in exact]
+        every = tuple(sorted(groups[0].clip_ids))
+        assignments += [Assignment(method, every, groups=COMPARED) for method in exact]
     with_features = groups[0].clip_ids if groups else frozenset()
     empty = {clip.clip_id for clip in clips} - with_features
     written = set(rows.loc[(rows["prediction"] == "") & ~rows["status"].str.startswith(FAILED), "clip_id"])
@@ -155,16 +164,17 @@ def _plan_method(
     kept, assignments = [], []
     for group in groups:
         own = rows[(rows["cohort"] == group.cohort) & (rows["draw"] == group.draw)]
-        there = frozenset(own["clip_id"])
+        there, key = frozenset(own["clip_id"]), frozenset({(group.cohort, group.draw)})
         if there == group.clip_ids:
             kept.append(own)
         elif goes_on(method, group, there, went_on_from):
             kept.append(own)
             assert went_on_from is not None
             new = tuple(sorted(group.clip_ids - there))
-            assignments.append(Assignment(method, new, tuple(went_on_from), keep=True))
+            assignments.append(Assignment(method, new, tuple(went_on_from), key, keep=True))
         else:
-            assignments.append(Assignment(method, tuple(sorted(group.clip_ids)), keep=group.cohort == EVERY))
+            every = tuple(sorted(group.clip_ids))
+            assignments.append(Assignment(method, every, groups=key, keep=group.cohort == EVERY))
     return pd.concat(kept) if kept else rows.iloc[:0], _once(assignments)
 
 
@@ -181,11 +191,12 @@ def goes_on(method: AdaptConfig, group: Group, there: frozenset[str], went_on_fr
 
 
 def _once(assignments: Iterable[Assignment]) -> list[Assignment]:
-    """Groups of the same clips need one assignment; it keeps prompts where one of them does."""
+    """Groups of the same clips need one assignment, which keeps prompts where one of them does."""
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], Assignment] = {}
     for one in assignments:
         key = (one.clip_ids, one.past_ids)
-        found[key] = replace(one, keep=one.keep or (key in found and found[key].keep))
+        before = found.get(key, one)
+        found[key] = replace(one, groups=one.groups | before.groups, keep=one.keep or before.keep)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from clipautt.adapt_config import AdaptConfig
 from clipautt.personalization import subject_file
 from ray_jobs.adapt_actor import Outcome
-from ray_jobs.adapt_plan import EVERY
+from ray_jobs.adapt_plan import COMPARED, EVERY
 from ray_jobs.runs import write_json
 
 FOLDER = "agreement"
@@ -52,7 +52,8 @@ def agreement_of(
     """
     found = {}
     for name, method in exact.items():
-        given = [p for outcome in outcomes if outcome.assignment.method == method for p in outcome.predictions]
+        compared = [o for o in outcomes if o.assignment.groups == COMPARED and o.assignment.method == method]
+        given = [prediction for outcome in compared for prediction in outcome.predictions]
         cheap = rows[(rows["method"] == name) & (rows["cohort"] == EVERY)].set_index("clip_id")
         both = [(p, cheap.loc[p.clip_id]) for p in given if p.clip_id in cheap.index]
         if both:
