@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -102,7 +102,7 @@ def run_pool(
     tasks: Iterable[Sequence[Item]],
     *,
     config: PoolConfig,
-) -> Iterator[Done[Item, Result] | Failed[Item]]:
+) -> Generator[Done[Item, Result] | Failed[Item], None, None]:
     """Run every item on the connected Ray.
 
     A task that fails, by an exception, a lost worker or node, or its deadline, costs no item that shares it: each is

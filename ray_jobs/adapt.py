@@ -12,8 +12,9 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,18 @@ def run_adaptation(
     plans = book.plans(subjects, cohorts, seed=seed, sample=work.exact_sample)
     with Progress("adapt", sum(len(plan.work.clips) for plan in plans.values()), unit="videos") as progress:
         metrics = JobMetrics("adapt")
-        for subject, outcomes in _work(job, plans, cluster=cluster, work=work):
-            book.write(plans[subject], outcomes)
-            count = len(plans[subject].work.clips)
-            progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(len(plans)))
-            metrics.publish(progress.figures() | book.figures())
+        with contextlib.closing(_work(job, plans, cluster=cluster, work=work)) as done:
+            for subject, outcomes in done:
+                book.write(plans[subject], outcomes)
+                count = len(plans[subject].work.clips)
+                progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(len(plans)))
+                metrics.publish(progress.figures() | book.figures())
     return read_rows(results / result_file(subject) for subject in subjects), book.failures
 
 
 def _work(
     job: AdaptJob, plans: Mapping[str, SubjectPlan], *, cluster: ClusterConfig, work: WorkConfig
-) -> Iterator[tuple[str, list[Outcome] | str]]:
+) -> Generator[tuple[str, list[Outcome] | str], None, None]:
     """Subject → outcomes, or why there are none, in order of completion."""
     idle = [subject for subject, plan in plans.items() if not plan.work.assignments]
     yield from ((subject, []) for subject in sorted(idle))
@@ -158,8 +160,9 @@ def _work(
         seconds_per_item=work.seconds_per_video * max(len(each.clips) for task in tasks for each in task),
     )
     workers = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
-    for outcome in run_pool(AdaptActor, (job, workers), tasks, config=config):
-        yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
+    with contextlib.closing(run_pool(AdaptActor, (job, workers), tasks, config=config)) as outcomes:
+        for outcome in outcomes:
+            yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
 
 
 def _prepare_jacobians(job: AdaptJob, gpu: float) -> None:
