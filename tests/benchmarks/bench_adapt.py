@@ -1,0 +1,554 @@
+"""Prompt tuning beside the naive loop and beside the machine's matrix products; window entropies beside a loop.
+
+Each mode has a process of its own, which loads the model, warms up, and then waits for its turn; a round measures all
+of them one after the other, and the matrix products beside them. Printed are medians over the rounds, of figures and of
+the ratios within each round. Image encoding is excluded everywhere: features are random, 75 frames per video.
+
+    make bench-adapt                          # ARGS: vit embedded windows rounds=3 steps=10 videos=64 batch=8
+    make bench-adapt ARGS="vit modes=naive,batched rounds=1"
+    make bench-adapt ARGS="vit modes=naive,bf16,compiled"       # the tower by torch.compile, which takes minutes
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
+
+from ray_jobs.progress import table
+from tests.benchmarks.machine import machine
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipautt.adapt_config import AdaptConfig
+    from clipautt.backbone import Backbone
+    from clipautt.features import ClipFeatures
+    from clipautt.source import Source
+    from tests.benchmarks.naive_adaptation import NaiveCLIPAUTT
+
+FRAMES, WINDOW, LEARNING_RATE = 75, 16, 1e-3
+_CORES = len(os.sched_getaffinity(0))
+_VIT = "ViT-B-32-quickgelu"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to tune, as plain values that another process can take."""
+
+    title: str
+    """In the table."""
+    tune: Literal["naive", "context", "first_order", "feature"]
+    """`naive`: the loop; else as in `AdaptConfig`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the text tower."""
+    batched: bool = True
+    """Whether videos are tuned together."""
+    compile: Literal["none", "default", "cuda_graphs"] = "none"
+    """Of the text tower."""
+
+
+MODES = {
+    "naive": Mode("naive loop", "naive", batched=False),
+    "single": Mode("exact, one at a time", "context", batched=False),
+    "batched": Mode("exact, batched", "context"),
+    "bf16": Mode("exact, batched, bf16", "context", precision="bf16"),
+    "compiled": Mode("exact, batched, bf16, compiled", "context", precision="bf16", compile="default"),
+    "first_order": Mode("first order", "first_order"),
+    "feature": Mode("feature", "feature"),
+}
+_USUAL = tuple(name for name in MODES if name != "compiled")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process measures in every round."""
+
+    backbone: str
+    """`embedded`, or an open_clip name, whose weights are random."""
+    mode: Mode
+    """How it tunes."""
+    steps: int
+    """Per video; the naive loop may take fewer."""
+    measured_steps: int
+    """Steps that are taken per video; the rest is counted as having the same duration. Only the naive loop's differ."""
+    videos: int
+    """Per round."""
+    batch: int
+    """Videos that are tuned together."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a process says once it is ready."""
+
+    step_flops: float
+    """Operations of the text tower per video and step, there and back; 0 where there is no tower."""
+    read_flops: float
+    """Operations of the text tower per prediction."""
+    once_seconds: float
+    """What must be computed once per model: the Jacobian."""
+    base_mb: float
+    """Memory with the model loaded, MiB."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One round of one mode."""
+
+    seconds: float
+    """Per video: window selection, all steps, prediction."""
+    peak_mb: float
+    """Memory at most, since the process was ready, MiB."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations per second of large matrix products."""
+
+    fp32: float
+    """PyTorch's own."""
+    onednn: float | None
+    """`frozen_linear`'s; None on a GPU."""
+    bf16: float
+    """PyTorch's own."""
+
+
+class _Ready:
+    """In a process of its own: the model, loaded and warm."""
+
+    def __init__(self, work: Work) -> None:
+        import torch
+
+        from clipautt.tuning import Tuner, TuningConfig
+
+        self.work, self.round = work, 0
+        self.source = make_source(work.backbone)
+        once = time.perf_counter()
+        if work.mode.tune == "first_order":
+            self.source.linearised_tower()
+            _wait()
+        self._once_seconds = time.perf_counter() - once
+        self._tuner = Tuner(self.source, TuningConfig(batch_size=work.batch, compile=work.mode.compile))
+        self._naive = naive_of(self.source) if work.mode.tune == "naive" else None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of loading does not count
+        self._base_mb = memory_mb()
+        self.seconds_per_video(steps=1)
+
+    def start(self) -> Start:
+        """What is known before the first round."""
+        step, read = (0.0, 0.0) if self.work.mode.tune in ("first_order", "feature") else self._flops()
+        return Start(step, read, self._once_seconds, self._base_mb)
+
+    def _flops(self) -> tuple[float, float]:
+        if self._naive is not None:
+            return flops_of(self._naive.au_embeddings, self._naive.source_context)
+        read = self.source.prompt_reader(self.work.mode.precision)
+        return flops_of(read, self.source.context[None])
+
+    def seconds_per_video(self, *, steps: int) -> float:
+        """Of a round whose videos nobody has seen."""
+        self.round += 1
+        clips = make_clips(self.work.videos, self.source.backbone.feature_dim, seed=self.round)
+        if self._naive is not None:
+            frames = [clip.features.to(self.source.backbone.device) for clip in clips]
+            found = [self._naive.adapt(one, steps=steps, learning_rate=LEARNING_RATE) for one in frames]
+            return statistics.mean(one.seconds(self.work.steps) for one in found)
+        config = adapt_config(self.work.mode, steps)
+        units = [clips] if self.work.mode.batched else [[clip] for clip in clips]
+        _wait()
+        began = time.perf_counter()
+        for unit in units:
+            adapt_all(self.source, unit, config, self._tuner)
+        _wait()
+        return (time.perf_counter() - began) / len(clips)
+
+
+_READY: list[_Ready] = []
+"""Of this process."""
+
+
+def get_ready(work: Work) -> Start:
+    """Load and warm up in this process."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(_CORES)
+    _READY[:] = [_Ready(work)]
+    return _READY[0].start()
+
+
+def take_turn() -> Figures:
+    """One round in this process."""
+    (ready,) = _READY
+    seconds = ready.seconds_per_video(steps=ready.work.measured_steps)
+    return Figures(seconds, memory_mb(peak=True))
+
+
+def make_source(name: str) -> Source:
+    """An untrained CLIP-AU with all AU prompts on a backbone, on the GPU where there is one."""
+    import torch
+
+    from clipautt.action_units import TASKS, VOCABULARY
+    from clipautt.decoding import Sampling
+    from clipautt.features import FeatureSpec
+    from clipautt.model import Checkpoint, CheckpointSpec, initial_model
+    from clipautt.source import Source
+    from clipautt.windows import WindowSpec
+
+    backbone = make_backbone(name)
+    if torch.cuda.is_available():
+        backbone.to("cuda")
+    spec = CheckpointSpec(
+        classes=TASKS["pain"].classes,
+        phrases=tuple(unit.phrase for unit in VOCABULARY),
+        context="a human face with",
+        context_tokens=4,
+        features=FeatureSpec.of(backbone, Sampling(12.5)),
+        subject_baseline="none",
+        window=WindowSpec(WINDOW),
+        training={},
+        metrics={},
+    )
+    model = initial_model(backbone.feature_dim, len(spec.phrases), len(spec.classes), seed=0)
+    return Source(Checkpoint(model.eval().requires_grad_(False), spec), backbone)
+
+
+def make_backbone(name: str) -> Backbone:
+    """The embedded backbone, or an open_clip model with random weights."""
+    import logging
+
+    import open_clip
+    import torch
+
+    from clipautt.backbone import Backbone, BackboneConfig, load_backbone
+    from clipautt.preprocessing import Preprocessing
+
+    if name == "embedded":
+        return load_backbone(BackboneConfig())
+    logging.disable(logging.WARNING)  # open_clip warns that the weights are random, which is meant
+    torch.manual_seed(0)
+    model = open_clip.create_model(name, pretrained=None)
+    return Backbone(model, name=name, preprocessing=Preprocessing(224, (0.5,) * 3, (0.25,) * 3, "bicubic"))
+
+
+def naive_of(source: Source) -> NaiveCLIPAUTT:
+    """The naive loop over the weights and prompts of a source."""
+    from tests.benchmarks.naive_adaptation import NaiveCLIPAUTT
+
+    prompts = source.prompts
+    return NaiveCLIPAUTT(
+        source.backbone.model,
+        source.model,
+        prompts.texts,
+        num_context=prompts.num_context,
+        window_length=source.window.length,
+    )
+
+
+def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]:
+    """Random features, one clip per subject."""
+    import numpy as np
+    import torch
+
+    from clipautt.features import ClipFeatures
+
+    noise = torch.Generator().manual_seed(seed)
+    times = np.arange(FRAMES) / 12.5
+    return [
+        ClipFeatures(f"c{i}", f"s{i}", torch.randn(FRAMES, feature_dim, generator=noise), times) for i in range(count)
+    ]
+
+
+def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
+    """As published: each video on its own, entropy of the best window, an absolute step size."""
+    from clipautt.adapt_config import AdaptConfig
+
+    assert mode.tune != "naive"
+    return AdaptConfig(
+        objective="entropy",
+        protocol="per_video",
+        tune=mode.tune,
+        precision=mode.precision,
+        steps=steps,
+        learning_rate=LEARNING_RATE,
+        learning_rate_unit="absolute",
+        max_drift=2.0,
+    )
+
+
+def adapt_all(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, tuner: Any) -> None:
+    """Select, tune and predict; a video that fell back to the source prompts would be no measurement."""
+    from clipautt.adaptation import adapt
+
+    found = adapt(source, clips, config, tuner=tuner)
+    wrong = [p.status for one in found.values() for p in one.predictions if p.status != "ok"]
+    assert not wrong, wrong[0]
+
+
+def flops_of(read: Callable[[torch.Tensor], torch.Tensor], context: torch.Tensor) -> tuple[float, float]:
+    """Operations of a text tower there and back, and there alone, counted on PyTorch's own products."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with mock.patch("clipautt.frozen_linear._by_onednn", lambda *_: False):  # the counter knows no oneDNN products
+        with FlopCounterMode(display=False) as both:
+            torch.autograd.backward(read(context.detach().clone().requires_grad_(True)).sum())
+        with FlopCounterMode(display=False) as there, torch.no_grad():
+            read(context)
+    return float(both.get_total_flops()), float(there.get_total_flops())
+
+
+def memory_mb(*, peak: bool = False) -> float:
+    """MiB of this process, on the GPU where there is one, now or at most."""
+    import torch
+
+    if torch.cuda.is_available():
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def typical_seconds(function: Callable[[], Any], *, times: int) -> float:
+    """Median of so many calls, after one that warms up."""
+    taken = []
+    for _ in range(times + 1):
+        _wait()
+        began = time.perf_counter()
+        function()
+        _wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def multiply() -> Rates:
+    """Rates of large matrix products with all cores, or on the GPU, in this process."""
+    import torch
+
+    from clipautt.frozen_linear import _by_onednn, frozen_linear
+
+    torch.set_num_threads(_CORES)
+    gpu = torch.cuda.is_available()
+    n, device = (8192, "cuda") if gpu else (2048, "cpu")
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    c, d = a.bfloat16(), b.bfloat16()
+    operations = 2 * n**3
+    fp32 = operations / typical_seconds(lambda: a @ b, times=7)
+    onednn = operations / typical_seconds(lambda: frozen_linear(a, b), times=7) if _by_onednn(a, b) else None
+    return Rates(fp32, onednn, operations / typical_seconds(lambda: c @ d, times=7))
+
+
+@contextmanager
+def processes(names: Sequence[str]) -> Iterator[dict[str, ProcessPoolExecutor]]:
+    """A fresh process for each name."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            for name in [*names, "rates"]
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All rounds of one backbone."""
+
+    works: Mapping[str, Work]
+    """Per mode."""
+    starts: Mapping[str, Start]
+    """Per mode."""
+    rounds: Sequence[Mapping[str, Figures]]
+    """Per round and mode."""
+    rates: Sequence[Rates]
+    """Per round."""
+
+    def median(self, of: Callable[[Mapping[str, Figures], Rates], float]) -> float:
+        """Of a figure of each round."""
+        return statistics.median(of(one, rates) for one, rates in zip(self.rounds, self.rates, strict=True))
+
+    def flops(self, name: str) -> float:
+        """Operations of the text tower per video: all steps and the prediction."""
+        return self.works[name].steps * self.starts[name].step_flops + self.starts[name].read_flops
+
+    def share(self, name: str, rate: Callable[[Rates], float | None]) -> str:
+        """Of a matrix rate that the tower's operations reach over the whole time of a video."""
+        if not self.flops(name) or rate(self.rates[0]) is None:
+            return "-"
+        share = self.median(lambda one, rates: self.flops(name) / one[name].seconds / (rate(rates) or 1.0))
+        return f"{100 * share:.0f} %"
+
+
+def measure(works: Mapping[str, Work], rounds: int) -> Measured:
+    """All rounds of one backbone."""
+    with processes(list(works)) as pools:
+        # One after the other: what is timed here, the Jacobian, has the machine to itself.
+        starts = {}
+        for name, work in works.items():
+            began = time.perf_counter()
+            starts[name] = pools[name].submit(get_ready, work).result()
+            print(f"  {work.mode.title}: ready after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        pools["rates"].submit(multiply).result()
+        found, rates = [], []
+        for _ in range(rounds):
+            rates.append(pools["rates"].submit(multiply).result())
+            found.append({name: pools[name].submit(take_turn).result() for name in works})
+    return Measured(works, starts, found, rates)
+
+
+def report(title: str, measured: Measured) -> None:
+    """Print the table of one backbone."""
+    steps = next(iter(measured.works.values())).steps
+    rows = []
+    for name, work in measured.works.items():
+        seconds = measured.median(lambda one, _, name=name: one[name].seconds)  # type: ignore[misc]
+        ratio = "-"
+        if "naive" in measured.works:
+            ratio = f"{measured.median(lambda one, _, name=name: one['naive'].seconds / one[name].seconds):.1f} ×"  # type: ignore[misc]
+        peak = max(one[name].peak_mb for one in measured.rounds)
+        shares = [measured.share(name, rate) for rate in (lambda r: r.fp32, lambda r: r.onednn, lambda r: r.bf16)]
+        memory = [f"{peak:.0f}", f"{peak - measured.starts[name].base_mb:.0f}"]
+        rows.append(
+            [work.mode.title, f"{work.batch}", f"{seconds / steps:.2g}", f"{1 / seconds:.3g}", ratio, *shares, *memory]
+        )
+    headers = ["batch", "s per video-step", "videos/s", "of naive", "of fp32", "of oneDNN", "of bf16"]
+    table(rows, [title, *headers, "peak MiB", "above the model"])
+    for line in remarks(measured, steps):
+        print(line, flush=True)
+
+
+def remarks(measured: Measured, steps: int) -> Iterator[str]:
+    """What the figures mean, and those that stand in no row."""
+    gpu = measured.rates[0].onednn is None
+    fp32, bf16 = (measured.median(lambda _, r, n=n: getattr(r, n)) / 1e9 for n in ("fp32", "bf16"))  # type: ignore[misc]
+    onednn = ""
+    if not gpu:
+        onednn = f", by oneDNN {measured.median(lambda _, r: r.onednn or 0.0) / 1e9:.0f}"
+    yield f"Matrix products, 10⁹ operations per second: torch.matmul fp32 {fp32:.0f}{onednn}, bf16 {bf16:.0f}."
+    yield (
+        f"Seconds per video-step: (window selection + {steps} steps + prediction) / {steps}, {FRAMES} frames, windows "
+        f"of {WINDOW}; videos/s: at {steps} steps. Memory in MiB{', of the GPU' if gpu else ''}."
+    )
+    for name, work in measured.works.items():
+        if work.measured_steps != work.steps:
+            yield f"  {work.mode.title}: {work.measured_steps} steps are measured, {work.steps} have as much each."
+        if work.mode.tune == "first_order":
+            yield f"  {work.mode.title}: once per model, the Jacobian in {measured.starts[name].once_seconds:.1f} s."
+    tower = [f"{w.mode.title} {measured.starts[n].step_flops / 1e9:.1f}" for n, w in measured.works.items()]
+    counted = [one for one, name in zip(tower, measured.works, strict=True) if measured.flops(name)]
+    if counted:
+        yield f"Operations of the text tower, 10⁹ per video-step: {', '.join(counted)}."
+        yield "Shares: those that the mode itself needs, over the whole time of a video, of the rates above."
+
+
+def compare_windows(rounds: int) -> None:
+    """Print the loop over windows beside the one pass."""
+    with processes([]) as pools:
+        found = [pools["rates"].submit(measure_windows, number).result() for number in range(rounds)]
+    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    ratio, many = (statistics.median(one["loop"] / one[name] for one in found) for name in ("T = 1000", "16 videos"))
+    rows = [
+        ("per-window loop, T = 1000", f"{1e3 * middle['loop']:.1f}", "1"),
+        ("one pass, T = 1000", f"{1e3 * middle['T = 1000']:.2f}", f"{ratio:.0f} ×"),
+        ("one pass over 16 videos, T = 1000, per video", f"{1e3 * middle['16 videos']:.2f}", f"{many:.0f} ×"),
+    ]
+    table(rows, ["all window entropies, L = 16, d = 512, K = 46", "ms", "of loop"])
+    names = [name for name in middle if name.startswith("T = ")]
+    rows = [(name, f"{1e3 * middle[name]:.2f}", f"{1e6 * middle[name] / int(name[4:]):.2f}") for name in names]
+    table(rows, ["one pass", "ms", "µs per frame"])
+
+
+def measure_windows(number: int) -> dict[str, float]:
+    """Seconds per video of the loop and of passes of several sizes; in this process."""
+    import torch
+
+    from clipautt.model import initial_model
+    from clipautt.windows import WindowSpec, entropy
+    from tests.benchmarks.naive_adaptation import naive_window_entropies
+
+    torch.set_num_threads(_CORES)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = initial_model(512, 46, 2, seed=0).eval().requires_grad_(False).to(device)
+    torch.manual_seed(number)
+    prompts = model.au_embeddings(torch.randn(46, 512, device=device))
+    spec = WindowSpec(WINDOW)
+
+    def one_pass(videos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        embedded = model.window_embeddings_of(videos, [spec] * len(videos))
+        entropies = entropy(model.logits(torch.cat([windows for windows, _ in embedded]), prompts))
+        return list(torch.split(entropies, [len(windows) for windows, _ in embedded]))
+
+    def loop(frames: torch.Tensor) -> torch.Tensor:
+        return naive_window_entropies(model, frames, prompts, length=WINDOW)
+
+    frames = {length: torch.randn(length, 512, device=device) for length in (500, 1000, 2000, 4000)}
+    torch.testing.assert_close(loop(frames[1000]), one_pass([frames[1000]])[0], atol=1e-5, rtol=0)
+    found = {"loop": typical_seconds(lambda: loop(frames[1000]), times=2)}
+    for length, own in frames.items():
+        found[f"T = {length}"] = typical_seconds(lambda own=own: one_pass([own]), times=11)  # type: ignore[misc]
+    found["16 videos"] = typical_seconds(lambda: one_pass([frames[1000]] * 16), times=5) / 16
+    return found
+
+
+def works_of(backbone: str, options: Mapping[str, str], *, gpu: bool) -> dict[str, Work]:
+    """What the processes of one backbone measure."""
+    small = backbone == "embedded"
+    steps = int(options.get("steps", 10))
+    videos = int(options.get("videos", 64))
+    batch = int(options.get("batch", 32 if gpu or small else 8))
+    quick = gpu or small  # a naive step of ViT-B-32 takes seconds on a few cores
+    works = {}
+    for name in options.get("modes", ",".join(_USUAL)).split(","):
+        if name not in MODES:
+            raise SystemExit(f"modes={name}; allowed are {', '.join(MODES)}")
+        mode = MODES[name]
+        if mode.tune == "naive":
+            works[name] = Work(backbone, mode, steps, steps if quick else min(2, steps), 1, 1)
+        elif not mode.batched:
+            works[name] = Work(backbone, mode, steps, steps, 8 if quick else 2, 1)
+        elif mode.tune == "context":
+            works[name] = Work(backbone, mode, steps, steps, min(videos, 2 * batch if quick else batch), batch)
+        else:
+            works[name] = Work(backbone, mode, steps, steps, videos, min(videos, 32))
+    return works
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    options = dict(word.split("=") for word in arguments if "=" in word)
+    chosen = {word for word in arguments if "=" not in word} or {"vit", "embedded", "windows"}
+    gpu = torch.cuda.is_available()
+    rounds = int(options.get("rounds", 3))
+    name = torch.cuda.get_device_name() if gpu else "no GPU"
+    print(f"{machine()}, {name}, {_CORES} threads; {rounds} rounds", flush=True)
+    for word, backbone, title in (("vit", _VIT, "ViT-B-32"), ("embedded", "embedded", "embedded")):
+        if word in chosen:
+            report(title, measure(works_of(backbone, options, gpu=gpu), rounds))
+    if "windows" in chosen:
+        compare_windows(rounds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
