@@ -21,7 +21,7 @@ from torch import Tensor
 from clipautt.adapt_config import AdaptConfig
 from clipautt.clips import id_number
 from clipautt.features import ClipFeatures, SubjectBaseline, subject_centre
-from clipautt.methods import BatchedMethod, ClipAUTT, Method, make_method
+from clipautt.methods import BatchedMethod, ClipAUTT, Method, PromptState, make_method
 from clipautt.source import OK, Prediction, Source
 from clipautt.tuning import DegenerateError, NotFiniteError, Tuner
 
@@ -66,6 +66,8 @@ class Unit:
     """In any order."""
     past: Past | None = None
     """`online`: what went before."""
+    in_order: bool = False
+    """Whether `clips` are in the order of the visits, instead of `visiting_order`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,7 +188,7 @@ def adapt_units(
         source.with_window(config.window), config, method or make_method(config, tuner), centring or Centring()
     )
     run = {"per_video": _per_video, "online": _online, "per_subject": _per_subject}[config.protocol]
-    ordered = [visiting_order(unit.clips, config) for unit in units]
+    ordered = [list(unit.clips) if unit.in_order else visiting_order(unit.clips, config) for unit in units]
     found = run(work, ordered, [unit.past for unit in units]) if units else []
     total = max(1, sum(map(len, ordered)))
     seconds = time.perf_counter() - began
@@ -260,6 +262,11 @@ class _Work:
     def start(self) -> Any:
         return self.method.start(self.source, self.config)
 
+    def anew(self, state: Any) -> Any:
+        """The start, with the class prior of this state, which may have been estimated."""
+        start = self.start()
+        return replace(start, prior=state.prior) if isinstance(start, PromptState) else start
+
     def centred(self, clips: Sequence[ClipFeatures]) -> tuple[list[ClipFeatures], Tensor]:
         return self.centring(clips, self.config.subject_baseline)
 
@@ -289,7 +296,7 @@ class _Work:
                 steps[i] = _Step(clip, *outcome)
             else:
                 wrong[i] = NotFiniteError(f"the probabilities of clip {clip.clip_id!r} are not finite")
-        instead = [self._instead(error, self.start()) for error in wrong.values()]
+        instead = [self._instead(error, self.anew(states[i])) for i, error in wrong.items()]
         plain = self.unadapted(instead, [clips[i] for i in wrong])
         for (i, error), prediction, state in zip(wrong.items(), plain, instead, strict=True):
             steps[i] = _Step(clips[i], prediction, state).marked(f"{FALLBACK}{error}")
@@ -316,7 +323,7 @@ class _Work:
         plain = ClipAUTT(config)
         start = plain.start(self.source, config)
         begun = [replace(start, prior=getattr(state, "prior", start.prior)) for state in states]
-        predictions = [plain.step(state, self.source, clip)[0] for state, clip in zip(begun, clips, strict=True)]
+        predictions = [_only(outcome)[0] for outcome in plain.step_many(begun, self.source, clips)]
         for prediction in predictions:
             if not torch.isfinite(prediction.probabilities).all():
                 raise NotFiniteError(
@@ -326,6 +333,12 @@ class _Work:
 
     def _instead(self, error: DegenerateError, start: Any) -> Any:
         return start if error.state is None else error.state
+
+
+def _only(outcome: tuple[Prediction, Any] | DegenerateError) -> tuple[Prediction, Any]:
+    if isinstance(outcome, DegenerateError):
+        raise outcome
+    return outcome
 
 
 def _caught(function: Any, *arguments: Any) -> Any:
@@ -388,7 +401,7 @@ def _online_steps(work: _Work, courses: Sequence[Course], clips: Sequence[ClipFe
             if why is None:
                 found.append((stepped[i], Course(stepped[i].state, decisions)))
                 continue
-            course = Course(work.start(), decisions, FALLBACK + why)
+            course = Course(work.anew(course.state), decisions, FALLBACK + why)
         found.append((_Step(clip, before, course.state).marked(course.fallen), course))
     return found
 
@@ -408,7 +421,7 @@ def _per_subject(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Se
             pairs = [(step.prediction.label_index, p.label_index) for step, p in zip(steps, plain, strict=True)]
             found = collapse(pairs, work.source.classes, work.config.collapse_share)
             if found is not None:
-                why, after = FALLBACK + found, work.start()
+                why, after = FALLBACK + found, work.anew(state)
                 steps = [_Step(clip, prediction, after) for clip, prediction in zip(own, plain, strict=True)]
         runs.append(([step.marked(why) for step in steps], Course(after, fallen=why), centre))
     return runs

@@ -321,16 +321,21 @@ def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
 def extend_explanation(earlier: SubjectExplanation, later: SubjectExplanation) -> SubjectExplanation:
     """What came later beside what was explained before: the clips of both, and how far prompts moved over all of them.
 
-    The agreement with OpenFace is of the later clips alone, where these have any.
+    Of clips that are in both, the later explanation counts. The agreement with OpenFace is of the later clips alone,
+    where these have any.
     """
-    counts = np.array([len(earlier.windows), len(later.windows)])
+    again = set(later.windows["clip_id"])
+    windows, similarities = (part[~part["clip_id"].isin(again)] for part in (earlier.windows, earlier.similarities))
+    if windows.empty:
+        return later
+    counts = np.array([len(windows), len(later.windows)])
     moved = np.average([earlier.prompts["moved"], later.prompts["moved"]], axis=0, weights=counts)
     prompts = later.prompts.assign(moved=moved)
     return replace(
         later,
         prompts=prompts.assign(rank=prompts["moved"].rank(method="first", ascending=False).astype(int)),
-        similarities=pd.concat([earlier.similarities, later.similarities], ignore_index=True),
-        windows=pd.concat([earlier.windows, later.windows], ignore_index=True),
+        similarities=pd.concat([similarities, later.similarities], ignore_index=True),
+        windows=pd.concat([windows, later.windows], ignore_index=True),
         openface=earlier.openface if later.openface is None else later.openface,
         facts=later.facts | {"openface_of": sorted(later.facts["openface_files"] or earlier.facts["openface_files"])},
     )

@@ -69,5 +69,10 @@ def save_jacobian(jacobian: Tensor, path: Path, *, fingerprint: str) -> None:
         OSError: if the folder cannot be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({"jacobian": jacobian.contiguous().cpu()}, aside, metadata={"fingerprint": fingerprint})
-    os.replace(aside, path)
+    try:
+        save_file({"jacobian": jacobian.contiguous().cpu()}, aside, metadata={"fingerprint": fingerprint})
+        os.replace(aside, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error})") from error
+    finally:
+        aside.unlink(missing_ok=True)

@@ -35,9 +35,9 @@ def _cgroup_bytes() -> float:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
+        return float("inf") if limit == "max" else max(0, int(limit) - used)
     except (OSError, ValueError):
         return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - used)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -48,6 +48,8 @@ class Personalization:
     """Why the source prompts stay; see `Course`."""
     clips: tuple[str, ...] = field(default=())
     """Ids of the clips it was made from, in the order of the visits."""
+    au_embeddings: Tensor | None = None
+    """a under the tuned prompts as they were tuned (to first order, or in bf16), [K, d]; None: by the tower."""
 
     def __repr__(self) -> str:
         return f"Personalization({self.subject_id!r}, {self.config.name})"
@@ -73,6 +75,7 @@ class Personalization:
             result.course.decisions,
             result.course.fallen,
             (*earlier, *(p.clip_id for p in result.predictions)),
+            None if state.context is None and state.offset is None else state.au_embeddings,
         )
 
     def state(self, source: Source) -> PromptState:
@@ -81,7 +84,9 @@ class Personalization:
         context, offset, prior = (None if t is None else t.to(device) for t in (self.context, self.offset, self.prior))
         memory = tuple(sample.to(device) for sample in self.memory)
         with torch.no_grad():
-            if offset is not None:
+            if self.au_embeddings is not None:
+                embeddings = self.au_embeddings.to(device)
+            elif offset is not None:
                 embeddings = source.model.au_embeddings(source.text_features + offset)
             else:
                 embeddings = source.au_embeddings if context is None else source.au_embeddings_of(context)
@@ -99,7 +104,7 @@ def subject_file(subject_id: str) -> str:
 
 def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
     """Write one subject's prompts and centre, aside and renamed, with the checkpoint's fingerprint inside."""
-    named = {name: getattr(personalization, name) for name in ("centre", "context", "offset", "prior")}
+    named = {name: getattr(personalization, name) for name in ("centre", "context", "offset", "prior", "au_embeddings")}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in named.items() if tensor is not None}
     tensors |= {f"memory.{i:04d}": sample.cpu().contiguous() for i, sample in enumerate(personalization.memory)}
     facts = {
@@ -153,4 +158,5 @@ def load_personalization(path: Path, source: Source) -> Personalization:
         tuple((int(a), int(b)) for a, b in facts["decisions"]),
         facts["fallen"],
         tuple(facts["clips"]),
+        tensors.get("au_embeddings"),
     )

@@ -7,8 +7,8 @@ prompts, their text features and AU embeddings, and the class descriptions of th
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -205,8 +205,9 @@ class Source:
         if found is not None:
             return found
         jacobian = tower_jacobian(self.prompt_reader(), self.context)
-        if path is not None and os.access(path.parent, os.W_OK):
-            save_jacobian(jacobian, path, fingerprint=fingerprint)
+        if path is not None:
+            with suppress(OSError):  # a folder that is read-only, or a full disk: then the next process computes anew
+                save_jacobian(jacobian, path, fingerprint=fingerprint)
         return jacobian
 
     def au_embeddings_of(self, context: Tensor) -> Tensor:

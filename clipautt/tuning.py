@@ -187,7 +187,7 @@ class _Batch:
         """Logits of every sample [B, S, C], under AU embeddings [B, K, d]."""
         windows = torch.cat(
             [
-                _few_logits(source, part, au_embeddings, last=self.windows.shape[1] <= _WINDOWS_PER_PASS)
+                _few_logits(source, part, au_embeddings, last=self.windows.shape[:2].numel() <= _WINDOWS_PER_PASS)
                 for part in torch.split(self.windows, max(1, _WINDOWS_PER_PASS // len(self.windows)), dim=1)
             ],
             dim=1,
@@ -224,6 +224,25 @@ def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Ba
 
 
 @dataclass(frozen=True, eq=False)
+class _Near:
+    """AU embeddings by a first-order model around values of which the tower was asked."""
+
+    source: Source
+    """Of the Jacobian."""
+    values: Tensor
+    """Where the model is exact, [B, K, M, d_text]."""
+    features: Tensor
+    """The tower's there, [B, K, d]."""
+
+    def __call__(self, context: Tensor) -> Tensor:
+        return self.source.model.au_embeddings(self.source.linearised_tower(self.values, self.features)(context))
+
+    def rows(self, chosen: Sequence[int]) -> _Near:
+        """Only these problems, without asking the tower again: what is left of a batch must not change."""
+        return _Near(self.source, self.values[list(chosen)], self.features[list(chosen)])
+
+
+@dataclass(frozen=True, eq=False)
 class _Parameter:
     """What is tuned: where it starts, how large a relative step is, and what it makes of the AU embeddings."""
 
@@ -233,7 +252,7 @@ class _Parameter:
     """A relative learning rate of 1, in units of the parameter."""
     au_embeddings: Callable[[Tensor], Tensor]
     """[B, …] → [B, K, d], differentiable."""
-    renew: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
+    renew: Callable[[Tensor], _Near] | None = None
     """`first_order` with re-linearisation: from values [B, …], what takes the place of `au_embeddings` near them."""
 
     def embed(self, values: Tensor) -> Tensor:
@@ -357,10 +376,12 @@ class Tuner:
         self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
     ) -> list[Tuned | DegenerateError]:
         starts = [parameter.start if p.start is None else p.start.to(parameter.start.device) for p in problems]
-        values = [_initial(start, config).requires_grad_(True) for start in starts]
         outcomes: list[DegenerateError | None] = [None] * len(problems)
         taken = [0] * len(problems)
         moving = [i for i, p in enumerate(problems) if len(p.samples) > 1 or config.objective == "entropy"]
+        values = [start.detach() for start in starts]
+        for i in moving:
+            values[i] = _initial(starts[i], config).requires_grad_(True)
         if moving:
             batch = _batch([problems[i] for i in moving], self.source, config.readout)
             errors, steps = self._descend([values[i] for i in moving], batch, config, parameter)
@@ -376,13 +397,14 @@ class Tuner:
         optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=0.0, foreach=True)
         errors: list[DegenerateError | None] = [None] * len(values)
         steps, before = [0] * len(values), [torch.inf] * len(values)
-        moving, part, embed = list(range(len(values))), batch, parameter.au_embeddings
+        moving, part = list(range(len(values))), batch
+        embed: Callable[[Tensor], Tensor] = parameter.au_embeddings
         with torch.no_grad():
             own = self.source.au_embeddings.expand(len(values), -1, -1)
             source_logits = batch.logits(self.source, own, config.readout).double()
         for step in range(config.steps):
             stacked = torch.stack([values[i].expand_as(parameter.start) for i in moving])
-            if parameter.renew and (len(stacked) != len(values) or (step and step % config.relinearise == 0)):
+            if parameter.renew and step and step % config.relinearise == 0:
                 embed = parameter.renew(stacked.detach())
             logits = part.logits(self.source, embed(stacked), config.readout).double()
             given = {"inside": part.inside.any(-1), "prior": part.prior.double()}
@@ -405,6 +427,7 @@ class Tuner:
             if not going:
                 break
             if going != moving:
+                embed = embed.rows([moving.index(i) for i in going]) if isinstance(embed, _Near) else embed
                 moving, part = going, batch.rows(going)
         return errors, steps
 
@@ -439,14 +462,13 @@ class Tuner:
         renew = self._renew(config) if config.tune == "first_order" and config.relinearise else None
         return _Parameter(source.context, scale, lambda context: source.model.au_embeddings(read(context)), renew)
 
-    def _renew(self, config: AdaptConfig) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    def _renew(self, config: AdaptConfig) -> Callable[[Tensor], _Near]:
         """The tower's features are taken anew at the values, its Jacobian stays the source prompts' one."""
         source, exact = self.source, self._exact_reader(config)
 
-        def renew(values: Tensor) -> Callable[[Tensor], Tensor]:
+        def renew(values: Tensor) -> _Near:
             with torch.no_grad():
-                read = source.linearised_tower(values, exact(values))
-            return lambda context: source.model.au_embeddings(read(context))
+                return _Near(source, values, exact(values))
 
         return renew
 

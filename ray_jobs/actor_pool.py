@@ -59,7 +59,8 @@ class PoolConfig:
     start_seconds: float = 900.0
     """After so long without any actor that is ready or at work the pool gives up; above 0."""
     seconds_per_item: float | None = 1800.0
-    """A task of n items that takes more than n times this has failed, and its actor is killed; above 0. None: never."""
+    """A task that takes more than this for each unit of its items' sizes has failed, and its actor is killed; above 0.
+    None: never."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "attempts"):
@@ -102,6 +103,7 @@ def run_pool(
     tasks: Iterable[Sequence[Item]],
     *,
     config: PoolConfig,
+    size: Callable[[Item], float] = lambda _: 1.0,
 ) -> Generator[Done[Item, Result] | Failed[Item], None, None]:
     """Run every item on the connected Ray.
 
@@ -115,6 +117,7 @@ def run_pool(
         arguments: of `make_actor`, sent to every actor.
         tasks: lists of items that run together; may be a generator, and is read no faster than actors become ready.
         config: how many, and how often.
+        size: of an item, in units of `config.seconds_per_item`.
 
     Yields:
         `Done` or `Failed` for each item, in order of completion.
@@ -122,7 +125,7 @@ def run_pool(
     Raises:
         PoolError: if no actor finds a place or is ready in time, or the actors fail at their start.
     """
-    pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config)
+    pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config, size)
     try:
         yield from pool.outcomes()
     finally:
@@ -230,9 +233,15 @@ class _Pool(Generic[Item, Result]):
     """The actors and what is in flight."""
 
     def __init__(
-        self, make_actor: Callable[..., Any], arguments: tuple[Any, ...], queue: _Queue[Item], config: PoolConfig
+        self,
+        make_actor: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        queue: _Queue[Item],
+        config: PoolConfig,
+        size: Callable[[Item], float],
     ) -> None:
         self.make_actor, self.arguments, self.queue, self.config = make_actor, arguments, queue, config
+        self.size = size
         self.workers: list[_Worker[Item]] = []
         self.failed_starts = 0
         self.start_reason = ""
@@ -327,8 +336,12 @@ class _Pool(Generic[Item, Result]):
     def _send(self, worker: _Worker[Item], task: _Task[Item]) -> None:
         worker.pending = worker.handle.work.remote(task.items)
         worker.state, worker.task = "working", task
-        limit = self.config.seconds_per_item
-        worker.deadline = math.inf if limit is None else time.monotonic() + limit * len(task.items)
+        worker.deadline = time.monotonic() + self._allowed(task)
+
+    def _allowed(self, task: _Task[Item]) -> float:
+        """Seconds that a task may take."""
+        each = self.config.seconds_per_item
+        return math.inf if each is None else each * sum(self.size(item) for item in task.items)
 
     def _come(self) -> list[_Worker[Item]]:
         """Actors whose reference has come; waits for one at most until the next clock runs out."""
@@ -419,8 +432,7 @@ class _Pool(Generic[Item, Result]):
             if not ray.wait([worker.pending], timeout=0)[0]:
                 self._drop(worker)
                 self.failed_starts = 0
-                allowed = (self.config.seconds_per_item or 0.0) * len(task.items)
-                yield from self._fail(task, f"took longer than {allowed:g} s, and its worker was killed")
+                yield from self._fail(task, f"took longer than {self._allowed(task):g} s, and its worker was killed")
 
     def _check_clock(self) -> None:
         """Give up where no actor has been ready or at work for too long.

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
@@ -30,18 +29,20 @@ from clipautt.explanations import read_explanations
 from clipautt.feature_store import FeatureStore
 from clipautt.metrics import score
 from clipautt.model import CheckpointSpec, load_checkpoint
+from clipautt.openface import list_openface
 from clipautt.personalization import clips_of_personalization
 from clipautt.reports.explanation import write_explanation_page
 from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, predicted, read_rows, subject_scores, write_rows
 from clipautt.source import Prediction, Source
 from ray_jobs import cli
 from ray_jobs.actor_pool import Done, PoolConfig, run_pool
-from ray_jobs.adapt_actor import AdaptActor, AdaptJob, Outcome
+from ray_jobs.adapt_actor import AdaptActor, AdaptJob, Outcome, check_methods
 from ray_jobs.adapt_plan import (
     EVERY,
     FAILED,
     Group,
     SubjectPlan,
+    SubjectWork,
     changed_clips,
     exact_counterparts,
     exact_sample,
@@ -77,8 +78,9 @@ class WorkConfig:
     """How many; None: as many as the GPUs have room for, or one per core."""
     clips_per_task: int = 128
     """Subjects are put together until they have so many clips."""
-    seconds_per_video: float = 600.0
-    """A task that takes longer than this for each of its videos is ended and tried again."""
+    seconds_per_video: float = 120.0
+    """A task that takes longer than this for each of its videos, under each method and cohort, is ended and tried
+    again."""
     exact_sample: int = 3
     """Subjects on which cheap modes are compared with the exact one."""
 
@@ -126,13 +128,15 @@ def run_adaptation(
     subjects = by_subject(clips)
     book = _Book(job, manifest, results, reasons or {}, _settings(job, manifest, seed))
     plans = book.plans(subjects, cohorts, seed=seed, sample=work.exact_sample)
+    total = len(plans)
     with Progress("adapt", sum(len(plan.work.clips) for plan in plans.values()), unit="videos") as progress:
         metrics = JobMetrics("adapt")
         with contextlib.closing(_work(job, plans, cluster=cluster, work=work)) as done:
             for subject, outcomes in done:
-                book.write(plans[subject], outcomes)
-                count = len(plans[subject].work.clips)
-                progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(len(plans)))
+                plan = plans.pop(subject)
+                book.write(plan, outcomes)
+                count = len(plan.work.clips)
+                progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(total))
                 metrics.publish(progress.figures() | book.figures())
     return read_rows(results / result_file(subject) for subject in subjects), book.failures
 
@@ -157,12 +161,17 @@ def _work(
         num_cpus=0.0 if gpu else min(1.0, num_cpus() / count),
         num_gpus=gpu,
         attempts=_ATTEMPTS,
-        seconds_per_item=work.seconds_per_video * max(len(each.clips) for task in tasks for each in task),
+        seconds_per_item=work.seconds_per_video,
     )
     workers = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
-    with contextlib.closing(run_pool(AdaptActor, (job, workers), tasks, config=config)) as outcomes:
+    with contextlib.closing(run_pool(AdaptActor, (job, workers), tasks, config=config, size=_videos)) as outcomes:
         for outcome in outcomes:
             yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
+
+
+def _videos(one: SubjectWork) -> float:
+    """Videos to predict, each as often as methods and cohorts ask for it."""
+    return float(sum(len(assignment.clip_ids) for assignment in one.assignments))
 
 
 def _prepare_jacobians(job: AdaptJob, gpu: float) -> None:
@@ -192,7 +201,8 @@ class _Book:
     settings: Mapping[str, dict[str, Any]]
     failures: dict[str, str] = field(default_factory=dict)
     done: int = 0
-    gains: list[float] = field(default_factory=list)
+    gained: float = 0.0
+    compared: int = 0
 
     def plans(
         self, subjects: Mapping[str, list[Clip]], cohorts: Sequence[Cohort], *, seed: int, sample: int
@@ -206,11 +216,13 @@ class _Book:
             there = [clip for clip in own if clip.clip_id in present]
             groups = make_groups(there, cohorts, positive=self.manifest.classes[-1], seed=seed) if there else []
             asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
+            rows = standing_rows(self.results / result_file(subject))
+            self._settle(subject, rows)
             plan = plan_subject(
                 own,
                 groups,
                 self.job.methods,
-                rows=standing_rows(self.results / result_file(subject)),
+                rows=rows,
                 went_on_from=self._went_on_from(subject),
                 exact=tuple(cheap.values()) if asked else (),
                 unexplained=self.job.explain and bool(there) and not self.job.is_explained(subject),
@@ -231,6 +243,7 @@ class _Book:
         new = [] if isinstance(outcomes, str) else outcomes
         rows = pd.concat([self._standing(plan), as_table(self._rows(plan, new, failed))])[list(COLUMNS)]
         write_rows(rows, self.results / result_file(subject))
+        self._promote(subject, {one.assignment.keep for one in new})
         if failed is not None:
             self.failures[subject] = failed
             return
@@ -238,7 +251,24 @@ class _Book:
         found = agreement_of(rows, new, exact, classes=self.manifest.classes)
         write_agreement(self.results.parent, subject, found)
         self.done += 1
-        self.gains += gain(rows, self.manifest.classes, self.job.methods[0].name)
+        for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
+            self.gained, self.compared = self.gained + 100 * points, self.compared + 1
+
+    def _promote(self, subject: str, kept: set[bool]) -> None:
+        """The prompts that belong to rows which are written now take the place of the earlier ones."""
+        fresh = self.job.fresh_prompts(subject)
+        if True in kept and fresh.is_file():
+            fresh.replace(self.job.prompts(subject))
+
+    def _settle(self, subject: str, rows: pd.DataFrame) -> None:
+        """After a kill: fresh prompts whose rows were written belong to them, others are forgotten."""
+        fresh = self.job.fresh_prompts(subject)
+        clips = clips_of_personalization(fresh)
+        if clips is not None:
+            own = rows[(rows["method"] == self.job.methods[0].name) & (rows["cohort"] == EVERY)]
+            written = set(own.loc[own["prediction"] != "", "clip_id"])
+            self._promote(subject, {set(clips) == written})
+        fresh.unlink(missing_ok=True)
 
     def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
         """Rows that stand, in the groups that there are now."""
@@ -252,7 +282,8 @@ class _Book:
             for group in plan.groups:
                 members = one_each[one_each["clip_id"].isin(group.clip_ids)]
                 kept.append(members.assign(cohort=group.cohort, draw=group.draw))
-        return pd.concat(kept) if kept else plan.kept
+        rows = pd.concat(kept) if kept else plan.kept
+        return rows.assign(label=rows["clip_id"].map({clip.clip_id: clip.label or "" for clip in plan.clips}))
 
     def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome], failed: str | None) -> Iterator[ResultRow]:
         clips = {clip.clip_id: clip for clip in plan.clips}
@@ -263,10 +294,16 @@ class _Book:
                     if outcome.assignment.serves(group):
                         yield from self._of_group(method, group, outcome, clips)
         if failed is not None:
-            for one in plan.work.assignments:
-                if one.method.name in self.settings:
-                    missing = [clips[clip_id] for clip_id in one.clip_ids]
-                    yield from self._empty(missing, FAILED + failed, self.settings[one.method.name])
+            standing = set(zip(plan.kept["method"], plan.kept["clip_id"], strict=True))
+            lost = {
+                (one.method.name, clip_id): clips[clip_id]
+                for one in plan.work.assignments
+                if one.makes_rows
+                for clip_id in one.clip_ids
+            }
+            for (name, clip_id), clip in lost.items():
+                if (name, clip_id) not in standing:
+                    yield from self._empty([clip], FAILED + failed, self.settings[name])
         present = plan.groups[0].clip_ids if plan.groups else frozenset()
         for clip in plan.clips:
             if clip.clip_id not in present:
@@ -301,14 +338,14 @@ class _Book:
 
     def figures(self) -> dict[str, float]:
         """For the metrics."""
-        gained = {"gain_uar_points": 100 * float(np.mean(self.gains))} if self.gains else {}
+        gained = {"gain_uar_points": self.gained / self.compared} if self.compared else {}
         return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
 
     def note(self, total: int) -> str:
         """For the line of progress."""
         parts = [f"{self.done + len(self.failures)}/{total} subjects"]
-        if self.gains:
-            parts.append(f"UAR {100 * float(np.mean(self.gains)):+.1f} points on {len(self.gains)} labelled ones")
+        if self.compared:
+            parts.append(f"UAR {self.gained / self.compared:+.1f} points on {self.compared} labelled ones")
         return ", ".join(parts)
 
 
@@ -434,6 +471,9 @@ def main(cfg: DictConfig) -> int:
     backbone, frames = instantiate(cfg.backbone) or spec.backbone, spec.features.frames
     cohorts = [Cohort(**cohort) for cohort in resolved(cfg)["cohorts"]]
     tuning, work = instantiate(cfg.tuning), instantiate(cfg.work)
+    check_methods(methods, explain=cfg.explain)
+    if cfg.openface:
+        list_openface(cfg.openface)
     run = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     clips = manifest.of_split(*cfg.splits)
     check_earlier_clips(run, manifest, clips)

@@ -29,7 +29,7 @@ from clipautt.openface import OpenFaceTrack, list_openface, read_openface_of
 from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
 from clipautt.source import Prediction, Source
 from clipautt.tuning import Tuner, TuningConfig
-from ray_jobs.adapt_plan import Assignment, SubjectWork
+from ray_jobs.adapt_plan import COMPARED, REPLAYED, Assignment, SubjectWork
 from ray_jobs.train import find_checkpoint
 
 
@@ -57,18 +57,15 @@ class AdaptJob:
     """Folder with OpenFace's CSV files, to explain with."""
 
     def __post_init__(self) -> None:
-        if self.explain and self.methods[0].method != "clip_autt":
-            raise ValueError(f"explain=true with adapt.method={self.methods[0].method!r}, which has no AU prompts")
-        names = [method.name for method in self.methods]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare"
-            )
+        check_methods(self.methods, explain=self.explain)
 
     def prompts(self, subject_id: str) -> Path:
-        """File of a subject's adapted prompts."""
+        """File of a subject's adapted prompts; they belong to the rows that stand."""
         return Path(self.folder) / "prompts" / subject_file(subject_id)
+
+    def fresh_prompts(self, subject_id: str) -> Path:
+        """Where they lie until the rows that belong to them are written: a try that is lost changes nothing."""
+        return Path(self.folder) / "prompts" / ".fresh" / subject_file(subject_id)
 
     def explanation(self, subject_id: str) -> Path:
         """Folder of what adaptation changed for a subject."""
@@ -77,6 +74,20 @@ class AdaptJob:
     def is_explained(self, subject_id: str) -> bool:
         """Whether a subject's explanation is there as a whole."""
         return (self.explanation(subject_id) / FACTS_FILE).is_file()
+
+
+def check_methods(methods: Sequence[AdaptConfig], *, explain: bool) -> None:
+    """Refuse what no run can do.
+
+    Raises:
+        ValueError: for two methods of one name, or an own method without prompts that is to be explained.
+    """
+    if explain and methods[0].method != "clip_autt":
+        raise ValueError(f"explain=true with adapt.method={methods[0].method!r}, which has no AU prompts")
+    names = [method.name for method in methods]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two settings have the same name in the table: {', '.join(twice)}; leave one out of compare")
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,9 +136,13 @@ class AdaptActor:
         centring = Centring()
         for method in dict.fromkeys(works[w].assignments[a].method for w, a in places):
             own = [(w, a) for w, a in places if works[w].assignments[a].method == method]
-            outcomes = self._run_method(
-                method, [(works[w], works[w].assignments[a]) for w, a in own], features, centring
-            )
+            asked = [(works[w], works[w].assignments[a]) for w, a in own]
+            try:
+                outcomes = self._run_method(method, asked, features, centring)
+            except Exception:
+                if any(one.groups != COMPARED for _, one in asked):
+                    raise
+                continue  # a comparison that fails costs no result; the next run tries it again
             for (w, a), outcome in zip(own, outcomes, strict=True):
                 found[w][a] = outcome
         return [[one[a] for a in sorted(one)] for one in found]
@@ -145,10 +160,14 @@ class AdaptActor:
             tuner.measure_batch_size(method)
             self.measured.add(key)
         units = [self._unit(source, work, one, features) for work, one in asked]
-        results = adapt_units(source, units, method, tuner=tuner, centring=centring, trace=self.job.explain)
+        results = adapt_units(source, units, method, tuner=tuner, centring=centring, trace=self._explains(asked))
         for (work, one), result in zip(asked, results, strict=True):
+            if self.job.explain and (one.keep or one.groups == REPLAYED):
+                self._explain(source.with_window(method.window), method, work, result)
             if one.keep:
-                self._keep(source, method, work, one, result)
+                personalization = Personalization.of(result, method, earlier=one.past_ids)
+                path = self.job.fresh_prompts(work.subject_id)
+                save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
         return [
             Outcome(one, result.predictions, result.seconds / len(result.predictions))
             for (_, one), result in zip(asked, results, strict=True)
@@ -160,18 +179,15 @@ class AdaptActor:
             raise ValueError(f"the features of {', '.join(gone[:3])} are not in {self.job.store} any more")
         past = None
         if one.past_ids:
-            course = load_personalization(self.job.prompts(work.subject_id), source).course(source)
-            past = Past(course, tuple(features[clip_id] for clip_id in one.past_ids))
-        return Unit(work.subject_id, tuple(features[clip_id] for clip_id in one.clip_ids), past)
+            saved = load_personalization(self.job.prompts(work.subject_id), source)
+            if saved.clips != one.past_ids:
+                raise ValueError(f"the prompts of subject {work.subject_id!r} were made from other clips than its rows")
+            past = Past(saved.course(source), tuple(features[clip_id] for clip_id in one.past_ids))
+        clips = tuple(features[clip_id] for clip_id in one.clip_ids)
+        return Unit(work.subject_id, clips, past, in_order=one.in_order)
 
-    def _keep(
-        self, source: Source, method: AdaptConfig, work: SubjectWork, one: Assignment, result: SubjectResult
-    ) -> None:
-        if self.job.explain:
-            self._explain(source.with_window(method.window), method, work, result)
-        personalization = Personalization.of(result, method, earlier=one.past_ids)
-        path = self.job.prompts(work.subject_id)
-        save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
+    def _explains(self, asked: Sequence[tuple[SubjectWork, Assignment]]) -> bool:
+        return self.job.explain and any(one.keep or one.groups == REPLAYED for _, one in asked)
 
     def _explain(self, source: Source, method: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
@@ -187,9 +203,7 @@ class AdaptActor:
         )
         folder = self.job.explanation(work.subject_id)
         if (folder / FACTS_FILE).is_file():
-            earlier = read_explanation(folder)
-            if not set(earlier.windows["clip_id"]) & set(explanation.windows["clip_id"]):
-                explanation = extend_explanation(earlier, explanation)
+            explanation = extend_explanation(read_explanation(folder), explanation)
         write_explanation(explanation, folder.parent, name=folder.name)
 
     def _tracks(self, work: SubjectWork, clip_ids: Sequence[str]) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:

@@ -22,6 +22,8 @@ EVERY = "every clip"
 """Name of the group with all clips of a subject, labelled or not; its adapted prompts are kept."""
 COMPARED = frozenset({("compared with a cheap mode", 0)})
 """Stands for the groups of an assignment whose predictions are compared and become no rows."""
+REPLAYED = frozenset({("explained afterwards", 0)})
+"""The same, where what was done before is done again in the same order, to write what it changed."""
 FAILED = "failed: "
 """How the status of a row begins whose subject could not be adapted to."""
 
@@ -52,6 +54,13 @@ class Assignment:
     """Cohort and draw of the groups it is for; none serves all: where clips do not matter to each other."""
     keep: bool = False
     """Whether the prompts are kept, for predictions to come."""
+    in_order: bool = False
+    """Whether the clips are visited in the order of their ids here."""
+
+    @property
+    def makes_rows(self) -> bool:
+        """Whether its predictions become rows."""
+        return self.groups not in (COMPARED, REPLAYED)
 
     def serves(self, group: Group) -> bool:
         """Whether predictions are a group's."""
@@ -121,7 +130,7 @@ def plan_subject(
         rows: of the subject's result file, empty where there is none.
         went_on_from: clips that the saved prompts were made from, in the order of the visits; None without prompts.
         exact: exact counterparts of cheap methods that this subject is to be compared under.
-        unexplained: whether the run's own method must adapt to every clip again, to write what it changed.
+        unexplained: whether what the run's own method changed is still to be written.
 
     Returns:
         None where nothing is left.
@@ -130,24 +139,33 @@ def plan_subject(
     kept: list[pd.DataFrame] = []
     for number, method in enumerate(methods):
         own = rows[(rows["method"] == method.name) & (rows["prediction"] != "")]
-        if number == 0 and unexplained:
-            own = own.iloc[:0]
         standing, missing = _plan_method(method, own, groups, went_on_from if number == 0 else None)
         kept.append(standing)
+        if number == 0 and unexplained:
+            assignments += _replay(method, standing)
         assignments += [replace(one, keep=number == 0 and one.keep) for one in missing]
     if groups:
         every = tuple(sorted(groups[0].clip_ids))
-        assignments += [Assignment(method, every, groups=COMPARED) for method in exact]
+        beside = [method for method in dict.fromkeys(exact) if method not in methods]
+        assignments += [Assignment(method, every, groups=COMPARED) for method in beside]
     with_features = groups[0].clip_ids if groups else frozenset()
     empty = {clip.clip_id for clip in clips} - with_features
     written = set(rows.loc[(rows["prediction"] == "") & ~rows["status"].str.startswith(FAILED), "clip_id"])
-    if not assignments and empty <= written and not (written - empty):
+    labels = {clip.clip_id: clip.label or "" for clip in clips}
+    same_labels = all(labels.get(row) == label for row, label in zip(rows["clip_id"], rows["label"], strict=True))
+    if not assignments and empty == written & labels.keys() and same_labels:
         return None
     named = {clip_id for one in assignments for clip_id in (*one.clip_ids, *one.past_ids)}
     needed = tuple(replace(clip, label=None) for clip in clips if clip.clip_id in named)
     work = SubjectWork(clips[0].subject_id, needed, tuple(assignments))
     standing = pd.concat(kept) if kept else rows.iloc[:0]
     return SubjectPlan(tuple(clips), tuple(groups), standing, work)
+
+
+def _replay(method: AdaptConfig, rows: pd.DataFrame) -> list[Assignment]:
+    """The run's own method once more on clips whose rows stand, in the order in which they were visited."""
+    every = rows[rows["cohort"] == EVERY].sort_values("position")
+    return [Assignment(method, tuple(every["clip_id"]), groups=REPLAYED, in_order=True)] if len(every) else []
 
 
 def _plan_method(
@@ -202,7 +220,10 @@ def _once(assignments: Iterable[Assignment]) -> list[Assignment]:
 
 def standing_rows(file: Path) -> pd.DataFrame:
     """A subject's rows; none where there is no file."""
-    return read_rows([file] if file.is_file() else [])
+    try:
+        return read_rows([file] if file.is_file() else [])
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise ValueError(f"{file} is damaged ({error}); remove it, and its subject is done anew") from error
 
 
 def exact_sample(subjects: Iterable[str], count: int) -> set[str]:
@@ -252,7 +273,8 @@ def changed_clips(before: Sequence[Clip], after: Mapping[str, Clip]) -> list[str
         if now is None:
             lines.append(f"clip {clip.clip_id!r} of subject {clip.subject_id!r} is gone")
             continue
-        differing = [name for name, value in vars(clip).items() if name != "source" and getattr(now, name) != value]
+        free = {"source", *(["label"] if clip.label is None else [])}  # a label may come later
+        differing = [name for name, value in vars(clip).items() if name not in free and getattr(now, name) != value]
         lines += [
             f"clip {clip.clip_id!r}: {name} {getattr(clip, name)!r} → {getattr(now, name)!r}" for name in differing
         ]

@@ -52,13 +52,18 @@ def agreement_of(
     """
     found = {}
     for name, method in exact.items():
-        compared = [o for o in outcomes if o.assignment.groups == COMPARED and o.assignment.method == method]
-        given = [prediction for outcome in compared for prediction in outcome.predictions]
-        cheap = rows[(rows["method"] == name) & (rows["cohort"] == EVERY)].set_index("clip_id")
-        both = [(p, cheap.loc[p.clip_id]) for p in given if p.clip_id in cheap.index]
+        every = rows[(rows["cohort"] == EVERY) & (rows["prediction"] != "")]
+        own, beside = (every[every["method"] == one].set_index("clip_id") for one in (name, method.name))
+        exactly = {clip_id: (row["prediction"], row["probability"]) for clip_id, row in beside.iterrows()}
+        for outcome in outcomes:
+            if outcome.assignment.groups == COMPARED and outcome.assignment.method == method:
+                exactly |= {
+                    p.clip_id: (classes[p.label_index], float(p.probabilities[-1])) for p in outcome.predictions
+                }
+        both = [(row, exactly[str(clip_id)]) for clip_id, row in own.iterrows() if clip_id in exactly]
         if both:
-            same = sum(classes[p.label_index] == row["prediction"] for p, row in both)
-            apart = [abs(float(p.probabilities[-1]) - row["probability"]) for p, row in both]
+            same = sum(row["prediction"] == decision for row, (decision, _) in both)
+            apart = [abs(row["probability"] - probability) for row, (_, probability) in both]
             found[name] = Agreement(len(both), same, float(np.mean(apart)))
     return found
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from ray_jobs import configuration, usage
+from ray_jobs.actor_pool import PoolError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -28,6 +29,7 @@ _USER_ERRORS = (
     IsADirectoryError,
     NotADirectoryError,
     PermissionError,
+    PoolError,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,25 @@ import torch
 import torch.nn.functional as F
 
 from clipautt.adapt_config import AdaptConfig
-from clipautt.adaptation import SubjectResult, adapt, visiting_order
+from clipautt.adaptation import Past, SubjectResult, Unit, adapt, adapt_units, collapse, visiting_order
 from clipautt.features import ClipFeatures, subject_centre
 from clipautt.frozen_clip import _fingerprint
 from clipautt.methods import ClipAUTT, PromptState
-from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
+from clipautt.model import Checkpoint
+from clipautt.personalization import Personalization, load_personalization, save_personalization
+from clipautt.priors import estimate_prior
 from clipautt.source import Prediction, Source
-from clipautt.tuning import NotFiniteError
-from clipautt.windows import WindowSpec, entropy
-from tests.fakes import PREPROCESSING, fake_backbone, fake_clip, fake_clips, fake_source
+from clipautt.tuning import DegenerateError, NotFiniteError, Tuned, Tuner
+from clipautt.windows import entropy
+from tests.fakes import (
+    PREPROCESSING,
+    fake_backbone,
+    fake_checkpoint,
+    fake_clip,
+    fake_clips,
+    fake_source,
+    shared_backbone,
+)
 
 PROTOCOLS = ("per_video", "online", "per_subject")
 TUNED = AdaptConfig(objective="infomax_kl", steps=2, learning_rate=0.3, windows_per_clip=2)
@@ -202,12 +213,12 @@ def test_online_order_follows_the_seed_and_nothing_else() -> None:
     assert [c.clip_id for c in more if c.clip_id != "new"] == order[2]
 
 
-def test_seed_matters_online_only() -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_seed_matters_online_only(protocol: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1, per_subject=6)
-    for protocol in PROTOCOLS:
-        one, other = (by_clip(adapt(source, clips, replace(TUNED, protocol=protocol, seed=s))) for s in (1, 2))
-        same = all(torch.equal(one[c].probabilities, other[c].probabilities) for c in one)
-        assert same is (protocol != "online")
+    one, other = (by_clip(adapt(source, clips, replace(TUNED, protocol=protocol, seed=s))) for s in (1, 2))
+    same = all(torch.equal(one[c].probabilities, other[c].probabilities) for c in one)
+    assert same is (protocol != "online")
 
 
 @pytest.mark.parametrize("baseline", ["mean", "median"])
@@ -328,7 +339,8 @@ def test_states_are_values_that_no_later_step_changes() -> None:
     for kept, was in zip(states, copies, strict=True):
         for name, value in was.items():
             torch.testing.assert_close(getattr(kept, name), value, rtol=0, atol=0)
-    assert not torch.equal(states[0].context, states[-1].context)
+    first, last = states[0].context, states[-1].context
+    assert first is not None and last is not None and not torch.equal(first, last)
 
 
 def test_global_generator_changes_nothing_and_is_not_touched() -> None:
@@ -350,53 +362,281 @@ def test_every_clip_gets_one_prediction_and_results_are_ordered() -> None:
     assert adapt(fake_source(), [], AdaptConfig()) == {}
 
 
-def tuned_personalization(source: Source, **options: Any) -> tuple[SubjectResult, Personalization, AdaptConfig]:
-    config = replace(TUNED, subject_baseline=source.checkpoint.spec.subject_baseline, **options)
-    result = adapt(source, fake_clips(subjects=1), config)["s0"]
-    return result, Personalization.of(result, config), config
+def one_run(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -> SubjectResult:
+    (result,) = adapt_units(source, [Unit(clips[0].subject_id, tuple(clips))], config, **options)
+    return result
 
 
-def test_saved_personalization_predicts_as_the_adapted_state(tmp_path: Path) -> None:
-    source = fake_source(subject_baseline="median")
-    result, personalization, config = tuned_personalization(source, window=WindowSpec(5, 2, 3))
-    path = tmp_path / "prompts" / subject_file("s0")
-    save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
-    loaded = load_personalization(path, source)
-    assert (loaded.subject_id, loaded.config, loaded.clips) == ("s0", config, ("s0c0", "s0c1", "s0c2", "s0c3"))
-    assert torch.equal(loaded.centre, result.centre) and torch.equal(loaded.context, result.state.context)
-    assert torch.equal(loaded.state(source).au_embeddings, result.state.au_embeddings)
-    assert [p.name for p in path.parent.iterdir()] == ["s0.safetensors"]
-    assert repr(loaded).startswith(
-        "Personalization('s0', CLIP-AUTT infomax+KL, per subject, median baseline, windows of 5"
+@pytest.mark.parametrize(
+    ("decisions", "share", "expected"),
+    [
+        ([(1, 1)] * 4 + [(1, 0)] * 4, 0.2, "all 8 clips fell into 'pain', 4 of them under the tuned prompts only"),
+        ([(0, 0)] * 9 + [(0, 1)], 0.1, "all 10 clips fell into 'neutral', 1 of them under the tuned prompts only"),
+        ([(0, 0)] * 9 + [(0, 1)], 0.2, None),  # too few clips were elsewhere
+        ([(1, 0)] * 7, 0.2, None),  # too few clips
+        ([(1, 0)] * 8 + [(0, 0)], 0.2, None),  # two classes
+        ([(1, 1)] * 8, 0.2, None),  # where the source prompts are
+        ([(1, 0)] * 8, 1.0, "all 8 clips fell into 'pain', 8 of them under the tuned prompts only"),
+        ([(1, 0)] * 8, 1.1, None),  # never
+        ([], 0.0, None),
+    ],
+)
+def test_collapse_literal(decisions: list[tuple[int, int]], share: float, expected: str | None) -> None:
+    assert collapse(decisions, ("neutral", "pain"), share) == expected
+
+
+COLLAPSING = AdaptConfig(objective="entropy", learning_rate=0.1)
+"""On the clips of s0, with `fake_source(seed=2)`: entropy over all clips of a subject puts them into one class."""
+
+
+def test_collapsed_subject_gets_the_source_prompts_and_says_so() -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=2, per_subject=12)
+    results = adapt(source, clips, COLLAPSING)
+    plain = by_clip(adapt(source, clips, AdaptConfig()))
+    left = adapt(source, clips, replace(COLLAPSING, collapse_share=1.1))
+    assert {p.label_index for p in left["s0"].predictions} == {0}
+    others = sum(plain[p.clip_id].label_index for p in left["s0"].predictions)
+    status = f"source prompts: all 12 clips fell into 'neutral', {others} of them under the tuned prompts only"
+    assert others >= 3 and {p.status for p in results["s0"].predictions} == {status}
+    for prediction in results["s0"].predictions:
+        assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
+    assert results["s0"].state.context is None and results["s0"].course.fallen == status
+    assert {p.status for p in results["s1"].predictions} == {"ok"}, "the other subject keeps its tuned prompts"
+    assert_same({"s1": results["s1"]}, {"s1": left["s1"]})
+
+
+def test_collapse_online_holds_for_the_rest() -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=14)
+    config = replace(COLLAPSING, protocol="online")
+    result = one_run(source, clips, config)
+    plain = by_clip(adapt(source, clips, AdaptConfig(protocol="online")))
+    statuses = [p.status for p in result.predictions]
+    at = statuses.index(next(status for status in statuses if status != "ok"))
+    assert at == 7 and set(statuses[:at]) == {"ok"} and len(set(statuses[at:])) == 1
+    assert statuses[at].startswith("source prompts: all 8 clips fell into 'neutral', 3 of them under the")
+    for prediction in result.predictions[at:]:
+        assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
+    assert result.state.context is None and result.state.memory == () and result.course.fallen == statuses[at]
+    left = one_run(source, clips, replace(config, collapse_share=1.1))
+    assert {p.status for p in left.predictions} == {"ok"} and {p.label_index for p in left.predictions[:8]} == {0}
+
+
+def test_per_video_never_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts of a collapse, given to every clip: clips that share nothing may well be of one class."""
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
+    config = replace(COLLAPSING, readout="mean_windows")
+    collapsed = one_run(source, clips, replace(config, collapse_share=1.1)).state
+    given = Tuned(collapsed.context, collapsed.au_embeddings, 1)
+    monkeypatch.setattr(Tuner, "tune", lambda self, problems, config: [given] * len(problems))
+    (status,) = {p.status for p in one_run(source, clips, config).predictions}
+    assert status == "source prompts: all 12 clips fell into 'pain', 4 of them under the tuned prompts only"
+    result = one_run(source, clips, replace(config, protocol="per_video"))
+    assert {(p.status, p.label_index) for p in result.predictions} == {("ok", 1)}
+
+
+@pytest.mark.parametrize("tune", ["context", "feature", "first_order"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any, tune: Any) -> None:
+    source, clips = fake_source(), fake_clips(subjects=1)
+    config = replace(TUNED, protocol=protocol, tune=tune, max_drift=1e-6)
+    result = one_run(source, clips, config)
+    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol)))
+    for prediction in result.predictions:
+        drift = re.fullmatch(
+            r"source prompts: the prompts ran away \(drift (0\.\d\d), max_drift 1e-06\)", prediction.status
+        )
+        assert drift and float(drift[1]) < 1, prediction.status
+        assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
+    assert result.state.context is None and result.state.offset is None
+    assert {p.status for p in one_run(source, clips, replace(config, max_drift=2.0)).predictions} == {"ok"}
+
+
+def test_drift_literal() -> None:
+    """1 − cosine, on average over the AUs: three of six turned by a right angle have moved by a half."""
+    source = fake_source()
+    turned = source.au_embeddings.clone()
+    for row in range(3):
+        other = torch.randn(16, generator=torch.Generator().manual_seed(row))
+        other = other - (other @ turned[row]) * turned[row]
+        turned[row] = F.normalize(other, dim=0)
+    start = PromptState(au_embeddings=source.au_embeddings)
+    for limit, fell in ((0.49, True), (0.51, False)):
+        method = ClipAUTT(replace(TUNED, max_drift=limit))
+        outcome = method._checked(start, source, Tuned(source.context, turned, 1))
+        assert isinstance(outcome, DegenerateError) is fell
+        if fell:
+            assert str(outcome) == "the prompts ran away (drift 0.50, max_drift 0.49)"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_prior_shifts_the_predictions_of_step_zero(protocol: Any) -> None:
+    """Trained on equal shares: at 20% positives the odds of the positive class are a quarter."""
+    source, clips = fake_source(), fake_clips()
+    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol)))
+    shifted = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol, prior=0.2)))
+    for clip_id, prediction in shifted.items():
+        negative, positive = plain[clip_id].probabilities.tolist()
+        expected = 0.2 * positive / (0.2 * positive + 0.8 * negative)
+        assert float(prediction.probabilities[1]) == pytest.approx(expected, abs=1e-6)
+        assert prediction.prior is not None and prediction.prior.tolist() == pytest.approx([0.8, 0.2])
+        assert plain[clip_id].prior is None and prediction.status == "ok"
+
+
+def test_prior_is_relative_to_the_shares_of_the_training() -> None:
+    checkpoint = fake_checkpoint()
+    spec = replace(checkpoint.spec, training={"class_shares": [0.8, 0.2]})
+    source = Source(Checkpoint(checkpoint.model, spec), shared_backbone())
+    clips = fake_clips(subjects=1)
+    plain, same, half = (
+        by_clip(adapt(source, clips, AdaptConfig(prior=prior))) for prior in (None, float(source.class_shares[1]), 0.5)
     )
+    for clip_id, prediction in plain.items():
+        negative, positive = prediction.probabilities.tolist()
+        assert torch.allclose(same[clip_id].probabilities, prediction.probabilities, atol=1e-6)
+        expected = 2.5 * positive / (2.5 * positive + 0.625 * negative)
+        assert float(half[clip_id].probabilities[1]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_personalization_without_tuning_is_the_centre_and_the_source_prompts(tmp_path: Path) -> None:
-    source = fake_source(subject_baseline="median")
-    _, personalization, _ = tuned_personalization(source, steps=0)
-    save_personalization(personalization, tmp_path / "p.safetensors", checkpoint=source.checkpoint.fingerprint)
-    loaded = load_personalization(tmp_path / "p.safetensors", source)
-    assert loaded.context is None and loaded.centre.abs().sum() > 0
-    assert torch.equal(loaded.state(source).au_embeddings, source.au_embeddings)
+def test_estimated_prior_is_of_the_subject_and_needs_all_its_clips() -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=2, per_subject=12)
+    results = adapt(source, clips, AdaptConfig(prior="estimate"))
+    plain = adapt(source, clips, AdaptConfig())
+    found = []
+    for subject, result in results.items():
+        logits = torch.stack([p.probabilities.log() for p in plain[subject].predictions])
+        expected = estimate_prior(logits, [0.5, 0.5])
+        for p in result.predictions:
+            assert p.prior is not None
+            torch.testing.assert_close(p.prior.double(), expected, atol=1e-4, rtol=0)
+        found.append(float(expected[1]))
+    assert abs(found[0] - found[1]) > 0.05
+    for protocol in ("per_video", "online"):
+        with pytest.raises(ValueError, match=rf"prior='estimate' with protocol='{protocol}'; the estimate needs"):
+            AdaptConfig(prior="estimate", protocol=protocol)
 
 
-def test_personalization_of_another_checkpoint_is_refused_naming_both(tmp_path: Path) -> None:
-    source, other = fake_source(), fake_source(seed=1)
-    _, personalization, _ = tuned_personalization(source)
-    mine, theirs = source.checkpoint.fingerprint, other.checkpoint.fingerprint
-    save_personalization(personalization, tmp_path / "p.safetensors", checkpoint=mine)
-    with pytest.raises(ValueError, match=rf"was adapted from checkpoint {mine}, given is {theirs}"):
-        load_personalization(tmp_path / "p.safetensors", other)
-    with pytest.raises(FileNotFoundError, match=r"no adapted prompts at .*gone\.safetensors"):
-        load_personalization(tmp_path / "gone.safetensors", source)
+def test_infomax_with_a_prior_pulls_the_mean_prediction_towards_it() -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
+
+    def mean(config: AdaptConfig) -> float:
+        predictions = one_run(source, clips, replace(config, collapse_share=1.1, max_drift=2.0)).predictions
+        return sum(float(p.probabilities[1]) for p in predictions) / len(predictions)
+
+    plain = AdaptConfig(readout="whole_clip")
+    pulled = replace(plain, objective="infomax", steps=30, learning_rate=0.02, balance_weight=4.0)
+    for prior in (0.15, 0.3, 0.5, 0.7, 0.85):
+        before, after = mean(replace(plain, prior=prior)), mean(replace(pulled, prior=prior))
+        assert abs(after - prior) < 0.07 < abs(before - prior), (prior, before, after)
 
 
-@pytest.mark.parametrize("subject", ["s0", "a b", "../../etc/passwd", "a/b", "..", ".", "ä", "a%2Fb"])
-def test_every_subject_has_a_file_name_of_its_own_inside_the_folder(tmp_path: Path, subject: str) -> None:
-    path = tmp_path / subject_file(subject)
-    assert path.resolve().parent == tmp_path.resolve() and path.suffix == ".safetensors"
-    others = {"s0", "a b", "../../etc/passwd", "a/b", "..", ".", "ä", "a%2Fb"} - {subject}
-    assert subject_file(subject) not in {subject_file(other) for other in others}
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_fallback_keeps_the_prior(protocol: Any) -> None:
+    """Both for prompts that ran away and for a collapse, which per video does not have."""
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
+    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol, prior=0.4)))
+    for config in (replace(COLLAPSING, prior=0.4), replace(TUNED, prior=0.4, max_drift=1e-6)):
+        result = one_run(source, clips, replace(config, protocol=protocol))
+        fallen = [p for p in result.predictions if p.status != "ok"]
+        assert fallen or (protocol == "per_video" and config.max_drift == 0.5)
+        for p in fallen:
+            assert torch.equal(p.probabilities, plain[p.clip_id].probabilities)
+            assert p.prior is not None and float(p.prior[1]) == pytest.approx(0.4)
+        assert float(result.state.prior[1]) == pytest.approx(0.4)
+
+
+def test_fallback_keeps_the_estimated_prior() -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
+    plain = one_run(source, clips, AdaptConfig(prior="estimate"))
+    for config in (COLLAPSING, replace(TUNED, max_drift=1e-6)):
+        result = one_run(source, clips, replace(config, prior="estimate"))
+        assert all(p.status.startswith("source prompts: ") for p in result.predictions)
+        for p, q in zip(result.predictions, plain.predictions, strict=True):
+            assert torch.equal(p.probabilities, q.probabilities)
+        assert torch.equal(result.state.prior, plain.state.prior)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("options", [{}, {"tune": "feature"}, {"tune": "first_order"}, {"objective": "none"}])
+def test_trace_reproduces_the_predictions(options: dict[str, Any], protocol: Any) -> None:
+    source, clips = fake_source(subject_baseline="median"), fake_clips(subjects=1)
+    config = replace(TUNED, protocol=protocol, readout="mean_windows", subject_baseline="median", **options)
+    if config.tunes and protocol == "per_video":  # a clip is a single sample here, which only entropy tunes
+        config = replace(config, objective="entropy")
+    result = one_run(source, clips, config, trace=True)
+    assert result.trace is not None and repr(result.trace) == "Trace(4 clips)"
+    kept = zip(result.predictions, result.trace.clips, result.trace.au_embeddings, strict=True)
+    for prediction, clip, embeddings in kept:
+        assert clip.clip_id == prediction.clip_id
+        logits = source.logits(source.views(clip).embeddings, embeddings).mean(0)
+        torch.testing.assert_close(prediction.probabilities, F.softmax(logits, dim=-1), atol=1e-6, rtol=0)
+    assert one_run(source, clips, config).trace is None
+    different = len({tuple(a.flatten().tolist()) for a in result.trace.au_embeddings})
+    assert different == (1 if not config.tunes or protocol == "per_subject" else 4)
+
+
+@pytest.mark.parametrize("protocol", ["online", "per_subject"])
+def test_trace_of_clips_that_fell_back_holds_the_source_prompts(protocol: Any) -> None:
+    source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
+    result = one_run(source, clips, replace(COLLAPSING, protocol=protocol), trace=True)
+    assert result.trace is not None
+    for prediction, embeddings in zip(result.predictions, result.trace.au_embeddings, strict=True):
+        assert torch.equal(embeddings, source.au_embeddings) is (prediction.status != "ok")
+    assert {p.status == "ok" for p in result.predictions} == ({True, False} if protocol == "online" else {False})
+
+
+def test_units_come_back_in_their_order_and_a_subject_may_have_several() -> None:
+    source = fake_source()
+    clips = fake_clips(subjects=2, per_subject=4)
+    parts = [clips[4:], clips[:1], clips[1:4]]
+    units = [Unit(part[0].subject_id, tuple(part)) for part in parts]
+    for protocol in PROTOCOLS:
+        config = replace(TUNED, protocol=protocol)  # type: ignore[arg-type]
+        results = adapt_units(source, units, config)
+        assert [result.subject_id for result in results] == ["s1", "s0", "s0"]
+        for result, part in zip(results, parts, strict=True):
+            assert_close({"s": result}, {"s": one_run(source, part, config)})
+        whole = by_clip({"s0": one_run(source, clips[:4], config)})
+        for p in (*results[1].predictions, *results[2].predictions):
+            same = torch.allclose(p.probabilities, whole[p.clip_id].probabilities, atol=1e-5)
+            assert same or protocol != "per_video", "clips that share nothing may come in any units"
+    assert adapt_units(source, [], TUNED) == []
+
+
+def test_seconds_of_units_are_shared_out_by_their_clips() -> None:
+    clips = fake_clips(subjects=2, per_subject=4)
+    units = [Unit("s0", tuple(clips[:1])), Unit("s1", tuple(clips[4:]))]
+    one, other = adapt_units(fake_source(), units, TUNED)
+    assert other.seconds == pytest.approx(4 * one.seconds)
+
+
+def test_a_past_is_for_online_and_its_clips_are_not_visited_again() -> None:
+    source, clips = fake_source(), fake_clips(subjects=1)
+    past = Past(one_run(source, clips[:2], replace(TUNED, protocol="online")).course, tuple(clips[:2]))
+    with pytest.raises(ValueError, match=r"subject 's0' goes on from a past; protocol='per_subject' has none"):
+        adapt_units(source, [Unit("s0", tuple(clips[2:]), past)], TUNED)
+    with pytest.raises(ValueError, match=r"subject 's0' has clips twice: s0c1"):
+        adapt_units(source, [Unit("s0", tuple(clips[1:]), past)], replace(TUNED, protocol="online"))
+
+
+def test_subjects_side_by_side_go_on_each_from_its_own_past() -> None:
+    """One is new, one goes on, one has fallen before."""
+    source, clips = fake_source(seed=2), fake_clips(subjects=3, per_subject=12)
+    config = replace(COLLAPSING, protocol="online")
+    units = []
+    for number, at in enumerate((9, 3, 0)):
+        order = visiting_order(clips[12 * number : 12 * number + 12], config)
+        course = one_run(source, order[:at], config).course if at else None
+        past = None if course is None else Past(course, tuple(order[:at]))
+        units.append(Unit(f"s{number}", tuple(order[at:]), past))
+    together = adapt_units(source, units, config)
+    assert together[0].course.fallen and not together[1].course.fallen
+    for unit, result in zip(units, together, strict=True):
+        whole = one_run(source, [*(unit.past.clips if unit.past else ()), *unit.clips], config)
+        left = len(result.predictions)
+        for p, q in zip(result.predictions, whole.predictions[-left:], strict=True):
+            assert (p.clip_id, p.label_index, p.status) == (q.clip_id, q.label_index, q.status)
+            torch.testing.assert_close(p.probabilities, q.probabilities, atol=1e-5, rtol=0)
+        assert result.course.fallen == whole.course.fallen
 
 
 def test_results_print_no_tensors() -> None:

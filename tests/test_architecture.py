@@ -56,7 +56,7 @@ LAYERS = [
 ]
 """The modules of clipautt in the order in which data flows: one may import those before it."""
 
-JOB_LAYERS = ["typed", "configuration", "progress", "runs", "cluster", "usage", "cli"]
+JOB_LAYERS = ["typed", "configuration", "progress", "runs", "cluster", "actor_pool", "usage", "cli"]
 """What the jobs in ray_jobs stand on, in the same sense; the jobs themselves come after."""
 
 FORBIDDEN = {"ray", "hydra", "omegaconf", "fastapi", "starlette", "ray_jobs"}

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,37 @@ def test_missing_are_the_clips_without_a_row(tmp_path: Path, store: FeatureStore
     assert store.missing(clips) == [clips[1]]
     assert store.missing(clips, retry_failed=True) == clips[1:]
     assert store.append([]) is None
+
+
+def test_present_are_the_clips_with_features_by_name(tmp_path: Path, store: FeatureStore) -> None:
+    clips = [clip_at(tmp_path, name) for name in "abc"]
+    assert store.present(clips) == set()
+    store.append([row(clips[0], features_of(1)), row(clips[1], None, status="unreadable", reason="broken")])
+    twin = replace(clips[0], clip_id="twin")  # the same span of the same file
+    assert store.present([*clips, twin]) == {"a", "twin"} == set(store.load([*clips, twin]))
+
+
+def test_many_small_loads_read_only_the_files_that_they_need(
+    tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip_at(tmp_path, name) for name in "abc"]
+    for number, clip in enumerate(clips[:2]):
+        store.append([row(clip, features_of(number))])
+    read: list[list[str]] = []
+    stock = FeatureStore._read
+
+    def counted(self: FeatureStore, file: Path, columns: Sequence[str]) -> Any:
+        read.append(list(columns))
+        return stock(self, file, columns)
+
+    monkeypatch.setattr(FeatureStore, "_read", counted)
+    assert set(store.load(clips[:1])) == {"a"}
+    assert len(read) == 3, "what each of the two files holds, and the features of one"
+    read.clear()
+    assert set(store.load(clips[1:2])) == {"b"} and store.load(clips[2:]) == {}
+    assert len(read) == 1 and "features" in read[0]
+    FeatureStore(store.path.parent, SPEC).append([row(clips[2], features_of(3))])  # by another process
+    assert set(store.load(clips)) == {"a", "b", "c"}, "a file that came later is seen"
 
 
 def test_failure_is_kept_with_its_reason_until_a_success_replaces_it(tmp_path: Path, store: FeatureStore) -> None:

@@ -316,6 +316,23 @@ def test_methods_say_what_they_are() -> None:
             "CLIP-AUTT infomax, per subject, mean of windows, balance weight 2",
         ),
         ({"objective": "infomax", "protocol": "online", "memory": 8}, "CLIP-AUTT infomax, online, memory 8"),
+        ({"objective": "entropy", "tune": "feature"}, "CLIP-AUTT entropy, per subject, feature tuning"),
+        (
+            {"objective": "entropy", "tune": "first_order", "relinearise": 3, "precision": "bf16"},
+            "CLIP-AUTT entropy, per subject, first-order tuning, re-linearised every 3, bf16",
+        ),
+        (
+            {"objective": "entropy", "tune": "feature", "relinearise": 3},
+            "CLIP-AUTT entropy, per subject, feature tuning",
+        ),
+        ({"prior": 0.2}, "CLIP-AU, best window, prior 0.2"),
+        ({"prior": "estimate", "tune": "feature"}, "CLIP-AU, best window, estimated prior"),
+        (
+            {"objective": "infomax", "prior": 0.05, "tolerance": 0.001, "max_drift": 0.3, "collapse_share": 1.1},
+            "CLIP-AUTT infomax, per subject, prior 0.05, tolerance 0.001, largest drift 0.3, collapse share 1.1",
+        ),
+        ({"tolerance": 0.001, "max_drift": 0.3, "collapse_share": 1.1, "precision": "bf16"}, "CLIP-AU, best window"),
+        ({"method": "zero_shot", "prior": 0.2}, "zero-shot"),
     ],
 )
 def test_names_of_rows(options: dict[str, Any], name: str) -> None:
@@ -329,6 +346,8 @@ def test_names_of_rows(options: dict[str, Any], name: str) -> None:
         ({"protocol": "per_subject"}, False),
         ({"protocol": "per_subject", "objective": "entropy"}, True),
         ({"protocol": "online", "subject_baseline": "median"}, True),
+        ({"protocol": "per_subject", "prior": 0.2}, False),
+        ({"protocol": "per_subject", "prior": "estimate"}, True),
     ],
 )
 def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], expected: bool) -> None:
@@ -350,6 +369,20 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"memory": 0}, r"adapt\.memory=0; allowed are whole numbers from 1"),
         ({"learning_rate": 0.0}, r"adapt\.learning_rate=0\.0; allowed are positive numbers"),
         ({"kl_weight": -1.0}, r"adapt\.kl_weight=-1\.0; allowed are numbers from 0"),
+        ({"tune": "prompt"}, r"adapt\.tune='prompt'; allowed are context, feature, first_order"),
+        ({"precision": "fp16"}, r"adapt\.precision='fp16'; allowed are fp32, bf16"),
+        ({"relinearise": -1}, r"adapt\.relinearise=-1; allowed are whole numbers from 0"),
+        ({"tolerance": -0.1}, r"adapt\.tolerance=-0\.1; allowed are numbers from 0"),
+        ({"max_drift": -0.1}, r"adapt\.max_drift=-0\.1; allowed are numbers from 0"),
+        ({"collapse_share": float("nan")}, r"adapt\.collapse_share=nan; allowed are numbers from 0"),
+        ({"prior": 0.0}, r"adapt\.prior=0\.0; allowed are numbers between 0 and 1, estimate, or null"),
+        ({"prior": 1}, r"adapt\.prior=1; allowed are numbers between 0 and 1, estimate, or null"),
+        ({"prior": "guess"}, r"adapt\.prior='guess'; allowed are numbers between 0 and 1, estimate, or null"),
+        (
+            {"prior": "estimate", "protocol": "online"},
+            r"prior='estimate' with protocol='online'; the estimate needs all clips of a subject: "
+            r"take protocol=per_subject, or give a number",
+        ),
     ],
 )
 def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
@@ -357,9 +390,47 @@ def test_configuration_is_checked(options: dict[str, Any], message: str) -> None
         AdaptConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"objective": "entropy", "tune": "feature"}, True),
+        ({"objective": "entropy", "tune": "first_order"}, True),
+        ({"objective": "entropy", "tune": "context"}, False),
+        ({"objective": "none", "tune": "feature"}, False),
+        ({"objective": "entropy", "tune": "feature", "steps": 0}, False),
+    ],
+)
+def test_cheap_is_what_tunes_otherwise_than_exactly(options: dict[str, Any], expected: bool) -> None:
+    assert AdaptConfig(**options).cheap is expected
+
+
 def test_state_prints_its_shape() -> None:
     assert repr(PromptState()) == "PromptState(source)"
     assert repr(PromptState(torch.zeros(6, 4, 32))) == "PromptState((6, 4, 32))"
+    assert repr(PromptState(offset=torch.zeros(6, 16))) == "PromptState((6, 16))"
+
+
+@pytest.mark.parametrize("readout", ["best_window", "mean_windows", "peak_window", "whole_clip"])
+@pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
+def test_many_states_and_clips_at_once_equal_one_by_one(protocol: Any, readout: Any) -> None:
+    source, clips = fake_source(), fake_clips(subjects=3, per_subject=2)
+    config = AdaptConfig(objective="entropy", steps=2, learning_rate=0.1, protocol=protocol, readout=readout, prior=0.3)
+    method = ClipAUTT(config)
+    start = method.start(source, config)
+    sets = [clips[:2], clips[2:4], [clips[4]]]
+    states = [state for state in method.fit_many([start] * 3, source, sets) if isinstance(state, PromptState)]
+    for state, own in zip(states, sets, strict=True):
+        alone = method.fit(start, source, own)
+        torch.testing.assert_close(state.au_embeddings, alone.au_embeddings, atol=1e-5, rtol=0)
+    given = [clips[0], clips[2], clips[4]]
+    for outcome, begun, clip in zip(method.step_many(states, source, given), states, given, strict=True):
+        assert isinstance(outcome, tuple)
+        prediction, state = outcome
+        one, after = method.step(begun, source, clip)
+        assert (one.clip_id, one.window_start_seconds) == (prediction.clip_id, prediction.window_start_seconds)
+        torch.testing.assert_close(one.probabilities, prediction.probabilities, atol=1e-5, rtol=0)
+        torch.testing.assert_close(after.au_embeddings, state.au_embeddings, atol=1e-5, rtol=0)
+        assert [len(sample) for sample in after.memory] == [len(sample) for sample in state.memory]
 
 
 def test_another_window_than_the_checkpoint_s_can_be_asked_for() -> None:

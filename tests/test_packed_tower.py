@@ -15,8 +15,9 @@ from torch import Tensor
 
 from clipautt import packed_tower
 from clipautt.frozen_clip import Backbone, Prompts
+from clipautt.frozen_linear import frozen_linear
 from clipautt.packed_tower import PackedTower, can_pack, read_prompts
-from clipautt.text_tower import stock_tokenizer, text_tower
+from clipautt.text_tower import TextTower, stock_tokenizer, text_tower
 from tests.fake_tokenizers import WordTokenizer
 from tests.fakes import CONTEXT, PREPROCESSING, TEXT_WIDTH, fake_clip_model
 
@@ -169,7 +170,7 @@ def test_no_padding_and_no_shared_start_is_computed(monkeypatch: pytest.MonkeyPa
         (1, 10, TEXT_WIDTH),
     ]
     rows: list[tuple[int, int]] = []
-    stock_product = packed_tower.frozen_linear
+    stock_product = frozen_linear
 
     def counted(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows.append((inputs.shape[:-1].numel(), len(weight)))
@@ -192,14 +193,14 @@ def test_read_out_sees_nothing_behind_the_end() -> None:
         changed[row, end + 1 :] = float("nan")
     assert changed.isnan().any()
     tower = text_tower(model, name="fake")
-    given = {"start": prompts.start, "num_context": prompts.num_context}
+    given: dict[str, Any] = {"start": prompts.start, "num_context": prompts.num_context}
     context = contexts(prompts, 1)
     expected = PackedTower(tower, prompts.embeddings, prompts.tokens, **given).read(context)
     assert torch.equal(PackedTower(tower, changed, prompts.tokens, **given).read(context), expected)
 
 
 def test_tokens_see_only_what_stands_before_them() -> None:
-    """A change of the last place of context changes the features; without it, they are those of a shorter context."""
+    """Each place of the context counts for its own prompt, and for no other one."""
     model = fake()
     prompts = prompts_of(model, LENGTHS, None)
     read = packed_of(model, prompts).read
@@ -242,7 +243,7 @@ def test_tower_that_cannot_be_packed_is_read_with_its_padding(
 def test_a_tower_that_can_be_packed_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fake()
     prompts = prompts_of(model, LENGTHS, None)
-    monkeypatch.setattr(packed_tower.TextTower, "read", lambda *_: pytest.fail("read with padding"))
+    monkeypatch.setattr(TextTower, "read", lambda *_: pytest.fail("read with padding"))
     assert reader(model, prompts)(prompts.context[None]).shape == (1, 5, 16)
 
 

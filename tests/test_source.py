@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from clipautt import source as source_module
 from clipautt.features import ClipFeatures
-from clipautt.model import Checkpoint
-from clipautt.source import Prediction, Source
+from clipautt.model import Checkpoint, ClipAU
+from clipautt.source import Prediction, Source, Views
 from clipautt.windows import WindowSpec
 from tests.fakes import FEATURE_DIM, PHRASES, fake_backbone, fake_checkpoint, fake_clip, fake_source, shared_backbone
 
@@ -69,6 +72,78 @@ def test_whole_clip_is_one_window_of_all_used_frames(stride: int) -> None:
     assert views.starts.tolist() == [0]
     expected = source.model.video_embedding(clip.features[None, ::stride])
     torch.testing.assert_close(views.embeddings, expected, atol=1e-5, rtol=0)
+
+
+def assert_same_views(one: Views, other: Views) -> None:
+    torch.testing.assert_close(one.embeddings, other.embeddings, atol=1e-5, rtol=0)
+    for name in ("starts", "start_seconds", "end_seconds"):
+        assert getattr(one, name).tolist() == getattr(other, name).tolist(), name
+
+
+LENGTHS = (20, 1, 6, 33, 2, 20, 7)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("window", [WindowSpec(length=6), WindowSpec(length=4, stride=2, hop=3), WindowSpec(length=50)])
+def test_views_of_many_clips_equal_those_of_each(window: WindowSpec, whole: bool) -> None:
+    clips = [fake_clip(f"c{i}", num_frames=count) for i, count in enumerate(LENGTHS)]
+    found = fake_source(window=window).views_of(clips, whole=whole)
+    for clip, views in zip(clips, found, strict=True):
+        alone = fake_source(window=window)
+        assert_same_views(views, alone.whole_clip(clip) if whole else alone.views(clip))
+
+
+def test_many_clips_go_in_passes_of_a_bounded_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [fake_clip(f"c{i}", num_frames=count) for i, count in enumerate(LENGTHS)]
+    expected = fake_source().views_of(clips)
+    source, passes = fake_source(), embedded(monkeypatch)
+    monkeypatch.setattr(source_module, "_FRAMES_PER_PASS", 30)
+    for views, other in zip(source.views_of(clips), expected, strict=True):
+        assert_same_views(views, other)
+    assert passes == [[20, 1, 6], [33], [2, 20, 7]]
+
+
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The lengths of the clips of each pass from now on."""
+    passes: list[list[int]] = []
+    stock = ClipAU.window_embeddings_of
+
+    def counted(self: ClipAU, frames: Any, *rest: Any) -> Any:
+        passes.append([len(own) for own in frames])
+        return stock(self, frames, *rest)
+
+    monkeypatch.setattr(ClipAU, "window_embeddings_of", counted)
+    return passes
+
+
+def test_views_are_computed_once_per_clip_and_window_for_as_long_as_the_clip_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, passes = fake_source(), embedded(monkeypatch)
+    one, other = fake_clip("c0", num_frames=8), fake_clip("c1", num_frames=9)
+    first = source.views_of([one, other, one])
+    assert first[0] is first[2] is source.views(one) and source.views(other) is first[1]
+    assert source.with_window(WindowSpec(length=6)).views(one) is first[0], "the same windows"
+    assert passes == [[8, 9]]
+    source.with_window(WindowSpec(length=3)).views(one)
+    source.views(one, window=WindowSpec(length=3))
+    source.whole_clip(one)
+    assert passes == [[8, 9], [8], [8]]
+    twin = replace(one)
+    assert_same_views(source.views(twin), first[0])
+    assert passes[3:] == [[8]], "another object with the same features is another clip"
+    assert len(source._views) == 3
+    del one, twin
+    gc.collect()
+    assert len(source._views) == 1
+
+
+def test_class_shares_are_those_of_the_checkpoint_s_training() -> None:
+    checkpoint = fake_checkpoint()
+    assert Source(checkpoint, shared_backbone()).class_shares.tolist() == [0.5, 0.5], "of one that does not know"
+    spec = replace(checkpoint.spec, training={"class_shares": [0.75, 0.25]})
+    assert spec.class_shares == (0.75, 0.25)
+    assert Source(Checkpoint(checkpoint.model, spec), shared_backbone()).class_shares.tolist() == [0.75, 0.25]
 
 
 def test_class_text_is_normalised_and_needs_descriptions() -> None:

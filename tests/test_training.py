@@ -18,6 +18,7 @@ from clipautt.training import (
     TrainConfig,
     batch_windows,
     centre_subjects,
+    class_shares,
     epoch_batches,
     epoch_order,
     fit,
@@ -43,6 +44,21 @@ def trained(examples: Sequence[Example], *, seed: int = 0, **options: Any) -> Cl
     model = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=seed)
     fit(model, fake_source().text_features, examples, config)
     return model
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "shares"),
+    [
+        ([0, 0, 0, 1], 2, [0.75, 0.25]),
+        ([1, 0], 2, [0.5, 0.5]),
+        ([0, 0, 0], 2, [0.75, 0.25]),  # a class that is missing counts as one clip: its logarithm is needed
+        ([2, 2, 0, 2, 0, 1, 2, 2], 3, [0.25, 0.125, 0.625]),
+        ([], 2, [0.5, 0.5]),
+    ],
+)
+def test_class_shares_literal(labels: list[int], num_classes: int, shares: list[float]) -> None:
+    found = class_shares(labels, num_classes=num_classes)
+    assert found == shares and all(type(share) is float for share in found), "plain numbers, which JSON takes"
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
