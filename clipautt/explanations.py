@@ -29,6 +29,7 @@ from torch import Tensor
 from clipautt.features import ClipFeatures
 from clipautt.openface import OpenFaceTrack
 from clipautt.predictor import action_unit_columns
+from clipautt.priors import shift
 from clipautt.source import Prediction, Source, Views
 from clipautt.windows import entropy
 
@@ -174,6 +175,8 @@ def _compare(source: Source, clip: ClipFeatures, adapted: Tensor, prediction: Pr
         logits = source.logits(views.embeddings)
     chosen, usual = _window_of(prediction, views), _choose(logits, choice)
     used = logits.mean(0) if choice == "mean_windows" else logits[usual]
+    if prediction.prior is not None:  # on both sides: what a prior does is not what adaptation did
+        used = shift(used, prediction.prior.to(used), source.class_shares)
     probabilities = F.softmax(used, dim=-1)
     row = {
         "clip_id": clip.clip_id,

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,6 +118,8 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file(tensors, aside, metadata={"personalization": json.dumps(facts)})
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 
@@ -125,8 +127,11 @@ def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
     """Ids of the clips that a file's prompts were made from, in the order of the visits; None without a file."""
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        return tuple(json.loads(file.metadata()["personalization"])["clips"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            return tuple(json.loads(file.metadata()["personalization"])["clips"])
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is done anew") from error
 
 
 def load_personalization(path: Path, source: Source) -> Personalization:

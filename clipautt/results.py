@@ -81,7 +81,7 @@ class ResultRow:
     checkpoint: str
     """Fingerprint."""
     manifest: str
-    """Fingerprint."""
+    """Fingerprint of the manifest when the row was made; clips that came later give another one."""
     code_version: str
     """Of this package."""
     seconds: float

@@ -33,6 +33,8 @@ _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
 _WINDOWS_PER_PASS = 1 << 16
+_FLOATS_OF_CLASSIFIER = 1024
+"""That the classifier keeps for a window on its way there and back."""
 
 
 class DegenerateError(ArithmeticError):
@@ -295,7 +297,7 @@ class Tuner:
         found: dict[int, Tuned | DegenerateError] = {}
         waiting = sorted(range(len(problems)), key=lambda i: (sum(map(len, problems[i].samples)), i))
         while waiting:
-            chosen = waiting[: self.batch_size(config)]
+            chosen = waiting[: self._room([sum(map(len, problems[i].samples)) for i in waiting], config)]
             batch = [problems[i] for i in chosen]
             try:
                 outcomes = self._tune_batch(batch, config, parameter)
@@ -359,8 +361,24 @@ class Tuner:
         return int(1.5 * (two - one))
 
     def _fitting(self, config: AdaptConfig) -> int:
-        budget = self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
-        return max(1, budget // max(1, self.bytes_per_problem(config)))
+        return max(1, self._budget() // max(1, self.bytes_per_problem(config)))
+
+    def _budget(self) -> int:
+        return self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
+
+    def _room(self, windows: Sequence[int], config: AdaptConfig) -> int:
+        """How many of the waiting problems go into the next batch, by their windows, fewest first.
+
+        In a batch every problem has as many windows as the largest one; they may take half of the memory.
+        """
+        count = min(self.batch_size(config), len(windows))
+        if self.config.batch_size:
+            return count
+        units, width = self.source.au_embeddings.shape
+        most = self._budget() // 2 // (4 * (2 * width + 4 * units + _FLOATS_OF_CLASSIFIER))
+        while count > 1 and count * windows[count - 1] > most:
+            count -= 1
+        return count
 
     def _halve(self, config: AdaptConfig, size: int, error: BaseException) -> None:
         if size == 1:

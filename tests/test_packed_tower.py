@@ -100,8 +100,8 @@ def assert_same_reading(model: CLIP | CustomTextCLIP, prompts: Prompts, read: An
     torch.testing.assert_close(gradient, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
 
-def with_quick_gelu() -> CLIP | CustomTextCLIP:
-    model = fake()
+def with_quick_gelu(**options: Any) -> CLIP | CustomTextCLIP:
+    model = fake(**options)
     for block in model.transformer.resblocks:
         block.mlp.gelu = QuickGELU()
     return model
@@ -111,6 +111,7 @@ MODELS: dict[str, Callable[[], CLIP | CustomTextCLIP]] = {
     "CLIP": fake,
     "eos": lambda: fake(**EOS),
     "QuickGELU": with_quick_gelu,
+    "QuickGELU with layer scale": lambda: with_quick_gelu(ls_init_value=0.5),
     "layer scale": lambda: fake(ls_init_value=0.5),
     "no projection": lambda: fake(proj_type="none"),
     "linear projection": lambda: fake(proj_bias=True),
@@ -129,7 +130,9 @@ def test_features_and_gradients_are_the_stock_tower_s(
     assert_same_reading(model, prompts, packed_of(model, prompts).read, count)
 
 
-@pytest.mark.parametrize("kind", ["QuickGELU", "layer scale", "no projection", "linear projection"])
+@pytest.mark.parametrize(
+    "kind", ["QuickGELU", "QuickGELU with layer scale", "layer scale", "no projection", "linear projection"]
+)
 def test_other_parts_of_a_tower_are_the_stock_tower_s(kind: str) -> None:
     model = MODELS[kind]()
     prompts = prompts_of(model, LENGTHS, None)
@@ -247,9 +250,9 @@ def test_a_tower_that_can_be_packed_is_packed(monkeypatch: pytest.MonkeyPatch) -
     assert reader(model, prompts)(prompts.context[None]).shape == (1, 5, 16)
 
 
-@pytest.mark.parametrize("options", [{}, {"custom_text": True, "no_causal_mask": True}], ids=["packed", "padded"])
-def test_bf16_is_near_fp32_and_gives_float32(options: dict[str, Any]) -> None:
-    model = fake(**options)
+@pytest.mark.parametrize("kind", ["CLIP", "QuickGELU", "read with padding"])
+def test_bf16_is_near_fp32_and_gives_float32(kind: str) -> None:
+    model = fake(custom_text=True, no_causal_mask=True) if kind == "read with padding" else MODELS[kind]()
     prompts = prompts_of(model, LENGTHS, None)
     context = contexts(prompts, 2)
     exact, gradient = with_gradient(reader(model, prompts), context)

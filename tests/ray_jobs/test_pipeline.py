@@ -6,18 +6,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from clipautt import Predictor
-from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import BackboneConfig
 from clipautt.clips import read_manifest
 from clipautt.decoding import Sampling
-from clipautt.results import Cohort, predicted
 from ray_jobs import cli
-from ray_jobs.adapt import EVERY, AdaptJob, make_groups, make_methods, run_adaptation
+from ray_jobs.adapt_plan import EVERY
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.extract import extract
 from ray_jobs.report import without_prediction
@@ -75,50 +72,6 @@ def test_other_settings_are_refused_and_named(demo: Path, capsys: pytest.Capture
     assert "train.epochs" in capsys.readouterr().err
 
 
-def test_actors_and_order_change_nothing(demo: Path, tmp_path: Path) -> None:
-    """One actor or two, clips listed forwards or backwards: the same decisions, probabilities to 1e-5."""
-    manifest = read_manifest(demo / "data" / "manifest.parquet")
-    clips = manifest.of_split("target")
-    found = []
-    store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
-    for number, (actors, listed) in enumerate([(1, clips), (2, clips[::-1])]):
-        methods = make_methods(
-            AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1), ["paper", "infomax_kl@median"]
-        )
-        job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), methods, str(tmp_path / str(number)))
-        rows, failed = run_adaptation(
-            job, manifest, listed, store.load(listed), [Cohort()], cluster=ClusterConfig(), actors=actors
-        )
-        assert not failed
-        found.append(rows.sort_values(["method", "cohort", "clip_id"], ignore_index=True))
-    assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
-    assert np.abs(found[0]["probability"] - found[1]["probability"]).max() < 1e-5
-
-
-def test_clips_without_features_get_a_row_that_says_why(demo: Path, tmp_path: Path) -> None:
-    """One clip of a subject, and every clip of another one, are missing; the rest is predicted all the same."""
-    manifest = read_manifest(demo / "data" / "manifest.parquet")
-    clips = manifest.of_split("target")
-    store, _ = extract(clips, BackboneConfig(), Sampling(), str(demo / "features"), cluster=ClusterConfig())
-    lost = {clip.clip_id for clip in clips if clip.subject_id == "target-000"} | {"target-001_c001"}
-    features = {name: content for name, content in store.load(clips).items() if name not in lost}
-    job = AdaptJob(BackboneConfig(), str(demo / "train" / "demo"), make_methods(AdaptConfig(), []), str(tmp_path))
-    reasons = dict.fromkeys(lost, "no face")
-    rows, failed = run_adaptation(job, manifest, clips, features, [Cohort()], cluster=ClusterConfig(), reasons=reasons)
-    assert not failed
-    empty = rows[rows["prediction"] == ""].set_index("clip_id")
-    assert set(empty.index) == lost and set(empty["status"]) == {"no features: no face"}
-    assert empty["probability"].isna().all() and set(empty["label"]) == {"neutral", "pain"}
-    assert set(rows.loc[rows["cohort"] == EVERY, "clip_id"]) == {clip.clip_id for clip in clips}
-    assert not set(predicted(rows)["clip_id"]) & lost
-    # Once their features are there, only the subjects that waited for them are done again.
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "subjects").iterdir()}
-    rows, failed = run_adaptation(job, manifest, clips, store.load(clips), [Cohort()], cluster=ClusterConfig())
-    assert not failed and len(predicted(rows)) == len(rows)
-    again = {path.stem for path, before in kept.items() if path.stat().st_mtime_ns != before}
-    assert again == {"target-000", "target-001"}
-
-
 def test_the_report_names_clips_without_a_prediction() -> None:
     runs = [{"a": "no features: broken"}, {f"b{i}": "no features: no face" for i in range(6)}]
     (note,) = without_prediction(runs)
@@ -151,13 +104,6 @@ def test_adaptation_resumes_subject_by_subject(demo: Path, tmp_path: Path) -> No
     assert cli.main(["adapt", *overrides]) == 0
     pd.testing.assert_frame_equal(pd.read_parquet(gone).drop(columns="seconds"), expected.drop(columns="seconds"))
     assert (results / "target-001.parquet").stat().st_mtime_ns == kept
-
-
-def test_labels_only_shape_the_groups(demo: Path) -> None:
-    clips = read_manifest(demo / "data" / "manifest.parquet").of_split("target")[:4]
-    groups = make_groups(clips, [Cohort(0.5), Cohort(0.2, draws=2)], positive="pain", seed=0)
-    assert [(g.cohort, g.draw) for g in groups] == [(EVERY, 0), ("balanced", 0), ("20%", 0), ("20%", 1)]
-    assert len(groups[0].clip_ids) == 4
 
 
 def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
