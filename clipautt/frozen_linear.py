@@ -32,6 +32,8 @@ def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def _by_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # it takes this operator with constant weights only
+        return False
     plain = inputs.device.type == "cpu" and inputs.dtype == weight.dtype == torch.float32 and not weight.requires_grad
     return plain and _HAS_OPERATOR and bool(torch.backends.mkldnn.enabled)
 
