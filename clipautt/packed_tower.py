@@ -162,7 +162,8 @@ class PackedTower:
                     (block.mlp.c_proj.weight, block.mlp.c_proj.bias),
                 )
             )
-            gain = _GAIN if type(block.mlp.gelu) is QuickGELU and type(block.ls_2) is nn.Identity else 1.0
+            plain = type(block.ls_2) is nn.Identity and block.ln_2.weight is not None and block.ln_2.bias is not None
+            gain = _GAIN if type(block.mlp.gelu) is QuickGELU and plain else 1.0
             up = (up[0], up[1] * gain)
             nothing = hidden.new_zeros(self._heads, 0, hidden.shape[-1] // self._heads, dtype=self._dtype)
             layer = _Layer(block, qkv, out, up, down, gain, nothing, nothing)

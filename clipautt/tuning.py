@@ -33,6 +33,9 @@ _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
 _WINDOWS_PER_PASS = 1 << 16
+_FEWEST_ROWS = 4
+"""Windows of a problem in a batch: products of fewer rows take another kernel on CPUs, and a problem alone would round
+otherwise than among others."""
 _FLOATS_OF_CLASSIFIER = 1024
 """That the classifier keeps for a window on its way there and back."""
 
@@ -208,6 +211,7 @@ def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last:
 def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Batch:
     device = source.backbone.device
     windows = torch.nn.utils.rnn.pad_sequence([torch.cat(list(p.samples)) for p in problems], batch_first=True)
+    windows = F.pad(windows, (0, 0, 0, max(0, _FEWEST_ROWS - windows.shape[1])))
     samples, longest = max(len(p.samples) for p in problems), max(len(s) for p in problems for s in p.samples)
     index = torch.zeros(len(problems), samples, longest, dtype=torch.int64)
     inside = torch.zeros(len(problems), samples, longest, dtype=torch.bool)

@@ -118,9 +118,6 @@ def test_the_job_gives_what_adapt_gives(world: World) -> None:
                 assert own.sort_values("position")["clip_id"].tolist() == [p.clip_id for p in expected]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with 2 or 3 windows, sums depend on the size of the batch, and large steps amplify that"
-)
 @pytest.mark.usefixtures("here")
 def test_company_changes_no_number(world: World) -> None:
     """At the default step size: all subjects together, or each alone."""

@@ -205,6 +205,6 @@ def test_a_lost_node_costs_time_only(world: World, undisturbed: Callable[[str], 
         )
         assert lost.is_set() and not failed
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
         nodes.shutdown()  # type: ignore[no-untyped-call]
     assert_same_results(in_order(rows), expected)
