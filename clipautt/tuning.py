@@ -34,8 +34,7 @@ _FEATURE_STEP = 0.1
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
 _WINDOWS_PER_PASS = 1 << 16
 _FEWEST_ROWS = 4
-"""Windows of a problem in a batch: products of fewer rows take another kernel on CPUs, and a problem alone would round
-otherwise than among others."""
+"""Windows that a problem has room for at least: products of fewer rows take another kernel on CPUs."""
 _FLOATS_OF_CLASSIFIER = 1024
 """That the classifier keeps for a window on its way there and back."""
 
@@ -208,11 +207,22 @@ def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last:
     return again
 
 
+def _shape(problem: Problem) -> tuple[int, int, int]:
+    """Windows, samples and windows of a sample that a problem has room for in a batch, powers of two.
+
+    They follow from the problem alone, and a batch holds problems of one shape: so sums over windows are added up in
+    the same order whatever else is in the batch.
+    """
+    sizes = [len(sample) for sample in problem.samples]
+    rows, samples, longest = (1 << (size - 1).bit_length() for size in (sum(sizes), len(sizes), max(sizes)))
+    return max(_FEWEST_ROWS, rows), samples, longest
+
+
 def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Batch:
     device = source.backbone.device
     windows = torch.nn.utils.rnn.pad_sequence([torch.cat(list(p.samples)) for p in problems], batch_first=True)
-    windows = F.pad(windows, (0, 0, 0, max(0, _FEWEST_ROWS - windows.shape[1])))
-    samples, longest = max(len(p.samples) for p in problems), max(len(s) for p in problems for s in p.samples)
+    rows, samples, longest = _shape(problems[0])
+    windows = F.pad(windows, (0, 0, 0, rows - windows.shape[1]))
     index = torch.zeros(len(problems), samples, longest, dtype=torch.int64)
     inside = torch.zeros(len(problems), samples, longest, dtype=torch.bool)
     for row, problem in enumerate(problems):
@@ -299,9 +309,12 @@ class Tuner:
         """
         parameter = self._parameter(config)
         found: dict[int, Tuned | DegenerateError] = {}
-        waiting = sorted(range(len(problems)), key=lambda i: (sum(map(len, problems[i].samples)), i))
+        shapes = [_shape(problem) for problem in problems]
+        waiting = sorted(range(len(problems)), key=lambda i: (shapes[i], i))
         while waiting:
-            chosen = waiting[: self._room([sum(map(len, problems[i].samples)) for i in waiting], config)]
+            shape = shapes[waiting[0]]
+            same = [i for i in waiting if shapes[i] == shape]
+            chosen = same[: self._room(shape[0], config)]
             batch = [problems[i] for i in chosen]
             try:
                 outcomes = self._tune_batch(batch, config, parameter)
@@ -370,19 +383,13 @@ class Tuner:
     def _budget(self) -> int:
         return self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
 
-    def _room(self, windows: Sequence[int], config: AdaptConfig) -> int:
-        """How many of the waiting problems go into the next batch, by their windows, fewest first.
-
-        In a batch every problem has as many windows as the largest one; they may take half of the memory.
-        """
-        count = min(self.batch_size(config), len(windows))
+    def _room(self, windows: int, config: AdaptConfig) -> int:
+        """How many problems of so many windows go into a batch; their windows may take half of the memory."""
         if self.config.batch_size:
-            return count
+            return self.batch_size(config)
         units, width = self.source.au_embeddings.shape
         most = self._budget() // 2 // (4 * (2 * width + 4 * units + _FLOATS_OF_CLASSIFIER))
-        while count > 1 and count * windows[count - 1] > most:
-            count -= 1
-        return count
+        return max(1, min(self.batch_size(config), most // windows))
 
     def _halve(self, config: AdaptConfig, size: int, error: BaseException) -> None:
         if size == 1:

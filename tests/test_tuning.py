@@ -55,6 +55,18 @@ def various(source: Source, tune: str) -> list[Problem]:
     ]
 
 
+def alike(source: Source, tune: str) -> list[Problem]:
+    """Of different sizes that have the same room in a batch."""
+    return [
+        problem(3, 1, 2, seed=1),
+        problem(4, 2, 1, seed=2, start=other_start(source, tune, seed=1)),
+        problem(1, 3, 1, 1, seed=3, positives=0.2),
+        problem(3, 3, 2, seed=4),
+        problem(1, 4, 1, seed=5, start=other_start(source, tune, seed=2), positives=0.7),
+        problem(2, 1, 3, 2, seed=6),
+    ]
+
+
 def tuned(tuner: Tuner, problems: Sequence[Problem], config: AdaptConfig) -> list[Tuned]:
     found = []
     for outcome in tuner.tune(problems, config):
@@ -284,7 +296,7 @@ def test_no_weight_and_no_start_gets_a_gradient(tune: Any) -> None:
 
 def test_many_windows_go_in_parts_with_the_same_result_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source()
-    problems = various(source, "context")
+    problems = alike(source, "context")
     config = replace(EXACT, readout="mean_windows")
     expected = tuned(Tuner(source), problems, config)
     sizes: list[int] = []
@@ -306,8 +318,8 @@ def test_many_windows_go_in_parts_with_the_same_result_and_gradient(monkeypatch:
     monkeypatch.setattr(tuning, "checkpoint", noted)
     tuned(Tuner(source), problems, config)
     assert not again, "few windows are kept for the way back"
-    assert max(len(torch.cat(list(one.samples))) for one in problems) == 15
-    for most in (12, 24):  # fewer than a problem has, and fewer than the batch has
+    assert max(len(torch.cat(list(one.samples))) for one in problems) == 8
+    for most in (6, 24):  # fewer than a problem has, and fewer than the batch has
         sizes.clear()
         again.clear()
         monkeypatch.setattr(tuning, "_WINDOWS_PER_PASS", most)
@@ -332,7 +344,7 @@ def sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_batch_size_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, source = sizes_of_batches(monkeypatch), fake_source()
-    problems = various(source, "context")
+    problems = alike(source, "context")
     found = tuned(Tuner(source, TuningConfig(batch_size=4)), problems, EXACT)
     assert sizes == [4, 2]
     for one, other in zip(found, tuned(Tuner(source, TuningConfig(batch_size=6)), problems, EXACT), strict=True):
@@ -351,8 +363,9 @@ def test_problems_of_like_size_stand_together(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tuning, "_batch", counted)
     source = fake_source()
     problems = [problem(*[1] * count, seed=count) for count in (9, 2, 8, 3)]
+    assert [tuning._shape(one) for one in problems] == [(16, 16, 1), (4, 2, 1), (8, 8, 1), (4, 4, 1)]
     found = tuned(Tuner(source, TuningConfig(batch_size=2)), problems, EXACT)
-    assert longest == [3, 9]
+    assert longest == [2, 3, 8, 9]
     for one, alone in zip(found, problems, strict=True):
         assert_close(one, tuned(Tuner(source), [alone], EXACT)[0])
 
@@ -410,7 +423,7 @@ def fail_beyond(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | N
 )
 def test_batches_are_halved_where_memory_is_short(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source()
-    problems = various(source, "context")
+    problems = alike(source, "context")
     expected = tuned(Tuner(source), problems, EXACT)
     sizes, asked = sizes_of_batches(monkeypatch), fail_beyond(monkeypatch, 1, error)
     tuner = Tuner(source, TuningConfig(batch_size=5))
@@ -525,7 +538,7 @@ def test_first_order_asks_the_tower_for_its_jacobian_only(monkeypatch: pytest.Mo
 
 def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source()
-    problems = various(source, "context")
+    problems = alike(source, "context")
     config = replace(EXACT, steps=30, tolerance=5e-3)
     steps = [one.steps for one in tuned(Tuner(source, TuningConfig(batch_size=6)), problems, config)]
     asked = calls_of_the_tower(monkeypatch)
@@ -538,7 +551,7 @@ def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_relinearised_problems_ask_the_tower_no_more_often_when_some_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
     config = replace(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
-    found = tuned(Tuner(source, TuningConfig(batch_size=6)), various(source, "first_order"), config)
+    found = tuned(Tuner(source, TuningConfig(batch_size=6)), alike(source, "first_order"), config)
     assert len({one.steps for one in found}) > 1
     assert len(asked) <= 1 + 2 + 1, "the Jacobian, before the third and the fifth step, at the end"
 

@@ -1,9 +1,9 @@
 """Accuracy of the cheap modes of prompt tuning beside the exact one, on source-validation subjects.
 
 For every seed and difficulty: synthetic people of their own, CLIP-AU trained on 30 of them, 12 others treated as
-unseen. Every mode adapts to the same cohorts, at balanced classes and at 20% positives (the mean of four draws). Printed
-are the means over the seeds, the difference from the exact mode in points, and the share of equal decisions. What is
-made is kept in the folder, so a second run only adapts.
+unseen. Every mode adapts to the same cohorts, at balanced classes and at 20% positives (the mean of four draws).
+Printed are the means over the seeds, the difference from the exact mode in points, and the share of equal decisions.
+What is made is kept in the folder, so a second run only adapts.
 
     make bench-modes                               # half an hour on two cores
     make bench-modes ARGS="seeds=2 folder=/tmp/modes"

@@ -26,7 +26,7 @@ from ray_jobs.extract import extract
 from ray_jobs.pipeline import PipelineConfig
 from tests.fakes import numbered_frames, write_video
 
-CLIPS, FRAMES = 32, 150
+CLIPS, FRAMES = 48, 150
 
 
 @pytest.fixture(scope="module")
