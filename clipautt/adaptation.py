@@ -23,7 +23,7 @@ from clipautt.clips import id_number
 from clipautt.features import ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.methods import BatchedMethod, ClipAUTT, Method, PromptState, make_method
 from clipautt.source import OK, Prediction, Source
-from clipautt.tuning import DegenerateError, NotFiniteError, Tuner
+from clipautt.tuning import DegenerateError, NotFiniteError, Tuner, unless_degenerate
 
 FALLBACK = "source prompts: "
 """How the status of a prediction begins that was made without the tuned prompts."""
@@ -323,7 +323,7 @@ class _Work:
         plain = ClipAUTT(config)
         start = plain.start(self.source, config)
         begun = [replace(start, prior=getattr(state, "prior", start.prior)) for state in states]
-        predictions = [_only(outcome)[0] for outcome in plain.step_many(begun, self.source, clips)]
+        predictions = [unless_degenerate(outcome)[0] for outcome in plain.step_many(begun, self.source, clips)]
         for prediction in predictions:
             if not torch.isfinite(prediction.probabilities).all():
                 raise NotFiniteError(
@@ -333,12 +333,6 @@ class _Work:
 
     def _instead(self, error: DegenerateError, start: Any) -> Any:
         return start if error.state is None else error.state
-
-
-def _only(outcome: tuple[Prediction, Any] | DegenerateError) -> tuple[Prediction, Any]:
-    if isinstance(outcome, DegenerateError):
-        raise outcome
-    return outcome
 
 
 def _caught(function: Any, *arguments: Any) -> Any:

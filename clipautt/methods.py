@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,8 @@ from clipautt.adapt_config import AdaptConfig
 from clipautt.features import ClipFeatures
 from clipautt.priors import class_prior, estimate_prior, shift
 from clipautt.source import Prediction, Source, Views
-from clipautt.tuning import DegenerateError, Problem, Tuned, Tuner, peak_window
+from clipautt.tuning import DegenerateError, Problem, Tuned, Tuner, peak_window, unless_degenerate
 from clipautt.windows import entropy
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +106,7 @@ class ClipAUTT:
 
     def fit(self, state: PromptState, source: Source, clips: Sequence[ClipFeatures]) -> PromptState:
         """`per_subject`: estimate the prior where asked for, then tune on the samples of all clips."""
-        return _only(self.fit_many([state], source, [clips]))
+        return unless_degenerate(self.fit_many([state], source, [clips])[0])
 
     def fit_many(
         self, states: Sequence[PromptState], source: Source, clips: Sequence[Sequence[ClipFeatures]]
@@ -132,7 +130,7 @@ class ClipAUTT:
         `best_window` is the one of lowest entropy under the prompts that the clip starts from, `peak_window` the peak
         under those that it is predicted with.
         """
-        return _only(self.step_many([state], source, [clip]))
+        return unless_degenerate(self.step_many([state], source, [clip])[0])
 
     def step_many(
         self, states: Sequence[PromptState], source: Source, clips: Sequence[ClipFeatures]
@@ -231,14 +229,6 @@ class ClipAUTT:
         probabilities = F.softmax(used, dim=-1).cpu()
         prior = None if state.prior is None else state.prior.cpu()
         return Prediction(clip.clip_id, clip.subject_id, probabilities, start, end, similarities.cpu(), prior=prior)
-
-
-def _only(outcomes: Sequence[_T | DegenerateError]) -> _T:
-    """The single outcome; raises it where it is an error."""
-    (outcome,) = outcomes
-    if isinstance(outcome, DegenerateError):
-        raise outcome
-    return outcome
 
 
 @dataclass(frozen=True)

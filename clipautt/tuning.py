@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from clipautt.memory import free_bytes, is_out_of_memory, saved_bytes
 from clipautt.source import Source
 from clipautt.windows import entropy
 
+_T = TypeVar("_T")
 Compilation = Literal["none", "default", "cuda_graphs"]
 _LARGEST_BATCH = 32
 _FEATURE_STEP = 0.1
@@ -48,6 +49,13 @@ class DegenerateError(ArithmeticError):
 
 class NotFiniteError(DegenerateError, FloatingPointError):
     """A loss or a prompt stopped being finite."""
+
+
+def unless_degenerate(outcome: _T | DegenerateError) -> _T:
+    """The outcome; raises it where it is the error."""
+    if isinstance(outcome, DegenerateError):
+        raise outcome
+    return outcome
 
 
 @dataclass(frozen=True)

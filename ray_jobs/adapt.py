@@ -243,7 +243,8 @@ class _Book:
         new = [] if isinstance(outcomes, str) else outcomes
         rows = pd.concat([self._standing(plan), as_table(self._rows(plan, new, failed))])[list(COLUMNS)]
         write_rows(rows, self.results / result_file(subject))
-        self._promote(subject, {one.assignment.keep for one in new})
+        if any(one.assignment.keep for one in new):
+            self._promote(subject)
         if failed is not None:
             self.failures[subject] = failed
             return
@@ -254,10 +255,10 @@ class _Book:
         for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
             self.gained, self.compared = self.gained + 100 * points, self.compared + 1
 
-    def _promote(self, subject: str, kept: set[bool]) -> None:
+    def _promote(self, subject: str) -> None:
         """The prompts that belong to rows which are written now take the place of the earlier ones."""
         fresh = self.job.fresh_prompts(subject)
-        if True in kept and fresh.is_file():
+        if fresh.is_file():
             fresh.replace(self.job.prompts(subject))
 
     def _settle(self, subject: str, rows: pd.DataFrame) -> None:
@@ -267,7 +268,8 @@ class _Book:
         if clips is not None:
             own = rows[(rows["method"] == self.job.methods[0].name) & (rows["cohort"] == EVERY)]
             written = set(own.loc[own["prediction"] != "", "clip_id"])
-            self._promote(subject, {set(clips) == written})
+            if set(clips) == written:
+                self._promote(subject)
         fresh.unlink(missing_ok=True)
 
     def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
