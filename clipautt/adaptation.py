@@ -410,12 +410,14 @@ def _per_subject(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Se
     for (own, centre), (state, why) in zip(centred, fitted, strict=True):
         steps = list(islice(stepped, len(own)))
         after = steps[-1].state
-        if work.config.tunes and why is None:
-            plain = work.unadapted([state] * len(own), own)
+        estimated = work.config.prior == "estimate"  # an estimate can collapse by itself: it is judged, too
+        if (work.config.tunes or estimated) and why is None:
+            instead = work.start() if estimated else work.anew(state)
+            plain = work.unadapted([instead] * len(own), own)
             pairs = [(step.prediction.label_index, p.label_index) for step, p in zip(steps, plain, strict=True)]
             found = collapse(pairs, work.source.classes, work.config.collapse_share)
             if found is not None:
-                why, after = FALLBACK + found, work.anew(state)
+                why, after = FALLBACK + found, instead
                 steps = [_Step(clip, prediction, after) for clip, prediction in zip(own, plain, strict=True)]
         runs.append(([step.marked(why) for step in steps], Course(after, fallen=why), centre))
     return runs

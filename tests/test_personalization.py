@@ -180,17 +180,6 @@ def test_prompts_without_au_embeddings_are_read_by_the_tower(tmp_path: Path) -> 
         torch.testing.assert_close(state.au_embeddings, result.state.au_embeddings, atol=1e-5, rtol=0)
 
 
-def test_estimated_prior_is_kept_also_where_adaptation_fell_back(tmp_path: Path) -> None:
-    source = fake_source(seed=2)
-    config = AdaptConfig(objective="entropy", learning_rate=0.1, prior="estimate")
-    result = run(source, fake_clips(subjects=1, per_subject=12), config)
-    assert {p.status for p in result.predictions} == {result.course.fallen} and result.course.fallen
-    state = through_a_file(source, result, config, tmp_path / "p.safetensors").state
-    assert state.context is None and torch.equal(state.au_embeddings, source.au_embeddings)
-    prior = result.predictions[0].prior
-    assert prior is not None and torch.equal(state.prior, prior) and abs(float(prior[1]) - 0.5) > 0.01
-
-
 def test_everything_of_a_course_is_written(tmp_path: Path) -> None:
     source, path = fake_source(), tmp_path / "p.safetensors"
     memory = tuple(torch.randn(rows, 16) for rows in (1, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1, 12))
