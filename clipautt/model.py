@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clipautt.backbone import BackboneConfig
 from clipautt.features import FeatureSpec, SubjectBaseline
+from clipautt.frozen_linear import frozen_linear
 from clipautt.windows import WindowSpec, embed_windows, window_starts
 
 TEMPERATURE = 5.0
@@ -51,7 +52,7 @@ class ClipAU(nn.Module):
 
     def au_embeddings(self, text_features: Tensor) -> Tensor:
         """a = normalise(Adapter(t)): [..., K, d] → [..., K, d]."""
-        return F.normalize(self.adapter(text_features), dim=-1)
+        return F.normalize(_two_layers(self.adapter, text_features), dim=-1)
 
     def video_embedding(self, windows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """v of stacked windows [B, L, d] → [B, d]; the training path, one convolution per window.
@@ -87,12 +88,18 @@ class ClipAU(nn.Module):
 
     def logits(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
         """Class logits of window embeddings: [..., V, d] and [..., K, d] → [..., V, C]."""
-        scores: Tensor = self.classifier(self.similarities(embeddings, au_embeddings))
-        return scores
+        return _two_layers(self.classifier, self.similarities(embeddings, au_embeddings))
 
     def forward(self, windows: Tensor, text_features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits [B, C] of windows [B, L, d] under text features [K, d]; `lengths` as in `video_embedding`."""
         return self.logits(self.video_embedding(windows, lengths), self.au_embeddings(text_features))
+
+
+def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
+    """`layers(inputs)` of linear, ReLU, linear; once frozen by `frozen_linear`, whose rows do not depend on their number."""
+    first, activation, last = layers
+    hidden = activation(frozen_linear(inputs, first.weight, first.bias))
+    return frozen_linear(hidden, last.weight, last.bias)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
 _WINDOWS_PER_PASS = 1 << 16
-_FEWEST_ROWS = 4
-"""Windows that a problem has room for at least: products of fewer rows take another kernel on CPUs."""
+_FEWEST_ROWS = 16
+"""Windows that a problem has room for at least: products of fewer rows take other kernels on CPUs, by their number."""
 _FLOATS_OF_CLASSIFIER = 1024
 """That the classifier keeps for a window on its way there and back."""
 
