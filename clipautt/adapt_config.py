@@ -6,6 +6,7 @@ What this module does not know: how any of it is computed (`tuning`, `methods`) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -96,7 +97,7 @@ class AdaptConfig:
         for name, least in (("steps", 0), ("windows_per_clip", 1), ("memory", 1), ("relinearise", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"adapt.{name}={getattr(self, name)}; allowed are whole numbers from {least}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"adapt.learning_rate={self.learning_rate}; allowed are positive numbers")
         for name in ("kl_weight", "balance_weight", "tolerance", "max_drift", "collapse_share"):
             if not getattr(self, name) >= 0:

@@ -7,7 +7,7 @@ prompts, their text features and AU embeddings, and the class descriptions of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from clipautt.backbone import Backbone, Prompts
 from clipautt.features import ClipFeatures
 from clipautt.linearisation import linear_reader, load_jacobian, save_jacobian, tower_jacobian
+from clipautt.memory import is_out_of_memory
 from clipautt.model import Checkpoint, CheckpointSpec
 from clipautt.packed_tower import TextPrecision
 from clipautt.windows import WindowSpec, entropy
@@ -150,6 +151,9 @@ class Source:
             clips: of any lengths.
             window: instead of the source's windows.
             whole: take each clip as a single window.
+
+        Raises:
+            MemoryError: if the device's memory is too small for a single clip, naming it.
         """
         specs = {
             clip: WindowSpec(len(clip.features), self.window.stride) if whole else window or self.window
@@ -157,9 +161,30 @@ class Source:
         }
         missing = [clip for clip, spec in specs.items() if spec not in self._views.get(clip, {})]
         for part in _passes(missing):
-            for clip, views in zip(part, self._embed(part, [specs[clip] for clip in part]), strict=True):
+            for clip, views in self._embed_or_halve(part, specs):
                 self._views.setdefault(clip, {})[specs[clip]] = views
         return [self._views[clip][specs[clip]] for clip in clips]
+
+    def _embed_or_halve(
+        self, clips: Sequence[ClipFeatures], specs: Mapping[ClipFeatures, WindowSpec]
+    ) -> Iterator[tuple[ClipFeatures, Views]]:
+        """One pass, or passes of half the clips where memory is short."""
+        try:
+            found = list(self._embed(clips, [specs[clip] for clip in clips]))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(clips) == 1:
+                raise MemoryError(
+                    f"the memory of {self.backbone.device} is too small for the windows of clip {clips[0].clip_id!r} "
+                    f"({len(clips[0].features)} frames): {error}; free some, or cut the clip"
+                ) from error
+        else:
+            yield from zip(clips, found, strict=True)
+            return
+        half = len(clips) // 2  # out here, so that what the failed pass held is free again
+        yield from self._embed_or_halve(clips[:half], specs)
+        yield from self._embed_or_halve(clips[half:], specs)
 
     def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
         with torch.no_grad():

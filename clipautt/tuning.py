@@ -33,6 +33,8 @@ _LARGEST_BATCH = 32
 _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
+_LARGEST_RATE = 1e30
+"""AdamW computes in float32, which holds no more; prompts that took such a step are rejected anyhow."""
 _WINDOWS_PER_PASS = 1 << 16
 _FEWEST_ROWS = 16
 """Windows that a problem has room for at least: products of fewer rows take other kernels on CPUs, by their number."""
@@ -431,6 +433,7 @@ class Tuner:
     ) -> tuple[list[DegenerateError | None], list[int]]:
         """Steps in place of all values that are still on their way; why some stopped, and the steps of each."""
         rate = config.learning_rate * (parameter.scale if config.learning_rate_unit == "relative" else 1.0)
+        rate = min(rate, _LARGEST_RATE)
         optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=0.0, foreach=True)
         errors: list[DegenerateError | None] = [None] * len(values)
         steps, before = [0] * len(values), [torch.inf] * len(values)

@@ -292,7 +292,7 @@ def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, r
     exploding = AdaptConfig(
         objective="entropy",
         steps=2,
-        learning_rate=1e37,
+        learning_rate=1e300,  # more than float32 holds
         learning_rate_unit="absolute",
         protocol=protocol,
         readout=readout,

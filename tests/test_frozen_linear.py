@@ -108,3 +108,18 @@ def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
     assert found.shape == (*shape[:-1], 7)
     (gradient,) = torch.autograd.grad(found.sum(), inputs)
     assert gradient.shape == shape
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(46, 256), (256, 2), (128, 512), (512, 128)])
+def test_a_row_does_not_depend_on_how_many_there_are(inner: int, outer: int) -> None:
+    """From 16 rows on, with one thread: what a problem gives in a batch is what it gives alone, bit for bit."""
+    needs_onednn()
+    weight, bias, problems = drawn(outer, inner), drawn(outer, seed=1), drawn(32, 16, inner, seed=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = torch.cat([frozen_linear(one[None], weight, bias) for one in problems])
+        for count in (2, 3, 7, 32):
+            assert torch.equal(frozen_linear(problems[:count], weight, bias), alone[:count]), count
+    finally:
+        torch.set_num_threads(threads)

@@ -368,6 +368,7 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"balance_weight": -1.0}, r"adapt\.balance_weight=-1\.0; allowed are numbers from 0"),
         ({"memory": 0}, r"adapt\.memory=0; allowed are whole numbers from 1"),
         ({"learning_rate": 0.0}, r"adapt\.learning_rate=0\.0; allowed are positive numbers"),
+        ({"learning_rate": float("inf")}, r"adapt\.learning_rate=inf; allowed are positive numbers"),
         ({"kl_weight": -1.0}, r"adapt\.kl_weight=-1\.0; allowed are numbers from 0"),
         ({"tune": "prompt"}, r"adapt\.tune='prompt'; allowed are context, feature, first_order"),
         ({"precision": "fp16"}, r"adapt\.precision='fp16'; allowed are fp32, bf16"),

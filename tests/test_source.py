@@ -103,13 +103,26 @@ def test_many_clips_go_in_passes_of_a_bounded_number_of_frames(monkeypatch: pyte
     assert passes == [[20, 1, 6], [33], [2, 20, 7]]
 
 
-def embedded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The lengths of the clips of each pass from now on."""
+def test_passes_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [fake_clip(f"c{i}", num_frames=count) for i, count in enumerate(LENGTHS)]
+    expected = fake_source().views_of(clips)
+    source, passes = fake_source(), embedded(monkeypatch, most=40)
+    for views, other in zip(source.views_of(clips), expected, strict=True):
+        assert_same_views(views, other)
+    assert passes == [[*LENGTHS], [20, 1, 6], [33, 2, 20, 7], [33, 2], [20, 7]]
+    with pytest.raises(MemoryError, match=r"memory of cpu is too small for the windows of clip 'long' \(41 frames\)"):
+        source.views_of([fake_clip("c9", num_frames=3), fake_clip("long", num_frames=41)])
+
+
+def embedded(monkeypatch: pytest.MonkeyPatch, *, most: int | None = None) -> list[list[int]]:
+    """The lengths of the clips of each pass from now on; one of more frames than `most` finds no memory."""
     passes: list[list[int]] = []
     stock = ClipAU.window_embeddings_of
 
     def counted(self: ClipAU, frames: Any, *rest: Any) -> Any:
         passes.append([len(own) for own in frames])
+        if most is not None and sum(passes[-1]) > most:
+            raise torch.OutOfMemoryError("no room")
         return stock(self, frames, *rest)
 
     monkeypatch.setattr(ClipAU, "window_embeddings_of", counted)

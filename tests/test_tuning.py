@@ -362,10 +362,10 @@ def test_problems_of_like_size_stand_together(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(tuning, "_batch", counted)
     source = fake_source()
-    problems = [problem(*[1] * count, seed=count) for count in (9, 2, 8, 3)]
-    assert [tuning._shape(one) for one in problems] == [(16, 16, 1), (4, 2, 1), (8, 8, 1), (4, 4, 1)]
+    problems = [problem(*[1] * count, seed=count) for count in (17, 2, 9, 3)]
+    assert [tuning._shape(one) for one in problems] == [(32, 32, 1), (16, 2, 1), (16, 16, 1), (16, 4, 1)]
     found = tuned(Tuner(source, TuningConfig(batch_size=2)), problems, EXACT)
-    assert longest == [2, 3, 8, 9]
+    assert longest == [2, 3, 9, 17]
     for one, alone in zip(found, problems, strict=True):
         assert_close(one, tuned(Tuner(source), [alone], EXACT)[0])
 
