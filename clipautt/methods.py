@@ -22,9 +22,10 @@ from torch import Tensor
 
 from clipautt.adapt_config import AdaptConfig
 from clipautt.features import ClipFeatures
+from clipautt.objectives import peak_window
 from clipautt.priors import class_prior, estimate_prior, shift
 from clipautt.source import Prediction, Source, Views
-from clipautt.tuning import DegenerateError, Problem, Tuned, Tuner, peak_window, unless_degenerate
+from clipautt.tuning import DegenerateError, Problem, Tuned, Tuner, unless_degenerate
 from clipautt.windows import entropy
 
 

@@ -96,10 +96,10 @@ class ClipAU(nn.Module):
 
 
 def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
-    """`layers(inputs)` of linear, ReLU, linear; once frozen by `frozen_linear`, whose rows do not depend on their number."""
-    first, activation, last = layers
-    hidden = activation(frozen_linear(inputs, first.weight, first.bias))
-    return frozen_linear(hidden, last.weight, last.bias)
+    """`layers(inputs)` of linear, ReLU, linear; once frozen, what a row gives does not depend on how many there are."""
+    first, last = layers[0], layers[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return frozen_linear(F.relu(frozen_linear(inputs, first.weight, first.bias)), last.weight, last.bias)
 
 
 @dataclass(frozen=True)

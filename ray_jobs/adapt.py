@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -26,44 +25,33 @@ from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import load_backbone
 from clipautt.clips import Clip, Manifest, by_subject, read_manifest, write_manifest
 from clipautt.explanations import read_explanations
-from clipautt.feature_store import FeatureStore
-from clipautt.metrics import score
 from clipautt.model import CheckpointSpec, load_checkpoint
 from clipautt.openface import list_openface
-from clipautt.personalization import clips_of_personalization
 from clipautt.reports.explanation import write_explanation_page
-from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, predicted, read_rows, subject_scores, write_rows
-from clipautt.source import Prediction, Source
+from clipautt.results import Cohort, predicted, read_rows, subject_scores
+from clipautt.source import Source
 from ray_jobs import cli
 from ray_jobs.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.adapt_actor import AdaptActor, AdaptJob, Outcome, check_methods
 from ray_jobs.adapt_plan import (
     EVERY,
-    FAILED,
-    Group,
     SubjectPlan,
     SubjectWork,
     changed_clips,
-    exact_counterparts,
-    exact_sample,
-    make_groups,
     make_tasks,
-    plan_subject,
     result_file,
-    standing_rows,
 )
-from ray_jobs.agreement import FOLDER, agreement_file, agreement_of, read_agreement, write_agreement
+from ray_jobs.adapt_results import ResultBook, shared_columns
+from ray_jobs.agreement import FOLDER, read_agreement
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus, num_nodes
 from ray_jobs.configuration import compose, instantiate, resolved
 from ray_jobs.extract import extract, report_failures
 from ray_jobs.manifest import load_manifest
 from ray_jobs.metrics import JobMetrics
 from ray_jobs.progress import Progress, table
-from ray_jobs.runs import IGNORED, Run, code_version, open_run
+from ray_jobs.runs import IGNORED, Run, open_run
 from ray_jobs.train import find_checkpoint
 
-REFERENCE = AdaptConfig()
-"""CLIP-AU without personalization: what the gain is measured against, where it is among the methods."""
 _MAY_DIFFER = (*IGNORED, "work", "tuning", "explain", "openface")
 """Settings that may differ when a run goes on."""
 _ATTEMPTS = 3
@@ -126,7 +114,7 @@ def run_adaptation(
     results = Path(job.folder) / "subjects"
     results.mkdir(parents=True, exist_ok=True)
     subjects = by_subject(clips)
-    book = _Book(job, manifest, results, reasons or {}, _settings(job, manifest, seed))
+    book = ResultBook(job, manifest, results, reasons or {}, shared_columns(job, manifest, seed))
     plans = book.plans(subjects, cohorts, seed=seed, sample=work.exact_sample)
     total = len(plans)
     with Progress("adapt", sum(len(plan.work.clips) for plan in plans.values()), unit="videos") as progress:
@@ -188,230 +176,6 @@ def _keep_jacobian(job: AdaptJob, baselines: Sequence[str]) -> None:
     backbone = load_backbone(job.backbone).to("cuda" if torch.cuda.is_available() else "cpu")
     for baseline in baselines:
         Source(load_checkpoint(find_checkpoint(job.checkpoint, baseline)), backbone).linearised_tower()
-
-
-@dataclass(eq=False)
-class _Book:
-    """Keeps the run's result files: reads what stands, writes what is done, and counts."""
-
-    job: AdaptJob
-    manifest: Manifest
-    results: Path
-    reasons: Mapping[str, str]
-    settings: Mapping[str, dict[str, Any]]
-    failures: dict[str, str] = field(default_factory=dict)
-    done: int = 0
-    gained: float = 0.0
-    compared: int = 0
-
-    def plans(
-        self, subjects: Mapping[str, list[Clip]], cohorts: Sequence[Cohort], *, seed: int, sample: int
-    ) -> dict[str, SubjectPlan]:
-        """The subjects that have something left to do."""
-        present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
-        cheap = exact_counterparts(self.job.methods)
-        compared = exact_sample(subjects, sample) if cheap else set()
-        plans = {}
-        for subject, own in subjects.items():
-            there = [clip for clip in own if clip.clip_id in present]
-            groups = make_groups(there, cohorts, positive=self.manifest.classes[-1], seed=seed) if there else []
-            asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
-            rows = standing_rows(self.results / result_file(subject))
-            self._settle(subject, rows)
-            plan = plan_subject(
-                own,
-                groups,
-                self.job.methods,
-                rows=rows,
-                went_on_from=self._went_on_from(subject),
-                exact=tuple(cheap.values()) if asked else (),
-                unexplained=self.job.explain and bool(there) and not self.job.is_explained(subject),
-            )
-            if plan is not None:
-                plans[subject] = plan
-        return plans
-
-    def _went_on_from(self, subject: str) -> tuple[str, ...] | None:
-        if self.job.methods[0].protocol != "online":
-            return None
-        return clips_of_personalization(self.job.prompts(subject))
-
-    def write(self, plan: SubjectPlan, outcomes: list[Outcome] | str) -> None:
-        """Write a subject's file: rows that stand, new ones, and those of clips that have no prediction."""
-        subject = plan.work.subject_id
-        failed = outcomes if isinstance(outcomes, str) else None
-        new = [] if isinstance(outcomes, str) else outcomes
-        rows = pd.concat([self._standing(plan), as_table(self._rows(plan, new, failed))])[list(COLUMNS)]
-        write_rows(rows, self.results / result_file(subject))
-        if any(one.assignment.keep for one in new):
-            self._promote(subject)
-        if failed is not None:
-            self.failures[subject] = failed
-            return
-        exact = exact_counterparts(self.job.methods)
-        found = agreement_of(rows, new, exact, classes=self.manifest.classes)
-        write_agreement(self.results.parent, subject, found)
-        self.done += 1
-        for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
-            self.gained, self.compared = self.gained + 100 * points, self.compared + 1
-
-    def _promote(self, subject: str) -> None:
-        """The prompts that belong to rows which are written now take the place of the earlier ones."""
-        fresh = self.job.fresh_prompts(subject)
-        if fresh.is_file():
-            fresh.replace(self.job.prompts(subject))
-
-    def _settle(self, subject: str, rows: pd.DataFrame) -> None:
-        """After a kill: fresh prompts whose rows were written belong to them, others are forgotten."""
-        fresh = self.job.fresh_prompts(subject)
-        clips = clips_of_personalization(fresh)
-        if clips is not None:
-            own = rows[(rows["method"] == self.job.methods[0].name) & (rows["cohort"] == EVERY)]
-            written = set(own.loc[own["prediction"] != "", "clip_id"])
-            if set(clips) == written:
-                self._promote(subject)
-        fresh.unlink(missing_ok=True)
-
-    def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
-        """Rows that stand, in the groups that there are now."""
-        kept = []
-        for method in self.job.methods:
-            own = plan.kept[plan.kept["method"] == method.name]
-            if method.transductive:
-                kept.append(own)
-                continue
-            one_each = own.drop_duplicates("clip_id")
-            for group in plan.groups:
-                members = one_each[one_each["clip_id"].isin(group.clip_ids)]
-                kept.append(members.assign(cohort=group.cohort, draw=group.draw))
-        rows = pd.concat(kept) if kept else plan.kept
-        return rows.assign(label=rows["clip_id"].map({clip.clip_id: clip.label or "" for clip in plan.clips}))
-
-    def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome], failed: str | None) -> Iterator[ResultRow]:
-        clips = {clip.clip_id: clip for clip in plan.clips}
-        for method in self.job.methods:
-            own = [one for one in outcomes if one.assignment.method == method]
-            for outcome in own:
-                for group in plan.groups:
-                    if outcome.assignment.serves(group):
-                        yield from self._of_group(method, group, outcome, clips)
-        if failed is not None:
-            standing = set(zip(plan.kept["method"], plan.kept["clip_id"], strict=True))
-            lost = {
-                (one.method.name, clip_id): clips[clip_id]
-                for one in plan.work.assignments
-                if one.makes_rows
-                for clip_id in one.clip_ids
-            }
-            for (name, clip_id), clip in lost.items():
-                if (name, clip_id) not in standing:
-                    yield from self._empty([clip], FAILED + failed, self.settings[name])
-        present = plan.groups[0].clip_ids if plan.groups else frozenset()
-        for clip in plan.clips:
-            if clip.clip_id not in present:
-                why = f"no features: {self.reasons.get(clip.clip_id, 'not extracted')}"
-                for settings in self.settings.values():
-                    yield from self._empty([clip], why, settings)
-
-    def _of_group(
-        self, method: AdaptConfig, group: Group, outcome: Outcome, clips: Mapping[str, Clip]
-    ) -> Iterator[ResultRow]:
-        before = len(outcome.assignment.past_ids)
-        for position, prediction in enumerate(outcome.predictions, before):
-            if prediction.clip_id in group.clip_ids:
-                yield ResultRow(
-                    **_clip_facts(clips[prediction.clip_id]),
-                    **_prediction_facts(prediction, self.manifest.classes),
-                    prior=_assumed(prediction, self.settings[method.name]),
-                    position=position,
-                    cohort=group.cohort,
-                    draw=group.draw,
-                    seconds=outcome.seconds,
-                    **self.settings[method.name],
-                )
-
-    def _empty(self, clips: Iterable[Clip], why: str, settings: Mapping[str, Any]) -> Iterator[ResultRow]:
-        """Rows of clips without a prediction, so that no clip is lost in silence."""
-        numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
-        for clip in clips:
-            nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
-            nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
-            yield ResultRow(**_clip_facts(clip), **nothing, **settings)
-
-    def figures(self) -> dict[str, float]:
-        """For the metrics."""
-        gained = {"gain_uar_points": self.gained / self.compared} if self.compared else {}
-        return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
-
-    def note(self, total: int) -> str:
-        """For the line of progress."""
-        parts = [f"{self.done + len(self.failures)}/{total} subjects"]
-        if self.compared:
-            parts.append(f"UAR {self.gained / self.compared:+.1f} points on {self.compared} labelled ones")
-        return ", ".join(parts)
-
-
-def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
-    """A subject's UAR under the run's own method, less that of CLIP-AU; none without labels of both classes."""
-    labelled = predicted(rows[rows["label"] != ""])
-    cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
-    shown = labelled[(labelled["cohort"] == cohort) & (labelled["draw"] == 0)]
-    if own == REFERENCE.name or shown["label"].nunique() < 2 or not {own, REFERENCE.name} <= set(shown["method"]):
-        return []
-    index = {name: i for i, name in enumerate(classes)}
-
-    def uar(method: str) -> float:
-        mine = shown[shown["method"] == method]
-        found, true = (mine[name].map(index).to_numpy(int) for name in ("prediction", "label"))
-        return score(found, true, num_classes=len(classes)).uar
-
-    return [uar(own) - uar(REFERENCE.name)]
-
-
-def _clip_facts(clip: Clip) -> dict[str, Any]:
-    return {name: getattr(clip, name) for name in ("clip_id", "subject_id", "split")} | {"label": clip.label or ""}
-
-
-def _prediction_facts(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "prediction": classes[prediction.label_index],
-        "probability": float(prediction.probabilities[-1]),
-        "window_start_seconds": prediction.window_start_seconds,
-        "window_end_seconds": prediction.window_end_seconds,
-        "entropy": prediction.entropy,
-        "status": prediction.status,
-    }
-
-
-def _assumed(prediction: Prediction, settings: Mapping[str, Any]) -> float:
-    return settings["training_prior"] if prediction.prior is None else float(prediction.prior[-1])
-
-
-def _settings(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, dict[str, Any]]:
-    """Name of each method → the columns that all its rows share."""
-    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
-    return {method.name: _method_facts(method, job) | facts for method in job.methods}
-
-
-def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
-    checkpoint = load_checkpoint(find_checkpoint(job.checkpoint, method.subject_baseline))
-    window = method.window or checkpoint.spec.window
-    return {
-        "method": method.name,
-        "objective": "zero_shot" if method.method == "zero_shot" else method.objective,
-        "protocol": method.protocol,
-        "subject_baseline": method.subject_baseline,
-        "readout": method.readout,
-        "window_length": window.length,
-        "window_stride": window.stride,
-        "context_tokens": checkpoint.spec.context_tokens,
-        "steps": method.steps if method.tunes else 0,
-        "learning_rate": method.learning_rate if method.tunes else 0.0,
-        "tune": method.tune if method.tunes else "none",
-        "training_prior": checkpoint.spec.class_shares[-1],
-        "backbone": f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
-        "checkpoint": checkpoint.fingerprint,
-    }
 
 
 def named_method(option: str) -> AdaptConfig:

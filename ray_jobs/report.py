@@ -33,8 +33,9 @@ from clipautt.reports.stories import AuAgreement, ClipStory
 from clipautt.results import predicted, read_rows
 from clipautt.source import Source
 from ray_jobs import cli
-from ray_jobs.adapt import REFERENCE, make_methods
+from ray_jobs.adapt import make_methods
 from ray_jobs.adapt_plan import EVERY
+from ray_jobs.adapt_results import REFERENCE
 from ray_jobs.configuration import instantiate
 from ray_jobs.runs import versions
 from ray_jobs.train import find_checkpoint

@@ -15,7 +15,8 @@ from clipautt import tuning
 from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import adapt
 from clipautt.methods import ClipAUTT, PromptState, ZeroShot, make_method
-from clipautt.tuning import NotFiniteError, Problem, Tuned, Tuner, objective_loss, peak_window, read_out
+from clipautt.objectives import objective_loss, peak_window, read_out
+from clipautt.tuning import NotFiniteError, Problem, Tuned, Tuner
 from clipautt.windows import WindowSpec, entropy
 from tests.fakes import FEATURE_DIM, fake_clip, fake_clips, fake_source
 from tests.golden import regenerate as golden

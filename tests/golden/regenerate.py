@@ -16,8 +16,8 @@ from torch import Tensor
 from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import Backbone
 from clipautt.model import Checkpoint
+from clipautt.objectives import objective_loss
 from clipautt.source import Source
-from clipautt.tuning import objective_loss
 from tests.fakes import PREPROCESSING, fake_checkpoint, fake_clip_model, fake_clips, fake_source
 from tests.tuned import tune_context
 
