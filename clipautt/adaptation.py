@@ -13,18 +13,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from clipautt.adapt_config import AdaptConfig
-from clipautt.clips import id_number
+from clipautt.clips import Clip, id_number
 from clipautt.features import ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.methods import BatchedMethod, ClipAUTT, Method, PromptState, make_method
 from clipautt.source import OK, Prediction, Source
 from clipautt.tuning import DegenerateError, NotFiniteError, Tuner, unless_degenerate
 
+_C = TypeVar("_C", Clip, ClipFeatures)
 FALLBACK = "source prompts: "
 """How the status of a prediction begins that was made without the tuned prompts."""
 _FEWEST_CLIPS = 8
@@ -229,7 +230,7 @@ def _check_unit(unit: Unit, config: AdaptConfig) -> None:
         raise ValueError(f"subject {unit.subject_id!r} goes on from a past; protocol={config.protocol!r} has none")
 
 
-def visiting_order(clips: Sequence[ClipFeatures], config: AdaptConfig) -> list[ClipFeatures]:
+def visiting_order(clips: Iterable[_C], config: AdaptConfig) -> list[_C]:
     """One subject's clips in a shuffled order that follows from seed, subject and clip alone."""
     return sorted(clips, key=lambda clip: (id_number(f"{config.seed}/{clip.subject_id}/{clip.clip_id}"), clip.clip_id))
 

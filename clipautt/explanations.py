@@ -1,8 +1,8 @@
 """What adaptation did to one subject: which AU prompts moved, what that changed, and how far OpenFace agrees.
 
-"Before" is CLIP-AU without tuned prompts: the source prompts on the same frame features, with the subject's centre
-removed where the checkpoint was trained so, and no class prior. "After" is what was predicted with the adapted prompts.
-A method that tunes no prompts has the same similarities on both sides.
+"Before" is the same model with the source prompts, on the same frame features: with the subject's centre removed where
+the checkpoint was trained so, and with the class prior of the prediction. "After" is what was predicted with the
+adapted prompts. So the difference is that of the prompts alone, and a method that tunes none has none.
 
 What this module does not know: labels. It shows what changed, and not whether that was right; OpenFace is another
 model's opinion and no truth.
@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -321,29 +321,6 @@ def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
     }
 
 
-def extend_explanation(earlier: SubjectExplanation, later: SubjectExplanation) -> SubjectExplanation:
-    """What came later beside what was explained before: the clips of both, and how far prompts moved over all of them.
-
-    Of clips that are in both, the later explanation counts. The agreement with OpenFace is of the later clips alone,
-    where these have any.
-    """
-    again = set(later.windows["clip_id"])
-    windows, similarities = (part[~part["clip_id"].isin(again)] for part in (earlier.windows, earlier.similarities))
-    if windows.empty:
-        return later
-    counts = np.array([len(windows), len(later.windows)])
-    moved = np.average([earlier.prompts["moved"], later.prompts["moved"]], axis=0, weights=counts)
-    prompts = later.prompts.assign(moved=moved)
-    return replace(
-        later,
-        prompts=prompts.assign(rank=prompts["moved"].rank(method="first", ascending=False).astype(int)),
-        similarities=pd.concat([similarities, later.similarities], ignore_index=True),
-        windows=pd.concat([windows, later.windows], ignore_index=True),
-        openface=earlier.openface if later.openface is None else later.openface,
-        facts=later.facts | {"openface_of": sorted(later.facts["openface_files"] or earlier.facts["openface_files"])},
-    )
-
-
 def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: str) -> Path:
     """Write one subject's tables as CSV, and `explanation.json` last; a folder with it is complete.
 
@@ -372,7 +349,7 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
     facts = {
         "subject_id": explanation.subject_id,
         "classes": list(explanation.classes),
-        "clips": len(explanation.windows),
+        "clip_ids": explanation.windows["clip_id"].tolist(),
     }
     facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
     _write_aside(own / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -399,7 +376,7 @@ def read_explanation(folder: Path) -> SubjectExplanation:
             f"no explanation in {folder} ({FACTS_FILE} is not there); `clipautt adapt explain=true` makes one"
         )
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    del facts["clips"]
+    del facts["clip_ids"]
     prompts, similarities, windows, openface = (
         _read_table(folder / f"{part}.csv") if (folder / f"{part}.csv").is_file() else None for part in _TABLES
     )

@@ -5,6 +5,7 @@ What this module does not know: which subjects there are, result rows, and what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +15,7 @@ import torch
 from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import Centring, Past, SubjectResult, Unit, adapt_units
 from clipautt.backbone import BackboneConfig, load_backbone
-from clipautt.explanations import (
-    FACTS_FILE,
-    explain_subject,
-    extend_explanation,
-    read_explanation,
-    write_explanation,
-)
+from clipautt.explanations import FACTS_FILE, explain_subject, write_explanation
 from clipautt.feature_store import FeatureStore
 from clipautt.features import ClipFeatures, FeatureSpec
 from clipautt.memory import free_bytes
@@ -29,7 +24,7 @@ from clipautt.openface import OpenFaceTrack, list_openface, read_openface_of
 from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
 from clipautt.source import Prediction, Source
 from clipautt.tuning import Tuner, TuningConfig
-from ray_jobs.adapt_plan import COMPARED, REPLAYED, Assignment, SubjectWork
+from ray_jobs.adapt_plan import COMPARED, Assignment, SubjectWork
 from ray_jobs.train import find_checkpoint
 
 
@@ -71,9 +66,12 @@ class AdaptJob:
         """Folder of what adaptation changed for a subject."""
         return Path(self.folder) / "explain" / Path(subject_file(subject_id)).stem
 
-    def is_explained(self, subject_id: str) -> bool:
-        """Whether a subject's explanation is there as a whole."""
-        return (self.explanation(subject_id) / FACTS_FILE).is_file()
+    def explained(self, subject_id: str) -> list[str]:
+        """Clips that a subject's explanation is of; none where there is none, or one without the OpenFace asked for."""
+        file = self.explanation(subject_id) / FACTS_FILE
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        fits = self.openface is None or facts.get("openface") == self.openface
+        return facts.get("clip_ids", []) if fits else []
 
 
 def check_methods(methods: Sequence[AdaptConfig], *, explain: bool) -> None:
@@ -160,9 +158,11 @@ class AdaptActor:
             tuner.measure_batch_size(method)
             self.measured.add(key)
         units = [self._unit(source, work, one, features) for work, one in asked]
-        results = adapt_units(source, units, method, tuner=tuner, centring=centring, trace=self._explains(asked))
+        results = adapt_units(
+            source, units, method, tuner=tuner, centring=centring, trace=any(one.explain for _, one in asked)
+        )
         for (work, one), result in zip(asked, results, strict=True):
-            if self.job.explain and (one.keep or one.groups == REPLAYED):
+            if one.explain:
                 self._explain(source.with_window(method.window), method, work, result)
             if one.keep:
                 personalization = Personalization.of(result, method, earlier=one.past_ids)
@@ -186,9 +186,6 @@ class AdaptActor:
         clips = tuple(features[clip_id] for clip_id in one.clip_ids)
         return Unit(work.subject_id, clips, past, in_order=one.in_order)
 
-    def _explains(self, asked: Sequence[tuple[SubjectWork, Assignment]]) -> bool:
-        return self.job.explain and any(one.keep or one.groups == REPLAYED for _, one in asked)
-
     def _explain(self, source: Source, method: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
         tracks, problems = self._tracks(work, [prediction.clip_id for prediction in result.predictions])
@@ -199,11 +196,9 @@ class AdaptActor:
             predictions=result.predictions,
             window_choice=method.readout,
             openface=tracks,
-            facts={"method": method.name, "openface_problems": problems},
+            facts={"method": method.name, "openface": self.job.openface, "openface_problems": problems},
         )
         folder = self.job.explanation(work.subject_id)
-        if (folder / FACTS_FILE).is_file():
-            explanation = extend_explanation(read_explanation(folder), explanation)
         write_explanation(explanation, folder.parent, name=folder.name)
 
     def _tracks(self, work: SubjectWork, clip_ids: Sequence[str]) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
@@ -214,7 +209,7 @@ class AdaptActor:
         for clip_id in clip_ids:
             try:
                 track = read_openface_of(self.openface, clips[clip_id])
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 problems[clip_id] = str(error)
             else:
                 if track is not None:

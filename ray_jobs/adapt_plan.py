@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from clipautt.adapt_config import AdaptConfig
+from clipautt.adaptation import visiting_order
 from clipautt.clips import Clip, id_number
 from clipautt.personalization import subject_file
 from clipautt.results import Cohort, read_rows
@@ -23,7 +24,7 @@ EVERY = "every clip"
 COMPARED = frozenset({("compared with a cheap mode", 0)})
 """Stands for the groups of an assignment whose predictions are compared and become no rows."""
 REPLAYED = frozenset({("explained afterwards", 0)})
-"""The same, where what was done before is done again in the same order, to write what it changed."""
+"""The same, where all clips are adapted on once more, in the order of their visits, to write what that changed."""
 FAILED = "failed: "
 """How the status of a row begins whose subject could not be adapted to."""
 
@@ -54,6 +55,8 @@ class Assignment:
     """Cohort and draw of the groups it is for; none serves all: where clips do not matter to each other."""
     keep: bool = False
     """Whether the prompts are kept, for predictions to come."""
+    explain: bool = False
+    """Whether what it changed is written."""
     in_order: bool = False
     """Whether the clips are visited in the order of their ids here."""
 
@@ -119,7 +122,7 @@ def plan_subject(
     rows: pd.DataFrame,
     went_on_from: Sequence[str] | None = None,
     exact: Sequence[AdaptConfig] = (),
-    unexplained: bool = False,
+    explained: Iterable[str] | None = None,
 ) -> SubjectPlan | None:
     """What is left to do for one subject.
 
@@ -130,7 +133,7 @@ def plan_subject(
         rows: of the subject's result file, empty where there is none.
         went_on_from: clips that the saved prompts were made from, in the order of the visits; None without prompts.
         exact: exact counterparts of cheap methods that this subject is to be compared under.
-        unexplained: whether what the run's own method changed is still to be written.
+        explained: clips that what the run's own method changed has been written of; None where nobody asks for it.
 
     Returns:
         None where nothing is left.
@@ -141,9 +144,10 @@ def plan_subject(
         own = rows[(rows["method"] == method.name) & (rows["prediction"] != "")]
         standing, missing = _plan_method(method, own, groups, went_on_from if number == 0 else None)
         kept.append(standing)
-        if number == 0 and unexplained:
-            assignments += _replay(method, standing)
-        assignments += [replace(one, keep=number == 0 and one.keep) for one in missing]
+        missing = [replace(one, keep=number == 0 and one.keep) for one in missing]
+        if number == 0 and groups and explained is not None and set(explained) != groups[0].clip_ids:
+            missing = _explaining(missing, method, clips, groups[0], standing)
+        assignments += missing
     if groups:
         every = tuple(sorted(groups[0].clip_ids))
         beside = [method for method in dict.fromkeys(exact) if method not in methods]
@@ -162,10 +166,22 @@ def plan_subject(
     return SubjectPlan(tuple(clips), tuple(groups), standing, work)
 
 
-def _replay(method: AdaptConfig, rows: pd.DataFrame) -> list[Assignment]:
-    """The run's own method once more on clips whose rows stand, in the order in which they were visited."""
-    every = rows[rows["cohort"] == EVERY].sort_values("position")
-    return [Assignment(method, tuple(every["clip_id"]), groups=REPLAYED, in_order=True)] if len(every) else []
+def _explaining(
+    missing: Sequence[Assignment], method: AdaptConfig, clips: Sequence[Clip], every: Group, rows: pd.DataFrame
+) -> list[Assignment]:
+    """What is missing, and what was changed is written by the way; or else by one more pass over all clips.
+
+    An explanation is always made of all clips at once, so that it depends on nothing but them. `online`, clips whose
+    rows stand come first, in the order in which they were visited.
+    """
+    whole = [one.keep and not one.past_ids and set(one.clip_ids) == every.clip_ids for one in missing]
+    if any(whole):
+        return [replace(one, explain=explains) for one, explains in zip(missing, whole, strict=True)]
+    online = method.protocol == "online"
+    before = rows[rows["cohort"] == EVERY].sort_values("position")["clip_id"].tolist() if online else []
+    new = [clip for clip in clips if clip.clip_id in every.clip_ids and clip.clip_id not in before]
+    order = (*before, *(clip.clip_id for clip in visiting_order(new, method)))
+    return [Assignment(method, order, groups=REPLAYED, in_order=True, explain=True), *missing]
 
 
 def _plan_method(

@@ -76,7 +76,7 @@ class ResultBook:
                 rows=rows,
                 went_on_from=self._went_on_from(subject),
                 exact=tuple(cheap.values()) if asked else (),
-                unexplained=self.job.explain and bool(there) and not self.job.is_explained(subject),
+                explained=self.job.explained(subject) if self.job.explain else None,
             )
             if plan is not None:
                 plans[subject] = plan

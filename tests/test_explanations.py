@@ -275,7 +275,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(getattr(again, part), getattr(found, part), rtol=1e-14)
     assert (again.subject_id, again.classes, again.facts) == ("s0", found.classes, found.facts)
     assert again.windows["clip_id"].tolist() == ["007", "NA", "a,b", "1e5"]
-    assert json.loads((own / "explanation.json").read_text())["clips"] == 4
+    assert json.loads((own / "explanation.json").read_text())["clip_ids"] == ["007", "NA", "a,b", "1e5"]
     assert list(read_explanations(tmp_path)) == ["s%2F0"]
 
 
@@ -289,9 +289,9 @@ def test_what_was_there_before_goes(tmp_path: Path) -> None:
 
 def test_facts_of_the_caller_are_kept_and_replace_none_of_ours(tmp_path: Path) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
-    found = explain(source, clips, tuned(source), facts={"clips": 99, "subject_id": "other", "seed": 3})
+    found = explain(source, clips, tuned(source), facts={"clip_ids": [], "subject_id": "other", "seed": 3})
     own = write_explanation(found, tmp_path, name="s0")
-    assert json.loads((own / "explanation.json").read_text())["clips"] == 4
+    assert len(json.loads((own / "explanation.json").read_text())["clip_ids"]) == 4
     assert read_explanation(own).subject_id == "s0" and read_explanation(own).facts["seed"] == 3
 
 

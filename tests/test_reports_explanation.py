@@ -88,7 +88,7 @@ def cells(page: str) -> list[list[str]]:
 def test_the_page_says_what_moved(tmp_path: Path) -> None:
     page = page_of(tmp_path, explanation())
     assert "<strong>AU4 Brow lowerer and AU12 Lip corner puller moved most</strong>" in page
-    assert "Of 2 clips, 1 rest on another window than CLIP-AU&#39;s, and 1 have another class." in page
+    assert "Of 2 clips, 1 rest on another window than with the source prompts, and 1 have another class." in page
     assert ["s0", "2", "0.063", "AU4 Brow lowerer, 0.250", "1", "1", "0.30 → 0.55"] in cells(page)
     assert ["s0c0", "1.00–2.28", "1.00–2.28", "0.60 → 0.60", "0.30 → 0.30", "neutral"] in cells(page)
     assert ["s0c1", "1.00–2.28", "3.00–4.28 other", "0.60 → 0.20", "0.30 → 0.80", "neutral → pain changed"] in cells(

@@ -72,7 +72,7 @@ class _WindowRow:
     clip: str
     """Its id."""
     before: str
-    """Seconds of CLIP-AU's window."""
+    """Seconds of the window with the source prompts."""
     after: str
     """Seconds of the window chosen after."""
     other_window: bool
@@ -120,7 +120,7 @@ class _Subject:
     most: str
     """The AU that moved most."""
     other_windows: int
-    """Clips with another window than CLIP-AU's."""
+    """Clips with another window than with the source prompts."""
     other_classes: int
     """Clips with another decision."""
     probability: _Pair
@@ -242,7 +242,8 @@ def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame) -> 
         sentences.append("The source prompts were used as they are, so similarities are the same before and after.")
     other, changed = int(windows["other_window"].sum()), _num_changed(windows)
     sentences.append(
-        f"Of {len(windows)} clips, {other} rest on another window than CLIP-AU's, and {changed} have another class."
+        f"Of {len(windows)} clips, {other} rest on another window than with the source prompts, and {changed} have "
+        "another class."
     )
     fallen = int((windows["status"] != "ok").sum())
     if fallen:

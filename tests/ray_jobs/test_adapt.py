@@ -256,25 +256,34 @@ def test_explaining_an_extended_run_changes_no_result(world: World) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_an_explained_extension_that_was_killed_keeps_the_earlier_clips(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE], ids=lambda method: str(method.protocol))
+def test_explanations_of_an_extended_run_are_those_of_an_undisturbed_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: AdaptConfig
 ) -> None:
-    job = world.job("explained-online", ONLINE, explain=True)
+    """Killed before anything is written, after an explanation and before its rows; and explained again at the end."""
 
-    def explained(clips: Sequence[Clip]) -> set[str]:
+    def explained(name: str, clips: Sequence[Clip], *, explain: bool = True) -> dict[str, str]:
+        job = world.job(f"{name}-{method.protocol}", method, explain=explain)
         run_adaptation(job, world.read(), clips, [], cluster=ClusterConfig())
-        return set(pd.read_csv(world.run("explained-online") / "explain" / "s0" / "windows.csv")["clip_id"])
-
-    assert explained(world.clips[:2]) == {"s0c0", "s0c1"}
+        folder = Path(job.folder) / "explain"
+        return {str(path.relative_to(folder)): path.read_text() for path in folder.glob("*/*")}
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("ray_jobs.adapt_actor.save_personalization", die)
-        with pytest.raises(KeyboardInterrupt):
-            explained(world.clips[:4])
-    assert explained(world.clips[:4]) == {"s0c0", "s0c1", "s0c2", "s0c3"}
+    explained("calm", world.clips[:6])
+    expected = explained("calm", world.clips[:8])
+    explained("killed", world.clips[:6])
+    for target in ("ray_jobs.adapt_actor.save_personalization", "ray_jobs.adapt_results.write_rows"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, die)
+            with pytest.raises(KeyboardInterrupt):
+                explained("killed", world.clips[:8])
+    assert explained("killed", world.clips[:8]) == expected
+    assert set(json.loads(expected["s1/explanation.json"])["clip_ids"]) == {"s1c0", "s1c1", "s1c2", "s1c3"}
+    explained("late", world.clips[:6])
+    explained("late", world.clips[:8], explain=False)
+    assert explained("late", world.clips[:8]) == expected
 
 
 @pytest.mark.usefixtures("here")
@@ -422,8 +431,13 @@ def test_explanations_are_written_also_for_a_run_that_has_ended(world: World, tm
     assert list(facts["openface_files"]) == ["s0c1"] and list(facts["openface_problems"]) == ["s0c2"]
     assert_same_results(world.rows("explained"), before)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("s*/*")}
-    assert cli.main(["adapt", *words, "explain=true"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("s*/*")} == kept
+    for asked in ([], [f"openface={openface}"]):
+        assert cli.main(["adapt", *words, "explain=true", *asked]) == 0
+        assert {path: path.stat().st_mtime_ns for path in folder.glob("s*/*")} == kept
+    openface.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "s1c0.csv").write_text((tmp_path / "elsewhere" / "s0c1.csv").read_text())
+    assert cli.main(["adapt", *words, "explain=true", f"openface={tmp_path / 'elsewhere'}"]) == 0
+    assert (folder / "s1" / "openface.csv").is_file()
 
 
 @pytest.mark.usefixtures("here")

@@ -222,11 +222,26 @@ def test_a_further_method_is_done_beside_those_that_stand() -> None:
 
 def test_what_is_not_explained_is_done_again_in_the_same_order_and_makes_no_rows() -> None:
     there = pd.concat([rows(ONLINE, "b", position=0), rows(ONLINE, "a", position=1), rows(CLIP_AU, "ab")])
-    found = plan(2, there, ONLINE, CLIP_AU, unexplained=True)
-    (again,) = assignments(found)
-    assert again == Assignment(ONLINE, ("b", "a"), groups=REPLAYED, in_order=True)
-    assert not again.makes_rows and not any(again.serves(group) for group in every("ab"))
-    assert found is not None and len(found.kept) == 4
+    for explained in ([], ["a"]):
+        found = plan(2, there, ONLINE, CLIP_AU, explained=explained)
+        (again,) = assignments(found)
+        assert again == Assignment(ONLINE, ("b", "a"), groups=REPLAYED, in_order=True, explain=True)
+        assert not again.makes_rows and not any(again.serves(group) for group in every("ab"))
+        assert found is not None and len(found.kept) == 4
+    assert plan(2, there, ONLINE, CLIP_AU, explained=["a", "b"]) is None
+
+
+def test_an_explanation_is_made_by_the_way_where_all_clips_are_adapted_on_and_else_once_more_of_all() -> None:
+    fresh = assignments(plan(2, rows(ONLINE, ""), ONLINE, CLIP_AU, explained=[]))
+    assert [one.explain for one in fresh] == [True, False] and [one.groups for one in fresh] == [ALL, frozenset()]
+    there = pd.concat([rows(ONLINE, "b", position=0), rows(ONLINE, "a", position=1)])
+    again, extended = assignments(plan(4, there, ONLINE, went_on_from=("b", "a"), explained=["a", "b"]))
+    assert again.clip_ids[:2] == ("b", "a") and sorted(again.clip_ids[2:]) == ["c", "d"] and again.explain
+    assert extended == Assignment(ONLINE, ("c", "d"), ("b", "a"), ALL, keep=True)
+    again, extended = assignments(plan(3, rows(PER_VIDEO, "ab"), PER_VIDEO, explained=["a", "b"]))
+    assert sorted(again.clip_ids) == ["a", "b", "c"] and again.explain and not extended.explain
+    (whole,) = assignments(plan(3, rows(PER_SUBJECT, "ab"), PER_SUBJECT, explained=["a", "b"]))
+    assert whole.clip_ids == ("a", "b", "c") and whole.explain and whole.makes_rows
 
 
 def test_a_label_that_came_later_is_written_and_nothing_is_done_again() -> None:
