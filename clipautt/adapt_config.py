@@ -20,6 +20,9 @@ AdaptationProtocol = Literal["per_video", "online", "per_subject"]
 Readout = Literal["best_window", "mean_windows", "peak_window", "whole_clip"]
 Tune = Literal["context", "feature", "first_order"]
 
+_LEAST_PRIOR = 1e-6
+"""One in a million; float32 can hardly tell less from nothing."""
+_PRIORS = f"numbers from {_LEAST_PRIOR:g} to 1 - {_LEAST_PRIOR:g}, estimate, or null"
 _OBJECTIVE_NAMES = {"entropy": "entropy", "infomax": "infomax", "infomax_kl": "infomax+KL"}
 _READOUT_NAMES = {
     "best_window": "best window",
@@ -56,7 +59,7 @@ class AdaptConfig:
     precision: TextPrecision = "fp32"
     """Arithmetic inside the text tower while tuning; context vectors, optimiser and loss are always fp32."""
     per_au_context: bool = True
-    """Context vectors (or an offset) of their own for each AU prompt, or one set shared by all."""
+    """Context vectors (or an offset) of their own for each AU prompt, or one displacement shared by all."""
     steps: int = 10
     """AdamW steps; 0 is CLIP-AU."""
     learning_rate: float = 1.0
@@ -106,9 +109,9 @@ class AdaptConfig:
 
     def _check_prior(self) -> None:
         if isinstance(self.prior, str) and self.prior != "estimate":
-            raise ValueError(f"adapt.prior={self.prior!r}; allowed are numbers between 0 and 1, estimate, or null")
-        if isinstance(self.prior, int | float) and not 0 < self.prior < 1:
-            raise ValueError(f"adapt.prior={self.prior}; allowed are numbers between 0 and 1, estimate, or null")
+            raise ValueError(f"adapt.prior={self.prior!r}; allowed are {_PRIORS}")
+        if isinstance(self.prior, int | float) and not _LEAST_PRIOR <= self.prior <= 1 - _LEAST_PRIOR:
+            raise ValueError(f"adapt.prior={self.prior}; allowed are {_PRIORS}")
         if self.prior == "estimate" and self.protocol != "per_subject":
             raise ValueError(
                 f"adapt.prior='estimate' with protocol={self.protocol!r}; the estimate needs all clips of a subject: "
@@ -160,7 +163,7 @@ class AdaptConfig:
             yield from (f"re-linearised every {self.relinearise}",) * (
                 self.tune == "first_order" and self.relinearise > 0
             )
-        if self.precision != "fp32":
+        if self.precision != "fp32" and (self.tune == "context" or (self.tune == "first_order" and self.relinearise)):
             yield self.precision
         if (self.steps, self.learning_rate, self.learning_rate_unit) != (
             usual.steps,
@@ -170,7 +173,7 @@ class AdaptConfig:
             unit = "" if self.learning_rate_unit == "relative" else " absolute"
             yield f"{self.steps} steps of {self.learning_rate:g}{unit}"
         if not self.per_au_context:
-            yield "shared context"
+            yield "shared displacement"
         if self.objective == "infomax_kl" and self.kl_weight != usual.kl_weight:
             yield f"KL weight {self.kl_weight:g}"
         if self.objective in ("infomax", "infomax_kl") and self.balance_weight != usual.balance_weight:

@@ -221,6 +221,9 @@ def check_baseline(source: Source, config: AdaptConfig) -> None:
 
 
 def _check_unit(unit: Unit, config: AdaptConfig) -> None:
+    for clip in unit.clips:
+        if not torch.isfinite(clip.features).all():
+            raise NotFiniteError(f"subject {unit.subject_id!r}, clip {clip.clip_id!r}: features not finite")
     seen = () if unit.past is None else unit.past.clips
     counts = Counter(clip.clip_id for clip in (*seen, *unit.clips))
     twice = [clip_id for clip_id, count in counts.items() if count > 1]
@@ -371,8 +374,9 @@ def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Sequenc
         clips = []
         for i in going:
             clip = units[i][number]
-            seen[i].append(clip.features)
-            centres[i] = subject_centre(torch.cat(seen[i]), work.config.subject_baseline)
+            if work.config.subject_baseline != "none":
+                seen[i].append(clip.features)
+            centres[i] = subject_centre(torch.cat(seen[i] or [clip.features]), work.config.subject_baseline)
             clips.append(_without(clip, centres[i], work.config.subject_baseline))
         for i, (step, course) in zip(going, _online_steps(work, [courses[i] for i in going], clips), strict=True):
             steps[i].append(step)
@@ -412,13 +416,13 @@ def _per_subject(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Se
         steps = list(islice(stepped, len(own)))
         after = steps[-1].state
         estimated = work.config.prior == "estimate"  # an estimate can collapse by itself: it is judged, too
-        if (work.config.tunes or estimated) and why is None:
+        if (work.config.tunes and why is None) or estimated:
             instead = work.start() if estimated else work.anew(state)
             plain = work.unadapted([instead] * len(own), own)
             pairs = [(step.prediction.label_index, p.label_index) for step, p in zip(steps, plain, strict=True)]
             found = collapse(pairs, work.source.classes, work.config.collapse_share)
             if found is not None:
-                why, after = FALLBACK + found, instead
+                why, after = FALLBACK + found if why is None else f"{why}; {found}", instead
                 steps = [_Step(clip, prediction, after) for clip, prediction in zip(own, plain, strict=True)]
         runs.append(([step.marked(why) for step in steps], Course(after, fallen=why), centre))
     return runs

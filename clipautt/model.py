@@ -96,7 +96,7 @@ class ClipAU(nn.Module):
 
 
 def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
-    """`layers(inputs)` of linear, ReLU, linear; once frozen, what a row gives does not depend on how many there are."""
+    """`layers(inputs)` of linear, ReLU, linear; once frozen, a row of many does not depend on how many there are."""
     first, last = layers[0], layers[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return frozen_linear(F.relu(frozen_linear(inputs, first.weight, first.bias)), last.weight, last.bias)
@@ -155,6 +155,7 @@ class Checkpoint:
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         facts = asdict(self.spec) | {"features": self.spec.features.facts}
         used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
+        used["class_shares"] = self.spec.class_shares
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 

@@ -10,6 +10,7 @@ whether the video that OpenFace read is the one that was encoded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def window_means(frames: pd.DataFrame, start_seconds: npt.ArrayLike, end_seconds
 def list_openface(folder: str | Path) -> dict[str, list[Path]]:
     """The CSV files below a folder by their name without suffix, so that many clips need one look at the disk.
 
+    Folders `…_aligned`, where OpenFace leaves a picture of every frame, are not looked into.
+
     Raises:
         FileNotFoundError: if there is no such folder.
     """
@@ -96,54 +99,96 @@ def list_openface(folder: str | Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"openface={folder}: there is no such folder; give the one with OpenFace's CSV files")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() == ".csv":
-            found.setdefault(path.stem, []).append(path)
-    return found
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith("_aligned")]
+        for name in files:
+            if name.lower().endswith(".csv"):
+                found.setdefault(Path(name).stem, []).append(Path(place, name))
+    return {stem: sorted(paths) for stem, paths in found.items()}
 
 
-def find_openface(folder: str | Path | Mapping[str, Sequence[Path]], clip_id: str, source: str | Path) -> Path | None:
-    """The CSV file of a clip: `<clip_id>.csv`, or else the one named after the file it was cut from.
+def match_openface(
+    folder: str | Path | Mapping[str, Sequence[Path]], clips: Sequence[Clip]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The CSV file of each clip: `<clip_id>.csv`, or else the one named after the file that the clip was cut from.
+
+    Where several have that file name, the one whose folder is called as the video's is taken. A file is never taken
+    for a clip of another video: where other videos have the same name, the folder must fit.
 
     Args:
         folder: looked through at any depth; or what `list_openface` gave.
-        clip_id: as in the manifest. One with slashes is looked for by its whole path.
-        source: file or folder of frames of the clip.
+        clips: all of a run, since videos of one name must be told apart. A clip id with slashes is looked for by its
+            whole path.
 
     Returns:
-        The path, or None where there is no such file.
+        Clip id → path, for those that have one; and for those that may have one, clip id → why none was taken.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if two files have the name, naming both.
     """
     files = folder if isinstance(folder, Mapping) else list_openface(folder)
-    for name in dict.fromkeys([clip_id, Path(source).stem, Path(source).name]):
-        ending = f"/{name}"
-        same = [path for path in files.get(Path(name).name, ()) if path.with_suffix("").as_posix().endswith(ending)]
-        if len(same) > 1:
+    sources: dict[str, set[str]] = {}
+    for clip in clips:
+        for name in _names(clip):
+            sources.setdefault(name, set()).add(clip.source)
+    found: dict[str, Path] = {}
+    problems: dict[str, str] = {}
+    for clip in clips:
+        try:
+            path = _of_clip(files, clip) or _of_video(files, clip, sources)
+        except ValueError as error:
+            problems[clip.clip_id] = str(error)
+        else:
+            if path is not None:
+                found[clip.clip_id] = path
+    return found, problems
+
+
+def _names(clip: Clip) -> list[str]:
+    """Names without suffix of the video or folder of frames that a clip was cut from."""
+    return list(dict.fromkeys([Path(clip.source).stem, Path(clip.source).name]))
+
+
+def _of_clip(files: Mapping[str, Sequence[Path]], clip: Clip) -> Path | None:
+    ending = f"/{clip.clip_id}"
+    own = files.get(Path(clip.clip_id).name, ())
+    return _only(clip, [path for path in own if path.with_suffix("").as_posix().endswith(ending)])
+
+
+def _of_video(files: Mapping[str, Sequence[Path]], clip: Clip, sources: Mapping[str, set[str]]) -> Path | None:
+    folder = Path(clip.source).parent.name
+    for name in _names(clip):
+        same = list(files.get(name, ()))
+        fitting = [path for path in same if path.parent.name == folder]
+        if same and not fitting and len(sources[name]) > 1:
             raise ValueError(
-                f"clip {clip_id!r}: {same[0]} and {same[1]} both have the name {name!r}; keep one of them, or name "
-                "OpenFace's files after clip_id"
+                f"clip {clip.clip_id!r}: {same[0]} may be of any of {len(sources[name])} videos of the name {name!r}; "
+                f"put it into a folder {folder!r}, or name it after clip_id"
             )
         if same:
-            return same[0]
+            return _only(clip, fitting or same)
     return None
 
 
-def read_openface_of(folder: str | Path | Mapping[str, Sequence[Path]], clip: Clip) -> OpenFaceTrack | None:
-    """Find and read the CSV file of a clip, in seconds of the clip.
+def _only(clip: Clip, paths: Sequence[Path]) -> Path | None:
+    if len(paths) > 1:
+        raise ValueError(
+            f"clip {clip.clip_id!r}: {paths[0]} and {paths[1]} both have the name {paths[0].stem!r}; keep one of them, "
+            "or name OpenFace's files after clip_id"
+        )
+    return paths[0] if paths else None
+
+
+def read_openface_of(path: Path, clip: Clip) -> OpenFaceTrack:
+    """Read the CSV file of a clip, in seconds of the clip.
 
     A file named after the clip's source covers the whole of it, so its times are shifted by the begin of the clip; one
     named after the clip alone begins with the clip.
 
     Raises:
-        FileNotFoundError, ValueError: as `find_openface` and `read_openface`.
+        FileNotFoundError, ValueError: as `read_openface`.
     """
-    path = find_openface(folder, clip.clip_id, clip.source)
-    if path is None:
-        return None
-    if path.stem not in (Path(clip.source).stem, Path(clip.source).name):
+    if path.stem not in _names(clip):
         return read_openface(path)
     return read_openface(path, offset_seconds=clip.start_seconds or 0.0, offset_frames=clip.start_frame or 0)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -106,7 +107,7 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
     """Write one subject's prompts and centre, aside and renamed, with the checkpoint's fingerprint inside."""
     named = {name: getattr(personalization, name) for name in ("centre", "context", "offset", "prior", "au_embeddings")}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in named.items() if tensor is not None}
-    tensors |= {f"memory.{i:04d}": sample.cpu().contiguous() for i, sample in enumerate(personalization.memory)}
+    tensors |= {f"memory.{i:08d}": sample.cpu().contiguous() for i, sample in enumerate(personalization.memory)}
     facts = {
         "subject_id": personalization.subject_id,
         "checkpoint": checkpoint,
@@ -124,12 +125,19 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
 
 
 def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
-    """Ids of the clips that a file's prompts were made from, in the order of the visits; None without a file."""
-    if not path.is_file():
-        return None
+    """Ids of the clips that a file's prompts were made from, in the order of the visits; None without a file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return tuple(_read(path, tensors=False)[0]["clips"]) if path.is_file() else None
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return tuple(json.loads(file.metadata()["personalization"])["clips"])
+            names = sorted(file.keys()) if tensors else []
+            return json.loads(file.metadata()["personalization"]), {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is done anew") from error
 
@@ -139,13 +147,11 @@ def load_personalization(path: Path, source: Source) -> Personalization:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it belongs to another checkpoint, naming both.
+        ValueError: if it is damaged, or belongs to another checkpoint, naming both.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no adapted prompts at {path}")
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["personalization"])
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    facts, tensors = _read(path)
     if facts["checkpoint"] != source.checkpoint.fingerprint:
         raise ValueError(
             f"{path} was adapted from checkpoint {facts['checkpoint']}, given is {source.checkpoint.fingerprint}"

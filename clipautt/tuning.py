@@ -12,9 +12,10 @@ What this module does not know: windows, protocols, and where samples come from.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -30,6 +31,7 @@ from clipautt.source import Source
 _T = TypeVar("_T")
 Compilation = Literal["none", "default", "cuda_graphs"]
 _LARGEST_BATCH = 32
+_MEASURING_SECONDS = 1.0
 _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
 subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
@@ -149,7 +151,16 @@ def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last:
     return again
 
 
-def _shape(problem: Problem) -> tuple[int, int, int]:
+_Shape = tuple[int, int, int]
+_Kind = tuple[str, str]
+
+
+def _kind(config: AdaptConfig) -> _Kind:
+    """Ways to tune that cost the same."""
+    return config.tune, config.precision
+
+
+def _shape(problem: Problem) -> _Shape:
     """Windows, samples and windows of a sample that a problem has room for in a batch, powers of two.
 
     They follow from the problem alone, and a batch holds problems of one shape: so sums over windows are added up in
@@ -219,6 +230,21 @@ class _Parameter:
             return (self.au_embeddings if self.renew is None else self.renew(values))(values)
 
 
+class _Free:
+    """What the optimiser moves of one problem's parameter: a value per AU, or one displacement that all AUs share.
+
+    With a displacement the AUs keep what distinguishes them, which matters where context stands in their own words.
+    """
+
+    def __init__(self, start: Tensor, per_au: bool) -> None:
+        self.start = None if per_au else start
+        self.leaf = (start.clone() if per_au else torch.zeros_like(start[:1])).requires_grad_(True)
+
+    def value(self) -> Tensor:
+        """The parameter, of the shape of the start."""
+        return self.leaf if self.start is None else self.start + self.leaf
+
+
 class Tuner:
     """Solves problems for one source model, in batches that fit the memory.
 
@@ -230,7 +256,8 @@ class Tuner:
     def __init__(self, source: Source, config: TuningConfig | None = None) -> None:
         self.source = source
         self.config = config or TuningConfig()
-        self._limits: dict[str, int] = {}
+        self._sizes: dict[_Kind, int] = {}
+        self._halved: dict[tuple[_Kind, _Shape], int] = {}  # what a batch was halved to, for want of memory
         self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def tune(self, problems: Sequence[Problem], config: AdaptConfig) -> list[Tuned | DegenerateError]:
@@ -248,6 +275,7 @@ class Tuner:
 
         Raises:
             MemoryError: if the device's memory is too small for a single problem.
+            ValueError: if the checkpoint's prompts have no context tokens, and context is to be tuned.
         """
         parameter = self._parameter(config)
         found: dict[int, Tuned | DegenerateError] = {}
@@ -256,57 +284,80 @@ class Tuner:
         while waiting:
             shape = shapes[waiting[0]]
             same = [i for i in waiting if shapes[i] == shape]
-            chosen = same[: self._room(shape[0], config)]
-            batch = [problems[i] for i in chosen]
-            try:
-                outcomes = self._tune_batch(batch, config, parameter)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(config, len(chosen), error)
+            chosen = same[: self._room(shape, config)]
+            outcomes = self._tune_within_memory([problems[i] for i in chosen], config, parameter)
+            if outcomes is None:
+                self._halved[_kind(config), shape] = len(chosen) // 2
                 continue
             found |= dict(zip(chosen, outcomes, strict=True))
             waiting = waiting[len(chosen) :]
         return [found[i] for i in range(len(problems))]
 
+    def _tune_within_memory(
+        self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
+    ) -> list[Tuned | DegenerateError] | None:
+        """The outcomes; None where memory is too short for so many."""
+        try:
+            return self._tune_batch(problems, config, parameter)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(problems) == 1:
+                raise MemoryError(
+                    f"the memory of {self.source.backbone.device} is too small to tune a single problem ({error}); "
+                    "free some, use another device, or tune=feature"
+                ) from error
+        if self.source.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()  # out here, where what the failed batch held is free again
+        return None
+
     def batch_size(self, config: AdaptConfig) -> int:
         """Problems in one batch: as configured, as measured, or as many as the memory holds."""
-        if config.tune not in self._limits:
-            self._limits[config.tune] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(config))
-        return self._limits[config.tune]
+        kind = _kind(config)
+        if kind not in self._sizes:
+            self._sizes[kind] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(config))
+        return self._sizes[kind]
 
     def measure_batch_size(self, config: AdaptConfig) -> int:
         """Find the batch size that is fastest per problem, by a step of 1, 2, 4, … problems, and use it from now on.
 
-        Out of memory, or once another doubling gains less than 5%, the search ends. A size that is configured stays.
+        Out of memory, or once two doublings have gained less than 5%, the search ends. A size that is configured stays.
         """
         if self.config.batch_size:
             return self.batch_size(config)
         most = min(_LARGEST_BATCH, self._fitting(config))
-        parameter = self._parameter(config)
         best, least = 1, torch.inf
-        self._seconds_of_step(parameter, 1)  # the first one warms up
         for size in (2**power for power in range(most.bit_length())):
             try:
-                seconds = self._seconds_of_step(parameter, size) / size
+                seconds = self._seconds_of_step(config, size) / size
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 break
-            if seconds > 0.95 * least:
+            if seconds <= 0.95 * least:
+                best, least = size, seconds
+            elif size > 2 * best:
                 break
-            best, least = size, seconds
-        self._limits[config.tune] = best
+        self._sizes[_kind(config)] = best
         return best
 
-    def _seconds_of_step(self, parameter: _Parameter, size: int) -> float:
-        """Of the way through the text side and back."""
-        values = parameter.start.expand(size, *parameter.start.shape).clone().requires_grad_(True)
-        began = time.perf_counter()
-        torch.autograd.backward(parameter.au_embeddings(values).sum())
-        if values.is_cuda:
-            torch.cuda.synchronize(values.device)
-        return time.perf_counter() - began
+    def _seconds_of_step(self, config: AdaptConfig, size: int) -> float:
+        """Of a whole step of so many problems: the least of three, or of what a second holds, after one to warm up."""
+        parameter, one_step = self._parameter(config), replace(config, steps=1, tolerance=0.0)
+        noise = torch.Generator().manual_seed(size)
+        windows = F.normalize(torch.randn(_FEWEST_ROWS, self.source.au_embeddings.shape[-1], generator=noise), dim=-1)
+        problems = [Problem(torch.split(windows, 1))] * size
+        least, began = torch.inf, time.perf_counter()
+        for turn in range(4):
+            start = time.perf_counter()
+            self._tune_batch(problems, one_step, parameter)
+            if self.source.backbone.device.type == "cuda":
+                torch.cuda.synchronize(self.source.backbone.device)
+            taken = time.perf_counter() - start
+            least = min(least, taken) if turn else least
+            if turn and time.perf_counter() - began > _MEASURING_SECONDS:
+                break
+        return least
 
     def bytes_per_problem(self, config: AdaptConfig) -> int:
         """What one problem more takes on its way through the text side and back, measured on two and on one.
@@ -320,28 +371,24 @@ class Tuner:
         return int(1.5 * (two - one))
 
     def _fitting(self, config: AdaptConfig) -> int:
-        return max(1, self._budget() // max(1, self.bytes_per_problem(config)))
+        try:
+            return max(1, self._budget() // max(1, self.bytes_per_problem(config)))
+        except (RuntimeError, MemoryError) as error:  # not even two
+            if not is_out_of_memory(error):
+                raise
+            return 1
 
     def _budget(self) -> int:
         return self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
 
-    def _room(self, windows: int, config: AdaptConfig) -> int:
-        """How many problems of so many windows go into a batch; their windows may take half of the memory."""
+    def _room(self, shape: _Shape, config: AdaptConfig) -> int:
+        """How many problems of a shape go into a batch; their windows may take half of the memory."""
+        most = min(self.batch_size(config), self._halved.get((_kind(config), shape), sys.maxsize))
         if self.config.batch_size:
-            return self.batch_size(config)
+            return most
         units, width = self.source.au_embeddings.shape
-        most = self._budget() // 2 // (4 * (2 * width + 4 * units + _FLOATS_OF_CLASSIFIER))
-        return max(1, min(self.batch_size(config), most // windows))
-
-    def _halve(self, config: AdaptConfig, size: int, error: BaseException) -> None:
-        if size == 1:
-            raise MemoryError(
-                f"the memory of {self.source.backbone.device} is too small to tune a single problem ({error}); "
-                "free some, use another device, or tune=feature"
-            ) from error
-        self._limits[config.tune] = size // 2
-        if self.source.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        windows = self._budget() // 2 // (4 * (2 * width + 4 * units + _FLOATS_OF_CLASSIFIER))
+        return max(1, min(most, windows // shape[0]))
 
     def _tune_batch(
         self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
@@ -351,22 +398,21 @@ class Tuner:
         taken = [0] * len(problems)
         moving = [i for i, p in enumerate(problems) if len(p.samples) > 1 or config.objective == "entropy"]
         values = [start.detach() for start in starts]
-        for i in moving:
-            values[i] = _initial(starts[i], config).requires_grad_(True)
         if moving:
+            free = [_Free(values[i], config.per_au_context) for i in moving]
             batch = _batch([problems[i] for i in moving], self.source, config.readout)
-            errors, steps = self._descend([values[i] for i in moving], batch, config, parameter)
-            for i, error, count in zip(moving, errors, steps, strict=True):
-                outcomes[i], taken[i] = error, count
-        return self._finish([v.detach() for v in values], starts, outcomes, taken, parameter)
+            errors, steps = self._descend(free, batch, config, parameter)
+            for i, own, error, count in zip(moving, free, errors, steps, strict=True):
+                values[i], outcomes[i], taken[i] = own.value().detach(), error, count
+        return self._finish(torch.stack(values), outcomes, taken, parameter)
 
     def _descend(
-        self, values: Sequence[Tensor], batch: _Batch, config: AdaptConfig, parameter: _Parameter
+        self, values: Sequence[_Free], batch: _Batch, config: AdaptConfig, parameter: _Parameter
     ) -> tuple[list[DegenerateError | None], list[int]]:
         """Steps in place of all values that are still on their way; why some stopped, and the steps of each."""
         rate = config.learning_rate * (parameter.scale if config.learning_rate_unit == "relative" else 1.0)
         rate = min(rate, _LARGEST_RATE)
-        optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=0.0, foreach=True)
+        optimizer = torch.optim.AdamW([one.leaf for one in values], lr=rate, weight_decay=0.0, foreach=True)
         errors: list[DegenerateError | None] = [None] * len(values)
         steps, before = [0] * len(values), [torch.inf] * len(values)
         moving, part = list(range(len(values))), batch
@@ -375,7 +421,7 @@ class Tuner:
             own = self.source.au_embeddings.expand(len(values), -1, -1)
             source_logits = batch.logits(self.source, own, config.readout).double()
         for step in range(config.steps):
-            stacked = torch.stack([values[i].expand_as(parameter.start) for i in moving])
+            stacked = torch.stack([values[i].value() for i in moving])
             if parameter.renew and step and step % config.relinearise == 0:
                 embed = parameter.renew(stacked.detach())
             logits = part.logits(self.source, embed(stacked), config.readout).double()
@@ -392,7 +438,7 @@ class Tuner:
                     going.append(i)
                 before[i] = loss
             for i in set(moving) - set(going):
-                values[i].grad = None
+                values[i].leaf.grad = None
             optimizer.step()
             for i in going:
                 steps[i] += 1
@@ -404,14 +450,8 @@ class Tuner:
         return errors, steps
 
     def _finish(
-        self,
-        values: Sequence[Tensor],
-        starts: Sequence[Tensor],
-        outcomes: Sequence[DegenerateError | None],
-        steps: Sequence[int],
-        parameter: _Parameter,
+        self, tuned: Tensor, outcomes: Sequence[DegenerateError | None], steps: Sequence[int], parameter: _Parameter
     ) -> list[Tuned | DegenerateError]:
-        tuned = torch.stack([value.expand_as(start) for value, start in zip(values, starts, strict=True)])
         embeddings = parameter.embed(tuned)
         results: list[Tuned | DegenerateError] = []
         for value, a, error, count in zip(tuned, embeddings, outcomes, steps, strict=True):
@@ -428,6 +468,11 @@ class Tuner:
                 torch.zeros_like(features),
                 _FEATURE_STEP * float(features.square().mean().sqrt()),
                 lambda offset: source.model.au_embeddings(features + offset),
+            )
+        if not source.context.numel():
+            raise ValueError(
+                f"adapt.tune={config.tune!r}, but this checkpoint's prompts have no context tokens; take "
+                "adapt.tune=feature, or adapt.objective=none"
             )
         scale = float(source.context.square().mean().sqrt())
         read = self._reader(config)
@@ -459,8 +504,3 @@ class Tuner:
         mode = "reduce-overhead" if self.config.compile == "cuda_graphs" else "default"
         compiled: Callable[[Tensor], Tensor] = torch.compile(read, mode=mode, dynamic=False)
         return compiled
-
-
-def _initial(start: Tensor, config: AdaptConfig) -> Tensor:
-    """What the optimiser gets: a value per AU, or their mean where all AUs share one."""
-    return (start if config.per_au_context else start.mean(0, keepdim=True)).detach().clone()

@@ -74,11 +74,11 @@ def embed_windows(
     offsets = np.cumsum([0, *(len(video) for video in videos)])
     before, centre, after = frozen_linear(frames, weight.permute(2, 0, 1).flatten(0, 1)).chunk(3, dim=-1)
     first = centre + bias  # what a frame sees of itself
-    edges = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
-    edges[offsets[:-1]] = False
+    edges = torch.zeros(len(frames), 1, dtype=torch.bool, device=frames.device)
+    edges[offsets[:-1]] = True
     zero = torch.zeros_like(first[:1])
-    from_left = torch.cat([zero, before[:-1]]) * edges  # nothing comes over from another video
-    from_right = torch.cat([(after * edges)[1:], zero])
+    from_left = torch.cat([zero, before[:-1]]).masked_fill(edges, 0.0)  # nothing comes over from another video
+    from_right = torch.cat([after.masked_fill(edges, 0.0)[1:], zero])
     counts = [len(own) for own in starts]
     begin = torch.as_tensor(
         np.concatenate([offset + np.asarray(own) for offset, own in zip(offsets, starts, strict=False)])
@@ -86,8 +86,10 @@ def embed_windows(
     length = torch.as_tensor(np.repeat(lengths, counts)).to(frames.device)[:, None]
     end = begin + length[:, 0] - 1
     borders = F.gelu(first + from_right)[begin] + F.gelu(first + from_left)[end]
-    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter.
-    inner = F.gelu(first + from_left + from_right).double().cumsum(0)
+    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter. Of each
+    # video by itself: nothing of one, not even a value that is not finite, reaches another.
+    inner = F.gelu(first + from_left + from_right).double()
+    inner = torch.cat([own.cumsum(0) for own in torch.split(inner, [len(video) for video in videos])])
     between = (inner[end - 1] - inner[begin]).to(borders.dtype)
     alone = F.gelu(first)[begin] if min(lengths) == 1 else borders
     means = torch.where(length == 1, alone, (borders + between) / length)

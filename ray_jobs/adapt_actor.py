@@ -20,7 +20,7 @@ from clipautt.feature_store import FeatureStore
 from clipautt.features import ClipFeatures, FeatureSpec
 from clipautt.memory import free_bytes
 from clipautt.model import load_checkpoint
-from clipautt.openface import OpenFaceTrack, list_openface, read_openface_of
+from clipautt.openface import OpenFaceTrack, read_openface_of
 from clipautt.personalization import Personalization, load_personalization, save_personalization, subject_file
 from clipautt.source import Prediction, Source
 from clipautt.tuning import Tuner, TuningConfig
@@ -124,7 +124,6 @@ class AdaptActor:
         tuning = replace(job.tuning, memory_mb=memory)
         self.tuners = {baseline: Tuner(source, tuning) for baseline, source in self.sources.items()}
         self.measured: set[tuple[str, str]] = set()
-        self.openface = list_openface(job.openface) if job.openface else {}
 
     def run(self, works: list[SubjectWork]) -> list[list[Outcome]]:
         """The outcomes of every subject; kept prompts and explanations are written on the way."""
@@ -188,7 +187,7 @@ class AdaptActor:
 
     def _explain(self, source: Source, method: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
-        tracks, problems = self._tracks(work, [prediction.clip_id for prediction in result.predictions])
+        tracks, problems = _tracks(work)
         explanation = explain_subject(
             source,
             result.trace.clips,
@@ -201,20 +200,18 @@ class AdaptActor:
         folder = self.job.explanation(work.subject_id)
         write_explanation(explanation, folder.parent, name=folder.name)
 
-    def _tracks(self, work: SubjectWork, clip_ids: Sequence[str]) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
-        """What OpenFace saw of these clips; and of files that cannot be used, clip → why: they cost no result."""
-        clips = {clip.clip_id: clip for clip in work.clips}
-        tracks: dict[str, OpenFaceTrack] = {}
-        problems: dict[str, str] = {}
-        for clip_id in clip_ids:
-            try:
-                track = read_openface_of(self.openface, clips[clip_id])
-            except (ValueError, OSError) as error:
-                problems[clip_id] = str(error)
-            else:
-                if track is not None:
-                    tracks[clip_id] = track
-        return tracks, problems
+
+def _tracks(work: SubjectWork) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
+    """What OpenFace saw of a subject's clips; and of files that cannot be used, clip → why: they cost no result."""
+    tracks, problems = {}, dict(work.openface_problems)
+    for clip in work.clips:
+        if clip.clip_id not in work.openface:
+            continue
+        try:
+            tracks[clip.clip_id] = read_openface_of(work.openface[clip.clip_id], clip)
+        except (ValueError, OSError) as error:
+            problems[clip.clip_id] = str(error)
+    return tracks, problems
 
 
 def _together(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:

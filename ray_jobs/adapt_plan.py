@@ -8,7 +8,7 @@ else that the clip could have changed is done anew. What this module does not kn
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +80,10 @@ class SubjectWork:
     """Every clip that an assignment names, without its label."""
     assignments: tuple[Assignment, ...]
     """In the order of the methods."""
+    openface: Mapping[str, Path] = field(default_factory=dict)
+    """OpenFace's file of each clip that has one, to explain with."""
+    openface_problems: Mapping[str, str] = field(default_factory=dict)
+    """Clip → why a file that may be its own is not taken."""
 
 
 @dataclass(frozen=True, repr=False)

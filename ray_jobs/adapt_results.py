@@ -6,7 +6,7 @@ Labels enter here, after the predictions. What this module does not know: Ray, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from clipautt.clips import Clip, Manifest
 from clipautt.feature_store import FeatureStore
 from clipautt.metrics import score
 from clipautt.model import load_checkpoint
+from clipautt.openface import match_openface
 from clipautt.personalization import clips_of_personalization
 from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, predicted, write_rows
 from clipautt.source import Prediction
@@ -62,6 +63,7 @@ class ResultBook:
         present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
         cheap = exact_counterparts(self.job.methods)
         compared = exact_sample(subjects, sample) if cheap else set()
+        files, problems = self._openface([clip for own in subjects.values() for clip in own])
         plans = {}
         for subject, own in subjects.items():
             there = [clip for clip in own if clip.clip_id in present]
@@ -79,8 +81,18 @@ class ResultBook:
                 explained=self.job.explained(subject) if self.job.explain else None,
             )
             if plan is not None:
-                plans[subject] = plan
+                ids = [clip.clip_id for clip in own]
+                work = replace(
+                    plan.work,
+                    openface={one: files[one] for one in ids if one in files},
+                    openface_problems={one: problems[one] for one in ids if one in problems},
+                )
+                plans[subject] = replace(plan, work=work)
         return plans
+
+    def _openface(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
+        """OpenFace's files, found once for all actors."""
+        return match_openface(self.job.openface, clips) if self.job.explain and self.job.openface else ({}, {})
 
     def _went_on_from(self, subject: str) -> tuple[str, ...] | None:
         if self.job.methods[0].protocol != "online":

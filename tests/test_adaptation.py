@@ -305,11 +305,15 @@ def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, r
     assert result.state.context is None
 
 
-def test_features_that_are_not_finite_are_an_error_that_names_the_clip() -> None:
-    clips = fake_clips(subjects=1)
+@pytest.mark.parametrize("options", [{}, {"subject_baseline": "median"}, {"prior": "estimate"}], ids=str)
+def test_features_that_are_not_finite_are_an_error_that_names_the_clip(options: dict[str, Any]) -> None:
+    source = fake_source(subject_baseline=options.get("subject_baseline", "none"))
+    clips = fake_clips(subjects=2)
     clips[2].features[3, 1] = float("nan")
-    with pytest.raises(NotFiniteError, match="subject 's0', clip 's0c2': probabilities not finite"):
-        adapt(fake_source(), clips, AdaptConfig())
+    with pytest.raises(NotFiniteError, match="subject 's0', clip 's0c2': features not finite"):
+        adapt(source, clips, AdaptConfig(**options))
+    clean = [clip for clip in clips if clip.subject_id == "s1"]
+    assert all(p.status == "ok" for p in adapt(source, clean, AdaptConfig(**options))["s1"].predictions)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -16,9 +16,10 @@ from clipautt.adapt_config import AdaptConfig
 from clipautt.adaptation import adapt
 from clipautt.methods import ClipAUTT, PromptState, ZeroShot, make_method
 from clipautt.objectives import objective_loss, peak_window, read_out
+from clipautt.source import Source
 from clipautt.tuning import NotFiniteError, Problem, Tuned, Tuner
 from clipautt.windows import WindowSpec, entropy
-from tests.fakes import FEATURE_DIM, fake_clip, fake_clips, fake_source
+from tests.fakes import FEATURE_DIM, fake_checkpoint, fake_clip, fake_clips, fake_source, shared_backbone
 from tests.golden import regenerate as golden
 from tests.tuned import tune_context
 
@@ -94,12 +95,36 @@ def test_step_size_is_relative_to_the_root_mean_square_of_the_context() -> None:
     assert float(moved.abs().median()) == pytest.approx(0.5, rel=1e-2)
 
 
-def test_shared_context_is_one_set_for_all_prompts() -> None:
-    source, windows = fake_source(), windows_of(3)
-    shared = tune_context(source, windows.split(1), source.context, replace(TUNED, per_au_context=False))
-    assert all(torch.equal(row, shared[0]) for row in shared) and not torch.equal(shared, source.context)
-    own = tune_context(source, windows.split(1), source.context, TUNED)
-    assert not torch.equal(own[0], own[1])
+def source_with_context(phrase: str, tokens: int) -> Source:
+    checkpoint = fake_checkpoint()
+    spec = replace(checkpoint.spec, context=phrase, context_tokens=tokens)
+    return Source(replace(checkpoint, spec=spec), shared_backbone())
+
+
+@pytest.mark.parametrize("tune", ["context", "first_order"])
+def test_prompts_without_context_tokens_have_none_to_tune(tune: Any) -> None:
+    source = source_with_context("", 0)
+    with pytest.raises(
+        ValueError, match=rf"adapt\.tune='{tune}', but this checkpoint's prompts have no context tokens"
+    ):
+        tune_context(source, windows_of(2).split(1), None, replace(TUNED, tune=tune))
+    Tuner(source).tune([Problem(windows_of(2).split(1))], replace(TUNED, tune="feature"))
+
+
+@pytest.mark.parametrize("phrase", ["a human face with", ""])
+def test_shared_context_is_one_displacement_for_all_prompts(phrase: str) -> None:
+    """Where context stands in the AUs' own words, they keep what distinguishes them."""
+    source, windows = source_with_context(phrase, 4 if phrase else 2), windows_of(3)
+    tuned = tune_context(source, windows.split(1), source.context, replace(TUNED, per_au_context=False))
+    moved = tuned - source.context
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-6, rtol=0)
+    assert float(moved.abs().max()) > 1e-4
+    still = tune_context(
+        source, windows.split(1), source.context, replace(TUNED, per_au_context=False, learning_rate=1e-12)
+    )
+    torch.testing.assert_close(still, source.context, atol=1e-9, rtol=0)
+    own = tune_context(source, windows.split(1), source.context, TUNED) - source.context
+    assert not torch.allclose(own[0], own[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["infomax", "infomax_kl"])
@@ -310,7 +335,7 @@ def test_methods_say_what_they_are() -> None:
         ({"window": WindowSpec(24, hop=2), "steps": 3}, "CLIP-AU, best window, windows of 24, hop 2"),
         (
             {"objective": "infomax_kl", "kl_weight": 1.0, "windows_per_clip": 4, "per_au_context": False},
-            "CLIP-AUTT infomax+KL, per subject, shared context, KL weight 1, 4 windows per clip",
+            "CLIP-AUTT infomax+KL, per subject, shared displacement, KL weight 1, 4 windows per clip",
         ),
         (
             {"objective": "infomax", "readout": "mean_windows", "balance_weight": 2, "windows_per_clip": 4},
@@ -377,9 +402,9 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
         ({"tolerance": -0.1}, r"adapt\.tolerance=-0\.1; allowed are numbers from 0"),
         ({"max_drift": -0.1}, r"adapt\.max_drift=-0\.1; allowed are numbers from 0"),
         ({"collapse_share": float("nan")}, r"adapt\.collapse_share=nan; allowed are numbers from 0"),
-        ({"prior": 0.0}, r"adapt\.prior=0\.0; allowed are numbers between 0 and 1, estimate, or null"),
-        ({"prior": 1}, r"adapt\.prior=1; allowed are numbers between 0 and 1, estimate, or null"),
-        ({"prior": "guess"}, r"adapt\.prior='guess'; allowed are numbers between 0 and 1, estimate, or null"),
+        ({"prior": 0.0}, r"adapt\.prior=0\.0; allowed are numbers from 1e-06 to 1 - 1e-06, estimate, or null"),
+        ({"prior": 1}, r"adapt\.prior=1; allowed are numbers from 1e-06 to 1 - 1e-06, estimate, or null"),
+        ({"prior": "guess"}, r"adapt\.prior='guess'; allowed are numbers from 1e-06 to 1 - 1e-06, estimate, or null"),
         (
             {"prior": "estimate", "protocol": "online"},
             r"prior='estimate' with protocol='online'; the estimate needs all clips of a subject: "

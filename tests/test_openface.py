@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from clipautt.clips import Clip
-from clipautt.openface import find_openface, list_openface, read_openface, read_openface_of, window_means
+from clipautt.openface import list_openface, match_openface, read_openface, read_openface_of, window_means
 
 INTENSITIES = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
 PRESENCES = tuple(sorted({*INTENSITIES, 28}))
@@ -130,44 +131,75 @@ def clip(clip_id: str, source: str, **span: float) -> Clip:
     return Clip(clip_id, "s", source, "target", start_seconds=span.get("start_seconds"))
 
 
+def found(folder: Any, *clips: Clip) -> dict[str, Path]:
+    """The files of these clips, where there is nothing wrong."""
+    paths, problems = match_openface(folder, clips)
+    assert not problems
+    return paths
+
+
 def test_a_clip_finds_its_own_file_before_that_of_its_video(tmp_path: Path) -> None:
     video = write_openface(tmp_path / "day1" / "interview.csv", [{"AU04_r": 1.0}] * 50)
-    assert find_openface(tmp_path, "c1", "/data/interview.mp4") == video
+    interview = clip("c1", "/data/interview.mp4")
+    assert found(tmp_path, interview) == {"c1": video}
     own = write_openface(tmp_path / "c1.csv", [{"AU04_r": 2.0}] * 3)
-    assert find_openface(tmp_path, "c1", "/data/interview.mp4") == own
-    assert find_openface(tmp_path, "c2", "/data/other.mp4") is None
-    assert find_openface(list_openface(tmp_path), "c1", "/data/x.mp4") == own
+    assert found(tmp_path, interview, clip("c2", "/data/other.mp4")) == {"c1": own}
+    assert found(list_openface(tmp_path), clip("c1", "/data/x.mp4")) == {"c1": own}
 
 
 def test_folders_of_frames_and_ids_with_slashes_find_theirs(tmp_path: Path) -> None:
     frames = write_openface(tmp_path / "frames.v2.csv", [{}])
-    assert find_openface(tmp_path, "c1", "/data/frames.v2") == frames
+    assert found(tmp_path, clip("c1", "/data/frames.v2")) == {"c1": frames}
     first, second = (write_openface(tmp_path / subject / "c1.csv", [{}]) for subject in ("s1", "s2"))
-    assert find_openface(tmp_path, "s1/c1", "/data/x.mp4") == first
-    assert find_openface(tmp_path, "s2/c1", "/data/x.mp4") == second
+    assert found(tmp_path, clip("s1/c1", "/data/x.mp4"), clip("s2/c1", "/data/x.mp4")) == {
+        "s1/c1": first,
+        "s2/c1": second,
+    }
+
+
+def test_videos_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """A person's file is never taken for another person's clip."""
+    clips = [clip("a", "/data/s1/clip01.mp4"), clip("b", "/data/s2/clip01.mp4")]
+    first = write_openface(tmp_path / "s1" / "clip01.csv", [{}])
+    paths, problems = match_openface(tmp_path, clips)
+    assert paths == {"a": first}
+    assert problems == {
+        "b": f"clip 'b': {first} may be of any of 2 videos of the name 'clip01'; put it into a folder 's2', or name it "
+        "after clip_id"
+    }
+    second = write_openface(tmp_path / "s2" / "clip01.csv", [{}])
+    assert found(tmp_path, *clips) == {"a": first, "b": second}
+    (tmp_path / "flat").mkdir()
+    first.rename(tmp_path / "flat" / "clip01.csv")
+    assert match_openface(tmp_path / "flat", clips)[0] == {}
+    spans = [clip("a", "/data/s1/clip01.mp4"), clip("b", "/data/s1/clip01.mp4", start_seconds=1.0)]
+    assert set(found(tmp_path / "flat", *spans)) == {"a", "b"}
+
+
+def test_pictures_of_faces_are_not_looked_through(tmp_path: Path) -> None:
+    write_openface(tmp_path / "c1_aligned" / "c9.csv", [{}])
+    own = write_openface(tmp_path / "c1.CSV", [{}])
+    assert list_openface(tmp_path) == {"c1": [own]}
 
 
 def test_only_a_file_of_the_whole_video_is_shifted(tmp_path: Path) -> None:
-    write_openface(tmp_path / "long.csv", [{} for _ in range(100)])
+    video = write_openface(tmp_path / "long.csv", [{} for _ in range(100)])
     span = clip("c1", "/data/long.mp4", start_seconds=1.0)
-    of_video = read_openface_of(tmp_path, span)
-    assert of_video is not None and of_video.intensities["time_seconds"].iloc[0] == -1.0
-    by_frames = read_openface_of(tmp_path, Clip("c1", "s", "/data/long.mp4", "target", start_frame=25))
-    assert by_frames is not None and by_frames.intensities["time_seconds"].iloc[0] == -1.0
-    write_openface(tmp_path / "c1.csv", [{} for _ in range(10)])
-    of_clip = read_openface_of(tmp_path, span)
-    assert of_clip is not None and of_clip.intensities["time_seconds"].iloc[0] == 0.0
-    assert read_openface_of(tmp_path, clip("c9", "/data/none.mp4")) is None
+    assert read_openface_of(video, span).intensities["time_seconds"].iloc[0] == -1.0
+    by_frames = read_openface_of(video, Clip("c1", "s", "/data/long.mp4", "target", start_frame=25))
+    assert by_frames.intensities["time_seconds"].iloc[0] == -1.0
+    own = write_openface(tmp_path / "c1.csv", [{} for _ in range(10)])
+    assert read_openface_of(own, span).intensities["time_seconds"].iloc[0] == 0.0
 
 
 def test_two_files_of_one_name_are_named_both(tmp_path: Path) -> None:
     for folder in ("day1", "day2"):
         write_openface(tmp_path / folder / "c1.csv", [{}])
-    message = re.escape(
-        f"clip 'c1': {tmp_path}/day1/c1.csv and {tmp_path}/day2/c1.csv both have the name 'c1'; keep one"
-    )
-    with pytest.raises(ValueError, match=message):
-        find_openface(tmp_path, "c1", "/data/x.mp4")
+    _, problems = match_openface(tmp_path, [clip("c1", "/data/x.mp4"), clip("c2", "/data/y.mp4")])
+    assert problems == {
+        "c1": f"clip 'c1': {tmp_path}/day1/c1.csv and {tmp_path}/day2/c1.csv both have the name 'c1'; keep one of "
+        "them, or name OpenFace's files after clip_id"
+    }
 
 
 def broken(path: Path, old: str, new: str) -> Path:

@@ -124,10 +124,10 @@ def test_relinearised_problems_in_one_batch_equal_one_by_one_also_when_some_stop
 
 def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
     """One problem by a plain loop: PyTorch's AdamW, the model's own functions, nothing batched."""
-    context = (source.context if one.start is None else one.start).clone()
-    context = (context if config.per_au_context else context.mean(0, keepdim=True)).requires_grad_(True)
+    start = source.context if one.start is None else one.start
+    moved = torch.zeros_like(start if config.per_au_context else start[:1]).requires_grad_(True)
     rate = config.learning_rate * float(source.context.square().mean().sqrt())
-    optimizer = torch.optim.AdamW([context], lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([moved], lr=rate, weight_decay=0.0)
     trained = source.class_shares
     shift = torch.zeros(2) if one.prior is None else (one.prior.float() / trained).log()
     expected = torch.full((2,), 0.5) if one.prior is None else one.prior.float()
@@ -138,7 +138,7 @@ def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
     with torch.no_grad():
         before = F.softmax(predictions(source.au_embeddings), -1)
     for _ in range(config.steps):
-        logits = predictions(source.au_embeddings_of(context.expand_as(source.context)))
+        logits = predictions(source.au_embeddings_of(start + moved))
         p = F.softmax(logits, -1)
         loss = -(p * p.log()).sum(-1).mean()
         if config.objective != "entropy":
@@ -149,7 +149,7 @@ def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-    return context.detach().expand_as(source.context)
+    return (start + moved).detach()
 
 
 @pytest.mark.parametrize(
@@ -434,13 +434,30 @@ def test_batches_are_halved_where_memory_is_short(error: Exception, monkeypatch:
     sizes.clear()
     tuned(tuner, problems[:2], EXACT)
     assert sizes == [1, 1], "what did not fit is not tried again"
+    sizes.clear()
+    small = [problem(1, seed=seed) for seed in range(2)]
+    tuned(tuner, small, replace(EXACT, objective="entropy"))
+    assert sizes == [2, 1, 1], "but problems of another shape are tried together"
+
+
+def test_without_memory_for_two_problems_one_at_a_time_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the size of the batch is found by itself."""
+    source = fake_source()
+    problems = alike(source, "context")
+    expected = tuned(Tuner(source), problems, EXACT)
+    sizes, _ = sizes_of_batches(monkeypatch), fail_beyond(monkeypatch, 1)
+    tuner = Tuner(source)
+    for one, other in zip(tuned(tuner, problems, EXACT), expected, strict=True):
+        assert_close(one, other)
+    assert set(sizes) == {1} and tuner.measure_batch_size(EXACT) == 1
 
 
 def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_beyond(monkeypatch, 0)
     message = r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* or tune=feature"
-    with pytest.raises(MemoryError, match=message):
-        Tuner(fake_source(), TuningConfig(batch_size=2)).tune([problem(1, 1), problem(1, 1)], EXACT)
+    for config in (TuningConfig(batch_size=2), TuningConfig()):
+        with pytest.raises(MemoryError, match=message):
+            Tuner(fake_source(), config).tune([problem(1, 1), problem(1, 1)], EXACT)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +472,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) ->
     """A step of so many problems takes so long; the sizes that were tried."""
     tried: list[int] = []
 
-    def step(self: Tuner, parameter: Any, size: int) -> float:
+    def step(self: Tuner, config: Any, size: int) -> float:
         tried.append(size)
         return seconds(size)
 
@@ -467,7 +484,7 @@ def test_the_fastest_batch_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     tried = clocked(monkeypatch, lambda size: 1.0 + (0.1 if size <= 8 else 0.3) * size)
     tuner = Tuner(fake_source(), TuningConfig(memory_mb=1000))
     assert tuner.measure_batch_size(EXACT) == 8 == tuner.batch_size(EXACT)
-    assert tried == [1, 1, 2, 4, 8, 16], "the first one warms up, and the search ends where it gets slower"
+    assert tried == [1, 2, 4, 8, 16, 32], "the search ends where two doublings have gained nothing"
     clocked(monkeypatch, lambda size: 1.0)
     assert tuner.measure_batch_size(EXACT) == 32, "at most"
     monkeypatch.setattr(Tuner, "bytes_per_problem", lambda *_: 2**20)
@@ -589,7 +606,7 @@ def test_a_real_shortage_is_recognised() -> None:
     assert done.stdout.splitlines() == [
         "recognised True",
         "raised the memory of cpu is too small to tune a single problem ([enfo",
-        "goes on True 1",
+        "goes on True 4",
     ], done.stderr[-2000:]
 
 

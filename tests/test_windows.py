@@ -71,6 +71,17 @@ def test_videos_of_different_length_in_one_pass_are_as_if_alone(trainable: bool)
             torch.testing.assert_close(embeddings, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("odd", [1e16, float("inf"), float("nan")])
+def test_nothing_of_a_video_reaches_its_neighbours_in_a_pass(odd: float) -> None:
+    model = fake_model().requires_grad_(False)
+    videos = [torch.randn(12, FEATURE_DIM, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    specs = [WindowSpec(length=4)] * 3
+    alone = [model.window_embeddings(video, spec)[0] for video, spec in zip(videos, specs, strict=True)]
+    videos[1][::11] = odd  # its first and its last frame
+    together = [embeddings for embeddings, _ in model.window_embeddings_of(videos, specs)]
+    assert torch.equal(together[0], alone[0]) and torch.equal(together[2], alone[2])
+
+
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_one_pass_has_the_gradients_of_window_by_window(length: int) -> None:
     model = fake_model().requires_grad_(True)
