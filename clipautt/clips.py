@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -306,13 +306,11 @@ def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] 
         path: of the file.
         classes: class names in label order, noted in the file; empty leaves it to the labels.
     """
-    rows = []
+    rows, folder = [], path.parent.resolve()
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
         source = Path(clip.source)
-        inside = source.is_absolute() and source.is_relative_to(path.parent.resolve())
-        rows.append(
-            asdict(clip) | {"source": str(source.relative_to(path.parent.resolve())) if inside else clip.source}
-        )
+        inside = source.is_absolute() and source.is_relative_to(folder)
+        rows.append(vars(clip) | {"source": str(source.relative_to(folder)) if inside else clip.source})
     table = pa.Table.from_pandas(pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]), preserve_index=False)
     noted = {_CLASSES: json.dumps(list(classes)).encode()} if classes else {}
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

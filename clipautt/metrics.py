@@ -41,14 +41,19 @@ def score(predictions: Labels, labels: Labels, *, num_classes: int) -> Scores:
     predicted, true = np.asarray(predictions), np.asarray(labels)
     if len(predicted) != len(true) or not len(true):
         raise ValueError(f"{len(predicted)} predictions for {len(true)} labels; both must be equal and at least 1")
-    counts = confusion(predicted, true, num_classes=num_classes)
-    hits, actual, called = counts.diagonal(), counts.sum(1), counts.sum(0)
-    present = actual > 0
-    return Scores(
-        war=float(hits.sum() / len(true)),
-        uar=float((hits[present] / actual[present]).mean()),
-        f1=float((2 * hits / np.maximum(actual + called, 1)).mean()),
-    )
+    figures = figures_of(confusion(predicted, true, num_classes=num_classes))
+    return Scores(**{name: float(value) for name, value in figures.items()})
+
+
+def figures_of(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+    """`war`, `uar` and `f1`, [...], of confusion matrices [..., C, C] that each hold at least one prediction."""
+    hits, actual, called = counts.diagonal(axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
+    recalls = hits / np.maximum(actual, 1)  # 0 for a class that does not occur
+    return {
+        "war": hits.sum(-1) / actual.sum(-1),
+        "uar": recalls.sum(-1) / (actual > 0).sum(-1),
+        "f1": (2 * hits / np.maximum(actual + called, 1)).mean(-1),
+    }
 
 
 def majority(labels: Labels) -> npt.NDArray[np.int64]:

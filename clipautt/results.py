@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipautt.clips import Clip, by_subject, id_number
-from clipautt.metrics import score
+from clipautt.metrics import figures_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ COLUMNS = tuple(field.name for field in fields(ResultRow))
 
 def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
     """Rows as a table with the columns of `ResultRow`."""
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
 
 
 def write_rows(table: pd.DataFrame, path: Path) -> None:
@@ -164,8 +166,11 @@ def predicted(rows: pd.DataFrame) -> pd.DataFrame:
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
     """All rows of these files, with a column per field of `ResultRow`."""
-    tables = [pd.read_parquet(path) for path in sorted(paths)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+    tables = [pq.read_table(path, partitioning=None, use_threads=False) for path in sorted(paths)]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    found: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
+    return found
 
 
 def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFrame:
@@ -186,15 +191,17 @@ def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFram
     if len(twice):
         shown = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in [*keys, "clip_id"])
         raise ValueError(f"{len(twice)} rows stand twice, the first is {shown}; are two configurations of one name?")
-    scored = []
-    for key, group in rows.groupby(keys, sort=True):
-        true = group["label"].map(index).to_numpy(int)
-        values = asdict(score(group["prediction"].map(index).to_numpy(int), true, num_classes=len(classes)))
-        constant = score(np.full(len(true), np.bincount(true).argmax()), true, num_classes=len(classes))
-        extra = {"num_clips": len(group), "positive_share": float((true == len(classes) - 1).mean())}
-        extra |= {f"majority_{name}": getattr(constant, name) for name in ("war", "uar", "f1")}
-        scored.append(dict(zip(keys, key, strict=True)) | values | extra)
-    table = pd.DataFrame(scored)
-    if table.empty:
-        return table
+    if rows.empty:
+        return pd.DataFrame()
+    groups = rows.groupby(keys, sort=True)
+    number, count = groups.ngroup().to_numpy(), len(classes)
+    true, found = (rows[name].map(index).to_numpy(int) for name in ("label", "prediction"))
+    counts = np.zeros((number.max() + 1, count, count), np.int64)
+    np.add.at(counts, (number, true, found), 1)
+    actual = counts.sum(-1)
+    constant = np.zeros_like(counts)  # all called by the most frequent class; ties go to the first
+    constant[np.arange(len(counts)), :, actual.argmax(-1)] = actual
+    table = groups.size().reset_index(name="num_clips")
+    table = table.assign(**figures_of(counts), positive_share=actual[:, -1] / actual.sum(-1))
+    table = table.assign(**{f"majority_{name}": values for name, values in figures_of(constant).items()})
     return table.groupby(keys[:-1], as_index=False, sort=True).mean(numeric_only=True).drop(columns="draw")

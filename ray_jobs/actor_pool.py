@@ -27,6 +27,8 @@ _LONGEST_REASON = 400
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _ILL_AFTER = 2
 """Failed tasks in a row after which the actor is suspected, and not the items: a device can be ill."""
+_MOST_READY = 64
+"""Outcomes that wait for the caller at most before no more tasks are handed out."""
 _ANSWER_SECONDS = 10.0
 """An idle actor answers within milliseconds; one that does not in so long counts as lost."""
 
@@ -249,21 +251,28 @@ class _Pool(Generic[Item, Result]):
         self.last_able = time.monotonic()
 
     def outcomes(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
-        """All items; see `run_pool`."""
-        while self._is_work_left():
-            for outcome in self._round():
-                yield outcome
+        """All items; see `run_pool`.
+
+        One outcome at a time: between two of them actors that are ready get their next task, so that they do not wait
+        for what the caller does with a result.
+        """
+        ready: deque[Done[Item, Result] | Failed[Item]] = deque()
+        while ready or self._is_work_left():
+            if len(ready) < _MOST_READY:
+                ready.extend(self._round(wait=not ready))
+            if ready:
+                yield ready.popleft()
                 self.last_able = time.monotonic()  # the caller may have been away for long
 
-    def _round(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
-        """Hand out what waits, and take what comes next."""
+    def _round(self, *, wait: bool) -> Iterator[Done[Item, Result] | Failed[Item]]:
+        """Hand out what waits, and take what has come, or what comes next."""
         self._fill()
         yield from self._hand_out()
         if not self._is_work_left():  # known only now; actors that wait for a place are not waited for
             return
         if self._able():
             self.last_able = time.monotonic()
-        for worker in self._come():
+        for worker in self._come(wait=wait):
             yield from self._advance(worker)
         yield from self._end_overdue()
         self._check_clock()
@@ -343,18 +352,19 @@ class _Pool(Generic[Item, Result]):
         each = self.config.seconds_per_item
         return math.inf if each is None else each * sum(self.size(item) for item in task.items)
 
-    def _come(self) -> list[_Worker[Item]]:
-        """Actors whose reference has come; waits for one at most until the next clock runs out."""
+    def _come(self, *, wait: bool) -> list[_Worker[Item]]:
+        """Actors whose reference has come; waits for one, where asked, at most until the next clock runs out."""
         import ray
 
         waiting = {worker.pending: worker for worker in self.workers if worker.pending is not None}
         if not waiting:  # the last actors were found dead; the next round starts others
             return []
-        clocks = [worker.deadline for worker in self._working()]
-        if not self._able():
-            clocks.append(self.last_able + self.config.start_seconds)
-        timeout = max(0.0, min(clocks, default=math.inf) - time.monotonic())
-        ray.wait(list(waiting), timeout=None if math.isinf(timeout) else timeout)
+        if wait:
+            clocks = [worker.deadline for worker in self._working()]
+            if not self._able():
+                clocks.append(self.last_able + self.config.start_seconds)
+            timeout = max(0.0, min(clocks, default=math.inf) - time.monotonic())
+            ray.wait(list(waiting), timeout=None if math.isinf(timeout) else timeout)
         come, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         return [waiting[reference] for reference in come]
 

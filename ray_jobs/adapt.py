@@ -65,7 +65,7 @@ class WorkConfig:
     actors: int | None = None
     """How many; None: as many as the GPUs have room for, or one per core."""
     clips_per_task: int = 128
-    """Subjects are put together until they have so many clips."""
+    """Subjects are put together until they have so many clips, or fewer where actors would stay without work."""
     seconds_per_video: float = 120.0
     """A task that takes longer than this for each of its videos, under each method and cohort, is ended and tried
     again."""
@@ -116,16 +116,18 @@ def run_adaptation(
     subjects = by_subject(clips)
     book = ResultBook(job, manifest, results, reasons or {}, shared_columns(job, manifest, seed))
     plans = book.plans(subjects, cohorts, seed=seed, sample=work.exact_sample)
-    total = len(plans)
-    with Progress("adapt", sum(len(plan.work.clips) for plan in plans.values()), unit="videos") as progress:
+    with Progress("adapt", sum(plan.work.num_videos for plan in plans.values()), unit="videos") as progress:
         metrics = JobMetrics("adapt")
+        progress.advance(0, note=book.note())
         with contextlib.closing(_work(job, plans, cluster=cluster, work=work)) as done:
             for subject, outcomes in done:
                 plan = plans.pop(subject)
                 book.write(plan, outcomes)
-                count = len(plan.work.clips)
-                progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note(total))
+                count = plan.work.num_videos
+                progress.advance(count, failed=count * isinstance(outcomes, str), note=book.note())
                 metrics.publish(progress.figures() | book.figures())
+    for subject, why in book.not_compared.items():
+        print(f"subject {subject!r}: the cheap modes were not compared with the exact one: {why}")
     return read_rows(results / result_file(subject) for subject in subjects), book.failures
 
 
@@ -135,13 +137,13 @@ def _work(
     """Subject → outcomes, or why there are none, in order of completion."""
     idle = [subject for subject, plan in plans.items() if not plan.work.assignments]
     yield from ((subject, []) for subject in sorted(idle))
-    tasks = make_tasks(
-        [plan.work for plan in plans.values() if plan.work.assignments], clips_per_task=work.clips_per_task
-    )
+    gpu = gpu_share(cluster)
+    actors = work.actors or (max(1, int(num_gpus() / gpu)) if gpu else num_cpus())
+    left = [plan.work for plan in plans.values() if plan.work.assignments]
+    tasks = make_tasks(left, clips_per_task=work.clips_per_task, actors=actors)
     if not tasks:
         return
-    gpu = gpu_share(cluster)
-    count = min(len(tasks), work.actors or (max(1, int(num_gpus() / gpu)) if gpu else num_cpus()))
+    count = min(len(tasks), actors)
     if any(one.method.tune == "first_order" for task in tasks for each in task for one in each.assignments):
         _prepare_jacobians(job, gpu)
     config = PoolConfig(

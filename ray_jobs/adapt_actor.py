@@ -98,6 +98,8 @@ class Outcome:
     """One per clip, in the order of the visits."""
     seconds: float
     """Per video."""
+    failed: str | None = None
+    """Why there are no predictions; of comparisons only."""
 
 
 class AdaptActor:
@@ -136,10 +138,11 @@ class AdaptActor:
             asked = [(works[w], works[w].assignments[a]) for w, a in own]
             try:
                 outcomes = self._run_method(method, asked, features, centring)
-            except Exception:
+            except Exception as error:
                 if any(one.groups != COMPARED for _, one in asked):
                     raise
-                continue  # a comparison that fails costs no result; the next run tries it again
+                # A comparison that fails costs no result; the next run tries it again.
+                outcomes = [Outcome(one, (), 0.0, f"{type(error).__name__}: {error}") for _, one in asked]
             for (w, a), outcome in zip(own, outcomes, strict=True):
                 found[w][a] = outcome
         return [[one[a] for a in sorted(one)] for one in found]

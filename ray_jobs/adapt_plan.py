@@ -85,6 +85,11 @@ class SubjectWork:
     openface_problems: Mapping[str, str] = field(default_factory=dict)
     """Clip → why a file that may be its own is not taken."""
 
+    @property
+    def num_videos(self) -> int:
+        """Videos that are predicted, under however many methods; those that an `online` run has seen do not count."""
+        return len({clip_id for one in self.assignments for clip_id in one.clip_ids})
+
 
 @dataclass(frozen=True, repr=False)
 class SubjectPlan:
@@ -96,6 +101,8 @@ class SubjectPlan:
     """Of the clips with features."""
     kept: pd.DataFrame
     """Rows that stand, without those of clips that have no features."""
+    rows: pd.DataFrame
+    """All rows that there were; those with a prediction stay where the work fails."""
     work: SubjectWork
     """For an actor; without assignments where only rows without a prediction are missing."""
 
@@ -143,14 +150,17 @@ def plan_subject(
         None where nothing is left.
     """
     assignments: list[Assignment] = []
-    kept: list[pd.DataFrame] = []
+    kept: list[int] = []
+    standing = _standing(rows)
     for number, method in enumerate(methods):
-        own = rows[(rows["method"] == method.name) & (rows["prediction"] != "")]
-        standing, missing = _plan_method(method, own, groups, went_on_from if number == 0 else None)
-        kept.append(standing)
+        stands, missing = _plan_method(method, standing, groups, went_on_from if number == 0 else None)
+        kept += stands
         missing = [replace(one, keep=number == 0 and one.keep) for one in missing]
         if number == 0 and groups and explained is not None and set(explained) != groups[0].clip_ids:
-            missing = _explaining(missing, method, clips, groups[0], standing)
+            before = rows.iloc[list(standing.get((method.name, EVERY, 0), {}).values())].sort_values("position")[
+                "clip_id"
+            ]
+            missing = _explaining(missing, method, clips, groups[0], before.tolist())
         assignments += missing
     if groups:
         every = tuple(sorted(groups[0].clip_ids))
@@ -166,54 +176,70 @@ def plan_subject(
     named = {clip_id for one in assignments for clip_id in (*one.clip_ids, *one.past_ids)}
     needed = tuple(replace(clip, label=None) for clip in clips if clip.clip_id in named)
     work = SubjectWork(clips[0].subject_id, needed, tuple(assignments))
-    standing = pd.concat(kept) if kept else rows.iloc[:0]
-    return SubjectPlan(tuple(clips), tuple(groups), standing, work)
+    return SubjectPlan(tuple(clips), tuple(groups), rows.iloc[sorted(kept)], rows, work)
+
+
+_Standing = dict[tuple[str, str, int], dict[str, int]]
+"""Method, cohort and draw → clip → number of its row."""
+
+
+def _standing(rows: pd.DataFrame) -> _Standing:
+    """Where the rows with a prediction are; by plain containers, since there may be many thousands of subjects."""
+    found: _Standing = {}
+    columns = [rows[name].tolist() for name in ("method", "cohort", "draw", "clip_id", "prediction")]
+    for number, (method, cohort, draw, clip_id, prediction) in enumerate(zip(*columns, strict=True)):
+        if prediction:
+            found.setdefault((method, cohort, int(draw)), {})[clip_id] = number
+    return found
 
 
 def _explaining(
-    missing: Sequence[Assignment], method: AdaptConfig, clips: Sequence[Clip], every: Group, rows: pd.DataFrame
+    missing: Sequence[Assignment], method: AdaptConfig, clips: Sequence[Clip], every: Group, visited: Sequence[str]
 ) -> list[Assignment]:
     """What is missing, and what was changed is written by the way; or else by one more pass over all clips.
 
-    An explanation is always made of all clips at once, so that it depends on nothing but them. `online`, clips whose
-    rows stand come first, in the order in which they were visited.
+    An explanation is always made of all clips at once, so that it depends on nothing but them. `online`, clips that
+    were visited before come first, in that order.
     """
     whole = [one.keep and not one.past_ids and set(one.clip_ids) == every.clip_ids for one in missing]
     if any(whole):
         return [replace(one, explain=explains) for one, explains in zip(missing, whole, strict=True)]
-    online = method.protocol == "online"
-    before = rows[rows["cohort"] == EVERY].sort_values("position")["clip_id"].tolist() if online else []
-    new = [clip for clip in clips if clip.clip_id in every.clip_ids and clip.clip_id not in before]
+    before = [clip_id for clip_id in visited if clip_id in every.clip_ids] if method.protocol == "online" else []
+    new = [clip for clip in clips if clip.clip_id in every.clip_ids - set(before)]
     order = (*before, *(clip.clip_id for clip in visiting_order(new, method)))
     return [Assignment(method, order, groups=REPLAYED, in_order=True, explain=True), *missing]
 
 
 def _plan_method(
-    method: AdaptConfig, rows: pd.DataFrame, groups: Sequence[Group], went_on_from: Sequence[str] | None
-) -> tuple[pd.DataFrame, list[Assignment]]:
-    """A method's rows that stand, and what is missing."""
+    method: AdaptConfig, standing: _Standing, groups: Sequence[Group], went_on_from: Sequence[str] | None
+) -> tuple[list[int], list[Assignment]]:
+    """Numbers of a method's rows that stand, and what is missing."""
     if not groups:
-        return rows.iloc[:0], []
+        return [], []
     if not method.transductive:
         wanted = frozenset().union(*(group.clip_ids for group in groups))
-        standing = rows[rows["clip_id"].isin(wanted)]
-        missing = sorted(wanted - set(standing["clip_id"]))
-        return standing, [Assignment(method, tuple(missing), keep=True)] if missing else []
-    kept, assignments = [], []
+        own = [
+            (clip_id, row) for key, rows in standing.items() if key[0] == method.name for clip_id, row in rows.items()
+        ]
+        missing = sorted(wanted - {clip_id for clip_id, _ in own})
+        stands = [row for clip_id, row in own if clip_id in wanted]
+        return stands, [Assignment(method, tuple(missing), keep=True)] if missing else []
+    kept: list[int] = []
+    assignments = []
     for group in groups:
-        own = rows[(rows["cohort"] == group.cohort) & (rows["draw"] == group.draw)]
-        there, key = frozenset(own["clip_id"]), frozenset({(group.cohort, group.draw)})
+        rows = standing.get((method.name, group.cohort, group.draw), {})
+        there, key = frozenset(rows), frozenset({(group.cohort, group.draw)})
         if there == group.clip_ids:
-            kept.append(own)
+            kept += rows.values()
         elif goes_on(method, group, there, went_on_from):
-            kept.append(own)
+            kept += rows.values()
             assert went_on_from is not None
             new = tuple(sorted(group.clip_ids - there))
             assignments.append(Assignment(method, new, tuple(went_on_from), key, keep=True))
         else:
             every = tuple(sorted(group.clip_ids))
             assignments.append(Assignment(method, every, groups=key, keep=group.cohort == EVERY))
-    return pd.concat(kept) if kept else rows.iloc[:0], _once(assignments)
+    return kept, _once(assignments)
 
 
 def goes_on(method: AdaptConfig, group: Group, there: frozenset[str], went_on_from: Sequence[str] | None) -> bool:
@@ -261,17 +287,18 @@ def exact_counterparts(methods: Sequence[AdaptConfig]) -> dict[str, AdaptConfig]
     return {method.name: exact_counterpart(method) for method in methods if method.cheap}
 
 
-def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int) -> list[list[SubjectWork]]:
-    """Small subjects together, large ones alone: tasks of about so many clips, in alphabetical order of subjects.
+def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int, actors: int) -> list[list[SubjectWork]]:
+    """Small subjects together, large ones alone: in alphabetical order, tasks of about so many clips.
 
-    Which subjects stand together follows from what is to be done, not from the number of actors.
+    Where there are few clips, tasks are smaller, so that every actor has two of them.
     """
     tasks: list[list[SubjectWork]] = []
+    most = min(clips_per_task, -(-sum(len(one.clips) for one in work) // (2 * actors)))
     room = 0
     for one in sorted(work, key=lambda one: one.subject_id):
         if len(one.clips) > room:
             tasks.append([])
-            room = clips_per_task
+            room = most
         tasks[-1].append(one)
         room -= len(one.clips)
     return tasks

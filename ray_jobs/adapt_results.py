@@ -5,7 +5,7 @@ Labels enter here, after the predictions. What this module does not know: Ray, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from clipautt.metrics import score
 from clipautt.model import load_checkpoint
 from clipautt.openface import match_openface
 from clipautt.personalization import clips_of_personalization
-from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, predicted, write_rows
+from clipautt.results import COLUMNS, Cohort, ResultRow, as_table, write_rows
 from clipautt.source import Prediction
 from ray_jobs.adapt_actor import AdaptJob, Outcome
 from ray_jobs.adapt_plan import (
@@ -52,6 +52,8 @@ class ResultBook:
     reasons: Mapping[str, str]
     settings: Mapping[str, dict[str, Any]]
     failures: dict[str, str] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)
+    total: int = 0
     done: int = 0
     gained: float = 0.0
     compared: int = 0
@@ -62,7 +64,9 @@ class ResultBook:
         """The subjects that have something left to do."""
         present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
         cheap = exact_counterparts(self.job.methods)
-        compared = exact_sample(subjects, sample) if cheap else set()
+        seen = {subject for subject, own in subjects.items() if any(clip.clip_id in present for clip in own)}
+        compared = exact_sample(seen, sample) if cheap else set()
+        self.total = len(subjects)
         files, problems = self._openface([clip for own in subjects.values() for clip in own])
         plans = {}
         for subject, own in subjects.items():
@@ -80,14 +84,16 @@ class ResultBook:
                 exact=tuple(cheap.values()) if asked else (),
                 explained=self.job.explained(subject) if self.job.explain else None,
             )
-            if plan is not None:
-                ids = [clip.clip_id for clip in own]
-                work = replace(
-                    plan.work,
-                    openface={one: files[one] for one in ids if one in files},
-                    openface_problems={one: problems[one] for one in ids if one in problems},
-                )
-                plans[subject] = replace(plan, work=work)
+            if plan is None:
+                self._count(rows)
+                continue
+            ids = [clip.clip_id for clip in own]
+            work = replace(
+                plan.work,
+                openface={one: files[one] for one in ids if one in files},
+                openface_problems={one: problems[one] for one in ids if one in problems},
+            )
+            plans[subject] = replace(plan, work=work)
         return plans
 
     def _openface(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
@@ -102,18 +108,22 @@ class ResultBook:
     def write(self, plan: SubjectPlan, outcomes: list[Outcome] | str) -> None:
         """Write a subject's file: rows that stand, new ones, and those of clips that have no prediction."""
         subject = plan.work.subject_id
-        failed = outcomes if isinstance(outcomes, str) else None
-        new = [] if isinstance(outcomes, str) else outcomes
-        rows = pd.concat([self._standing(plan), as_table(self._rows(plan, new, failed))])[list(COLUMNS)]
-        write_rows(rows, self.results / result_file(subject))
-        if any(one.assignment.keep for one in new):
-            self._promote(subject)
-        if failed is not None:
-            self.failures[subject] = failed
+        if isinstance(outcomes, str):
+            write_rows(self._after_failure(plan, outcomes), self.results / result_file(subject))
+            self.failures[subject] = outcomes
             return
-        exact = exact_counterparts(self.job.methods)
-        found = agreement_of(rows, new, exact, classes=self.manifest.classes)
+        new = as_table([*self._rows(plan, outcomes), *self._without_features(plan)])
+        rows = new if plan.kept.empty else pd.concat([self._standing(plan), new])[list(COLUMNS)]
+        write_rows(rows, self.results / result_file(subject))
+        if any(one.assignment.keep for one in outcomes):
+            self._promote(subject)
+        found = agreement_of(rows, outcomes, exact_counterparts(self.job.methods), classes=self.manifest.classes)
         write_agreement(self.results.parent, subject, found)
+        self.not_compared.update((subject, one.failed) for one in outcomes if one.failed)
+        self._count(rows)
+
+    def _count(self, rows: pd.DataFrame) -> None:
+        """A subject whose rows are all there."""
         self.done += 1
         for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
             self.gained, self.compared = self.gained + 100 * points, self.compared + 1
@@ -150,31 +160,39 @@ class ResultBook:
         rows = pd.concat(kept) if kept else plan.kept
         return rows.assign(label=rows["clip_id"].map({clip.clip_id: clip.label or "" for clip in plan.clips}))
 
-    def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome], failed: str | None) -> Iterator[ResultRow]:
+    def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome]) -> Iterator[ResultRow]:
         clips = {clip.clip_id: clip for clip in plan.clips}
         for method in self.job.methods:
-            own = [one for one in outcomes if one.assignment.method == method]
-            for outcome in own:
+            for outcome in outcomes:
                 for group in plan.groups:
-                    if outcome.assignment.serves(group):
+                    if outcome.assignment.method == method and outcome.assignment.serves(group):
                         yield from self._of_group(method, group, outcome, clips)
-        if failed is not None:
-            standing = set(zip(plan.kept["method"], plan.kept["clip_id"], strict=True))
-            lost = {
-                (one.method.name, clip_id): clips[clip_id]
-                for one in plan.work.assignments
-                if one.makes_rows
-                for clip_id in one.clip_ids
-            }
-            for (name, clip_id), clip in lost.items():
-                if (name, clip_id) not in standing:
-                    yield from self._empty([clip], FAILED + failed, self.settings[name])
+
+    def _without_features(self, plan: SubjectPlan) -> Iterator[ResultRow]:
         present = plan.groups[0].clip_ids if plan.groups else frozenset()
         for clip in plan.clips:
             if clip.clip_id not in present:
                 why = f"no features: {self.reasons.get(clip.clip_id, 'not extracted')}"
                 for settings in self.settings.values():
-                    yield from self._empty([clip], why, settings)
+                    yield _empty(clip, why, settings)
+
+    def _after_failure(self, plan: SubjectPlan, why: str) -> pd.DataFrame:
+        """All predictions that there were, and a row with the reason for each that is missing."""
+        kept = plan.rows[plan.rows["prediction"] != ""]
+        there = set(zip(kept["method"], kept["cohort"], kept["draw"], kept["clip_id"], strict=True))
+        clips = {clip.clip_id: clip for clip in plan.clips}
+        lost = set()
+        for one in plan.work.assignments:
+            for group in plan.groups:
+                if one.makes_rows and one.serves(group):
+                    for clip_id in group.clip_ids.intersection(one.clip_ids):
+                        every = (one.method.name, EVERY, 0, clip_id)  # one row serves all groups, unless it stands
+                        lost.add((one.method.name, group.cohort, group.draw, clip_id) if every in there else every)
+        rows = [
+            replace(_empty(clips[clip_id], FAILED + why, self.settings[name]), cohort=cohort, draw=draw)
+            for name, cohort, draw, clip_id in sorted(lost - there)
+        ]
+        return pd.concat([kept, as_table([*rows, *self._without_features(plan)])])[list(COLUMNS)]
 
     def _of_group(
         self, method: AdaptConfig, group: Group, outcome: Outcome, clips: Mapping[str, Clip]
@@ -193,42 +211,45 @@ class ResultBook:
                     **self.settings[method.name],
                 )
 
-    def _empty(self, clips: Iterable[Clip], why: str, settings: Mapping[str, Any]) -> Iterator[ResultRow]:
-        """Rows of clips without a prediction, so that no clip is lost in silence."""
-        numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
-        for clip in clips:
-            nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
-            nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
-            yield ResultRow(**_clip_facts(clip), **nothing, **settings)
-
     def figures(self) -> dict[str, float]:
         """For the metrics."""
         gained = {"gain_uar_points": self.gained / self.compared} if self.compared else {}
         return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
 
-    def note(self, total: int) -> str:
+    def note(self) -> str:
         """For the line of progress."""
-        parts = [f"{self.done + len(self.failures)}/{total} subjects"]
+        parts = [f"{self.done + len(self.failures)}/{self.total} subjects"]
+        if self.failures:
+            parts.append(f"{len(self.failures)} of them failed")
         if self.compared:
             parts.append(f"UAR {self.gained / self.compared:+.1f} points on {self.compared} labelled ones")
         return ", ".join(parts)
 
 
+def _empty(clip: Clip, why: str, settings: Mapping[str, Any]) -> ResultRow:
+    """The row of a clip without a prediction, so that no clip is lost in silence."""
+    numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
+    nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
+    nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
+    return ResultRow(**_clip_facts(clip), **nothing, **settings)
+
+
 def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
     """A subject's UAR under the run's own method, less that of CLIP-AU; none without labels of both classes."""
-    labelled = predicted(rows[rows["label"] != ""])
-    cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
-    shown = labelled[(labelled["cohort"] == cohort) & (labelled["draw"] == 0)]
-    if own == REFERENCE.name or shown["label"].nunique() < 2 or not {own, REFERENCE.name} <= set(shown["method"]):
+    names = ("label", "prediction", "cohort", "draw", "method")
+    label, found, cohort, draw, method = (rows[name].to_numpy(object) for name in names)
+    shown = (label != "") & (found != "")
+    shown &= cohort == ("balanced" if (shown & (cohort == "balanced")).any() else EVERY)
+    shown &= draw == 0
+    sides = [shown & (method == name) for name in (own, REFERENCE.name)]
+    if own == REFERENCE.name or len(set(label[shown])) < 2 or not all(side.any() for side in sides):
         return []
     index = {name: i for i, name in enumerate(classes)}
-
-    def uar(method: str) -> float:
-        mine = shown[shown["method"] == method]
-        found, true = (mine[name].map(index).to_numpy(int) for name in ("prediction", "label"))
-        return score(found, true, num_classes=len(classes)).uar
-
-    return [uar(own) - uar(REFERENCE.name)]
+    uars = [
+        score(*([index[one] for one in column[side]] for column in (found, label)), num_classes=len(classes)).uar
+        for side in sides
+    ]
+    return [uars[0] - uars[1]]
 
 
 def _clip_facts(clip: Clip) -> dict[str, Any]:

@@ -97,12 +97,12 @@ def extract(
         )
         usage = stream.usage
         _fill(store, stream, missing, keys)
-    status = store.status().set_index("clip_key")
-    rows = [(clip, status.loc[keys[clip.clip_id]]) for clip in clips]
+    status = store.status().set_index("clip_key")[["status", "reason"]]
+    of_key = dict(zip(status.index, status.itertuples(index=False, name=None), strict=True))
     failures = tuple(
-        Failure(clip.clip_id, clip.subject_id, clip.source, str(row["status"]), str(row["reason"]))
-        for clip, row in rows
-        if row["status"] != OK
+        Failure(clip.clip_id, clip.subject_id, clip.source, *map(str, of_key[keys[clip.clip_id]]))
+        for clip in clips
+        if of_key[keys[clip.clip_id]][0] != OK
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)

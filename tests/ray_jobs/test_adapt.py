@@ -236,7 +236,7 @@ def test_an_extension_that_was_killed_after_its_prompts_gives_the_undisturbed_ro
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ray_jobs.adapt.write_rows", die)
+        patch.setattr("ray_jobs.adapt_results.write_rows", die)
         with pytest.raises(KeyboardInterrupt):
             run(world, "killed", ONLINE, cohorts=[])
     found, _ = run(world, "killed", ONLINE, cohorts=[])
@@ -351,6 +351,31 @@ def test_a_subject_that_fails_gets_rows_and_holds_nobody_up(
     assert set(rows["status"]) == {"ok"} and len(rows) == 2 * (16 + 16)
     now = times_of(world.run("bad") / "subjects")
     assert {name for name in now if now[name] != kept[name]} == {"s3.parquet"}
+
+
+@pytest.mark.usefixtures("here")
+def test_what_was_predicted_stays_where_an_extension_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where only a cohort that came later fails, its clips say so."""
+    part = [clip for clip in world.clips if clip.clip_id not in ("s0c1", "s0c2")]
+    for name in ("kept", "kept, cohort"):
+        before, _ = run(world, name, PER_SUBJECT, CLIP_AU, clips=part, cohorts=[])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_jobs.adapt_actor.adapt_units", fail)
+        rows, failed = run(world, "kept", PER_SUBJECT, CLIP_AU, cohorts=[])
+        with_cohort, _ = run(world, "kept, cohort", PER_SUBJECT, CLIP_AU, clips=part, cohorts=[Cohort(0.2)])
+    assert failed == {"s0": "RuntimeError: CUDA error"}
+    assert_same_results(in_order(predicted(rows)), before)
+    lost = rows[rows["prediction"] == ""]
+    assert sorted(lost["clip_id"]) == ["s0c1", "s0c1", "s0c2", "s0c2"]
+    assert set(lost["status"]) == {"failed: RuntimeError: CUDA error"} and set(lost["cohort"]) == {EVERY}
+    lost = with_cohort[(with_cohort["prediction"] == "") & (with_cohort["subject_id"] == "s1")]
+    assert set(lost["cohort"]) == {"20%"} and set(lost["method"]) == {PER_SUBJECT.name} and len(lost) == 3
+    again, failed = run(world, "kept", PER_SUBJECT, CLIP_AU, cohorts=[])
+    assert not failed and len(predicted(again)) == len(again) == 2 * 16
 
 
 @pytest.mark.usefixtures("here")

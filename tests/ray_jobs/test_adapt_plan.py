@@ -286,15 +286,19 @@ def names(tasks: list[list[SubjectWork]]) -> list[list[str]]:
 
 def test_small_subjects_stand_together_and_large_ones_alone() -> None:
     given = [work("s1", 2), work("s2", 2), work("s3", 8), work("s4", 1), work("s5", 3), work("s6", 2)]
-    assert names(make_tasks(given, clips_per_task=4)) == [["s1", "s2"], ["s3"], ["s4", "s5"], ["s6"]]
-    assert names(make_tasks(given, clips_per_task=1)) == [["s1"], ["s2"], ["s3"], ["s4"], ["s5"], ["s6"]]
-    assert names(make_tasks(given, clips_per_task=100)) == [["s1", "s2", "s3", "s4", "s5", "s6"]]
-    assert make_tasks([], clips_per_task=4) == []
+    assert names(make_tasks(given, clips_per_task=4, actors=1)) == [["s1", "s2"], ["s3"], ["s4", "s5"], ["s6"]]
+    assert names(make_tasks(given, clips_per_task=1, actors=1)) == [["s1"], ["s2"], ["s3"], ["s4"], ["s5"], ["s6"]]
+    assert names(make_tasks(given, clips_per_task=100, actors=1)) == [["s1", "s2"], ["s3", "s4"], ["s5", "s6"]]
+    few = [work(f"s{i}", 8) for i in range(10)]
+    assert len(make_tasks(few, clips_per_task=128, actors=8)) == 10, "work for every actor"
+    assert make_tasks([], clips_per_task=4, actors=1) == []
 
 
 def test_tasks_follow_from_the_work_and_not_from_its_order() -> None:
     given = [work(f"s{i}", 1 + i % 4) for i in range(9)]
-    assert names(make_tasks(given[::-1], clips_per_task=5)) == names(make_tasks(given, clips_per_task=5))
+    assert names(make_tasks(given[::-1], clips_per_task=5, actors=1)) == names(
+        make_tasks(given, clips_per_task=5, actors=1)
+    )
 
 
 def test_the_sample_of_subjects_is_the_same_in_every_order_and_among_further_ones() -> None:
