@@ -80,8 +80,9 @@ class AdaptConfig:
     prior: float | Literal["estimate"] | None = None
     """Share of the positive class to assume in objective and decision, 0..1 exclusive; `estimate`: from the subject's
     clips without labels; None: the training's in the decision, equal shares in the objective."""
-    max_drift: float = 0.5
-    """How far the AU embeddings may move on average, 1 − cosine, before the source prompts are taken instead."""
+    max_drift: float = 30.0
+    """How far what is tuned may move from the source prompts, root mean square, in relative steps of size 1, before
+    these are taken instead. The text tower normalises: behind it no distance tells a runaway from a useful step."""
     collapse_share: float = 0.2
     """Where the tuned prompts put all of a subject's clips into one class, and the source prompts put at least this
     share of them into others, the source prompts are taken instead; above 1 never."""

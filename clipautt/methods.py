@@ -202,12 +202,12 @@ class ClipAUTT:
         """The state under the tuned prompts, unless they ran away from the source's."""
         if isinstance(outcome, DegenerateError):
             error = outcome
+        elif outcome.drift <= self.config.max_drift:
+            context, offset = (None, outcome.parameter) if self._tunes_features else (outcome.parameter, None)
+            return replace(state, context=context, offset=offset, au_embeddings=outcome.au_embeddings)
         else:
-            drift = float(1 - (outcome.au_embeddings * source.au_embeddings).sum(-1).mean())
-            if drift <= self.config.max_drift:
-                context, offset = (None, outcome.parameter) if self._tunes_features else (outcome.parameter, None)
-                return replace(state, context=context, offset=offset, au_embeddings=outcome.au_embeddings)
-            error = DegenerateError(f"the prompts ran away (drift {drift:.2f}, max_drift {self.config.max_drift:g})")
+            limit = self.config.max_drift
+            error = DegenerateError(f"the prompts ran away (drift {outcome.drift:.3g}, max_drift {limit:g})")
         error.state = replace(state, context=None, offset=None, au_embeddings=source.au_embeddings, memory=())
         return error
 

@@ -107,6 +107,8 @@ class Tuned:
     """a under it, [K, d]."""
     steps: int
     """How many were taken."""
+    drift: float = 0.0
+    """Distance from the source prompts, root mean square, in relative steps of size 1."""
 
     def __repr__(self) -> str:
         return f"Tuned({tuple(self.parameter.shape)}, {self.steps} steps)"
@@ -453,11 +455,12 @@ class Tuner:
         self, tuned: Tensor, outcomes: Sequence[DegenerateError | None], steps: Sequence[int], parameter: _Parameter
     ) -> list[Tuned | DegenerateError]:
         embeddings = parameter.embed(tuned)
+        drifts = ((tuned - parameter.start) / parameter.scale).flatten(1).square().mean(-1).sqrt().tolist()
         results: list[Tuned | DegenerateError] = []
-        for value, a, error, count in zip(tuned, embeddings, outcomes, steps, strict=True):
+        for value, a, error, count, drift in zip(tuned, embeddings, outcomes, steps, drifts, strict=True):
             if error is None and not (torch.isfinite(value).all() and torch.isfinite(a).all()):
                 error = NotFiniteError("the tuned prompts are not finite")
-            results.append(error or Tuned(value.clone(), a.clone(), count))
+            results.append(error or Tuned(value.clone(), a.clone(), count, drift))
         return results
 
     def _parameter(self, config: AdaptConfig) -> _Parameter:

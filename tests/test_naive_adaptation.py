@@ -29,7 +29,6 @@ def test_the_naive_loop_gives_clipautts_window_and_probabilities(steps: int) -> 
         steps=steps,
         learning_rate=0.01,
         learning_rate_unit="absolute",
-        max_drift=2.0,
     )
     loop = naive_of(source)
     found = {p.clip_id: p for result in adapt(source, clips, config).values() for p in result.predictions}

@@ -286,7 +286,6 @@ def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
         steps=steps,
         learning_rate=LEARNING_RATE,
         learning_rate_unit="absolute",
-        max_drift=2.0,
     )
 
 
