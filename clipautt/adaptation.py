@@ -22,6 +22,7 @@ from clipautt.adapt_config import AdaptConfig
 from clipautt.clips import Clip, id_number
 from clipautt.features import ClipFeatures, SubjectBaseline, subject_centre
 from clipautt.methods import BatchedMethod, ClipAUTT, Method, PromptState, make_method
+from clipautt.model import Checkpoint
 from clipautt.source import OK, Prediction, Source
 from clipautt.tuning import DegenerateError, NotFiniteError, Tuner, unless_degenerate
 
@@ -181,7 +182,7 @@ def adapt_units(
         centring: what was centred already, kept from call to call.
         trace: keep what every prediction was made from.
     """
-    check_baseline(source, config)
+    check_baseline(source.checkpoint, config)
     for unit in units:
         _check_unit(unit, config)
     began = time.perf_counter()
@@ -206,13 +207,13 @@ def adapt_units(
     ]
 
 
-def check_baseline(source: Source, config: AdaptConfig) -> None:
+def check_baseline(checkpoint: Checkpoint, config: AdaptConfig) -> None:
     """Refuse a subject baseline other than the checkpoint's; zero-shot rows use none with any checkpoint.
 
     Raises:
         ValueError: naming both sides.
     """
-    trained = source.checkpoint.spec.subject_baseline
+    trained = checkpoint.spec.subject_baseline
     if config.method != "zero_shot" and config.subject_baseline != trained:
         raise ValueError(
             f"adapt.subject_baseline={config.subject_baseline!r}, but the checkpoint was trained with {trained!r}; "

@@ -23,9 +23,9 @@ from omegaconf import DictConfig
 
 from clipautt.adapt_config import AdaptConfig
 from clipautt.backbone import load_backbone
-from clipautt.clips import Clip, Manifest, by_subject, read_manifest, write_manifest
+from clipautt.clips import Clip, Manifest, by_subject
 from clipautt.explanations import read_explanations
-from clipautt.model import CheckpointSpec, load_checkpoint
+from clipautt.model import load_checkpoint
 from clipautt.openface import list_openface
 from clipautt.reports.explanation import write_explanation_page
 from clipautt.results import Cohort, predicted, read_rows, subject_scores
@@ -33,11 +33,18 @@ from clipautt.source import Source
 from ray_jobs import cli
 from ray_jobs.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.adapt_actor import AdaptActor, AdaptJob, Outcome, check_methods
+from ray_jobs.adapt_checks import (
+    check_earlier_clips,
+    check_same_checkpoints,
+    clips_of_splits,
+    load_checkpoints,
+    make_cohorts,
+    rows_that_can_be_made,
+)
 from ray_jobs.adapt_plan import (
     EVERY,
     SubjectPlan,
     SubjectWork,
-    changed_clips,
     make_tasks,
     result_file,
 )
@@ -49,7 +56,7 @@ from ray_jobs.extract import extract, report_failures
 from ray_jobs.manifest import load_manifest
 from ray_jobs.metrics import JobMetrics
 from ray_jobs.progress import Progress, table
-from ray_jobs.runs import IGNORED, Run, open_run
+from ray_jobs.runs import IGNORED, open_run
 from ray_jobs.train import find_checkpoint
 
 _MAY_DIFFER = (*IGNORED, "work", "tuning", "explain", "openface")
@@ -200,51 +207,24 @@ def make_methods(own: AdaptConfig, compare: Sequence[str]) -> tuple[AdaptConfig,
     return tuple(methods.values())
 
 
-def rows_to_compare(compare: Sequence[str], spec: CheckpointSpec) -> list[str]:
-    """The options without the zero-shot row where nothing describes the classes in words."""
-    if spec.descriptions or "zero_shot" not in compare:
-        return list(compare)
-    print(f"no zero-shot row: the classes {', '.join(spec.classes)} have no descriptions in words")
-    return [option for option in compare if option != "zero_shot"]
-
-
-def check_earlier_clips(run: Run, manifest: Manifest, clips: Sequence[Clip]) -> None:
-    """Refuse to go on where clips that results were made from are gone or changed; note what clips there are now.
-
-    Raises:
-        ValueError: naming them.
-    """
-    file = run.path("manifest.parquet")
-    if file.is_file():
-        before = read_manifest(file, classes=manifest.classes).clips
-        changed = changed_clips(before, {clip.clip_id: clip for clip in clips})
-        if changed:
-            more = [f"and {len(changed) - _SHOWN_CHANGES} more"] if len(changed) > _SHOWN_CHANGES else []
-            raise ValueError(
-                f"the run {run.folder} has results of clips that are not what they were:\n"
-                + "\n".join(f"  {line}" for line in [*changed[:_SHOWN_CHANGES], *more])
-                + "\nFurther clips may join a run; otherwise take another name (name=…), or remove that folder."
-            )
-        if len(clips) > len(before):
-            print(f"{len(clips) - len(before)} clips have come since this run was last started")
-    write_manifest(clips, file, classes=manifest.classes)
-
-
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     cluster, own = instantiate(cfg.cluster), instantiate(cfg.adapt)
-    spec = load_checkpoint(find_checkpoint(cfg.checkpoint, own.subject_baseline)).spec
-    methods = make_methods(own, rows_to_compare(cfg.compare, spec))
+    checkpoint = load_checkpoint(find_checkpoint(cfg.checkpoint, own.subject_baseline))
+    spec = checkpoint.spec
+    methods = rows_that_can_be_made(make_methods(own, cfg.compare), checkpoint, cfg.checkpoint)
+    checkpoints = load_checkpoints(methods, cfg.checkpoint)
     manifest = load_manifest(cfg, classes=spec.classes)
     backbone, frames = instantiate(cfg.backbone) or spec.backbone, spec.features.frames
-    cohorts = [Cohort(**cohort) for cohort in resolved(cfg)["cohorts"]]
+    cohorts = make_cohorts(resolved(cfg)["cohorts"])
     tuning, work = instantiate(cfg.tuning), instantiate(cfg.work)
     check_methods(methods, explain=cfg.explain)
     if cfg.openface:
         list_openface(cfg.openface)
+    clips = clips_of_splits(manifest, cfg.splits)
     run = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
-    clips = manifest.of_split(*cfg.splits)
-    check_earlier_clips(run, manifest, clips)
+    check_same_checkpoints(run.path("checkpoints.json"), checkpoints)
+    check_earlier_clips(run.folder, manifest, clips)
     with connect(cluster):
         store, summary = extract(
             clips,

@@ -93,6 +93,8 @@ def open_run(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"name={name!r}: expected letters, digits and . _ + -, the first a letter or digit")
+    if "://" in str(folder or root):
+        raise ValueError(f"{folder or root}: run folders are plain paths, on storage that all nodes share")
     settings = resolved(cfg)
     folder = (Path(folder) if folder else Path(root) / job / name).expanduser().absolute()
     file = folder / "config.yaml"
