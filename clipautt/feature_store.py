@@ -38,6 +38,7 @@ SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_
 """Columns with a clip's span."""
 _LATER = (*SPAN, "face_found")
 """Files written before there were such columns have none."""
+_ROWS_PER_GROUP = 8
 _PASSES = 8
 _STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
 _FRAMES = ("times", "face_found", "features")
@@ -166,8 +167,8 @@ class FeatureStore:
                     )
         return dict(sorted(loaded.items()))
 
-    def _read(self, file: Path, columns: Sequence[str]) -> pa.Table:
-        return read_part(file, columns, feature_dim=self.spec.feature_dim)
+    def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
+        return read_part(file, columns, feature_dim=self.spec.feature_dim, chosen=chosen)
 
     def _frames(self, file: Path, keys: Set[str]) -> dict[str, StoredFrames]:
         """What a file has of the clips of these keys; its features are read only where it has any."""
@@ -177,7 +178,7 @@ class FeatureStore:
         chosen = [ok and key in keys for key, ok in self._keys[file]]
         if not any(chosen):
             return {}
-        table = self._read(file, ["clip_key", *_FRAMES]).filter(chosen)
+        table = self._read(file, ["clip_key", *_FRAMES], chosen)
         found = dict(zip(table["clip_key"].to_pylist(), stored_frames(table, self.spec.feature_dim), strict=True))
         for key, frames in found.items():
             if frames.damage:
@@ -238,13 +239,16 @@ def read_parts(folder: Path, read: Callable[[Path], _Read]) -> list[_Read]:
     raise DamagedStoreError(f"files of {folder} vanish while they are read; try again when no other job removes them")
 
 
-def read_part(file: Path, columns: Sequence[str], *, feature_dim: int | None = None) -> pa.Table:
+def read_part(
+    file: Path, columns: Sequence[str], *, feature_dim: int | None = None, chosen: Sequence[bool] | None = None
+) -> pa.Table:
     """Some columns of a file, their page checksums verified; columns that an older file does not have are null.
 
     Args:
         file: one of `part_files`.
         columns: names in the schema.
         feature_dim: d; None takes any.
+        chosen: which rows; all by default. Row groups without any are not read.
 
     Raises:
         FileNotFoundError: if it is not there any more.
@@ -255,7 +259,7 @@ def read_part(file: Path, columns: Sequence[str], *, feature_dim: int | None = N
             schema = part.schema_arrow
             _check_schema(file, schema, feature_dim)
             there = [name for name in columns if name in schema.names]
-            table = part.read(columns=there, use_threads=False)
+            table = _read_rows(part, there, chosen)
             table.validate(full=True)
     except (MemoryError, pa.ArrowCancelled):
         raise  # of this process, not of the file
@@ -269,6 +273,16 @@ def read_part(file: Path, columns: Sequence[str], *, feature_dim: int | None = N
         if name not in there:
             table = table.append_column(name, pa.nulls(len(table), store_schema(1).field(name).type))
     return table.select(list(columns))
+
+
+def _read_rows(part: pq.ParquetFile, columns: Sequence[str], chosen: Sequence[bool] | None) -> pa.Table:
+    if chosen is None:
+        return part.read(columns=columns, use_threads=False)
+    ends = np.cumsum([part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)])
+    of_group = np.split(np.asarray(chosen, bool), ends[:-1])
+    groups = [number for number, own in enumerate(of_group) if own.any()]
+    mask = np.concatenate([of_group[number] for number in groups]) if groups else np.empty(0, bool)
+    return part.read_row_groups(groups, columns=columns, use_threads=False).filter(pa.array(mask))
 
 
 def damaged(file: Path, reason: str) -> DamagedStoreError:
@@ -317,7 +331,9 @@ def write_part(folder: Path, table: pa.Table) -> Path:
     """Write rows as one new file of a specification's folder; no reader ever sees part of it."""
     file = folder / f"part-{uuid.uuid4().hex}.parquet"
     # A dictionary of floats that are all different costs time and saves nothing.
-    _write_aside(file, lambda aside: pq.write_table(table, aside, use_dictionary=False, write_page_checksum=True))
+    # Small groups of rows, so that a few clips can be read without the others.
+    options = {"use_dictionary": False, "write_page_checksum": True, "row_group_size": _ROWS_PER_GROUP}
+    _write_aside(file, lambda aside: pq.write_table(table, aside, **options))
     return file
 
 

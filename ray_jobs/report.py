@@ -74,7 +74,9 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     loaded = load_backbone(backbone or spec.backbone)
     stories, agreement = _explained(runs[0], settings[0], manifest, read[0][0], own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
-    deviations = dict.fromkeys(make_method(method).deviations for method in methods)
+    notes = list(dict.fromkeys(make_method(method).deviations for method in methods))
+    if own.tunes and own.protocol != "per_subject":
+        notes.append("Entropies and AU tracks of single clips are those of the prompts after a subject's last clip.")
     return write_report(
         out,
         rows=rows,
@@ -85,7 +87,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, names),
-        notes=[*without_prediction([empty for _, empty in read]), *deviations],
+        notes=[*without_prediction([empty for _, empty in read]), *notes],
         synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
     )
 
@@ -131,17 +133,22 @@ def _explained(
     reference = Side(Source(load_checkpoint(find_checkpoint(folder, "none")), backbone), {})
     source = Source(load_checkpoint(find_checkpoint(folder, own.subject_baseline)), backbone, window=own.window)
     targets = manifest.of_split("target")
-    paths = {clip.subject_id: run / "prompts" / subject_file(clip.subject_id) for clip in targets}
-    known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
-    personalised = Side(source, known)
-    features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(targets)
     run_rows = rows[rows["split"] == "target"]
     before, after = (_one_per_clip(run_rows, name) for name in (REFERENCE.name, own.name))
     chosen = choose_clips(before, after, positive=manifest.classes[-1], count=count)
     by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}
     has_truth = all(truth_path(clip.source).is_file() for clip in targets)
     truth = read_truth if has_truth else None
-    rows_before, rows_after = ({str(row["clip_id"]): row for _, row in side.iterrows()} for side in (before, after))
+    needed = targets if has_truth else [by_id[clip_id] for clip_id in chosen]
+    paths = {clip.subject_id: run / "prompts" / subject_file(clip.subject_id) for clip in needed}
+    known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
+    personalised = Side(source, known)
+    features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(needed)
+    shown = set(chosen)
+    rows_before, rows_after = (
+        {str(row["clip_id"]): row for _, row in side[side["clip_id"].isin(shown)].iterrows()}
+        for side in (before, after)
+    )
     stories = [
         tell_story(by_id[c], features[c], personalised, before=rows_before[c], after=rows_after[c], truth=truth)
         for c in chosen

@@ -97,9 +97,9 @@ def test_many_small_loads_read_only_the_files_that_they_need(
     read: list[list[str]] = []
     stock = FeatureStore._read
 
-    def counted(self: FeatureStore, file: Path, columns: Sequence[str]) -> Any:
+    def counted(self: FeatureStore, file: Path, columns: Sequence[str], *rest: Any) -> Any:
         read.append(list(columns))
-        return stock(self, file, columns)
+        return stock(self, file, columns, *rest)
 
     monkeypatch.setattr(FeatureStore, "_read", counted)
     assert set(store.load(clips[:1])) == {"a"}
@@ -109,6 +109,26 @@ def test_many_small_loads_read_only_the_files_that_they_need(
     assert len(read) == 1 and "features" in read[0]
     FeatureStore(store.path.parent, SPEC).append([row(clips[2], features_of(3))])  # by another process
     assert set(store.load(clips)) == {"a", "b", "c"}, "a file that came later is seen"
+
+
+def test_a_few_clips_are_read_without_the_others_of_their_file(
+    tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip_at(tmp_path, f"c{number}") for number in range(30)]
+    file = store.append([row(clip, features_of(number)) for number, clip in enumerate(clips)])
+    assert file is not None and pyarrow.parquet.ParquetFile(file).num_row_groups == 4
+    groups: list[list[int]] = []
+    stock = pyarrow.parquet.ParquetFile.read_row_groups
+
+    def counted(self: pyarrow.parquet.ParquetFile, numbers: list[int], *rest: Any, **options: Any) -> Any:
+        groups.append(numbers)
+        return stock(self, numbers, *rest, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_groups", counted)
+    found = store.load([clips[29], clips[9], clips[8]])
+    assert groups == [[1, 3]] and set(found) == {"c8", "c9", "c29"}
+    for number in (8, 9, 29):
+        assert np.array_equal(found[f"c{number}"].features.numpy(), features_of(number))
 
 
 def test_failure_is_kept_with_its_reason_until_a_success_replaces_it(tmp_path: Path, store: FeatureStore) -> None:

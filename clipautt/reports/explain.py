@@ -85,8 +85,7 @@ def tell_story(
         truth: looks up true intensities; None for real videos.
     """
     views, similarities, uncertain = side.track(features)
-    best = int(uncertain.argmin())
-    start, end = float(views.start_seconds[best]), float(views.end_seconds[best])
+    start, end = float(after["window_start_seconds"]), float(after["window_end_seconds"])
     shown = read_frames(clip, side.source.checkpoint.spec.features.frames, start_seconds=start, end_seconds=end)
     picked = np.unique(np.linspace(0, len(shown.times) - 1, _STRIP_FRAMES).round().astype(int))
     return ClipStory(
