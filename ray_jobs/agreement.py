@@ -51,15 +51,16 @@ def agreement_of(
         classes: names in label order.
     """
     found = {}
+    there = set(rows["method"].tolist())
     for name, method in exact.items():
+        compared = [o for o in outcomes if o.assignment.groups == COMPARED and o.assignment.method == method]
+        if not compared and method.name not in there:
+            continue
         every = rows[(rows["cohort"] == EVERY) & (rows["prediction"] != "")]
         own, beside = (every[every["method"] == one].set_index("clip_id") for one in (name, method.name))
         exactly = {clip_id: (row["prediction"], row["probability"]) for clip_id, row in beside.iterrows()}
-        for outcome in outcomes:
-            if outcome.assignment.groups == COMPARED and outcome.assignment.method == method:
-                exactly |= {
-                    p.clip_id: (classes[p.label_index], float(p.probabilities[-1])) for p in outcome.predictions
-                }
+        for outcome in compared:
+            exactly |= {p.clip_id: (classes[p.label_index], float(p.probabilities[-1])) for p in outcome.predictions}
         both = [(row, exactly[str(clip_id)]) for clip_id, row in own.iterrows() if clip_id in exactly]
         if both:
             same = sum(row["prediction"] == decision for row, (decision, _) in both)
