@@ -134,11 +134,6 @@ class _Ready:
 
         self.work, self.round = work, 0
         self.source = make_source(work.backbone)
-        once = time.perf_counter()
-        if work.mode.tune == "first_order":
-            self.source.linearised_tower()
-            _wait()
-        self._once_seconds = time.perf_counter() - once
         self._tuner = Tuner(self.source, TuningConfig(batch_size=work.batch, compile=work.mode.compile))
         self._naive = naive_of(self.source) if work.mode.tune == "naive" else None
         if torch.cuda.is_available():
@@ -146,6 +141,13 @@ class _Ready:
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the peak of loading does not count
         self._base_mb = memory_mb()
+        once = time.perf_counter()
+        if work.mode.tune == "first_order":
+            self.source.linearised_tower()
+            _wait()
+        self._once_seconds = time.perf_counter() - once
+        if not torch.cuda.is_available():
+            Path("/proc/self/clear_refs").write_text("5")  # nor that of the Jacobian, which stays in memory
         self.seconds_per_video(steps=1)
 
     def start(self) -> Start:
