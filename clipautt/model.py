@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clipautt.backbone import BackboneConfig
 from clipautt.features import FeatureSpec, SubjectBaseline
 from clipautt.frozen_linear import frozen_linear
-from clipautt.windows import WindowSpec, embed_windows, window_starts
+from clipautt.windows import WindowSpec, embed_windows, window_runs, window_starts
 
 TEMPERATURE = 5.0
 """τ of the AU similarities."""
@@ -72,15 +72,38 @@ class ClipAU(nn.Module):
         return self.window_embeddings_of([frames], [spec])[0]
 
     def window_embeddings_of(
-        self, videos: Sequence[Tensor], specs: Sequence[WindowSpec]
+        self, videos: Sequence[Tensor], specs: Sequence[WindowSpec], *, frames_per_pass: int | None = None
     ) -> list[tuple[Tensor, list[int]]]:
-        """`window_embeddings` of many videos [T, d], each with a T of its own, in one pass."""
+        """`window_embeddings` of many videos [T, d], each with a T of its own.
+
+        Args:
+            videos: frame features.
+            specs: of each video.
+            frames_per_pass: so many frames go through the temporal module at most at once, or one window where that is
+                longer; all by default. A long video is cut between windows, which changes nothing.
+        """
         used = [frames[:: spec.stride] for frames, spec in zip(videos, specs, strict=True)]
         starts = [window_starts(len(frames), spec) for frames, spec in zip(used, specs, strict=True)]
         lengths = [min(spec.length, len(frames)) for frames, spec in zip(used, specs, strict=True)]
+        most = frames_per_pass or max(1, sum(map(len, used)))
+        runs = [
+            (video, starts[video][run], lengths[video])
+            for video in range(len(used))
+            for run in window_runs(starts[video], lengths[video], most)
+        ]
         assert self.temporal.bias is not None
-        embedded = embed_windows(used, self.temporal.weight, self.temporal.bias, lengths=lengths, starts=starts)
-        return list(zip(embedded, starts, strict=True))
+        found: list[list[Tensor]] = [[] for _ in used]
+        for part in _passes(runs, most):
+            embedded = embed_windows(
+                [used[video][own[0] : own[-1] + length] for video, own, length in part],
+                self.temporal.weight,
+                self.temporal.bias,
+                lengths=[length for *_, length in part],
+                starts=[[start - own[0] for start in own] for _, own, _ in part],
+            )
+            for (video, *_), windows in zip(part, embedded, strict=True):
+                found[video].append(windows)
+        return [(torch.cat(windows), own) for windows, own in zip(found, starts, strict=True)]
 
     def similarities(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
         """s = τ ⟨v, a⟩: [..., V, d] and [..., K, d] → [..., V, K]."""
@@ -93,6 +116,25 @@ class ClipAU(nn.Module):
     def forward(self, windows: Tensor, text_features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits [B, C] of windows [B, L, d] under text features [K, d]; `lengths` as in `video_embedding`."""
         return self.logits(self.video_embedding(windows, lengths), self.au_embeddings(text_features))
+
+
+_Run = tuple[int, list[int], int]
+"""Number of a video, the first frames of some of its windows, and their length."""
+
+
+def _passes(runs: Sequence[_Run], most: int) -> Iterator[list[_Run]]:
+    """Runs of windows that go together: of so many frames at most, but for one that is longer alone."""
+    part: list[_Run] = []
+    frames = 0
+    for run in runs:
+        own = run[1][-1] + run[2] - run[1][0]
+        if part and frames + own > most:
+            yield part
+            part, frames = [], 0
+        part.append(run)
+        frames += own
+    if part:
+        yield part
 
 
 def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ prompts, their text features and AU embeddings, and the class descriptions of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +123,7 @@ class Source:
             self.class_shares = torch.tensor(checkpoint.spec.class_shares, device=backbone.device)
         self.context = self.prompts.context
         self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
+        self._frames_per_pass = _FRAMES_PER_PASS
         self._kept: dict[str, Any] = {}  # what is computed at its first use; copies with other windows share it
 
     @property
@@ -145,7 +146,7 @@ class Source:
     def views_of(
         self, clips: Sequence[ClipFeatures], *, window: WindowSpec | None = None, whole: bool = False
     ) -> list[Views]:
-        """All windows of many clips, in few passes.
+        """All windows of many clips, in few passes of bounded size.
 
         Args:
             clips: of any lengths.
@@ -153,43 +154,38 @@ class Source:
             whole: take each clip as a single window.
 
         Raises:
-            MemoryError: if the device's memory is too small for a single clip, naming it.
+            MemoryError: if the device's memory is too small for a single window.
         """
         specs = {
             clip: WindowSpec(len(clip.features), self.window.stride) if whole else window or self.window
             for clip in clips
         }
         missing = [clip for clip, spec in specs.items() if spec not in self._views.get(clip, {})]
-        for part in _passes(missing):
-            for clip, views in self._embed_or_halve(part, specs):
-                self._views.setdefault(clip, {})[specs[clip]] = views
+        embedded = self._embed_within_memory(missing, [specs[clip] for clip in missing])
+        for clip, views in zip(missing, embedded, strict=True):
+            self._views.setdefault(clip, {})[specs[clip]] = views
         return [self._views[clip][specs[clip]] for clip in clips]
 
-    def _embed_or_halve(
-        self, clips: Sequence[ClipFeatures], specs: Mapping[ClipFeatures, WindowSpec]
-    ) -> Iterator[tuple[ClipFeatures, Views]]:
-        """One pass, or passes of half the clips where memory is short."""
-        try:
-            found = list(self._embed(clips, [specs[clip] for clip in clips]))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(clips) == 1:
-                raise MemoryError(
-                    f"the memory of {self.backbone.device} is too small for the windows of clip {clips[0].clip_id!r} "
-                    f"({len(clips[0].features)} frames): {error}; free some, or cut the clip"
-                ) from error
-        else:
-            yield from zip(clips, found, strict=True)
-            return
-        half = len(clips) // 2  # out here, so that what the failed pass held is free again
-        yield from self._embed_or_halve(clips[:half], specs)
-        yield from self._embed_or_halve(clips[half:], specs)
+    def _embed_within_memory(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> list[Views]:
+        """Passes of half the frames, now and later, as often as memory is short."""
+        longest = max((min(spec.length, len(clip.times)) for clip, spec in zip(clips, specs, strict=True)), default=1)
+        while True:
+            try:
+                return list(self._embed(clips, specs))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._frames_per_pass <= longest:
+                    raise MemoryError(
+                        f"the memory of {self.backbone.device} is too small for a window of {longest} frames of clip "
+                        f"{clips[0].clip_id!r} or another one ({error}); free some, or take shorter windows"
+                    ) from error
+            self._frames_per_pass //= 2
 
     def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
         with torch.no_grad():
             frames = [clip.features.to(self.backbone.device) for clip in clips]
-            embedded = self.model.window_embeddings_of(frames, specs)
+            embedded = self.model.window_embeddings_of(frames, specs, frames_per_pass=self._frames_per_pass)
         for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
             first = np.asarray(starts) * spec.stride
             count = len(clip.times)
@@ -262,17 +258,3 @@ class Source:
             self._kept["class_text"] = F.normalize(means, dim=-1)
         vectors: Tensor = self._kept["class_text"]
         return vectors
-
-
-def _passes(clips: Sequence[ClipFeatures]) -> Iterator[list[ClipFeatures]]:
-    """The clips in parts of a bounded number of frames, but for clips that are longer alone."""
-    part: list[ClipFeatures] = []
-    frames = 0
-    for clip in clips:
-        if part and frames + len(clip.features) > _FRAMES_PER_PASS:
-            yield part
-            part, frames = [], 0
-        part.append(clip)
-        frames += len(clip.features)
-    if part:
-        yield part

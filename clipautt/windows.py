@@ -7,7 +7,7 @@ the cost grows with the number of frames T and not with T × L. Videos of differ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,18 @@ def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:
     last = max(num_frames - spec.length, 0)
     starts = list(range(0, last + 1, spec.hop))
     return starts if starts[-1] == last else [*starts, last]
+
+
+def window_runs(starts: Sequence[int], length: int, most: int) -> Iterator[slice]:
+    """Runs of neighbouring windows, as slices of `starts`: each spans `most` frames at most, or is a single window.
+
+    starts 0 1 2 3 4, length 3, most 5:  0:3 (frames 0 to 4), 3:5 (frames 3 to 6)
+    """
+    first = 0
+    for number in range(1, len(starts) + 1):
+        if number == len(starts) or starts[number] + length - starts[first] > most:
+            yield slice(first, number)
+            first = number
 
 
 def entropy(logits: Tensor) -> Tensor:

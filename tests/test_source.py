@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from clipautt import model as model_module
 from clipautt import source as source_module
 from clipautt.features import ClipFeatures
-from clipautt.model import Checkpoint, ClipAU
+from clipautt.model import Checkpoint
 from clipautt.source import Prediction, Source, Views
 from clipautt.windows import WindowSpec
 from tests.fakes import FEATURE_DIM, PHRASES, fake_backbone, fake_checkpoint, fake_clip, fake_source, shared_backbone
@@ -94,38 +95,43 @@ def test_views_of_many_clips_equal_those_of_each(window: WindowSpec, whole: bool
 
 
 def test_many_clips_go_in_passes_of_a_bounded_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip that is longer is cut between windows."""
     clips = [fake_clip(f"c{i}", num_frames=count) for i, count in enumerate(LENGTHS)]
     expected = fake_source().views_of(clips)
-    source, passes = fake_source(), embedded(monkeypatch)
     monkeypatch.setattr(source_module, "_FRAMES_PER_PASS", 30)
+    source, passes = fake_source(), embedded(monkeypatch)
     for views, other in zip(source.views_of(clips), expected, strict=True):
         assert_same_views(views, other)
-    assert passes == [[20, 1, 6], [33], [2, 20, 7]]
+    assert passes == [[20, 1, 6], [30], [8, 2, 20], [7]]
 
 
 def test_passes_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [fake_clip(f"c{i}", num_frames=count) for i, count in enumerate(LENGTHS)]
     expected = fake_source().views_of(clips)
-    source, passes = fake_source(), embedded(monkeypatch, most=40)
+    monkeypatch.setattr(source_module, "_FRAMES_PER_PASS", 80)
+    source, passes = fake_source(), embedded(monkeypatch, most=20)
     for views, other in zip(source.views_of(clips), expected, strict=True):
         assert_same_views(views, other)
-    assert passes == [[*LENGTHS], [20, 1, 6], [33, 2, 20, 7], [33, 2], [20, 7]]
-    with pytest.raises(MemoryError, match=r"memory of cpu is too small for the windows of clip 'long' \(41 frames\)"):
-        source.views_of([fake_clip("c9", num_frames=3), fake_clip("long", num_frames=41)])
+    assert [sum(own) for own in passes][:2] == [62, 27] and max(map(sum, passes[2:])) <= 20
+    later = len(passes)
+    source.views_of([fake_clip("c9", num_frames=50)])
+    assert max(map(sum, passes[later:])) <= 20, "what did not fit is not tried again"
+    with pytest.raises(MemoryError, match=r"memory of cpu is too small for a window of 21 frames of clip 'long'"):
+        source.views_of([fake_clip("long", num_frames=41)], window=WindowSpec(length=21))
 
 
 def embedded(monkeypatch: pytest.MonkeyPatch, *, most: int | None = None) -> list[list[int]]:
-    """The lengths of the clips of each pass from now on; one of more frames than `most` finds no memory."""
+    """The frames of each video of each pass from now on; a pass of more than `most` finds no memory."""
     passes: list[list[int]] = []
-    stock = ClipAU.window_embeddings_of
+    stock = model_module.embed_windows
 
-    def counted(self: ClipAU, frames: Any, *rest: Any) -> Any:
-        passes.append([len(own) for own in frames])
+    def counted(videos: Any, *rest: Any, **options: Any) -> Any:
+        passes.append([len(own) for own in videos])
         if most is not None and sum(passes[-1]) > most:
             raise torch.OutOfMemoryError("no room")
-        return stock(self, frames, *rest)
+        return stock(videos, *rest, **options)
 
-    monkeypatch.setattr(ClipAU, "window_embeddings_of", counted)
+    monkeypatch.setattr(model_module, "embed_windows", counted)
     return passes
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from clipautt.windows import WindowSpec, embed_windows, entropy, window_starts
+from clipautt.windows import WindowSpec, embed_windows, entropy, window_runs, window_starts
 from tests.fakes import FEATURE_DIM, fake_model
 
 
@@ -69,6 +69,12 @@ def test_videos_of_different_length_in_one_pass_are_as_if_alone(trainable: bool)
             assert starts == window_starts(len(used), spec)
             alone = torch.cat([model.video_embedding(used[None, start : start + spec.length]) for start in starts])
             torch.testing.assert_close(embeddings, alone, atol=1e-5, rtol=0)
+
+
+def test_runs_of_windows_literal() -> None:
+    assert list(window_runs([0, 1, 2, 3, 4], 3, 5)) == [slice(0, 3), slice(3, 5)]
+    assert list(window_runs([0, 4, 8], 6, 5)) == [slice(0, 1), slice(1, 2), slice(2, 3)], "a window stays whole"
+    assert list(window_runs([0], 4, 100)) == [slice(0, 1)]
 
 
 @pytest.mark.parametrize("odd", [1e16, float("inf"), float("nan")])

@@ -154,7 +154,8 @@ def main(arguments: Sequence[str]) -> None:
     seeds = range(first, first + int(options.get("seeds", 5)))
     found = compare(Path(options.get("folder", "runs/bench-modes")), seeds)
     print(
-        f"{machine()}; seeds {seeds[0]} to {seeds[-1]}, 12 source-validation subjects each, 240 balanced and 480 or so drawn decisions"
+        f"{machine()}; seeds {seeds[0]} to {seeds[-1]}, 12 source-validation subjects each, 240 balanced and 480 or so "
+        "drawn decisions"
     )
     head = ["objective", "difficulty", "positives", "tuned", "UAR", "− exact", "WAR", "− exact", "same", "s"]
     table(report(found), head)
