@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-modes test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes test test-slow lint format types wheel clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=hard"'
 
 setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it is up to date
@@ -35,6 +35,9 @@ bench-extract: $(STAMP) ## Extraction beside the bare encoder and the bare decod
 
 bench-adapt: $(STAMP) ## Prompt tuning beside the naive loop and the machine's matrix rate; window entropies beside a loop
 	$(BIN)/python -m tests.benchmarks.bench_adapt $(ARGS)
+
+bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects beside the bare adaptation; half an hour
+	$(BIN)/python -m tests.benchmarks.bench_adapt_job $(ARGS)
 
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning beside the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)

@@ -219,6 +219,8 @@ def main(cfg: DictConfig) -> int:
     cohorts = make_cohorts(resolved(cfg)["cohorts"])
     tuning, work = instantiate(cfg.tuning), instantiate(cfg.work)
     check_methods(methods, explain=cfg.explain)
+    if cfg.explain and not own.tunes:
+        print(f"{own.name!r} tunes no prompts: what is explained is the same before and after")
     if cfg.openface:
         list_openface(cfg.openface)
     clips = clips_of_splits(manifest, cfg.splits)
