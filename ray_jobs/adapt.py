@@ -41,13 +41,7 @@ from ray_jobs.adapt_checks import (
     make_cohorts,
     rows_that_can_be_made,
 )
-from ray_jobs.adapt_plan import (
-    EVERY,
-    SubjectPlan,
-    SubjectWork,
-    make_tasks,
-    result_file,
-)
+from ray_jobs.adapt_plan import EVERY, SubjectPlan, SubjectWork, make_tasks, result_file
 from ray_jobs.adapt_results import ResultBook, shared_columns
 from ray_jobs.agreement import FOLDER, read_agreement
 from ray_jobs.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus, num_nodes
