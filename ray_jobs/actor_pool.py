@@ -253,7 +253,7 @@ class _Pool(Generic[Item, Result]):
     def outcomes(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
         """All items; see `run_pool`.
 
-        One outcome at a time: between two of them actors that are ready get their next task, so that they do not wait
+        One outcome at a time: before each of them actors that are ready get their next task, so that they do not wait
         for what the caller does with a result.
         """
         ready: deque[Done[Item, Result] | Failed[Item]] = deque()
@@ -275,6 +275,7 @@ class _Pool(Generic[Item, Result]):
         for worker in self._come(wait=wait):
             yield from self._advance(worker)
         yield from self._end_overdue()
+        yield from self._hand_out()
         self._check_clock()
 
     def kill_all(self) -> None:
@@ -317,6 +318,8 @@ class _Pool(Generic[Item, Result]):
     def _hand_out(self) -> Iterator[Failed[Item]]:
         """A task for each idle actor."""
         for worker in [worker for worker in self.workers if worker.state == "idle"]:
+            if self.queue.exhausted and not self.queue.again:
+                return
             if not self._is_there(worker):
                 continue
             while worker.state == "idle":

@@ -163,6 +163,17 @@ def test_two_actors_share_the_work(local_ray: None, tmp_path: Path) -> None:
     assert len(runs_of(tmp_path)) == 8
 
 
+def test_an_actor_does_not_wait_for_what_the_caller_does(local_ray: None, tmp_path: Path) -> None:
+    tasks = [["a", "b"], ["c"], ["d"]]
+    outcomes = run_pool(Scripted, (tmp_path,), tasks, config=PoolConfig(1))
+    assert cast(Any, next(outcomes)).result == "A"
+    deadline = time.monotonic() + 20
+    while len((tmp_path / "log").read_text().splitlines()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [line.split()[1:] for line in (tmp_path / "log").read_text().splitlines()] == [["a", "b"], ["c"]]
+    assert [cast(Any, one).result for one in outcomes] == ["B", "C", "D"]
+
+
 def test_nothing_to_do_starts_no_actor(tmp_path: Path) -> None:
     assert run(tmp_path, [[], []], config()) == []
 
