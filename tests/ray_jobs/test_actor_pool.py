@@ -229,14 +229,15 @@ def test_a_worker_killed_from_outside_costs_nothing(local_ray: None, tmp_path: P
 
 @pytest.mark.slow
 def test_an_actor_that_died_before_its_task_counts_for_nothing(local_ray: None, tmp_path: Path) -> None:
-    """Killed while the caller is away: with a single try, the item would be lost if it counted."""
-    outcomes = run_pool(Scripted, (tmp_path,), [["a"], ["b"]], config=config(attempts=1))
+    """Killed while it has nothing to do: with a single try, the item that it would get next would be lost."""
+    outcomes = run_pool(Scripted, (tmp_path,), [["a"], ["slow", "raise"]], config=config(actors=2, attempts=1))
     assert next(outcomes) == Done("a", "A")
-    (pid,) = {pid for pid, _ in runs_of(tmp_path)}
+    (pid,) = {pid for pid, items in runs_of(tmp_path) if items == ("a",)}
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(pid))
-    time.sleep(0.5)  # until Ray knows
-    assert list(outcomes) == [Done("b", "B")]
+    time.sleep(0.5)  # until Ray knows, and the other actor has failed
+    rest = {one.item: one for one in outcomes}
+    assert rest["slow"] == Done("slow", "SLOW") and isinstance(rest["raise"], Failed) and len(rest) == 2
 
 
 def test_a_task_that_hangs_is_ended(local_ray: None, tmp_path: Path) -> None:
