@@ -106,6 +106,7 @@ def run_pool(
     *,
     config: PoolConfig,
     size: Callable[[Item], float] = lambda _: 1.0,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> Generator[Done[Item, Result] | Failed[Item], None, None]:
     """Run every item on the connected Ray.
 
@@ -120,6 +121,7 @@ def run_pool(
         tasks: lists of items that run together; may be a generator, and is read no faster than actors become ready.
         config: how many, and how often.
         size: of an item, in units of `config.seconds_per_item`.
+        on_ready: called once, when the first actor has loaded.
 
     Yields:
         `Done` or `Failed` for each item, in order of completion.
@@ -127,7 +129,7 @@ def run_pool(
     Raises:
         PoolError: if no actor finds a place or is ready in time, or the actors fail at their start.
     """
-    pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config, size)
+    pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config, size, on_ready)
     try:
         yield from pool.outcomes()
     finally:
@@ -241,9 +243,11 @@ class _Pool(Generic[Item, Result]):
         queue: _Queue[Item],
         config: PoolConfig,
         size: Callable[[Item], float],
+        on_ready: Callable[[], None],
     ) -> None:
         self.make_actor, self.arguments, self.queue, self.config = make_actor, arguments, queue, config
-        self.size = size
+        self.size, self.on_ready = size, on_ready
+        self.was_ready = False
         self.workers: list[_Worker[Item]] = []
         self.failed_starts = 0
         self.start_reason = ""
@@ -390,6 +394,9 @@ class _Pool(Generic[Item, Result]):
             worker.state, worker.pending = "loading", worker.loaded
         else:
             worker.state, worker.pending = "idle", None
+            if not self.was_ready:
+                self.was_ready = True
+                self.on_ready()
 
     def _end_task(self, worker: _Worker[Item], value: Any, lost: str) -> Iterator[Done[Item, Result] | Failed[Item]]:
         task = worker.task

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def run_adaptation(
     with Progress("adapt", sum(plan.work.num_videos for plan in plans.values()), unit="videos") as progress:
         metrics = JobMetrics("adapt")
         progress.advance(0, note=book.note())
-        with contextlib.closing(_work(job, plans, cluster=cluster, work=work)) as done:
+        with contextlib.closing(_work(job, plans, cluster=cluster, work=work, on_ready=progress.begin)) as done:
             for subject, outcomes in done:
                 plan = plans.pop(subject)
                 book.write(plan, outcomes)
@@ -133,7 +133,12 @@ def run_adaptation(
 
 
 def _work(
-    job: AdaptJob, plans: Mapping[str, SubjectPlan], *, cluster: ClusterConfig, work: WorkConfig
+    job: AdaptJob,
+    plans: Mapping[str, SubjectPlan],
+    *,
+    cluster: ClusterConfig,
+    work: WorkConfig,
+    on_ready: Callable[[], None],
 ) -> Generator[tuple[str, list[Outcome] | str], None, None]:
     """Subject → outcomes, or why there are none, in order of completion."""
     idle = [subject for subject, plan in plans.items() if not plan.work.assignments]
@@ -155,7 +160,8 @@ def _work(
         seconds_per_item=work.seconds_per_video,
     )
     workers = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
-    with contextlib.closing(run_pool(AdaptActor, (job, workers), tasks, config=config, size=_videos)) as outcomes:
+    pool = run_pool(AdaptActor, (job, workers), tasks, config=config, size=_videos, on_ready=on_ready)
+    with contextlib.closing(pool) as outcomes:
         for outcome in outcomes:
             yield outcome.item.subject_id, outcome.result if isinstance(outcome, Done) else outcome.reason
 

@@ -147,9 +147,11 @@ def run_here(
     *,
     config: PoolConfig,
     size: Callable[[SubjectWork], float],
+    on_ready: Callable[[], None],
 ) -> Generator[Done[SubjectWork, list[Outcome]] | Failed[SubjectWork], None, None]:
     """`run_pool` with one actor in this process: what depends on no Ray is tested without waiting for one."""
     actor = make_actor(*arguments)
+    on_ready()
     for task in tasks:
         try:
             results = actor.run(list(task))

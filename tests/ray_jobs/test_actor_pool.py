@@ -155,6 +155,14 @@ def test_one_actor_gives_every_item_in_order(local_ray: None, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_the_caller_is_told_once_that_work_begins(local_ray: None, tmp_path: Path) -> None:
+    told: list[list[tuple[int, tuple[str, ...]]]] = []
+    pool = run_pool(
+        Scripted, (tmp_path,), [["a"], ["b"]], config=PoolConfig(2), on_ready=lambda: told.append(runs_of(tmp_path))
+    )
+    assert len(list(pool)) == 2 and told == [[]]
+
+
 def test_two_actors_share_the_work(local_ray: None, tmp_path: Path) -> None:
     got = run(tmp_path, [[f"slow{i}"] for i in range(8)], config(2))
     assert sorted(done.item for done in got) == [f"slow{i}" for i in range(8)]

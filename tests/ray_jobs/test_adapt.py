@@ -132,10 +132,10 @@ def test_labels_change_no_prediction(world: World, monkeypatch: pytest.MonkeyPat
     """No work that an actor is given holds a label; and with all labels turned round it predicts the same."""
     given: list[SubjectWork] = []
 
-    def spied(make_actor: Any, arguments: Any, tasks: Any, *, config: Any, size: Any) -> Any:
+    def spied(make_actor: Any, arguments: Any, tasks: Any, **options: Any) -> Any:
         tasks = list(tasks)
         given.extend(one for task in tasks for one in task)
-        return run_here(make_actor, arguments, tasks, config=config, size=size)
+        return run_here(make_actor, arguments, tasks, **options)
 
     monkeypatch.setattr("ray_jobs.adapt.run_pool", spied)
     turned = [replace(clip, label="pain" if clip.label == "neutral" else "neutral") for clip in world.clips]
