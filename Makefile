@@ -36,7 +36,7 @@ bench-extract: $(STAMP) ## Extraction beside the bare encoder and the bare decod
 bench-adapt: $(STAMP) ## Prompt tuning beside the naive loop and the machine's matrix rate; window entropies beside a loop
 	$(BIN)/python -m tests.benchmarks.bench_adapt $(ARGS)
 
-bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects beside the bare adaptation; half an hour
+bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects beside the bare adaptation; ten minutes
 	$(BIN)/python -m tests.benchmarks.bench_adapt_job $(ARGS)
 
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning beside the exact one, five seeds; half an hour
