@@ -16,6 +16,7 @@ from clipautt.model import Checkpoint, load_checkpoint, save_checkpoint
 from clipautt.results import Cohort
 from ray_jobs import cli
 from ray_jobs.adapt_checks import (
+    check_earlier_clips,
     check_same_checkpoints,
     clips_of_splits,
     load_checkpoints,
@@ -140,17 +141,20 @@ def test_a_video_that_was_replaced_is_refused_by_name_and_one_that_was_moved_is_
     assert_same_results(world.rows("replaced"), before)
 
 
-def test_a_broken_video_may_be_replaced_by_a_good_one(world: World) -> None:
-    """It has no results yet."""
-    clip = stored.clip_at(world.folder / "videos", "s0c7", content="broken")
-    clips = [*world.clips, replace(clip, subject_id="s0", label="pain")]
-    words = world.words("mended", *TUNED, manifest=world.manifest(clips, name="mended"))
+def test_a_broken_video_may_be_replaced_by_a_good_one(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no results yet; one that has some may not."""
+    clip = replace(stored.clip_at(world.folder / "videos", "s0c7", content="broken"), subject_id="s0", label="pain")
+    clips = [*world.clips, clip]
+    words = world.words("mended", *TUNED)
     assert cli.main(["adapt", *words]) == 0
-    assert len(world.rows("mended").query("prediction == ''")) == 2
+    folder, manifest = world.run("mended"), world.read(clips)
+    check_earlier_clips(folder, manifest, clips)
+    assert "1 clips have come since" in capsys.readouterr().out
     Path(clip.source).write_text("a good video")
-    world.store.append([stored.row(clips[-1], features_of(clips[-1]))])
-    assert cli.main(["adapt", *words]) == 0
-    assert (world.rows("mended")["prediction"] != "").all()
+    check_earlier_clips(folder, manifest, clips)
+    Path(world.clips[0].source).write_text("another video")
+    with pytest.raises(ValueError, match=r"clip 's0c0': the file \S+ has been written again"):
+        check_earlier_clips(folder, manifest, clips)
 
 
 def test_run_folders_are_plain_paths(world: World, capsys: pytest.CaptureFixture[str]) -> None:

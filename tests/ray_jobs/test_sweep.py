@@ -213,6 +213,7 @@ def check_best(folder: Path, trials: pd.DataFrame) -> None:
     assert adaptation.backbone is None and training.backbone.weights.endswith("clip.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_failed_and_interrupted_trials_stay_visible(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
