@@ -162,3 +162,9 @@ mixtures of `stress` and `ambivalence` are this project's own, for the synthetic
 def content_hash(prompts: Sequence[str]) -> str:
     """A short SHA-256 of the exact prompt strings and their order."""
     return hashlib.sha256(json.dumps(list(prompts), ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
+    """The AU code of each phrase of the vocabulary; other phrases stand for themselves."""
+    codes = {unit.phrase: unit.code for unit in VOCABULARY}
+    return [codes.get(phrase, phrase) for phrase in prompts]

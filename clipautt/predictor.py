@@ -15,19 +15,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clipautt.action_units import VOCABULARY
-from clipautt.adapt_config import AdaptConfig
-from clipautt.adaptation import adapt
-from clipautt.backbone import Backbone, BackboneConfig, load_backbone
+from clipautt.action_units import action_unit_columns
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.driver import adapt
+from clipautt.adaptation.methods import ClipAUTT
+from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
+from clipautt.adaptation.source import Prediction, Source
+from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
-from clipautt.faces import make_detector
-from clipautt.features import ClipFeatures, encode_clip
-from clipautt.methods import ClipAUTT
-from clipautt.model import load_checkpoint
-from clipautt.personalization import Personalization, load_personalization, subject_file
-from clipautt.reader_process import ReadLimits
-from clipautt.source import Prediction, Source
-from clipautt.windows import entropy
+from clipautt.features.clip_features import ClipFeatures, encode_clip
+from clipautt.model.checkpoint import load_checkpoint
+from clipautt.model.windows import entropy
+from clipautt.video.faces import make_detector
+from clipautt.video.reader_process import ReadLimits
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +202,3 @@ def _describe(
         entropy=pd.Series(curve, index=index, name="entropy"),
         personalized_for=subject,
     )
-
-
-def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
-    """The AU code of each phrase of the vocabulary; other phrases stand for themselves."""
-    codes = {unit.phrase: unit.code for unit in VOCABULARY}
-    return [codes.get(phrase, phrase) for phrase in prompts]

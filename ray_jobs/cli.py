@@ -1,26 +1,21 @@
 """The `clipautt` command: `clipautt <job> key=value …` runs one job of this package.
 
-`python -m ray_jobs.<job> key=value …` comes here too, so both are the same. A job is a module with a docstring, whose
-first line says what it is for, and `main(cfg) -> int`. It may set `POSITIONAL = "video"`, and then a first word without
-`=` is the value of that setting. A module with `READS_WORDS = True` is handed the words of the command line instead of
-a configuration. What this module does not know: what the jobs do.
+`python -m ray_jobs.<job> key=value …` comes here too, so both are the same. A job is a package with a module `job`: its
+docstring is the help, whose first line says what it is for, and it has `main(cfg) -> int`. It may set
+`POSITIONAL = "video"`, and then a first word without `=` is the value of that setting. A module with
+`READS_WORDS = True` is handed the words of the command line instead of a configuration.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 
-from ray_jobs import configuration, usage
-from ray_jobs.actor_pool import PoolError
+from ray_jobs.platform import configuration, usage
+from ray_jobs.platform.actor_pool import PoolError
+from ray_jobs.platform.jobs import EXIT_INTERRUPTED, EXIT_USER_ERROR, entry_of, find_job, overrides
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-
-_SETTING = re.compile(r"~[\w./@:-]+(=.*)?|[+]{0,2}[A-Za-z_][\w./@:-]*=.*", re.DOTALL)
 _USER_ERRORS = (
     ValueError,
     ConnectionError,
@@ -47,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage.overview())
         return 0
     if words[0] in ("-V", "--version"):
-        from ray_jobs.runs import code_version
+        from ray_jobs.platform.runs import code_version
 
         print(f"clipautt {code_version()}")
         return 0
@@ -63,34 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
 
 
-def overrides(job: usage.Job, words: Sequence[str]) -> list[str]:
-    """The words of a command line as settings: a first word for the job's positional setting is quoted for Hydra.
-
-    Raises:
-        ValueError: A word is not a setting.
-    """
-    settings = list(words)
-    first = settings[0] if settings else None
-    if first is not None and job.positional and (not _SETTING.fullmatch(first) or os.path.exists(first)):
-        settings[0] = f"{job.positional}={configuration.quoted(first)}"
-    for word in settings:
-        if word.startswith("-") and not _SETTING.fullmatch(word):
-            raise ValueError(f"unknown option {word!r}: settings are written key=value, as in {_as_setting(word)}")
-        if not _SETTING.fullmatch(word):
-            raise ValueError(f"cannot read {word!r}: settings are written key=value; see `clipautt {job.name} --help`")
-    return settings
+def run_job(package: str | None) -> int:
+    """What `python -m ray_jobs.<job>` does: the job of this package with the words of this process."""
+    assert package is not None
+    return main([package.rpartition(".")[2].replace("_", "-"), *sys.argv[1:]])
 
 
 def _run(name: str, words: list[str]) -> int:
-    job = usage.find_job(name)
+    job = find_job(name)
     if "--help" in words or "-h" in words:
         given = [word for word in words if word not in ("--help", "-h")]
         print(usage.help_text(job, overrides(job, given) if not job.reads_words else ()))
         return 0
     if job.reads_words:
-        return int(importlib.import_module(f"ray_jobs.{job.module}").main(words))
+        return int(entry_of(job)(words))
     cfg = configuration.complete(job.module, overrides(job, words))
-    return int(importlib.import_module(f"ray_jobs.{job.module}").main(cfg))
+    return int(entry_of(job)(cfg))
 
 
 def _message(error: BaseException) -> str:
@@ -100,11 +83,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return str(error) or type(error).__name__
-
-
-def _as_setting(word: str) -> str:
-    name, _, value = word.lstrip("-").partition("=")
-    return f"{name.replace('-', '_')}={value or '…'}"
 
 
 if __name__ == "__main__":

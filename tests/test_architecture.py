@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,55 +11,68 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LAYERS = [
-    "action_units",
-    "clips",
-    "preprocessing",
-    "augmentation",
-    "decoding",
-    "datasets",
-    "faces",
-    "face_tracks",
-    "reader",
-    "reader_process",
-    "text_tower",
-    "frozen_linear",
-    "packed_tower",
-    "frozen_clip",
-    "small_clip",
-    "weight_files",
-    "open_clip_models",
-    "backbone",
-    "pretraining",
-    "features",
-    "feature_store",
-    "store_care",
-    "metrics",
-    "windows",
-    "model",
-    "published",
-    "training",
-    "linearisation",
-    "memory",
-    "source",
-    "adapt_config",
-    "priors",
-    "objectives",
-    "tuning",
-    "methods",
-    "adaptation",
-    "personalization",
-    "baselines",
-    "results",
-    "predictor",
-    "openface",
-    "explanations",
-    "reports",
-]
-"""The modules of clipautt in the order in which data flows: one may import those before it."""
+METHOD = {
+    "": [
+        "action_units",
+        "clips",
+        "metrics",
+        "memory",
+        "video",
+        "datasets",
+        "backbones",
+        "features",
+        "model",
+        "adaptation",
+        "evaluation",
+        "predictor",
+    ],
+    "video": ["preprocessing", "augmentation", "decoding", "faces", "tracks", "reader", "reader_process"],
+    "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
+    "backbones": [
+        "text_tower",
+        "frozen_linear",
+        "packed_tower",
+        "frozen_clip",
+        "embedded",
+        "weight_files",
+        "open_clip_models",
+        "loading",
+        "pretraining",
+    ],
+    "features": ["clip_features", "store", "maintenance"],
+    "model": ["windows", "network", "checkpoint", "published", "training"],
+    "adaptation": [
+        "linearisation",
+        "source",
+        "config",
+        "priors",
+        "objectives",
+        "agreement",
+        "tuning",
+        "methods",
+        "driver",
+        "personalization",
+    ],
+    "evaluation": ["results", "openface", "prompt_changes", "stories", "clip_stories", "reports"],
+}
+"""Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 
-JOB_LAYERS = ["typed", "configuration", "progress", "runs", "cluster", "actor_pool", "usage", "cli"]
-"""What the jobs in ray_jobs stand on, in the same sense; the jobs themselves come after."""
+PLATFORM = [
+    "typed",
+    "configuration",
+    "jobs",
+    "usage",
+    "progress",
+    "metrics",
+    "runs",
+    "cluster",
+    "actor_pool",
+    "manifests",
+    "methods",
+    "predictors",
+    "extraction",
+]
+"""Of ray_jobs.platform, in the same sense."""
 
 FORBIDDEN = {"ray", "hydra", "omegaconf", "fastapi", "starlette", "ray_jobs"}
 
@@ -75,46 +89,79 @@ def imported_modules(path: Path, package: str) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def wrong_imports(package: Path, layers: list[str]) -> list[str]:
-    """`file imports module` for each import of a module of the same package that comes later in `layers`."""
+def parts_of(package: Path) -> set[str]:
+    """Names of the modules and packages right inside a package."""
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    return modules | {path.parent.name for path in package.glob("*/__init__.py")}
+
+
+def dotted(path: Path, root: Path) -> str:
+    """Dotted name of a package's folder."""
+    return ".".join(path.relative_to(root).parts)
+
+
+def wrong_imports(package: Path, layers: list[str], root: Path = ROOT) -> list[str]:
+    """`file imports module` for each import of a part of the same package that comes later in `layers`."""
     wrong = []
+    prefix = [*package.relative_to(root).parts]
     for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] not in layers:
+        part = path.relative_to(package).with_suffix("").parts[0]
+        if part not in layers:
             continue
-        own = layers.index(parts[0])
-        dotted = ".".join([package.name, *parts[:-1]])
-        for module in imported_modules(path, dotted):
+        for module in imported_modules(path, dotted(path.parent, root)):
             names = module.split(".")
-            if names[0] == package.name and len(names) > 1 and names[1] in layers[own + 1 :]:
-                wrong.append(f"{path.relative_to(package.parent)} imports {module}")
+            inside = names[: len(prefix)] == prefix and len(names) > len(prefix)
+            if inside and names[len(prefix)] in layers[layers.index(part) + 1 :]:
+                wrong.append(f"{path.relative_to(root)} imports {module}")
     return sorted(set(wrong))
 
 
 def test_method_imports_no_cluster_configuration_or_web_framework() -> None:
     for path in sorted((ROOT / "clipautt").rglob("*.py")):
-        package = ".".join(path.relative_to(ROOT).parts[:-1])
-        used = {module.split(".")[0] for module in imported_modules(path, package)}
+        used = {module.split(".")[0] for module in imported_modules(path, dotted(path.parent, ROOT))}
         assert not used & FORBIDDEN, f"{path.relative_to(ROOT)} imports {sorted(used & FORBIDDEN)}"
 
 
-def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in (ROOT / "clipautt").glob("*.py")} - {"__init__"}
-    packages = {path.parent.name for path in (ROOT / "clipautt").glob("*/__init__.py")}
-    unplaced = (modules | packages) - set(LAYERS)
-    assert not unplaced, f"add {sorted(unplaced)} to LAYERS in {Path(__file__).name}, where data reaches them"
+@pytest.mark.parametrize("package", METHOD)
+def test_method_imports_point_back_along_the_data(package: str) -> None:
+    folder = ROOT / "clipautt" / package
+    assert parts_of(folder) == set(METHOD[package]), f"place them in METHOD of {Path(__file__).name}"
+    assert wrong_imports(folder, METHOD[package]) == []
 
 
-def test_method_imports_point_up() -> None:
-    assert wrong_imports(ROOT / "clipautt", LAYERS) == []
+def test_platform_imports_point_one_way_and_know_no_job() -> None:
+    folder = ROOT / "ray_jobs" / "platform"
+    assert parts_of(folder) == set(PLATFORM), f"place them in PLATFORM of {Path(__file__).name}"
+    assert wrong_imports(folder, PLATFORM) == []
+    others = parts_of(ROOT / "ray_jobs") - {"platform"}
+    for path in sorted(folder.rglob("*.py")):
+        used = {".".join(m.split(".")[:2]) for m in imported_modules(path, dotted(path.parent, ROOT))}
+        assert not used & {f"ray_jobs.{other}" for other in others}, f"{path.relative_to(ROOT)} imports a job"
 
 
-def test_foundation_of_the_jobs_imports_no_job() -> None:
-    jobs = {path.stem for path in (ROOT / "ray_jobs").glob("*.py")} - {"__init__", *JOB_LAYERS}
-    assert wrong_imports(ROOT / "ray_jobs", [*JOB_LAYERS, *sorted(jobs)][: len(JOB_LAYERS)]) == []
-    for name in JOB_LAYERS:
-        used = {module for module in imported_modules(ROOT / "ray_jobs" / f"{name}.py", "ray_jobs")}
-        assert not used & {f"ray_jobs.{job}" for job in jobs}, f"ray_jobs/{name}.py imports a job"
+def test_a_job_imports_no_other_job() -> None:
+    jobs = {path.parent for path in (ROOT / "ray_jobs").glob("*/job.py")}
+    assert len(jobs) >= 15
+    for job in sorted(jobs):
+        allowed = {"ray_jobs", "ray_jobs.platform", f"ray_jobs.{job.name}", "ray_jobs.cli"}
+        for path in sorted(job.rglob("*.py")):
+            used = {".".join(m.split(".")[:2]) for m in imported_modules(path, dotted(path.parent, ROOT))}
+            wrong = {m for m in used if m.startswith("ray_jobs")} - allowed
+            assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+            assert path.name == "__main__.py" or "ray_jobs.cli" not in used, f"{path.relative_to(ROOT)} imports the cli"
+
+
+@pytest.mark.parametrize("wing", ["clipautt", "ray_jobs"])
+def test_every_package_says_what_it_is_and_which_file_to_open(wing: str) -> None:
+    for path in sorted((ROOT / wing).rglob("__init__.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert re.search(r"\b[Oo]pen `[a-z_]+`", doc) or path.parent.name == wing, f"{path}: which file to open first?"
+
+
+def test_tests_mirror_the_packages() -> None:
+    for path in sorted((ROOT / "tests").glob("*/**/test_*.py")):
+        folder = ROOT / path.relative_to(ROOT / "tests").parent
+        assert folder.is_dir(), f"{path.relative_to(ROOT)} tests a package that there is not"
 
 
 @pytest.mark.parametrize(
@@ -132,4 +179,4 @@ def test_an_import_that_points_down_is_found(tmp_path: Path, line: str, found: l
     package.mkdir()
     (package / "early.py").write_text(line)
     (package / "late.py").write_text("from sample import early")
-    assert wrong_imports(package, ["early", "late"]) == found
+    assert wrong_imports(package, ["early", "late"], tmp_path) == found

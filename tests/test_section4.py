@@ -11,23 +11,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt import training
-from clipautt.adapt_config import AdaptConfig
-from clipautt.adaptation import SubjectResult, adapt
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.driver import SubjectResult, adapt
+from clipautt.adaptation.source import Prediction
+from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.clips import Clip, ManifestError, read_manifest
 from clipautt.datasets.biovid import BioVid
-from clipautt.decoding import Sampling
-from clipautt.features import ClipFeatures
-from clipautt.model import TEMPERATURE, initial_model
-from clipautt.preprocessing import Preprocessing
-from clipautt.reader import FrameSpec
-from clipautt.reader_process import read_frames
-from clipautt.source import Prediction
-from clipautt.text_tower import stock_tokenizer
-from clipautt.training import Example, TrainConfig, fit
-from clipautt.windows import entropy
-from tests.datasets.trees import biovid_frames, pictures
-from tests.fakes import (
+from clipautt.features.clip_features import ClipFeatures
+from clipautt.model import training
+from clipautt.model.network import TEMPERATURE, initial_model
+from clipautt.model.training import Example, TrainConfig, fit
+from clipautt.model.windows import entropy
+from clipautt.video.decoding import Sampling
+from clipautt.video.preprocessing import Preprocessing
+from clipautt.video.reader import FrameSpec
+from clipautt.video.reader_process import read_frames
+from tests.support.fakes import (
     CONTEXT,
     FEATURE_DIM,
     PHRASES,
@@ -39,6 +38,7 @@ from tests.fakes import (
     read_number,
     write_video,
 )
+from tests.support.trees import biovid_frames, pictures
 
 TUNED = AdaptConfig(objective="entropy", steps=2, learning_rate=0.1)
 

@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
-from ray_jobs.progress import table
+from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
 
 if TYPE_CHECKING:
     import torch
 
-    from clipautt.adapt_config import AdaptConfig
-    from clipautt.backbone import Backbone
-    from clipautt.features import ClipFeatures
-    from clipautt.source import Source
+    from clipautt.adaptation.config import AdaptConfig
+    from clipautt.adaptation.source import Source
+    from clipautt.backbones.loading import Backbone
+    from clipautt.features.clip_features import ClipFeatures
     from tests.benchmarks.naive_adaptation import NaiveCLIPAUTT
 
 FRAMES, WINDOW, LEARNING_RATE = 75, 16, 1e-3
@@ -130,7 +130,7 @@ class _Ready:
     def __init__(self, work: Work) -> None:
         import torch
 
-        from clipautt.tuning import Tuner, TuningConfig
+        from clipautt.adaptation.tuning import Tuner, TuningConfig
 
         self.work, self.round = work, 0
         self.source = make_source(work.backbone)
@@ -205,11 +205,12 @@ def make_source(name: str) -> Source:
     import torch
 
     from clipautt.action_units import TASKS, VOCABULARY
-    from clipautt.decoding import Sampling
-    from clipautt.features import FeatureSpec
-    from clipautt.model import Checkpoint, CheckpointSpec, initial_model
-    from clipautt.source import Source
-    from clipautt.windows import WindowSpec
+    from clipautt.adaptation.source import Source
+    from clipautt.features.clip_features import FeatureSpec
+    from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
+    from clipautt.model.network import initial_model
+    from clipautt.model.windows import WindowSpec
+    from clipautt.video.decoding import Sampling
 
     backbone = make_backbone(name)
     if torch.cuda.is_available():
@@ -236,8 +237,8 @@ def make_backbone(name: str) -> Backbone:
     import open_clip
     import torch
 
-    from clipautt.backbone import Backbone, BackboneConfig, load_backbone
-    from clipautt.preprocessing import Preprocessing
+    from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+    from clipautt.video.preprocessing import Preprocessing
 
     if name == "embedded":
         return load_backbone(BackboneConfig())
@@ -266,7 +267,7 @@ def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]
     import numpy as np
     import torch
 
-    from clipautt.features import ClipFeatures
+    from clipautt.features.clip_features import ClipFeatures
 
     noise = torch.Generator().manual_seed(seed)
     times = np.arange(FRAMES) / 12.5
@@ -277,7 +278,7 @@ def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]
 
 def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
     """As published: each video on its own, entropy of the best window, an absolute step size."""
-    from clipautt.adapt_config import AdaptConfig
+    from clipautt.adaptation.config import AdaptConfig
 
     assert mode.tune != "naive"
     return AdaptConfig(
@@ -293,7 +294,7 @@ def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
 
 def adapt_all(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, tuner: Any) -> None:
     """Select, tune and predict; a video that fell back to the source prompts would be no measurement."""
-    from clipautt.adaptation import adapt
+    from clipautt.adaptation.driver import adapt
 
     found = adapt(source, clips, config, tuner=tuner)
     wrong = [p.status for one in found.values() for p in one.predictions if p.status != "ok"]
@@ -305,7 +306,9 @@ def flops_of(read: Callable[[torch.Tensor], torch.Tensor], context: torch.Tensor
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with mock.patch("clipautt.frozen_linear._by_onednn", lambda *_: False):  # the counter knows no oneDNN products
+    with mock.patch(
+        "clipautt.backbones.frozen_linear._by_onednn", lambda *_: False
+    ):  # the counter knows no oneDNN products
         with FlopCounterMode(display=False) as both:
             torch.autograd.backward(read(context.detach().clone().requires_grad_(True)).sum())
         with FlopCounterMode(display=False) as there, torch.no_grad():
@@ -347,7 +350,7 @@ def multiply() -> Rates:
     """Rates of large matrix products with all cores, or on the GPU, in this process."""
     import torch
 
-    from clipautt.frozen_linear import _by_onednn, frozen_linear
+    from clipautt.backbones.frozen_linear import _by_onednn, frozen_linear
 
     torch.set_num_threads(_CORES)
     gpu = torch.cuda.is_available()
@@ -482,8 +485,8 @@ def measure_windows(number: int) -> dict[str, float]:
     """Seconds per video of the loop and of passes of several sizes; in this process."""
     import torch
 
-    from clipautt.model import initial_model
-    from clipautt.windows import WindowSpec, entropy
+    from clipautt.model.network import initial_model
+    from clipautt.model.windows import WindowSpec, entropy
     from tests.benchmarks.naive_adaptation import naive_window_entropies
 
     torch.set_num_threads(_CORES)

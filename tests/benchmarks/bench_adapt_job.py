@@ -23,17 +23,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from clipautt.adapt_config import AdaptConfig
-from clipautt.backbone import BackboneConfig, load_backbone
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.source import Source
+from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip, by_subject, write_manifest
-from clipautt.decoding import Sampling
-from clipautt.feature_store import FeatureStore
-from clipautt.features import FeatureSpec, clip_key
-from clipautt.model import load_checkpoint, save_checkpoint
-from clipautt.results import read_rows
-from clipautt.source import Source
-from ray_jobs.progress import table
-from ray_jobs.train import checkpoint_folder
+from clipautt.evaluation.results import read_rows
+from clipautt.features.clip_features import FeatureSpec, clip_key
+from clipautt.features.store import FeatureStore
+from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
+from clipautt.video.decoding import Sampling
+from ray_jobs.platform.progress import table
 from tests.benchmarks.bench_adapt import make_source
 from tests.benchmarks.machine import machine
 
@@ -102,8 +101,8 @@ def bare_seconds(folder: str, clips: Sequence[Clip]) -> float:
     """Of `adapt()` and CLIP-AU on these clips, features and model loaded beforehand; in this process, one thread."""
     import torch
 
-    from clipautt.adaptation import adapt
-    from clipautt.tuning import Tuner
+    from clipautt.adaptation.driver import adapt
+    from clipautt.adaptation.tuning import Tuner
 
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(checkpoint_folder(Path(folder) / "train", "none"))

@@ -20,16 +20,16 @@ from typing import Any
 import av
 import numpy as np
 
-from clipautt import reader_process
 from clipautt.clips import Clip
-from clipautt.decoding import Decoder, Sampling, stream_clip
-from clipautt.faces import FaceConfig
-from clipautt.preprocessing import Preprocessing
-from clipautt.reader import FrameSpec
-from ray_jobs.progress import table
+from clipautt.video import reader_process
+from clipautt.video.decoding import Decoder, Sampling, stream_clip
+from clipautt.video.faces import FaceConfig
+from clipautt.video.preprocessing import Preprocessing
+from clipautt.video.reader import FrameSpec
+from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
-from tests.fakes import write_video
-from tests.photograph import photograph
+from tests.support.fakes import write_video
+from tests.support.photograph import photograph
 
 SECONDS, FPS, SIZE = 600, 25, (1080, 1920)
 _PIECE_SECONDS = 2

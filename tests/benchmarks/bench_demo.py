@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clipautt.backbone import BackboneConfig, load_backbone
+from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.datasets.synthetic.generate import SyntheticConfig, plan, write_subject
-from clipautt.features import encode_clip
-from clipautt.reader import FrameSpec
+from clipautt.features.clip_features import encode_clip
+from clipautt.video.reader import FrameSpec
 from ray_jobs import cli
-from ray_jobs.progress import table
+from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
 
 _CLIPS = 8

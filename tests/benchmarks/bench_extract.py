@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 
 from clipautt.clips import Clip
-from clipautt.decoding import Sampling
-from clipautt.preprocessing import Preprocessing
-from clipautt.reader import FrameSpec, decode_chunks
-from ray_jobs.progress import table
+from clipautt.video.decoding import Sampling
+from clipautt.video.preprocessing import Preprocessing
+from clipautt.video.reader import FrameSpec, decode_chunks
+from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
 
 MOMENTS, FRAMES_PER_CLIP, VIDEOS, MEMORY_MB = 12.5, 38, 8, 64
@@ -72,8 +72,8 @@ class Round:
 
 def write_videos(folder: Path) -> list[Path]:
     """A few seconds of 640 × 480 each, with a face that moves."""
-    from tests.fakes import write_video
-    from tests.photograph import photograph
+    from tests.support.fakes import write_video
+    from tests.support.photograph import photograph
 
     paths = []
     for number in range(VIDEOS):
@@ -89,7 +89,7 @@ def write_weights(folder: Path) -> Path:
     import open_clip
     import torch
 
-    from tests.weights import write_openai_weights
+    from tests.support.weights import write_openai_weights
 
     torch.manual_seed(0)
     return write_openai_weights(folder / "vit.pt", open_clip.create_model(_VIT, pretrained=None))  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def encode_for(case: Case, threads: int, seconds: float) -> tuple[float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from clipautt.backbone import BackboneConfig, load_backbone
+    from clipautt.backbones.loading import BackboneConfig, load_backbone
 
     backbone = load_backbone(BackboneConfig(case.name, case.weights, case.precision))  # type: ignore[arg-type]
     if torch.cuda.is_available():
@@ -183,10 +183,10 @@ def run_job(case: Case, clips: Sequence[Clip], store: Path) -> tuple[float, floa
 
 def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[str, float]:
     """Extract, and say how fast and with how much memory, of this process and of the object store."""
-    from clipautt.backbone import BackboneConfig
-    from ray_jobs.cluster import ClusterConfig, connect
-    from ray_jobs.extract import extract
-    from ray_jobs.pipeline import PipelineConfig
+    from clipautt.backbones.loading import BackboneConfig
+    from ray_jobs.platform.cluster import ClusterConfig, connect
+    from ray_jobs.platform.extraction.extract import extract
+    from ray_jobs.platform.extraction.pipeline import PipelineConfig
 
     backbone = BackboneConfig(case.name, case.weights, case.precision)  # type: ignore[arg-type]
     began = time.perf_counter()

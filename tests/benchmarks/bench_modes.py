@@ -23,18 +23,18 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from clipautt.adapt_config import AdaptConfig
-from clipautt.adaptation import Centring, Unit, adapt_units
-from clipautt.backbone import Backbone, BackboneConfig, load_backbone
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.driver import Centring, Unit, adapt_units
+from clipautt.adaptation.source import Source
+from clipautt.adaptation.tuning import Tuner
+from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import read_manifest
-from clipautt.feature_store import FeatureStore
+from clipautt.evaluation.results import Cohort, cohorts_of
+from clipautt.features.store import FeatureStore
 from clipautt.metrics import score
-from clipautt.model import load_checkpoint
-from clipautt.results import Cohort, cohorts_of
-from clipautt.source import Source
-from clipautt.tuning import Tuner
+from clipautt.model.checkpoint import load_checkpoint
 from ray_jobs import cli
-from ray_jobs.progress import table
+from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
 
 DIFFICULTIES = ("hard", "standard")

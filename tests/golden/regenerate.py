@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipautt.adapt_config import AdaptConfig
-from clipautt.backbone import Backbone
-from clipautt.model import Checkpoint
-from clipautt.objectives import objective_loss
-from clipautt.source import Source
-from tests.fakes import PREPROCESSING, fake_checkpoint, fake_clip_model, fake_clips, fake_source
-from tests.tuned import tune_context
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.objectives import objective_loss
+from clipautt.adaptation.source import Source
+from clipautt.backbones.loading import Backbone
+from clipautt.model.checkpoint import Checkpoint
+from tests.support.fakes import PREPROCESSING, fake_checkpoint, fake_clip_model, fake_clips, fake_source
+from tests.support.tuned import tune_context
 
 FILE = Path(__file__).parent / "clip_autt.safetensors"
 CONFIG = AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1)

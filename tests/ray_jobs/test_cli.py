@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import ray_jobs
-from ray_jobs import cli, configuration, usage
+from ray_jobs import cli
+from ray_jobs.platform import configuration, jobs
 
 WALK = '''"""Walks through a list of clips.
 
@@ -61,17 +62,19 @@ code: 0
 @pytest.fixture
 def small_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of jobs and a conf folder of their own."""
-    jobs, conf = tmp_path / "jobs", tmp_path / "conf"
-    jobs.mkdir()
+    packages, conf = tmp_path / "jobs", tmp_path / "conf"
     (conf / "pace").mkdir(parents=True)
     for name, text in {"walk": WALK, "run": RUN, "words": WORDS, "helper": '"""No job."""\n'}.items():
-        (jobs / f"{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, f"ray_jobs.{name}", raising=False)
+        (packages / name).mkdir(parents=True)
+        (packages / name / "job.py").write_text(text)
+        for module in (f"ray_jobs.{name}", f"ray_jobs.{name}.job"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
     for name in ("walk", "run"):
         (conf / f"{name}.yaml").write_text(SETTINGS)
     (conf / "pace" / "slow.yaml").write_text("# Calm.\n\n# steps in a minute\nsteps: 60\n")
-    (conf / "pace" / "fast.yaml").write_text("# Hurried.\n_target_: ray_jobs.cluster.ClusterConfig\nnum_cpus: 3\n")
-    monkeypatch.setattr(ray_jobs, "__path__", [str(jobs)])
+    target = "ray_jobs.platform.cluster.ClusterConfig"
+    (conf / "pace" / "fast.yaml").write_text(f"# Hurried.\n_target_: {target}\nnum_cpus: 3\n")
+    monkeypatch.setattr(ray_jobs, "__path__", [str(packages)])
     monkeypatch.setattr(configuration, "folder", lambda: conf)
     monkeypatch.delenv("CLIPAUTT_DEBUG", raising=False)
     return tmp_path
@@ -127,13 +130,13 @@ def test_a_first_word_may_be_a_path(small_jobs: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(small_jobs)
     if "/" not in path:
         Path(path).touch()
-    words = cli.overrides(usage.find_job("walk"), [path, "speed=3"])
+    words = jobs.overrides(jobs.find_job("walk"), [path, "speed=3"])
     cfg = configuration.compose("walk", words)
     assert (cfg.video, cfg.speed) == (path, 3)
 
 
 def test_a_first_word_that_is_a_setting_is_one(small_jobs: Path) -> None:
-    assert cli.overrides(usage.find_job("walk"), ["video=x.mp4"]) == ["video=x.mp4"]
+    assert jobs.overrides(jobs.find_job("walk"), ["video=x.mp4"]) == ["video=x.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -182,20 +185,20 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.startswith("clipautt ")
 
 
-@pytest.mark.parametrize("name", usage.jobs())
+@pytest.mark.parametrize("name", jobs.jobs())
 def test_every_real_job_has_a_purpose_and_an_example(name: str) -> None:
-    job = usage.jobs()[name]
-    assert job.purpose, f"ray_jobs/{name}.py has no docstring"
-    assert len(job.purpose) <= 110, f"ray_jobs/{name}.py: the first line of the docstring is too long for the overview"
-    assert "Example:" in job.doc, f"ray_jobs/{name}.py: the docstring has no `Example:`"
+    job = jobs.jobs()[name]
+    assert job.purpose, f"ray_jobs/{name}/job.py has no docstring"
+    assert len(job.purpose) <= 110, f"ray_jobs/{name}/job.py: the docstring's first line is too long"
+    assert "Example:" in job.doc, f"ray_jobs/{name}/job.py: the docstring has no `Example:`"
     assert f"clipautt {name}" in job.doc
 
 
-@pytest.mark.parametrize("name", usage.jobs())
+@pytest.mark.parametrize("name", jobs.jobs())
 def test_help_of_every_real_job_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, name, "--help")
     assert (code, err) == (0, "")
-    assert usage.jobs()[name].purpose in out
+    assert jobs.jobs()[name].purpose in out
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 
 from clipautt import Predictor
-from clipautt.backbone import BackboneConfig
+from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import read_manifest
-from clipautt.decoding import Sampling
+from clipautt.evaluation.results import EVERY
+from clipautt.video.decoding import Sampling
 from ray_jobs import cli
-from ray_jobs.adapt_plan import EVERY
-from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.extract import extract
-from ray_jobs.report import without_prediction
+from ray_jobs.platform.cluster import ClusterConfig, connect
+from ray_jobs.platform.extraction.extract import extract
+from ray_jobs.report.job import without_prediction
 
 SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
 

@@ -18,19 +18,19 @@ import torch
 
 from clipautt import Predictor
 from clipautt.action_units import VOCABULARY
-from clipautt.backbone import BackboneConfig
+from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import Clip
-from clipautt.decoding import Sampling
-from clipautt.faces import FaceConfig
-from clipautt.model import load_checkpoint
+from clipautt.model.checkpoint import load_checkpoint
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
-from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.extract import extract
-from tests.datasets import trees
-from tests.fakes import numbered_frames, write_video
-from tests.photograph import photograph
-from tests.test_published import Published
-from tests.weights import write_openai_weights
+from ray_jobs.platform.cluster import ClusterConfig, connect
+from ray_jobs.platform.extraction.extract import extract
+from tests.clipautt.model.test_published import Published
+from tests.support import trees
+from tests.support.fakes import numbered_frames, write_video
+from tests.support.photograph import photograph
+from tests.support.weights import write_openai_weights
 
 
 @pytest.fixture(scope="module", autouse=True)

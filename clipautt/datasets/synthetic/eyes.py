@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipautt.datasets.synthetic.canvas import (
-    Points,
-    Sketch,
-    curve,
-    darker,
-    ellipse,
-    joined,
-    mirrored,
-    mixed,
-)
+from clipautt.datasets.synthetic.canvas import Points, Sketch, curve, darker, ellipse, joined, mirrored, mixed
 from clipautt.datasets.synthetic.identity import Colour, Identity
 
 _WHITE: Colour = (240, 238, 234)

@@ -6,17 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipautt.datasets.synthetic.canvas import (
-    BODY,
-    OUTLINE,
-    Points,
-    Sketch,
-    curve,
-    darker,
-    ellipse,
-    joined,
-    mixed,
-)
+from clipautt.datasets.synthetic.canvas import BODY, OUTLINE, Points, Sketch, curve, darker, ellipse, joined, mixed
 from clipautt.datasets.synthetic.identity import Geometry, Identity
 
 JAW_DROP = 0.27

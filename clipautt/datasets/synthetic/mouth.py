@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipautt.datasets.synthetic.canvas import (
-    Points,
-    Sketch,
-    darker,
-    ellipse,
-    joined,
-    mixed,
-    straight,
-)
+from clipautt.datasets.synthetic.canvas import Points, Sketch, darker, ellipse, joined, mixed, straight
 from clipautt.datasets.synthetic.head import JAW_DROP
 from clipautt.datasets.synthetic.identity import Colour, Identity
 

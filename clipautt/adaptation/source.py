@@ -1,0 +1,260 @@
+"""The frozen source model as adaptation methods see it: views of a clip, text features, logits. Nothing here changes.
+
+A `Source` binds a checkpoint to its backbone's text tower and computes once what every subject shares: the tokenised AU
+prompts, their text features and AU embeddings, and the class descriptions of the zero-shot row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipautt.adaptation.linearisation import linear_reader, load_jacobian, save_jacobian, tower_jacobian
+from clipautt.backbones.loading import Backbone, Prompts
+from clipautt.backbones.packed_tower import TextPrecision
+from clipautt.features.clip_features import ClipFeatures
+from clipautt.memory import is_out_of_memory
+from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
+from clipautt.model.windows import WindowSpec, entropy
+
+OK = "ok"
+JACOBIAN_FILE = "jacobian.safetensors"
+"""In a checkpoint's folder, once `tune=first_order` has been used."""
+_FRAMES_PER_PASS = 8192
+
+
+def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
+    """The prompts of a checkpoint; without a leading phrase, the first tokens of each stand where context goes."""
+    return backbone.tokenize(
+        spec.phrases, context=spec.context, num_context=None if spec.context else spec.context_tokens
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Views:
+    """The windows of one clip."""
+
+    embeddings: Tensor
+    """v, unit vectors [V, d], on the backbone's device."""
+    starts: npt.NDArray[np.int64]
+    """First frame of each window, counted in stored frames, [V]."""
+    start_seconds: npt.NDArray[np.float64]
+    """Begin of each window, seconds from the start of the clip, [V]."""
+    end_seconds: npt.NDArray[np.float64]
+    """End of each window, seconds, [V]."""
+
+    def __repr__(self) -> str:
+        return f"Views({tuple(self.embeddings.shape)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """What a method says about one clip."""
+
+    clip_id: str
+    """Clip."""
+    subject_id: str
+    """Subject."""
+    probabilities: Tensor
+    """float32 [C], sums to 1, on the CPU."""
+    window_start_seconds: float
+    """Begin of the window it rests on."""
+    window_end_seconds: float
+    """End of that window."""
+    similarities: Tensor | None = None
+    """AU similarities s of that window, [K], on the CPU; None where the method has none."""
+    status: str = OK
+    """`ok`, or why the source prompts were used instead."""
+    prior: Tensor | None = None
+    """Shares of the classes that the probabilities assume, [C], on the CPU; None: those of the training."""
+
+    @property
+    def label_index(self) -> int:
+        """The most probable class."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def entropy(self) -> float:
+        """Of the probabilities, nats."""
+        return float(entropy(self.probabilities.clamp_min(1e-12).log()))
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.clip_id!r}, class {self.label_index}, p={self.probabilities.max():.3f})"
+
+
+class Source:
+    """A checkpoint and its backbone, read-only.
+
+    Args:
+        checkpoint: the trained CLIP-AU.
+        backbone: the CLIP it was trained with.
+        window: instead of the checkpoint's window specification.
+
+    Raises:
+        ValueError: if the backbone is not the checkpoint's, naming both sides.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, backbone: Backbone, *, window: WindowSpec | None = None) -> None:
+        trained, given = checkpoint.spec.features.backbone_fingerprint, backbone.fingerprint
+        if trained != given:
+            raise ValueError(
+                f"the checkpoint was trained with backbone {checkpoint.spec.features.backbone} ({trained}), "
+                f"given is {backbone.name} ({given})"
+            )
+        self.checkpoint = checkpoint
+        self.backbone = backbone
+        on_device = next(checkpoint.model.parameters()).device == backbone.device
+        self.model = checkpoint.model if on_device else copy.deepcopy(checkpoint.model).to(backbone.device)
+        self.window = window or checkpoint.spec.window
+        with torch.no_grad():
+            self.prompts = tokenize_prompts(backbone, checkpoint.spec)
+            self.text_features = backbone.encode_prompts(self.prompts)
+            self.au_embeddings = self.model.au_embeddings(self.text_features)
+            self.class_shares = torch.tensor(checkpoint.spec.class_shares, device=backbone.device)
+        self.context = self.prompts.context
+        self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
+        self._frames_per_pass = _FRAMES_PER_PASS
+        self._kept: dict[str, Any] = {}  # what is computed at its first use; copies with other windows share it
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.checkpoint.spec.classes
+
+    def with_window(self, window: WindowSpec | None) -> Source:
+        """The same model with other windows; itself for None or the windows it has."""
+        if window is None or window == self.window:
+            return self
+        other = copy.copy(self)
+        other.window = window
+        return other
+
+    def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
+        """All windows of a clip; computed once, for as long as these features live."""
+        return self.views_of([clip], window=window)[0]
+
+    def views_of(
+        self, clips: Sequence[ClipFeatures], *, window: WindowSpec | None = None, whole: bool = False
+    ) -> list[Views]:
+        """All windows of many clips, in few passes of bounded size.
+
+        Args:
+            clips: of any lengths.
+            window: instead of the source's windows.
+            whole: take each clip as a single window.
+
+        Raises:
+            MemoryError: if the device's memory is too small for a single window.
+        """
+        specs = {
+            clip: WindowSpec(len(clip.features), self.window.stride) if whole else window or self.window
+            for clip in clips
+        }
+        missing = [clip for clip, spec in specs.items() if spec not in self._views.get(clip, {})]
+        embedded = self._embed_within_memory(missing, [specs[clip] for clip in missing])
+        for clip, views in zip(missing, embedded, strict=True):
+            self._views.setdefault(clip, {})[specs[clip]] = views
+        return [self._views[clip][specs[clip]] for clip in clips]
+
+    def _embed_within_memory(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> list[Views]:
+        """Passes of half the frames, now and later, as often as memory is short."""
+        longest = max((min(spec.length, len(clip.times)) for clip, spec in zip(clips, specs, strict=True)), default=1)
+        while True:
+            try:
+                return list(self._embed(clips, specs))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._frames_per_pass <= longest:
+                    raise MemoryError(
+                        f"the memory of {self.backbone.device} is too small for a window of {longest} frames of clip "
+                        f"{clips[0].clip_id!r} or another one ({error}); free some, or take shorter windows"
+                    ) from error
+            self._frames_per_pass //= 2
+
+    def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
+        with torch.no_grad():
+            frames = [clip.features.to(self.backbone.device) for clip in clips]
+            embedded = self.model.window_embeddings_of(frames, specs, frames_per_pass=self._frames_per_pass)
+        for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
+            first = np.asarray(starts) * spec.stride
+            count = len(clip.times)
+            last = np.minimum(first + (min(spec.length, -(-count // spec.stride)) - 1) * spec.stride, count - 1)
+            period = float(np.median(np.diff(clip.times))) if count > 1 else 0.0
+            yield Views(embeddings, first, clip.times[first], clip.times[last] + period)
+
+    def whole_clip(self, clip: ClipFeatures) -> Views:
+        """The clip as a single window."""
+        return self.views_of([clip], whole=True)[0]
+
+    def prompt_reader(self, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
+        """The AU prompts' text features under many contexts: [B, K, M, d_text] → float32 [B, K, d]."""
+        return self.backbone.prompt_reader(self.prompts, precision=precision)
+
+    def linearised_tower(
+        self, context: Tensor | None = None, features: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """`prompt_reader` to first order, by the Jacobian at the source prompts, which is computed once.
+
+        It is kept beside the checkpoint where that has a folder that can be written.
+
+        Args:
+            context: where the value is exact, [B, K, M, d_text]; the source prompts by default.
+            features: the tower's value there, [B, K, d].
+        """
+        if "jacobian" not in self._kept:
+            self._kept["jacobian"] = self._jacobian().to(self.backbone.device)
+        if context is None or features is None:
+            context, features = self.context, self.text_features
+        return linear_reader(self._kept["jacobian"], context, features)
+
+    def _jacobian(self) -> Tensor:
+        folder = self.checkpoint.folder
+        fingerprint = f"{self.backbone.fingerprint} {self.prompts.content_hash} {self.prompts.num_context}"
+        path = None if folder is None else folder / JACOBIAN_FILE
+        found = None if path is None else load_jacobian(path, fingerprint=fingerprint)
+        if found is not None:
+            return found
+        jacobian = tower_jacobian(self.prompt_reader(), self.context)
+        if path is not None:
+            with suppress(OSError):  # a folder that is read-only, or a full disk: then the next process computes anew
+                save_jacobian(jacobian, path, fingerprint=fingerprint)
+        return jacobian
+
+    def au_embeddings_of(self, context: Tensor) -> Tensor:
+        """AU embeddings under other context vectors: [..., K, M, d_text] → [..., K, d]; differentiable."""
+        return self.model.au_embeddings(self.backbone.encode_prompts(self.prompts, context))
+
+    def logits(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
+        """Class logits of window embeddings [..., V, d]; under the source prompts when none are given."""
+        return self.model.logits(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
+
+    def class_text(self) -> Tensor:
+        """Zero-shot class vectors [C, d]: the normalised mean of each class's description features.
+
+        Raises:
+            ValueError: if the checkpoint's task has no descriptions.
+        """
+        spec = self.checkpoint.spec
+        if not spec.descriptions:
+            raise ValueError("this checkpoint has no class descriptions, so there is no zero-shot row")
+        if "class_text" not in self._kept:
+            with torch.no_grad():
+                groups = [
+                    self.backbone.encode_prompts(self.backbone.tokenize(group, context=spec.context))
+                    for group in spec.descriptions
+                ]
+            means = torch.stack([F.normalize(group, dim=-1).mean(0) for group in groups])
+            self._kept["class_text"] = F.normalize(means, dim=-1)
+        vectors: Tensor = self._kept["class_text"]
+        return vectors

@@ -1,0 +1,156 @@
+"""The embedded backbone: a small CLIP trained on this project's synthetic faces, and the file that holds it.
+
+It knows the words of its own captions and no others, and it has never seen a real face. `pretraining` trains it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipautt.backbones.frozen_clip import Backbone, Precision
+from clipautt.video.preprocessing import Preprocessing
+
+EMBEDDED = "embedded"
+RENDERED_FACES = Preprocessing(96, (0.48, 0.455, 0.41), (0.265, 0.26, 0.275), "area")
+_WEIGHTS = "embedded_clip.safetensors"
+_VOCABULARY = 49408
+"""Tokens of open_clip's stock vocabulary."""
+
+
+@dataclass(frozen=True)
+class SmallClipShape:
+    """The shape of the embedded CLIP: a ModifiedResNet and a three-layer text transformer, both open_clip's own."""
+
+    image_size: int = 96
+    """Frame height and width in pixels."""
+    layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Bottleneck blocks per stage of the image tower."""
+    width: int = 16
+    """Channels of the first stage; the attention pool has 2 × width × 16 / width = 32 heads."""
+    text_width: int = 128
+    """d_text."""
+    text_heads: int = 4
+    """Attention heads of the text tower."""
+    text_layers: int = 3
+    """Blocks of the text tower."""
+    embed_dim: int = 128
+    """d."""
+    preprocessing: Preprocessing = RENDERED_FACES
+    """Statistics of the rendered faces."""
+
+    def __post_init__(self) -> None:
+        if self.preprocessing.size != self.image_size:
+            raise ValueError(f"shape.image_size={self.image_size}; its preprocessing has {self.preprocessing.size}")
+
+
+def build_small_clip(shape: SmallClipShape) -> CLIP:
+    """An untrained CLIP of this shape with open_clip's stock vocabulary."""
+    return CLIP(
+        embed_dim=shape.embed_dim,
+        vision_cfg={
+            "image_size": shape.image_size,
+            "layers": list(shape.layers),
+            "width": shape.width,
+            "head_width": shape.width,
+        },
+        text_cfg={
+            "context_length": 77,
+            "vocab_size": _VOCABULARY,
+            "width": shape.text_width,
+            "heads": shape.text_heads,
+            "layers": shape.text_layers,
+        },
+    )
+
+
+def pack_small_clip(model: CLIP, token_ids: Iterable[int]) -> dict[str, Tensor]:
+    """The weights to ship: everything, but of the token embedding only the rows that were trained."""
+    rows = torch.tensor(sorted(set(token_ids)))
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name != "attn_mask"
+    }
+    table = state.pop("token_embedding.weight")
+    return {**state, "token_embedding.ids": rows, "token_embedding.rows": table[rows].contiguous()}
+
+
+def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EMBEDDED) -> Backbone:
+    """Read weights that `pack_small_clip` wrote, with the shape in the file's metadata.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is none of a small CLIP, or its weights do not have the shape that it states.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights of a small CLIP at {path}")
+    shape = _stated_shape(path)
+    state = load_file(path)
+    ids, table = _token_table(path, state, shape.text_width)
+    try:
+        model = build_small_clip(shape)
+        missing, unexpected = model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+    except (RuntimeError, TypeError, AssertionError, ZeroDivisionError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{path} is not a small CLIP of the shape that it states, {shape}: {reason}") from error
+    if unexpected or set(missing) - {"attn_mask"}:
+        raise ValueError(f"{path} is not a small CLIP of this version: missing {missing}, unexpected {unexpected}")
+    model = model.to(memory_format=torch.channels_last)
+    return Backbone(
+        model, name=name, preprocessing=shape.preprocessing, known_tokens=frozenset(ids), precision=precision
+    )
+
+
+def _stated_shape(path: Path) -> SmallClipShape:
+    """The shape in a file's metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {})["shape"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"backbone.weights {str(path)!r} holds no small CLIP; weights of an open_clip model need its backbone.name"
+        ) from error
+    try:
+        facts = {key: _tuples(value) for key, value in json.loads(text).items()}
+        return SmallClipShape(**{**facts, "preprocessing": Preprocessing(**facts["preprocessing"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"backbone.weights {str(path)!r} states no shape of a small CLIP in its metadata "
+            f"({type(error).__name__}: {error}); write it again with clipautt pretrain"
+        ) from error
+
+
+def _token_table(path: Path, state: dict[str, Tensor], text_width: int) -> tuple[list[int], Tensor]:
+    """The ids that were trained, and the token embedding [49408, d_text]; both are taken out of the state."""
+    given = {name: state.pop(f"token_embedding.{name}", None) for name in ("ids", "rows")}
+    absent = [f"token_embedding.{name}" for name, value in given.items() if value is None]
+    ids, rows = given["ids"], given["rows"]
+    if ids is None or rows is None:
+        raise ValueError(f"{path} is not a small CLIP of this version: it has no {' and no '.join(absent)}")
+    fits = ids.dtype == torch.int64 and ids.ndim == 1 and rows.shape == (len(ids), text_width)
+    if not fits or not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < _VOCABULARY:
+        raise ValueError(
+            f"{path} is not a small CLIP of this version: token_embedding.ids {list(ids.shape)} must be whole numbers "
+            f"from 0 to {_VOCABULARY - 1}, token_embedding.rows {list(rows.shape)} one row of {text_width} for each"
+        )
+    table = torch.zeros(_VOCABULARY, text_width)
+    table[ids] = rows.float()
+    return ids.tolist(), table
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def embedded_weights() -> Path:
+    """The path of the weights that ship with the package."""
+    return Path(str(resources.files("clipautt.backbones") / "weights" / _WEIGHTS))

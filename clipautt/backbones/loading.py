@@ -1,0 +1,66 @@
+"""Which frozen CLIP encodes frames and prompts, by name: the embedded one, or one of open_clip.
+
+What this module does not know: how a CLIP is read (`frozen_clip`), and where models and weights are found
+(`small_clip`, `open_clip_models`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip
+from clipautt.backbones.frozen_clip import Backbone, Precision, Prompts
+from clipautt.backbones.open_clip_models import FOLDER, HUB, load_open_clip
+
+__all__ = ["EMBEDDED", "Backbone", "BackboneConfig", "Precision", "Prompts", "load_backbone"]
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which CLIP encodes frames and prompts."""
+
+    name: str = EMBEDDED
+    """`embedded`, an open_clip model such as `ViT-B-32-quickgelu`, `hf-hub:org/repo` or `local-dir:FOLDER`.
+
+    A path here or in `weights` becomes absolute, `~` included, since workers and later runs may be in another folder.
+    """
+    weights: str | None = None
+    """Of an open_clip model: a pretrained tag, `hf-hub:org/repo`, a `.pt` or `.safetensors` file, or `TAG:FILE`."""
+    precision: Precision = "fp32"
+    """Arithmetic of the image tower: `fp32`, `tf32` (fp32 on CPUs) or `bf16`; prompts and losses are always fp32."""
+
+    def __post_init__(self) -> None:
+        if self.name.startswith(FOLDER):
+            object.__setattr__(self, "name", FOLDER + absolute_path(self.name.removeprefix(FOLDER)))
+        if self.weights:
+            object.__setattr__(self, "weights", _absolute_weights(self.weights))
+
+
+def _absolute_weights(weights: str) -> str:
+    """`FILE` or `TAG:FILE` with the file's absolute path; tags and addresses of the hub stay as they are."""
+    tag, colon, file = weights.partition(":")
+    if weights.startswith(HUB) or not colon or Path(weights).is_file():
+        return absolute_path(weights)
+    return f"{tag}:{absolute_path(file)}"
+
+
+def absolute_path(path: str) -> str:
+    """`path` as every folder reads it where something is there, else as it was given, but for a leading `~`."""
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if os.path.exists(there) else there
+
+
+def load_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone that a configuration names.
+
+    Raises:
+        ValueError: for an unknown model or tag, weights that cannot be fetched or do not fit, or a text tower that
+            takes no context vectors.
+        FileNotFoundError: if a local file or folder is not there.
+    """
+    if config.name == EMBEDDED:
+        path = Path(config.weights) if config.weights else embedded_weights()
+        return load_small_clip(path, precision=config.precision)
+    return load_open_clip(config.name, config.weights, precision=config.precision)

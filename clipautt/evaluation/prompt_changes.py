@@ -1,0 +1,399 @@
+"""What adaptation did to one subject: which AU prompts moved, what that changed, and how far OpenFace agrees.
+
+"Before" is the same model with the source prompts, on the same frame features: with the subject's centre removed where
+the checkpoint was trained so, and with the class prior of the prediction. "After" is what was predicted with the
+adapted prompts. So the difference is that of the prompts alone, and a method that tunes none has none.
+
+What this module does not know: labels. It shows what changed, and not whether that was right; OpenFace is another
+model's opinion and no truth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata, spearmanr
+from torch import Tensor
+
+from clipautt.action_units import action_unit_columns
+from clipautt.adaptation.priors import shift
+from clipautt.adaptation.source import Prediction, Source, Views
+from clipautt.evaluation.openface import OpenFaceTrack
+from clipautt.features.clip_features import ClipFeatures
+from clipautt.model.windows import entropy
+
+WindowChoice = Literal["best_window", "mean_windows", "peak_window", "whole_clip"]
+WINDOW_CHOICES: tuple[str, ...] = get_args(WindowChoice)
+
+_TABLES = ("prompts", "similarities", "windows", "openface")
+FACTS_FILE = "explanation.json"
+"""Written last into a subject's folder."""
+_TEXT = {"clip_id": str, "code": str, "phrase": str, "class_before": str, "class_after": str, "status": str}
+_SAME_SECONDS = 1e-3
+_MIN_WINDOWS = 3
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SubjectExplanation:
+    """One subject before and after adaptation, as tables."""
+
+    subject_id: str
+    """Subject."""
+    classes: tuple[str, ...]
+    """Class names in label order; the last is the positive one."""
+    prompts: pd.DataFrame
+    """A row per AU in the order of the prompts: `code`, `phrase`, `moved` = 1 − cos(before, after), 0..2, mean over
+    clips where each has its own; `rank`, 1 moved most."""
+    similarities: pd.DataFrame
+    """A row per clip and AU: `clip_id`, `code`, `before`, `after`; both in the window chosen after, −5..5."""
+    windows: pd.DataFrame
+    """A row per clip: `clip_id`; `start_seconds`, `end_seconds` of the window chosen and `start_seconds_before`,
+    `end_seconds_before` of CLIP-AU's; `other_window`, whether these differ; of either's prediction `entropy_before`,
+    `entropy_after` in nats, `probability_before`, `probability_after` of the positive class, `class_before`,
+    `class_after`; `status` of the prediction."""
+    openface: pd.DataFrame | None = None
+    """A row per AU that has a prompt and that OpenFace knows: `code`; Spearman's `rho_before`, `rho_after` with the
+    intensity; `auc_before`, `auc_after` for the presence; `num_windows`, `num_present` of them. NaN where a figure is
+    not defined. None where no clip has an OpenFace file."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What it rests on, as JSON takes it: `prompts_per`, `window_choice`, `openface_files` and what the caller adds."""
+
+    def __repr__(self) -> str:
+        return f"SubjectExplanation({self.subject_id!r}, {len(self.windows)} clips, {len(self.prompts)} AUs)"
+
+
+def explain_subject(
+    source: Source,
+    clips: Sequence[ClipFeatures],
+    *,
+    adapted: Tensor,
+    predictions: Sequence[Prediction],
+    window_choice: WindowChoice = "best_window",
+    openface: Mapping[str, OpenFaceTrack] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> SubjectExplanation:
+    """Compare the source prompts with a subject's adapted ones, clip by clip.
+
+    Args:
+        source: the frozen model with the windows that the clips were predicted with.
+        clips: one subject's clips, their centre removed as it was for prediction.
+        adapted: AU embeddings a after adaptation, [K, d] for the subject or [clips, K, d] in the order of `clips`.
+        predictions: one per clip in any order: what was predicted, and the window it rests on.
+        window_choice: how a window was chosen (`adapt.readout`); CLIP-AU chooses its own by the same rule.
+        openface: clip id → what OpenFace saw, for the clips that have it, in seconds of the clip.
+        facts: further facts to keep.
+
+    Raises:
+        ValueError: if clips, predictions and embeddings do not belong together, naming what does not fit.
+    """
+    embeddings = _check(source, clips, adapted, predictions, window_choice)
+    of_clip = {prediction.clip_id: prediction for prediction in predictions}
+    codes = action_unit_columns(source.checkpoint.spec.phrases)
+    seen = [
+        _compare(source, clip, embeddings[number], of_clip[clip.clip_id], window_choice)
+        for number, clip in enumerate(clips)
+    ]
+    tracks = {clip.clip_id: openface[clip.clip_id] for clip in clips if openface and clip.clip_id in openface}
+    return SubjectExplanation(
+        subject_id=clips[0].subject_id,
+        classes=source.classes,
+        prompts=_prompt_table(source.au_embeddings, embeddings, codes, source.checkpoint.spec.phrases),
+        similarities=pd.concat([_similarity_table(one, codes) for one in seen], ignore_index=True),
+        windows=pd.DataFrame([one.row for one in seen]),
+        openface=openface_agreement(_track_windows(seen, tracks), codes) if tracks else None,
+        facts={
+            "prompts_per": "clip" if adapted.dim() == 3 else "subject",
+            "window_choice": window_choice,
+            "window": asdict(source.window),
+            "openface_files": {clip_id: _file_facts(track) for clip_id, track in tracks.items()},
+            **(facts or {}),
+        },
+    )
+
+
+def _check(
+    source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predictions: Sequence[Prediction], choice: str
+) -> Tensor:
+    """The embeddings after adaptation of every clip, [clips, K, d]."""
+    if choice not in WINDOW_CHOICES:
+        raise ValueError(f"window_choice={choice!r}; allowed are {', '.join(WINDOW_CHOICES)}")
+    if not clips:
+        raise ValueError("clips is empty; a subject is explained by at least one clip")
+    subjects = sorted({clip.subject_id for clip in clips})
+    if len(subjects) > 1:
+        raise ValueError(f"clips are of the subjects {', '.join(subjects)}; allowed is one subject at a time")
+    ids, predicted = [clip.clip_id for clip in clips], [prediction.clip_id for prediction in predictions]
+    if sorted(ids) != sorted(predicted):
+        odd = sorted(set(ids) ^ set(predicted)) or ids
+        raise ValueError(
+            f"subject {subjects[0]!r}: clips and predictions differ in {', '.join(odd[:5])}; each needs one"
+        )
+    wanted = tuple(source.au_embeddings.shape)
+    if tuple(adapted.shape) not in (wanted, (len(clips), *wanted)):
+        raise ValueError(
+            f"adapted is {tuple(adapted.shape)}; allowed are [K, d] = {wanted} and "
+            f"[clips, K, d] = {(len(clips), *wanted)}"
+        )
+    return adapted.detach().to(source.au_embeddings).expand(len(clips), *wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """One clip under both prompts."""
+
+    clip_id: str
+    """Clip."""
+    views: Views
+    """Its windows."""
+    before: Array
+    """AU similarities of every window under the source prompts, [V, K]."""
+    after: Array
+    """The same under the adapted prompts, [V, K]."""
+    chosen: int
+    """Index of the window that the prediction rests on."""
+    row: dict[str, Any]
+    """Of the table of windows."""
+
+
+def _compare(source: Source, clip: ClipFeatures, adapted: Tensor, prediction: Prediction, choice: str) -> _Compared:
+    views = source.whole_clip(clip) if choice == "whole_clip" else source.views(clip)
+    with torch.no_grad():
+        before = source.model.similarities(views.embeddings, source.au_embeddings)
+        after = source.model.similarities(views.embeddings, adapted)
+        logits = source.logits(views.embeddings)
+    chosen, usual = _window_of(prediction, views), _choose(logits, choice)
+    used = logits.mean(0) if choice == "mean_windows" else logits[usual]
+    if prediction.prior is not None:  # on both sides: what a prior does is not what adaptation did
+        used = shift(used, prediction.prior.to(used), source.class_shares)
+    probabilities = F.softmax(used, dim=-1)
+    row = {
+        "clip_id": clip.clip_id,
+        "start_seconds": float(views.start_seconds[chosen]),
+        "end_seconds": float(views.end_seconds[chosen]),
+        "start_seconds_before": float(views.start_seconds[usual]),
+        "end_seconds_before": float(views.end_seconds[usual]),
+        "other_window": chosen != usual,
+        "entropy_before": float(entropy(used)),
+        "entropy_after": prediction.entropy,
+        "probability_before": float(probabilities[-1]),
+        "probability_after": float(prediction.probabilities[-1]),
+        "class_before": source.classes[int(probabilities.argmax())],
+        "class_after": source.classes[prediction.label_index],
+        "status": prediction.status,
+    }
+    return _Compared(clip.clip_id, views, before.float().cpu().numpy(), after.float().cpu().numpy(), chosen, row)
+
+
+def _choose(logits: Tensor, choice: str) -> int:
+    """The window that CLIP-AU takes: least like the neutral class for `peak_window`, else of lowest entropy."""
+    if choice == "peak_window":
+        return int(F.log_softmax(logits, dim=-1)[:, 0].argmin())
+    return int(entropy(logits).argmin())
+
+
+def _window_of(prediction: Prediction, views: Views) -> int:
+    """Index of the window that a prediction names by its seconds."""
+    start, end = prediction.window_start_seconds, prediction.window_end_seconds
+    apart = np.maximum(np.abs(views.start_seconds - start), np.abs(views.end_seconds - end))
+    if not apart.min() <= _SAME_SECONDS:
+        raise ValueError(
+            f"clip {prediction.clip_id!r} was predicted from {start:g} to {end:g} seconds, which is none of its "
+            f"{len(apart)} windows; give the source the windows, and the window_choice, it was predicted with"
+        )
+    return int(apart.argmin())
+
+
+def _prompt_table(before: Tensor, after: Tensor, codes: Sequence[str], phrases: Sequence[str]) -> pd.DataFrame:
+    """How far each prompt moved. 1 − cos(a, b) is half the squared distance of unit vectors, and exactly 0 at rest."""
+    apart = F.normalize(after.double(), dim=-1) - F.normalize(before.double(), dim=-1)
+    moved = (apart.square().sum(-1) / 2).mean(0).cpu().numpy()
+    rank = np.empty(len(moved), int)
+    rank[np.argsort(-moved, kind="stable")] = np.arange(1, len(moved) + 1)
+    return pd.DataFrame({"code": list(codes), "phrase": list(phrases), "moved": moved, "rank": rank})
+
+
+def _similarity_table(one: _Compared, codes: Sequence[str]) -> pd.DataFrame:
+    before, after = one.before[one.chosen].astype(float), one.after[one.chosen].astype(float)
+    return pd.DataFrame({"clip_id": one.clip_id, "code": list(codes), "before": before, "after": after})
+
+
+@dataclass(frozen=True, eq=False)
+class TrackWindows:
+    """Windows of one or more clips with AU similarities and what OpenFace saw in them."""
+
+    before: Array
+    """AU similarities under the source prompts, [N, K]."""
+    after: Array
+    """Under the adapted prompts, [N, K]."""
+    intensities: pd.DataFrame
+    """OpenFace's mean intensity, N rows and a column per AU code; NaN where it saw no face."""
+    presences: pd.DataFrame
+    """Share of frames in which OpenFace saw the AU, 0..1, likewise."""
+
+
+def _track_windows(seen: Sequence[_Compared], tracks: Mapping[str, OpenFaceTrack]) -> TrackWindows:
+    own = [one for one in seen if one.clip_id in tracks]
+    means = [tracks[one.clip_id].in_windows(one.views.start_seconds, one.views.end_seconds) for one in own]
+    return TrackWindows(
+        before=np.concatenate([one.before for one in own]),
+        after=np.concatenate([one.after for one in own]),
+        intensities=pd.concat([intensities for intensities, _ in means], ignore_index=True),
+        presences=pd.concat([presences for _, presences in means], ignore_index=True),
+    )
+
+
+def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFrame:
+    """How well the AU similarities of windows follow OpenFace, before and after adaptation.
+
+    Spearman's rank correlation with the mean intensity of a window, and the area under the ROC curve for an AU that is
+    present in at least half of its frames. Windows overlap, so the figures describe; they are no independent samples.
+
+    Args:
+        windows: of all clips of one subject, so that differences between people do not enter.
+        codes: the K codes of the similarities; those that OpenFace does not know have no row.
+
+    Returns:
+        A row per AU, see `SubjectExplanation.openface`.
+    """
+    rows = []
+    for column, code in enumerate(codes):
+        if code not in windows.intensities and code not in windows.presences:
+            continue
+        nothing = pd.Series(np.nan, windows.presences.index)
+        intensity = windows.intensities.get(code, nothing).to_numpy(float)
+        presence = windows.presences.get(code, nothing).to_numpy(float)
+        before, after = windows.before[:, column], windows.after[:, column]
+        present = np.where(np.isnan(presence), np.nan, presence >= 0.5)
+        rows.append(
+            {
+                "code": code,
+                "rho_before": _rank_correlation(before, intensity),
+                "rho_after": _rank_correlation(after, intensity),
+                "auc_before": _roc_auc(before, present),
+                "auc_after": _roc_auc(after, present),
+                "num_windows": int((~np.isnan(intensity) | ~np.isnan(presence)).sum()),
+                "num_present": int(np.nansum(present)),
+            }
+        )
+    columns = ["code", "rho_before", "rho_after", "auc_before", "auc_after", "num_windows", "num_present"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _rank_correlation(values: Array, wanted: Array) -> float:
+    """Spearman's rho over the windows that have both; NaN below three of them, or where a side is constant."""
+    known = ~np.isnan(wanted)
+    values, wanted = values[known], wanted[known]
+    if len(wanted) < _MIN_WINDOWS or np.ptp(values) == 0 or np.ptp(wanted) == 0:
+        return math.nan
+    return float(spearmanr(values, wanted).statistic)
+
+
+def _roc_auc(values: Array, present: Array) -> float:
+    """The chance that a window with the AU has the higher similarity of two; NaN where all windows are alike."""
+    known = ~np.isnan(present)
+    values, positive = values[known], present[known] == 1
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return math.nan
+    ranks = rankdata(values)[positive].sum()
+    return float((ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
+    return {
+        "file": track.path.name,
+        "face_id": track.face_id,
+        "rows": track.num_rows,
+        "rows_dropped": track.num_dropped,
+        "rows_of_other_faces": track.num_other_faces,
+    }
+
+
+def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: str) -> Path:
+    """Write one subject's tables as CSV, and `explanation.json` last; a folder with it is complete.
+
+    Args:
+        explanation: what to write.
+        folder: of the run; the subject's own folder is made in it.
+        name: of the subject's folder, safe as a file name.
+
+    Returns:
+        The subject's folder.
+
+    Raises:
+        ValueError: for a name that leads out of the folder.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"name={name!r}; allowed is the name of a single folder")
+    own = folder / name
+    own.mkdir(parents=True, exist_ok=True)
+    (own / FACTS_FILE).unlink(missing_ok=True)
+    for part in _TABLES:
+        table: pd.DataFrame | None = getattr(explanation, part)
+        if table is None:
+            (own / f"{part}.csv").unlink(missing_ok=True)
+        else:
+            _write_aside(own / f"{part}.csv", table.to_csv(index=False))
+    facts = {
+        "subject_id": explanation.subject_id,
+        "classes": list(explanation.classes),
+        "clip_ids": explanation.windows["clip_id"].tolist(),
+    }
+    facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
+    _write_aside(own / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    return own
+
+
+def _write_aside(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_explanation(folder: Path) -> SubjectExplanation:
+    """Read what `write_explanation` wrote.
+
+    Args:
+        folder: the subject's own.
+
+    Raises:
+        FileNotFoundError: if the folder holds no complete explanation.
+    """
+    if not (folder / FACTS_FILE).is_file():
+        raise FileNotFoundError(
+            f"no explanation in {folder} ({FACTS_FILE} is not there); `clipautt adapt explain=true` makes one"
+        )
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    del facts["clip_ids"]
+    prompts, similarities, windows, openface = (
+        _read_table(folder / f"{part}.csv") if (folder / f"{part}.csv").is_file() else None for part in _TABLES
+    )
+    assert prompts is not None and similarities is not None and windows is not None
+    subject_id, classes = facts.pop("subject_id"), tuple(facts.pop("classes"))
+    return SubjectExplanation(subject_id, classes, prompts, similarities, windows, openface, facts)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A blank is NaN among numbers; text stays what it was, also where it reads as a number or as `NA`."""
+    names = pd.read_csv(path, nrows=0).columns
+    text = {name: kind for name, kind in _TEXT.items() if name in names}
+    blank = {name: [""] for name in names if name not in text}
+    return pd.read_csv(path, dtype=text, na_values=blank, keep_default_na=False)
+
+
+def read_explanations(folder: Path) -> dict[str, SubjectExplanation]:
+    """All complete explanations of a run by the names of their folders, in alphabetical order."""
+    found = sorted(path.parent for path in folder.glob(f"*/{FACTS_FILE}"))
+    return {own.name: read_explanation(own) for own in found}

@@ -1,0 +1,373 @@
+"""The report of a run: one HTML page that needs nothing else, with its figures and tables beside it.
+
+What this module does not know: what made the rows. It reads their columns, never a method's name.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from clipautt.evaluation.reports import figures, views
+from clipautt.evaluation.reports.sentences import (
+    MethodFacts,
+    addition_sentence,
+    additions,
+    caveats,
+    method_facts,
+    most_changed,
+    prior_sentences,
+    seeds_share_people,
+    selection_sentence,
+    verdict,
+)
+from clipautt.evaluation.reports.tables import (
+    PRIORS,
+    UNSTATED_PRIOR,
+    assumed_shares,
+    cohort_order,
+    cohort_title,
+    differences,
+    long_table,
+    markdown,
+    method_table,
+    prior_scores,
+    prior_table,
+    selection_table,
+    share_name,
+)
+from clipautt.evaluation.reports.templates import render
+from clipautt.evaluation.results import ResultRow, subject_scores
+from clipautt.evaluation.stories import AuAgreement, ClipStory
+from clipautt.metrics import confusion
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("WAR", "Weighted average recall, the same as accuracy: the share of videos that are classified rightly."),
+    (
+        "UAR",
+        "Unweighted average recall: the share of each class that is found, averaged over the classes. Always saying "
+        "the same class gives 50% with two classes, however rare the other is; therefore UAR leads on this page.",
+    ),
+    (
+        "F1",
+        "Macro F1: precision and recall of each class in one figure, averaged over the classes. A constant predictor "
+        "with WAR p reaches p / (1 + p) with two classes; a row that equals it is marked 'one class'.",
+    ),
+    ("target subject", "A person whom the model has not seen in training and whose labels no method is given."),
+    (
+        "cohort",
+        "A drawing of each subject's videos with a given share of the positive class. Balanced classes suit methods "
+        "that assume them, so every method is also judged where positives are rare.",
+    ),
+    (
+        "assumed share",
+        "How common the positive class is taken to be, also called its prior. Bayes' rule moves a probability from one "
+        "such share to another: what was 80% at even shares is 50% where one video in five is positive.",
+    ),
+    (
+        "subject baseline",
+        "The centre (median or mean) of all frame features of a subject, subtracted from each: an estimate of the "
+        "resting face. It needs no labels.",
+    ),
+    ("prompt tuning", "Adjusting the context words in front of each action unit's words, without labels."),
+    ("per video", "Every video starts anew from the source prompts."),
+    ("online", "What was learned from a subject's earlier videos carries over to the next one of the same subject."),
+    ("per subject", "All unlabelled videos of a subject are used together, then all are predicted."),
+    ("action unit (AU)", "A visible movement of the face, numbered by the Facial Action Coding System."),
+    ("window", "A short run of frames. The one with the lowest entropy is taken as the most expressive."),
+    ("entropy", "How undecided a prediction is, in nats: 0 is certain, 0.69 is a coin toss between two classes."),
+    (
+        "95% interval",
+        "Where the mean difference falls in 95 of 100 resamplings of the subjects. An interval that includes zero does "
+        "not tell a gain from chance.",
+    ),
+)
+
+OPTIONAL = (*PRIORS, "tune", "position")
+"""Columns that rows of earlier versions lack, and that the page does without."""
+_SHOWN = 0.74
+"""CSS pixels per pixel of a figure: sharp on dense displays, and its letters as large as those of the text."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page."""
+
+    file: str
+    """Its name in the folder of figures."""
+    data: str
+    """PNG as a data URI."""
+    width: int
+    """At which it is shown, CSS pixels."""
+    alt: str
+    """What it shows, for those who cannot see it."""
+    name: str = ""
+    """Of its cohort."""
+    caption: str = ""
+    """Below it."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the parts of a report share."""
+
+    scores: pd.DataFrame
+    facts: list[MethodFacts]
+    table: pd.DataFrame
+    cohorts: list[str]
+    reference: str
+    personalised: str
+    classes: tuple[str, ...]
+    shared_people: bool
+    assumed: pd.DataFrame | None
+
+
+def write_report(
+    folder: Path,
+    *,
+    rows: pd.DataFrame,
+    classes: Sequence[str],
+    title: str,
+    personalised: str,
+    reference: str = "CLIP-AU, best window",
+    stories: Sequence[ClipStory] = (),
+    agreement: Sequence[AuAgreement] = (),
+    facts: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    synthetic: bool = False,
+) -> Path:
+    """Write report.html, report.md, figures/*.png, results.parquet, methods.parquet and subjects.parquet.
+
+    With two classes also priors.parquet: every method's figures under other shares of the positive class.
+
+    Args:
+        folder: where to; made if need be, an earlier report in it is replaced.
+        rows: result rows, a column per field of `ResultRow`; those in `OPTIONAL` may be absent.
+        classes: class names in label order; the last is the positive one.
+        title: of the page.
+        personalised: the method whose effect the page is about: the default, chosen on source-validation subjects.
+        reference: the method it is compared with.
+        stories: clips to explain.
+        agreement: rank correlations of AU similarities with true intensities.
+        facts: backbone, manifest, versions: name and value.
+        notes: sentences a reader must know, such as how a method deviates from its paper.
+        synthetic: whether the faces are rendered; the page says so at its top.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ValueError: if columns are missing, a label is not among the classes, or a method has no target rows.
+    """
+    _check(rows, classes=classes, reference=reference, personalised=personalised)
+    scores = subject_scores(rows, classes=classes)
+    shared = seeds_share_people(rows)
+    known = method_facts(rows)
+    table = _ordered(method_table(scores, reference=reference, shared_people=shared), known)
+    content = _Content(
+        scores=scores,
+        facts=known,
+        table=table,
+        cohorts=_common_cohorts(scores, reference, personalised),
+        reference=reference,
+        personalised=personalised,
+        classes=tuple(classes),
+        shared_people=shared,
+        assumed=prior_scores(rows, classes=classes, shares=assumed_shares(scores)) if len(classes) == 2 else None,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
+    _write_tables(folder, rows, content, selection)
+    words = _words(content, selection, rows) | {"prior": _prior(folder, rows, content)}
+    pictures = _pictures(folder / "figures", rows, content, stories, agreement)
+    given = {"title": title, "notes": list(notes), "facts": dict(facts or {}), "synthetic": synthetic}
+    tables = {"markdown_table": markdown(table), "markdown_selection": markdown(selection) if len(selection) else ""}
+    text = render("report.md.j2", escape=False, **given, **words, **pictures, **tables)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    page = render("report.html.j2", escape=True, glossary=GLOSSARY, **given, **words, **pictures)
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalised: str) -> None:
+    absent = [field.name for field in fields(ResultRow) if field.name not in {*rows.columns, *OPTIONAL}]
+    if absent:
+        raise ValueError(f"rows lack the columns {absent}; a column per field of ResultRow is needed")
+    for column in ("label", "prediction"):
+        unknown = sorted({str(value) for value in rows[column].unique() if value not in classes})
+        if unknown:
+            raise ValueError(f"rows have {column} {unknown}; allowed are the classes {list(classes)}")
+    methods = list(dict.fromkeys(rows.loc[rows["split"] == "target", "method"]))
+    for name, method in {"reference": reference, "personalised": personalised}.items():
+        if method not in methods:
+            raise ValueError(f"{name}={method!r} has no target rows; allowed are {methods}")
+
+
+def _common_cohorts(scores: pd.DataFrame, reference: str, personalised: str) -> list[str]:
+    """Cohorts in which both methods were evaluated; the first is the one of the verdict."""
+    target = scores[scores["split"] == "target"]
+    cohorts = [
+        name
+        for name in cohort_order(target)
+        if {reference, personalised} <= set(target.loc[target["cohort"] == name, "method"])
+    ]
+    if not cohorts:
+        raise ValueError(f"{personalised!r} and {reference!r} have no cohort in common")
+    return cohorts
+
+
+def _ordered(table: pd.DataFrame, facts: Sequence[MethodFacts]) -> pd.DataFrame:
+    return table.loc[[one.method for one in facts if one.method in table.index]]
+
+
+def _write_tables(folder: Path, rows: pd.DataFrame, content: _Content, selection: pd.DataFrame) -> None:
+    rows.to_parquet(folder / "results.parquet", index=False)
+    content.scores.to_parquet(folder / "subjects.parquet", index=False)
+    splits = {"target": content.table, "source_val": selection}
+    long = [long_table(table).assign(split=split) for split, table in splits.items() if len(table)]
+    pd.concat(long, ignore_index=True).to_parquet(folder / "methods.parquet", index=False)
+
+
+def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
+    """Everything the page says, computed."""
+    scores, shared = content.scores, content.shared_people
+    cohort, pair = content.cohorts[0], {"personalised": content.personalised, "reference": content.reference}
+    people = differences(scores, content.personalised, content.reference, cohort=cohort, shared_people=shared)
+    gained, lost = most_changed(people)
+    found = additions(scores, content.facts, cohort=cohort, shared_people=shared)
+    seeds = int(rows.loc[rows["split"] == "target", "seed"].nunique())
+    selected = views.grouped(content.facts, list(selection.index))
+    return {
+        "verdict": verdict(scores, cohort=cohort, shared_people=shared, **pair),
+        "gained": gained,
+        "lost": lost,
+        "caveats": [*caveats(content.table, scores, cohort=cohort, shared_people=shared, **pair), *_fallbacks(content)],
+        "headline_cohort": cohort_title(cohort),
+        "reference": content.reference,
+        "tiles": views.tiles(content.table, **pair),
+        "several_seeds": seeds if seeds > 1 else 0,
+        "seed_note": " with the same subjects" if shared else ", each with its own subjects",
+        "table": views.table_view(content.table, views.grouped(content.facts, list(content.table.index)), **pair),
+        "addition": addition_sentence(found),
+        "additions": views.addition_rows(found),
+        "selection": selection_sentence(scores, content.facts, personalised=content.personalised),
+        "selection_table": views.table_view(selection, selected, **pair),
+        "settings_head": views.SETTINGS,
+        "settings": views.setting_rows(content.facts),
+    }
+
+
+def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, object] | None:
+    """What the page shows of other shares of the positive class, written and drawn; None for more than two classes."""
+    picture, parquet = folder / "figures" / "priors.png", folder / "priors.parquet"
+    if content.assumed is None:
+        for earlier in (picture, parquet):
+            earlier.unlink(missing_ok=True)
+        return None
+    table = prior_table(content.assumed, shared_people=content.shared_people)
+    table.to_parquet(parquet, index=False)
+    shown = table[table["cohort"].isin(content.cohorts)]
+    pair = {"reference": content.reference, "personalised": content.personalised}
+    figures.prior_lines(picture, shown, **pair)
+    view = views.prior_view(shown, list(dict.fromkeys([content.personalised, content.reference])))
+    alt = "UAR and WAR of the default and the reference against the assumed share of the positive class"
+    unstated = int(rows.reindex(columns=list(PRIORS))["training_prior"].isna().sum())
+    return {
+        "positive": content.classes[-1],
+        "sentences": prior_sentences(content.assumed, content.personalised, shared_people=content.shared_people),
+        "picture": _inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
+        "table": view,
+        "markdown": views.prior_markdown(view),
+        "unstated": f"{unstated} of {len(rows)} rows do not state the shares that their probabilities were trained on; "
+        f"{share_name(UNSTATED_PRIOR)} is taken for them."
+        if unstated
+        else "",
+    }
+
+
+def _fallbacks(content: _Content) -> list[str]:
+    own = next(one for one in content.facts if one.method == content.personalised)
+    if not own.num_fallbacks:
+        return []
+    return [f"{own.num_fallbacks} of its {own.num_rows} predictions fell back to the source prompts ({own.fallback})."]
+
+
+def _pictures(
+    folder: Path,
+    rows: pd.DataFrame,
+    content: _Content,
+    stories: Sequence[ClipStory],
+    agreement: Sequence[AuAgreement],
+) -> dict[str, object]:
+    """Draw everything, and return it inlined."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in (*folder.glob("clip_*.png"), *folder.glob("who_*.png")):
+        earlier.unlink()  # what an earlier report explained must not stay beside this one
+    positive = content.classes[-1]
+    told = []
+    for number, story in enumerate(stories, 1):
+        words = views.story_words(story, reference=content.reference, positive=positive)
+        path = figures.clip_story(folder / f"clip_{number:02d}.png", story)
+        told.append(words | {"figure": _inline(path, f"Frames, entropy and action units of clip {story.clip_id}")})
+    groups = views.grouped(content.facts, list(content.table.index))
+    bars = figures.method_bars(
+        folder / "methods.png", content.table, groups, reference=content.reference, personalised=content.personalised
+    )
+    caption = f"Lines are 95% intervals over subjects. Dashed: {content.reference}. Bold: the default."
+    agreed = figures.agreement_bars(folder / "agreement.png", agreement) if agreement else None
+    return {
+        "who": [_who(folder, content, cohort) for cohort in content.cohorts],
+        "bars": _inline(bars, "Mean UAR of every method in every cohort", caption=caption),
+        "confusion": _confusion(folder, rows, content),
+        "stories": told,
+        "agreement": _inline(agreed, "Rank correlation of every action unit with its truth") if agreed else None,
+    }
+
+
+def _who(folder: Path, content: _Content, cohort: str) -> Picture:
+    uar, war = (
+        differences(
+            content.scores,
+            content.personalised,
+            content.reference,
+            metric=metric,
+            cohort=cohort,
+            shared_people=content.shared_people,
+        )
+        for metric in ("uar", "war")
+    )
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", cohort).strip("_")
+    title = f"{content.personalised}, {cohort_title(cohort)}"
+    path = folder / f"who_{slug}.png"
+    figures.subject_bars(path, uar=uar, war=war, against=content.reference, title=title)
+    alt = f"Change of UAR and WAR of every subject, {cohort_title(cohort)}"
+    caption = "Green bars to the right: helped. Orange bars to the left: hurt. In brackets: UAR before and after."
+    return _inline(path, alt, name=cohort_title(cohort), caption=caption)
+
+
+def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
+    cohort, index = content.cohorts[0], {name: number for number, name in enumerate(content.classes)}
+    own = rows[(rows["split"] == "target") & (rows["cohort"] == cohort)]
+    counts = []
+    for method in (content.reference, content.personalised):
+        part = own[own["method"] == method]
+        predicted, true = (part[column].map(index).to_numpy(int) for column in ("prediction", "label"))
+        counts.append((method, confusion(predicted, true, num_classes=len(index))))
+    title = cohort_title(cohort)
+    path = figures.confusion_matrices(folder / "confusion.png", counts, classes=content.classes, cohort=title)
+    return _inline(
+        path, "Confusion matrices", caption="Counts over all subjects, draws and seeds; percent of each row."
+    )
+
+
+def _inline(path: Path, alt: str, *, name: str = "", caption: str = "") -> Picture:
+    content = path.read_bytes()
+    pixels = int.from_bytes(content[16:20], "big")  # the width stands first in a PNG's header
+    data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return Picture(path.name, data, round(pixels * _SHOWN), alt, name, caption)

@@ -1,0 +1,424 @@
+"""What a report says in words: the verdict, the caveats, what prompt tuning adds. All of it is computed from scores.
+
+What this module does not know: how a sentence is shown. It never reads a method's name; groups come from the columns
+`objective`, `protocol`, `subject_baseline` and `readout` of the result rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from clipautt.evaluation.reports.tables import (
+    METRICS,
+    SAME_SHARE,
+    Metric,
+    at_share,
+    chosen_method,
+    cohort_order,
+    cohort_title,
+    comparison,
+    differences,
+    figures_at,
+    percent,
+    points,
+    prior_table,
+    quoted,
+    selection_means,
+    share_name,
+)
+from clipautt.metrics import Interval
+
+Effect = Literal["helped", "hurt", "unclear"]
+MIN_SUBJECTS = 6
+"""Below this, chance alone moves all subjects the same way in more than one case of twenty (2 / 2^5 = 6%)."""
+
+_HEADLINES: dict[Effect, str] = {
+    "helped": "Personalization helped",
+    "hurt": "Personalization hurt",
+    "unclear": "No clear effect of personalization",
+}
+_SETTINGS = (
+    "objective",
+    "protocol",
+    "subject_baseline",
+    "readout",
+    "window_length",
+    "window_stride",
+    "context_tokens",
+    "steps",
+    "learning_rate",
+)
+_OBJECTIVES = ("zero_shot", "none", "entropy", "infomax", "infomax_kl")
+_BASELINES = ("none", "mean", "median")
+_UNTUNED = ("zero_shot", "none")
+_LIKENESS = ("readout", "window_length", "window_stride", "protocol")
+_UNCHANGED = 1e-9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether personalization worked, in one cohort."""
+
+    effect: Effect
+    """`helped` or `hurt` where the 95% interval of the difference lies on one side of zero, else `unclear`."""
+    headline: str
+    """A few words."""
+    sentence: str
+    """With the figures, in percent."""
+    difference: Interval
+    """Of UAR, in 0..1."""
+    helped: int
+    """Subjects whose UAR rose."""
+    hurt: int
+    """Subjects whose UAR fell."""
+    unchanged: int
+    """The others."""
+
+
+def effect_of(difference: Interval, num_subjects: int) -> Effect:
+    """On which side of zero an interval lies; `unclear` below `MIN_SUBJECTS` subjects."""
+    if num_subjects < MIN_SUBJECTS or difference.low <= 0 <= difference.high:
+        return "unclear"
+    return "helped" if difference.low > 0 else "hurt"
+
+
+def verdict(
+    scores: pd.DataFrame, *, personalised: str, reference: str, cohort: str = "balanced", shared_people: bool = False
+) -> Verdict:
+    """Whether the personalised method beats the reference in UAR, over the target subjects.
+
+    Raises:
+        ValueError: as `tables.differences`.
+    """
+    people = differences(scores, personalised, reference, cohort=cohort, shared_people=shared_people)
+    difference = comparison(scores, personalised, reference, "uar", cohort, shared_people=shared_people)
+    effect = effect_of(difference, len(people))
+    helped, hurt = int((people["change"] > _UNCHANGED).sum()), int((people["change"] < -_UNCHANGED).sum())
+    counts = f"{helped} helped, {hurt} hurt, {len(people) - helped - hurt} unchanged"
+    before, after = percent(people["before"].mean()), percent(people["after"].mean())
+    sentence = f"{_said(personalised, before, after, difference, len(people), effect)}; {counts}."
+    return Verdict(effect, _HEADLINES[effect], sentence, difference, helped, hurt, len(people) - helped - hurt)
+
+
+def _said(name: str, before: str, after: str, difference: Interval, num_subjects: int, effect: Effect) -> str:
+    name = quoted(name)
+    unseen = f"{num_subjects} unseen subject{'' if num_subjects == 1 else 's'}"
+    span = f"95% interval of the difference {_span(difference)}"
+    if effect != "unclear":
+        moved = "raised" if effect == "helped" else "lowered"
+        return f"{name} {moved} mean UAR from {before} to {after} over {unseen} ({span})"
+    if num_subjects < MIN_SUBJECTS:
+        why = f"too few for a verdict, which takes {MIN_SUBJECTS}"
+        return f"{name} moved mean UAR from {before} to {after} over {unseen}, {why}"
+    return f"{name} moved mean UAR from {before} to {after} over {unseen}, and the {span} includes zero"
+
+
+def _span(interval: Interval) -> str:
+    return f"{points(interval.low)} to {points(interval.high)}"
+
+
+def most_changed(people: pd.DataFrame, *, limit: int = 5) -> tuple[str, str]:
+    """Who gained most and who lost, by name: two sentences, empty where nobody did.
+
+    Args:
+        people: from `tables.differences`.
+        limit: names per sentence.
+    """
+    gained = people[people["change"] > _UNCHANGED].head(limit)
+    lost = people[people["change"] < -_UNCHANGED].iloc[::-1]
+    more = f" and {len(lost) - limit} more" if len(lost) > limit else ""
+    return (
+        f"Gained most: {_people(gained)}." if len(gained) else "Nobody gained.",
+        f"Lost: {_people(lost.head(limit))}{more}." if len(lost) else "Nobody lost.",
+    )
+
+
+def _people(people: pd.DataFrame) -> str:
+    return ", ".join(
+        f"{person} ({percent(before)} to {percent(after)})"
+        for person, before, after in zip(people["person"], people["before"], people["after"], strict=True)
+    )
+
+
+def caveats(
+    table: pd.DataFrame,
+    scores: pd.DataFrame,
+    *,
+    personalised: str,
+    reference: str,
+    cohort: str = "balanced",
+    shared_people: bool = False,
+) -> list[str]:
+    """What speaks against the personalised method, whatever the verdict says.
+
+    Args:
+        table: the target split's `method_table`.
+        scores: from `subject_scores`.
+        personalised: the method of the verdict.
+        reference: what it is compared with.
+        cohort: that of the verdict, which speaks for itself as to UAR.
+        shared_people: see `tables`.
+
+    Returns:
+        A sentence for every cohort and figure in which it is clearly worse than the reference; for every other cohort
+        in which UAR shows no clear effect; where WAR is below the majority predictor's; and where it predicts one
+        class only.
+    """
+    said = []
+    for name in cohort_order(scores[(scores["split"] == "target") & (scores["method"] == personalised)]):
+        for metric in METRICS:
+            if (metric, name) != ("uar", cohort):
+                said += _no_gain(scores, personalised, reference, metric, name, shared_people)
+        own = figures_at(table, personalised, name)
+        if own is None:
+            continue
+        if own["war"] < own["majority_war"]:
+            rival = f"the majority predictor's {percent(own['majority_war'])}"
+            said.append(f"At {name}, WAR is {percent(own['war'])}, below {rival}.")
+        if own["num_one_class"] > 0:
+            people = f"{own['num_one_class']:.0f} of {own['num_subjects']:.0f} subjects"
+            said.append(f"At {name}, it predicts a single class for {people}.")
+    return said
+
+
+def _no_gain(
+    scores: pd.DataFrame, method: str, reference: str, metric: Metric, cohort: str, shared_people: bool
+) -> list[str]:
+    cohort_rows = scores[(scores["cohort"] == cohort) & (scores["split"] == "target")]
+    if reference not in set(cohort_rows["method"]):
+        return []
+    people = differences(scores, method, reference, metric=metric, cohort=cohort, shared_people=shared_people)
+    change = comparison(scores, method, reference, metric, cohort, shared_people=shared_people)
+    before, after = percent(people["before"].mean()), percent(people["after"].mean())
+    effect = effect_of(change, len(people))
+    if effect == "hurt":
+        return [f"At {cohort}, {metric.upper()} fell from {before} to {after} ({_span(change)})."]
+    if effect == "unclear" and metric == "uar":
+        return [f"At {cohort}, UAR shows no clear effect: {before} to {after} ({_span(change)})."]
+    return []
+
+
+def prior_sentences(assumed: pd.DataFrame, method: str, *, shared_people: bool = False) -> list[str]:
+    """What assuming a share of the positive class does to a method's decisions.
+
+    Args:
+        assumed: from `tables.prior_scores`.
+        method: the one to speak of.
+        shared_people: see `tables`.
+
+    Returns:
+        A sentence per cohort on the assumed share that comes nearest to the true one, against the decisions as they
+        stand; then one on the most harmful share, where one clearly lowers UAR.
+    """
+    own = assumed[assumed["method"] == method]
+    table = prior_table(own, shared_people=shared_people)
+    said, harm = [], []
+    for cohort in dict.fromkeys(table["cohort"]):
+        here, people = table[table["cohort"] == cohort], own[own["cohort"] == cohort]
+        shares = here[~here["own"]].set_index("assumed_share")
+        near = float((shares["positive_share"] - shares.index).abs().idxmin())
+        said.append(_at_true_share(people, here[here["own"]].iloc[0], near, shared_people))
+        worst = float(shares["uar"].idxmin())
+        text, effect = _moved_by(people, worst, "uar", shared_people)
+        if effect == "hurt" and abs(worst - near) >= SAME_SHARE:
+            sentence = f"A wrong share costs most at {cohort_title(cohort)}: assuming {share_name(worst)} {text}."
+            harm.append((shares["uar"].min() - here.loc[here["own"], "uar"].item(), sentence))
+    return [*said, *(sentence for _, sentence in sorted(harm)[:1])]
+
+
+def _at_true_share(people: pd.DataFrame, own: pd.Series[Any], near: float, shared_people: bool) -> str:
+    """On one method in one cohort: `own` is its row of the table, `near` the assumed share nearest to the truth."""
+    where = f"At {cohort_title(own['cohort'])}"
+    made_with = people.loc[people["own"], "assumed_share"]
+    several = made_with.max() - made_with.min() >= SAME_SHARE
+    if not several and abs(own["assumed_share"] - near) < SAME_SHARE:
+        figures = f"UAR {percent(own['uar'])} and WAR {percent(own['war'])}"
+        return f"{where}, the decisions as they stand already assume {share_name(near)}: {figures}."
+    before = share_name(own["assumed_share"])
+    instead = f"the subjects' own shares ({before} on average)" if several else before
+    moves = " and ".join(_moved_by(people, near, metric, shared_people)[0] for metric in ("war", "uar"))
+    rival = f"always saying the most frequent class has WAR {percent(own['majority_war'])}"
+    return f"{where}, assuming {share_name(near)} instead of {instead} {moves}; {rival}."
+
+
+def _moved_by(people: pd.DataFrame, share: float, metric: Metric, shared_people: bool) -> tuple[str, Effect]:
+    """`raises WAR from 80.2 to 93.1 (+9.0 to +16.2)`, and which side of zero; of one method in one cohort."""
+    cohort = str(people["cohort"].iloc[0])
+    pair = pd.concat([people[people["own"]].assign(method="own"), at_share(people, share).assign(method="assumed")])
+    both = differences(pair, "assumed", "own", metric=metric, cohort=cohort, shared_people=shared_people)
+    before, after = percent(both["before"].mean()), percent(both["after"].mean())
+    if (both["change"].abs() <= _UNCHANGED).all():
+        return f"leaves {metric.upper()} at {before}", "unclear"
+    change = comparison(pair, "assumed", "own", metric, cohort, shared_people=shared_people)
+    effect = effect_of(change, len(both))
+    verb = {"helped": "raises", "hurt": "lowers", "unclear": "moves"}[effect]
+    return f"{verb} {metric.upper()} from {before} to {after} ({_span(change)})", effect
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """How a method was run, from its result rows. A setting in which its rows differ is `several`."""
+
+    method: str
+    """Its name."""
+    objective: str
+    """As in `ResultRow`."""
+    protocol: str
+    """As in `ResultRow`."""
+    subject_baseline: str
+    """As in `ResultRow`."""
+    readout: str
+    """As in `ResultRow`."""
+    window_length: str
+    """L."""
+    window_stride: str
+    """Stored frames per used frame."""
+    context_tokens: str
+    """M."""
+    steps: str
+    """Optimiser steps."""
+    learning_rate: str
+    """As configured."""
+    num_rows: int
+    """Result rows."""
+    num_fallbacks: int
+    """Rows whose status is not `ok`."""
+    fallback: str
+    """The most frequent such status, or empty."""
+    videos_per_second: float
+    """Of adaptation and prediction; NaN where no time was recorded."""
+
+
+def method_facts(rows: pd.DataFrame) -> list[MethodFacts]:
+    """How each method was run: first without subject baseline, simple objectives first, then as the rows come."""
+    found = [_facts_of(str(name), own) for name, own in rows.groupby("method", sort=False)]
+    return sorted(found, key=lambda one: (_rank(one.subject_baseline, _BASELINES), _rank(one.objective, _OBJECTIVES)))
+
+
+def _facts_of(name: str, own: pd.DataFrame) -> MethodFacts:
+    values = {column: own[column].unique() for column in _SETTINGS}
+    said = {column: _setting(found[0]) if len(found) == 1 else "several" for column, found in values.items()}
+    failed = own.loc[own["status"] != "ok", "status"]
+    seconds = float(own["seconds"].mean())
+    return MethodFacts(
+        method=name,
+        num_rows=len(own),
+        num_fallbacks=len(failed),
+        fallback=str(failed.mode().iloc[0]) if len(failed) else "",
+        videos_per_second=1 / seconds if seconds > 0 else float("nan"),
+        **said,
+    )
+
+
+def _setting(value: object) -> str:
+    return str(value) if isinstance(value, str) else f"{value:g}"
+
+
+def _rank(value: str, order: Sequence[str]) -> int:
+    return order.index(value) if value in order else len(order)
+
+
+def seeds_share_people(rows: pd.DataFrame) -> bool:
+    """Whether the seeds of a run see the same people: then two seeds have the same manifest."""
+    return bool((rows.groupby("manifest")["seed"].nunique() > 1).any())
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What prompt tuning adds to the same readout without it."""
+
+    method: str
+    """With prompt tuning."""
+    alone: str
+    """Without: the same subject baseline, and the same readout and protocol where there is such a row."""
+    subject_baseline: str
+    """Of both."""
+    before: float
+    """Mean UAR of `alone`, 0..1."""
+    after: float
+    """Mean UAR of `method`, 0..1."""
+    difference: Interval
+    """Paired, of UAR."""
+    effect: Effect
+    """Side of zero."""
+
+
+def additions(
+    scores: pd.DataFrame, facts: Sequence[MethodFacts], *, cohort: str = "balanced", shared_people: bool = False
+) -> list[Addition]:
+    """Every prompt-tuning method of a cohort against the row that differs from it only, or mostly, in the tuning.
+
+    Args:
+        scores: from `subject_scores`.
+        facts: from `method_facts`.
+        cohort: the one to look at.
+        shared_people: see `tables`.
+    """
+    here = set(scores.loc[(scores["cohort"] == cohort) & (scores["split"] == "target"), "method"])
+    present = [one for one in facts if one.method in here]
+    found = []
+    for tuned in (one for one in present if one.objective not in _UNTUNED):
+        alone = _twin(tuned, [one for one in present if one.objective == "none"])
+        if alone is None:
+            continue
+        people = differences(scores, tuned.method, alone, cohort=cohort, shared_people=shared_people)
+        change = comparison(scores, tuned.method, alone, "uar", cohort, shared_people=shared_people)
+        before, after = float(people["before"].mean()), float(people["after"].mean())
+        effect = effect_of(change, len(people))
+        found.append(Addition(tuned.method, alone, tuned.subject_baseline, before, after, change, effect))
+    return found
+
+
+def _twin(tuned: MethodFacts, untuned: Sequence[MethodFacts]) -> str | None:
+    """The untuned method most like this one: the subject baseline must agree, then readout, window, protocol count."""
+    same = [one for one in untuned if one.subject_baseline == tuned.subject_baseline]
+    if not same:
+        return None
+    return max(same, key=lambda one: [getattr(one, name) == getattr(tuned, name) for name in _LIKENESS]).method
+
+
+def addition_sentence(found: Sequence[Addition]) -> str:
+    """Whether prompt tuning adds anything on top of a subject baseline."""
+    on_top = [one for one in found if one.subject_baseline != "none"]
+    if not on_top:
+        return "No row combines prompt tuning with a subject baseline, so what it adds there is not known."
+    if len(on_top) == 1:
+        one = on_top[0]
+        reading = {"helped": "adds to it", "hurt": "takes away from it", "unclear": "adds nothing clear"}[one.effect]
+        change = f"difference {points(one.difference.mean)}, 95% interval {_span(one.difference)}"
+        figures = f"UAR {percent(one.before)} alone, {percent(one.after)} with {quoted(one.method)} ({change})"
+        return f"On top of the {one.subject_baseline} baseline, prompt tuning {reading}: {figures}."
+    counts = {effect: sum(one.effect == effect for one in on_top) for effect in ("helped", "unclear", "hurt")}
+    best = max(on_top, key=lambda one: one.difference.mean)
+    return (
+        f"Of {len(on_top)} rows with prompt tuning on top of a subject baseline, {counts['helped']} add to it, "
+        f"{counts['unclear']} show no clear difference and {counts['hurt']} take away from it; the most favourable is "
+        f"{quoted(best.method)} with {points(best.difference.mean)} ({_span(best.difference)})."
+    )
+
+
+def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, personalised: str) -> str:
+    """Which method the source-validation subjects choose, and whether it is the one reported.
+
+    Zero-shot is no candidate.
+    """
+    known = selection_means(scores)
+    if not known:
+        return "No source-validation subjects were evaluated, so the default was not chosen by this run."
+    candidates = [one.method for one in facts if one.method in known and one.objective != "zero_shot"]
+    if not candidates:
+        return "Only zero-shot rows were evaluated on source-validation subjects, so the default was not chosen here."
+    best = chosen_method(scores, candidates)
+    chosen = (
+        f"On source-validation subjects, treated as unseen, {quoted(best)} has the best UAR ({percent(known[best])})"
+    )
+    if best == personalised:
+        return f"{chosen}; it is the default reported here."
+    reported = f"the default reported here, {quoted(personalised)},"
+    if personalised not in known:
+        return f"{chosen}; {reported} was not among them."
+    return f"{chosen}; {reported} has {percent(known[personalised])}."

@@ -1,0 +1,210 @@
+"""Result rows: one per video, method, cohort and seed, with everything needed to know what made them.
+
+A cohort is a set of target clips with a given share of the positive class. Cohorts are drawn per subject from the seed;
+labels enter here, in the design of the evaluation, and never in a method.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipautt.clips import Clip, by_subject, id_number
+from clipautt.metrics import figures_of
+
+EVERY = "every clip"
+"""Name of the group with all clips of a subject, labelled or not; its adapted prompts are kept."""
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One prediction with its circumstances."""
+
+    clip_id: str
+    """Clip."""
+    subject_id: str
+    """Subject."""
+    split: str
+    """`target`, or `source_val` where source-validation subjects are treated as unseen."""
+    label: str
+    """True class name."""
+    prediction: str
+    """Predicted class name; empty for a clip without features, whose numbers are then NaN."""
+    probability: float
+    """Of the positive (last) class, 0..1."""
+    window_start_seconds: float
+    """Start of the window the prediction rests on."""
+    window_end_seconds: float
+    """Its end."""
+    entropy: float
+    """Of the prediction, nats."""
+    status: str
+    """`ok`, or why the subject fell back to the source prompts, or why the clip has no features."""
+    method: str
+    """Name of the row in tables, unique per configuration."""
+    objective: str
+    """`none`, `entropy`, `infomax`, `infomax_kl`, or `zero_shot`."""
+    protocol: str
+    """`per_video`, `online` or `per_subject`."""
+    subject_baseline: str
+    """`none`, `mean` or `median`."""
+    readout: str
+    """`best_window`, `mean_windows`, `peak_window` or `whole_clip`."""
+    window_length: int
+    """L, frames."""
+    window_stride: int
+    """Stored frames per used frame."""
+    context_tokens: int
+    """M."""
+    steps: int
+    """Optimiser steps."""
+    learning_rate: float
+    """As configured."""
+    tune: str
+    """What was tuned: `none`, `context`, `first_order` or `feature`."""
+    prior: float
+    """Share of the positive class that the probability assumes, 0..1."""
+    training_prior: float
+    """That share among the training clips, 0..1."""
+    position: int
+    """When the clip was visited among those of its subject, from 0; it matters `online`."""
+    cohort: str
+    """`balanced`, or the share of positives such as `20%`."""
+    draw: int
+    """Number of the draw of the cohort."""
+    seed: int
+    """Of training and adaptation."""
+    backbone: str
+    """Name and fingerprint."""
+    checkpoint: str
+    """Fingerprint."""
+    manifest: str
+    """Fingerprint of the manifest when the row was made; clips that came later give another one."""
+    code_version: str
+    """Of this package."""
+    seconds: float
+    """Time of the subject's adaptation and prediction, divided by its videos."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A share of positives, drawn a number of times."""
+
+    share: float = 0.5
+    """Of the positive class among each subject's clips, 0 < share < 1."""
+    draws: int = 1
+    """Independent draws."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or self.draws < 1:
+            raise ValueError(
+                f"cohort share={self.share}, draws={self.draws}; allowed are 0 < share < 1 and draws from 1"
+            )
+
+    @property
+    def name(self) -> str:
+        """`balanced` or the share in percent."""
+        return "balanced" if self.share == 0.5 else f"{self.share:.0%}"
+
+    def members(self, clips: Sequence[Clip], *, positive: str, draw: int, seed: int) -> list[Clip]:
+        """One subject's clips at this share: as many as possible, at least one positive.
+
+        Which clips are taken follows from seed, draw and the clips' own ids, not from their order.
+        """
+        ordered = sorted(clips, key=lambda clip: clip.clip_id)
+        subject = id_number(ordered[0].subject_id)
+        rng = np.random.default_rng([seed, subject, draw, round(self.share * 1000)])
+        positives = [clip for clip in ordered if clip.label == positive]
+        negatives = [clip for clip in ordered if clip.label != positive]
+        scale = min(len(positives) / self.share, len(negatives) / (1 - self.share))
+        take = max(1, round(scale * self.share)), max(1, round(scale * (1 - self.share)))
+        chosen = [
+            group[i]
+            for group, n in zip((positives, negatives), take, strict=True)
+            for i in rng.permutation(len(group))[:n]
+        ]
+        return sorted(chosen, key=lambda clip: clip.clip_id)
+
+
+def cohorts_of(clips: Sequence[Clip], cohort: Cohort, *, positive: str, draw: int, seed: int) -> dict[str, list[Clip]]:
+    """`Cohort.members` for every subject that has both classes."""
+    groups = by_subject(clip for clip in clips if clip.label is not None)
+    return {
+        subject: cohort.members(own, positive=positive, draw=draw, seed=seed)
+        for subject, own in groups.items()
+        if len({clip.label for clip in own}) > 1
+    }
+
+
+COLUMNS = tuple(field.name for field in fields(ResultRow))
+"""Of a table of result rows."""
+
+
+def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
+    """Rows as a table with the columns of `ResultRow`."""
+    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
+
+
+def write_rows(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of rows as Parquet, aside and renamed, so that it is there as a whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        table.to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def predicted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a prediction, without those of clips that have no features."""
+    return rows[rows["prediction"] != ""]
+
+
+def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
+    """All rows of these files, with a column per field of `ResultRow`."""
+    tables = [pq.read_table(path, partitioning=None, use_threads=False) for path in sorted(paths)]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    found: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
+    return found
+
+
+def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFrame:
+    """WAR, UAR and F1 per method, split, cohort, seed and subject, beside the majority predictor's.
+
+    Draws of a cohort are averaged within the subject.
+
+    Returns:
+        Columns `method, split, cohort, seed, subject_id, war, uar, f1, num_clips, positive_share, majority_war,
+        majority_uar, majority_f1`.
+
+    Raises:
+        ValueError: if a clip has two rows under the same method, split, cohort, seed and draw.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    keys = ["method", "split", "cohort", "seed", "subject_id", "draw"]
+    twice = rows[rows.duplicated([*keys, "clip_id"])]
+    if len(twice):
+        shown = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in [*keys, "clip_id"])
+        raise ValueError(f"{len(twice)} rows stand twice, the first is {shown}; are two configurations of one name?")
+    if rows.empty:
+        return pd.DataFrame()
+    groups = rows.groupby(keys, sort=True)
+    number, count = groups.ngroup().to_numpy(), len(classes)
+    true, found = (rows[name].map(index).to_numpy(int) for name in ("label", "prediction"))
+    counts = np.zeros((number.max() + 1, count, count), np.int64)
+    np.add.at(counts, (number, true, found), 1)
+    actual = counts.sum(-1)
+    constant = np.zeros_like(counts)  # all called by the most frequent class; ties go to the first
+    constant[np.arange(len(counts)), :, actual.argmax(-1)] = actual
+    table = groups.size().reset_index(name="num_clips")
+    table = table.assign(**figures_of(counts), positive_share=actual[:, -1] / actual.sum(-1))
+    table = table.assign(**{f"majority_{name}": values for name, values in figures_of(constant).items()})
+    return table.groupby(keys[:-1], as_index=False, sort=True).mean(numeric_only=True).drop(columns="draw")

@@ -1,0 +1,136 @@
+"""Features of a clip: what makes them comparable, what identifies their clip, and how they are made.
+
+What this module does not know: where features are kept (`feature_store`) and what is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clipautt.backbones.loading import Backbone
+from clipautt.clips import Clip
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
+from clipautt.video.reader import FrameChunk, FrameSpec
+from clipautt.video.reader_process import ReadLimits, read_clip
+
+SubjectBaseline = Literal["none", "mean", "median"]
+SUBJECT_BASELINES: tuple[str, ...] = get_args(SubjectBaseline)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What makes two features comparable."""
+
+    backbone: str
+    """Name of the backbone."""
+    backbone_fingerprint: str
+    """Of weights, preprocessing and precision."""
+    frames: FrameSpec
+    """Which moments of a clip are encoded, and what was made of its frames."""
+    feature_dim: int
+    """d."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that changes a feature, as plain values."""
+        return asdict(self) | {"frames": self.frames.facts}
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the store's subfolder."""
+        return fingerprint_of(self.facts)
+
+    @classmethod
+    def of(cls, backbone: Backbone, sampling: Sampling, faces: FaceConfig | None = None) -> FeatureSpec:
+        """The specification of features that this backbone makes; without `faces` the footage is taken as it is."""
+        frames = FrameSpec(backbone.preprocessing, sampling, faces or FaceConfig())
+        return cls(backbone.name, backbone.fingerprint, frames, backbone.feature_dim)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> FeatureSpec:
+        """The inverse of `dataclasses.asdict`, of values that went through JSON."""
+        return cls(**{**facts, "frames": FrameSpec.from_json(facts["frames"])})
+
+
+def fingerprint_of(facts: Mapping[str, Any]) -> str:
+    """Of the facts of a `FeatureSpec`, fresh or read from JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipFeatures:
+    """A clip as methods see it: features and times, and no label."""
+
+    clip_id: str
+    """As in the manifest."""
+    subject_id: str
+    """As in the manifest."""
+    features: Tensor
+    """Frozen image features of the sampled frames, not normalised, float32 [T, d], T ≥ 1."""
+    times: npt.NDArray[np.float64]
+    """Seconds from the start of the clip, [T]."""
+    face_found: npt.NDArray[np.bool_] | None = None
+    """Whether a face was found in the frame, [T]; None where it was not recorded."""
+
+    def __repr__(self) -> str:
+        return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
+
+
+def clip_key(clip: Clip) -> str:
+    """What identifies a clip's pixels: its file (path, size, time of change; for a folder the latter) and its span."""
+    path = os.path.abspath(clip.source)
+    stat = os.stat(path) if os.path.exists(path) else None
+    span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
+    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
+    """Decode and encode one clip, without a store; memory holds a chunk of its frames.
+
+    Raises:
+        FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
+    """
+    encoded: list[tuple[FrameChunk, Tensor]] = []
+    for chunk in read_clip(clip, frames, limits):
+        features = backbone.encode_frames(chunk.frames)
+        encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
+    kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
+    times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
+    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
+
+
+def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:
+    """The centre of a subject's frame features, which stands for the resting face.
+
+    Most frames of a subject are neutral, so the coordinate-wise median estimates the resting face; the mean moves with
+    the share of expressive frames. The same correction is known from AU intensities as person-specific calibration.
+
+    Args:
+        frames: every frame feature of one subject, [N, d].
+        baseline: `none` (zeros), `mean`, or `median`.
+
+    Returns:
+        [d], to be subtracted from every frame feature of the subject, in training and at test time alike.
+
+    Raises:
+        ValueError: for another baseline.
+    """
+    if baseline == "none":
+        return frames.new_zeros(frames.shape[-1])
+    if baseline == "mean":
+        return frames.mean(0)
+    if baseline == "median":
+        return frames.median(0).values
+    raise ValueError(f"subject_baseline={baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}")

@@ -1,0 +1,392 @@
+"""The feature store: every frame is decoded and encoded once, then everything works on features.
+
+A store is a folder with one subfolder per `FeatureSpec` fingerprint (backbone weights, preprocessing, sampling); in it
+lie Parquet files with one row per clip. Rows are only ever added, one whole file at a time, and a clip is looked up by
+the file it came from, so that neither a half-written file nor another data set's clip of the same name is ever used.
+Reading needs nothing of ours: pandas, pyarrow and Ray Data open the files.
+
+What this module does not know: which rows nobody needs any more. `store_care` looks after what lies in a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from clipautt.clips import Clip
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key
+
+OK = "ok"
+TRIED_AGAIN = frozenset({"lost", "not_encoded"})
+"""Statuses that say nothing about the clip: it counts as missing, and the next extraction tries it again."""
+SPEC_FILE = "_spec.json"
+"""Readers of Parquet folders pass over names that begin with an underscore or a dot."""
+SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
+"""Columns with a clip's span."""
+_LATER = (*SPAN, "face_found")
+"""Files written before there were such columns have none."""
+_ROWS_PER_GROUP = 8
+_PASSES = 8
+_STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
+_FRAMES = ("times", "face_found", "features")
+_Read = TypeVar("_Read")
+
+
+class DamagedStoreError(ValueError):
+    """A file of the store is not what was written there; the message names it and says what to do."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredFrames:
+    """What a row holds of its clip's frames."""
+
+    features: npt.NDArray[np.float32] | None
+    """[T, d]; None in the row of a failure."""
+    times: npt.NDArray[np.float64] | None
+    """Seconds from the start of the clip, [T]."""
+    face_found: npt.NDArray[np.bool_] | None
+    """Whether a face was found in the frame, [T]; None where it was not recorded."""
+
+    def __repr__(self) -> str:
+        return f"StoredFrames({None if self.features is None else self.features.shape})"
+
+    @property
+    def damage(self) -> str | None:
+        """Why these cannot be the frames of a clip that was read well; None where they can."""
+        if self.features is None or not len(self.features):
+            return "has no frames"
+        for name, values in (("times", self.times), ("face_found", self.face_found)):
+            if values is None and name == "times":
+                return "has no times"
+            if values is not None and len(values) != len(self.features):
+                return f"has {len(self.features)} frames and {len(values)} {name}"
+        return None if np.isfinite(self.features).all() else "has features that are not finite"
+
+
+class FeatureStore:
+    """Rows of one feature specification.
+
+    Args:
+        root: folder of the store; the subfolder of the specification is created on the first write.
+        spec: what the features must be.
+    """
+
+    def __init__(self, root: str | Path, spec: FeatureSpec) -> None:
+        self.spec = spec
+        self.path = Path(root) / spec.fingerprint
+        self.schema = store_schema(spec.feature_dim)
+        self._keys: dict[Path, list[tuple[str, bool]]] = {}
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> Path | None:
+        """Add rows as one file, written aside and renamed; when this returns, they are on the disk.
+
+        Args:
+            rows: the columns of the schema; `features` as an array [T, d], or None where status is not `ok`. Columns
+                that a row does not have are null.
+
+        Returns:
+            The file, or None when there are no rows.
+
+        Raises:
+            ValueError: for features that are not finite, have another width, or no time for each frame, naming the
+                clip.
+        """
+        if not rows:
+            return None
+        for row in rows:
+            _check(row, self.spec.feature_dim)
+        table = _to_table(rows, self.schema, self.spec.feature_dim)
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.path.parent)
+        spec_file = self.path / SPEC_FILE
+        if not spec_file.exists():
+            content = json.dumps(self.spec.facts, indent=2).encode()
+            _write_aside(spec_file, lambda file: file.write(content))
+        return write_part(self.path, table)
+
+    def status(self) -> pd.DataFrame:
+        """One row per stored clip: `clip_key, clip_id, status, reason, decoder`; a later success replaces a failure.
+
+        Raises:
+            DamagedStoreError: for a file that is damaged, or none of this store's.
+        """
+        tables = read_parts(self.path, lambda file: self._read(file, _STATUS))
+        if not tables:
+            return pd.DataFrame(columns=list(_STATUS))
+        every: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        ordered = every.sort_values("status", key=lambda s: s.eq(OK), kind="stable")
+        return ordered.drop_duplicates("clip_key", keep="last")
+
+    def missing(self, clips: Iterable[Clip], *, retry_failed: bool = False) -> list[Clip]:
+        """The clips that have no row yet, or one `TRIED_AGAIN`; with `retry_failed`, all that have no features."""
+        status = self.status()
+        final = status["status"] == OK if retry_failed else ~status["status"].isin(TRIED_AGAIN)
+        done = set(status.loc[final, "clip_key"])
+        return [clip for clip in clips if clip_key(clip) not in done]
+
+    def present(self, clips: Iterable[Clip]) -> set[str]:
+        """Ids of the clips that have features, without reading these."""
+        status = self.status()
+        there = set(status.loc[status["status"] == OK, "clip_key"])
+        return {clip.clip_id for clip in clips if clip_key(clip) in there}
+
+    def load(self, clips: Iterable[Clip]) -> dict[str, ClipFeatures]:
+        """Features of the clips that have some, by `clip_id`; clips without are left out.
+
+        One file at a time is in memory beside what was asked for. Files are never changed, so what clips one holds is
+        looked up once: many small loads from one `FeatureStore` read only the files that they need.
+
+        Raises:
+            DamagedStoreError: for a file that is damaged, or none of this store's.
+        """
+        wanted: dict[str, list[Clip]] = {}
+        for clip in clips:
+            wanted.setdefault(clip_key(clip), []).append(clip)
+        loaded: dict[str, ClipFeatures] = {}
+        for found in read_parts(self.path, lambda file: self._frames(file, wanted.keys())):
+            for key, frames in found.items():
+                assert frames.features is not None and frames.times is not None
+                features = torch.from_numpy(frames.features)
+                for clip in wanted[key]:
+                    loaded[clip.clip_id] = ClipFeatures(
+                        clip.clip_id, clip.subject_id, features, frames.times, frames.face_found
+                    )
+        return dict(sorted(loaded.items()))
+
+    def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
+        return read_part(file, columns, feature_dim=self.spec.feature_dim, chosen=chosen)
+
+    def _frames(self, file: Path, keys: Set[str]) -> dict[str, StoredFrames]:
+        """What a file has of the clips of these keys; its features are read only where it has any."""
+        if file not in self._keys:
+            rows = self._read(file, ["clip_key", "status"]).to_pylist()
+            self._keys[file] = [(row["clip_key"], row["status"] == OK) for row in rows]
+        chosen = [ok and key in keys for key, ok in self._keys[file]]
+        if not any(chosen):
+            return {}
+        table = self._read(file, ["clip_key", *_FRAMES], chosen)
+        found = dict(zip(table["clip_key"].to_pylist(), stored_frames(table, self.spec.feature_dim), strict=True))
+        for key, frames in found.items():
+            if frames.damage:
+                raise damaged(file, f"the clip of clip_key {key} {frames.damage}")
+        return found
+
+
+def store_schema(feature_dim: int) -> pa.Schema:
+    """The columns of a store's files, for features of this width."""
+    text = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in text),
+            *((name, pa.int64() if name.endswith("_frame") else pa.float64()) for name in SPAN),
+            ("times", pa.list_(pa.float64())),
+            ("face_found", pa.list_(pa.bool_())),
+            ("features", pa.list_(pa.list_(pa.float32(), feature_dim))),
+        ]
+    )
+
+
+def part_files(folder: Path) -> set[Path]:
+    """The files with rows in a specification's folder; none where there is no such folder.
+
+    The folder is listed twice: a file that is replaced by another while a listing goes on may be in it neither under
+    the old name nor under the new one, but then the second listing has the new one.
+    """
+    try:
+        names = {*os.listdir(folder), *os.listdir(folder)}
+    except FileNotFoundError:
+        return set()
+    return {folder / name for name in names if name.startswith("part-") and name.endswith(".parquet")}
+
+
+def read_parts(folder: Path, read: Callable[[Path], _Read]) -> list[_Read]:
+    """What `read` makes of every file with rows.
+
+    A file that vanishes before it is read was rewritten by another job, so the folder is listed again and the files
+    that came meanwhile are read too; those that were read before are not read twice.
+
+    Returns:
+        In the order of writing, so that of several failures of a clip the last one's reason counts.
+
+    Raises:
+        DamagedStoreError: as `read` does, or if files go on vanishing.
+    """
+    done: dict[Path, tuple[int, _Read]] = {}
+    for _ in range(_PASSES):
+        gone = 0
+        for file in sorted(part_files(folder) - done.keys()):
+            try:
+                done[file] = file.stat().st_mtime_ns, read(file)
+            except FileNotFoundError:
+                gone += 1
+        if not gone:
+            ordered = sorted(done, key=lambda file: (done[file][0], file.name))
+            return [done[file][1] for file in ordered]
+    raise DamagedStoreError(f"files of {folder} vanish while they are read; try again when no other job removes them")
+
+
+def read_part(
+    file: Path, columns: Sequence[str], *, feature_dim: int | None = None, chosen: Sequence[bool] | None = None
+) -> pa.Table:
+    """Some columns of a file, their page checksums verified; columns that an older file does not have are null.
+
+    Args:
+        file: one of `part_files`.
+        columns: names in the schema.
+        feature_dim: d; None takes any.
+        chosen: which rows; all by default. Row groups without any are not read.
+
+    Raises:
+        FileNotFoundError: if it is not there any more.
+        DamagedStoreError: if it is damaged, or none of a store's.
+    """
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as part:
+            schema = part.schema_arrow
+            _check_schema(file, schema, feature_dim)
+            there = [name for name in columns if name in schema.names]
+            table = _read_rows(part, there, chosen)
+            table.validate(full=True)
+    except (MemoryError, pa.ArrowCancelled):
+        raise  # of this process, not of the file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ESTALE:
+            raise FileNotFoundError(errno.ENOENT, "no such file any more", str(file)) from error
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk or the permissions, not the file
+        raise damaged(file, " ".join(str(error).split())) from error
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), store_schema(1).field(name).type))
+    return table.select(list(columns))
+
+
+def _read_rows(part: pq.ParquetFile, columns: Sequence[str], chosen: Sequence[bool] | None) -> pa.Table:
+    if chosen is None:
+        return part.read(columns=columns, use_threads=False)
+    ends = np.cumsum([part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)])
+    of_group = np.split(np.asarray(chosen, bool), ends[:-1])
+    groups = [number for number, own in enumerate(of_group) if own.any()]
+    mask = np.concatenate([of_group[number] for number in groups]) if groups else np.empty(0, bool)
+    return part.read_row_groups(groups, columns=columns, use_threads=False).filter(pa.array(mask))
+
+
+def damaged(file: Path, reason: str) -> DamagedStoreError:
+    """The error that names a damaged file and says what to do."""
+    return DamagedStoreError(
+        f"{file} is damaged or no file of this store ({reason}); `clipautt store gc store={file.parent.parent} "
+        "apply=true` sets it aside, and extraction then does its clips again"
+    )
+
+
+def _check_schema(file: Path, schema: pa.Schema, feature_dim: int | None) -> None:
+    for field in store_schema(feature_dim or _width(schema)):
+        if field.name not in schema.names:
+            if field.name in _LATER:
+                continue
+            raise damaged(file, f"it has no column {field.name}")
+        if schema.field(field.name).type != field.type:
+            raise damaged(file, f"column {field.name} has type {schema.field(field.name).type} and not {field.type}")
+
+
+def _width(schema: pa.Schema) -> int:
+    """d as the file states it; 1, which then does not fit, where it states none."""
+    kind = schema.field("features").type if "features" in schema.names else None
+    inner = kind.value_type if kind is not None and pa.types.is_list(kind) else None
+    return int(inner.list_size) if inner is not None and pa.types.is_fixed_size_list(inner) else 1
+
+
+def stored_frames(table: pa.Table, feature_dim: int) -> Iterator[StoredFrames]:
+    """The frames of each row, copied out of the table.
+
+    Args:
+        table: with the columns `times`, `face_found` and `features`.
+        feature_dim: d.
+    """
+    for index in range(len(table)):
+        times, found, features = (table[name][index] for name in _FRAMES)
+        flat = features.values.flatten().to_numpy(zero_copy_only=False) if features.is_valid else None
+        yield StoredFrames(
+            None if flat is None else np.array(flat.reshape(-1, feature_dim)),
+            np.array(times.values.to_numpy(zero_copy_only=False)) if times.is_valid else None,
+            np.array(found.values.to_numpy(zero_copy_only=False), bool) if found.is_valid else None,
+        )
+
+
+def write_part(folder: Path, table: pa.Table) -> Path:
+    """Write rows as one new file of a specification's folder; no reader ever sees part of it."""
+    file = folder / f"part-{uuid.uuid4().hex}.parquet"
+    # A dictionary of floats that are all different costs time and saves nothing.
+    # Small groups of rows, so that a few clips can be read without the others.
+    options = {"use_dictionary": False, "write_page_checksum": True, "row_group_size": _ROWS_PER_GROUP}
+    _write_aside(file, lambda aside: pq.write_table(table, aside, **options))
+    return file
+
+
+def _write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a hidden name, see it to the disk and give it its name."""
+    aside = path.with_name(f".{path.stem.lstrip('_')}-{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to the disk which names a folder has."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check(row: dict[str, Any], feature_dim: int) -> None:
+    """Refuse a row that cannot be read back as it is meant."""
+    if row["features"] is not None and np.shape(row["features"])[1:] != (feature_dim,):
+        shape = np.shape(row["features"])
+        raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed are [T, {feature_dim}]")
+    if row["status"] == OK:
+        frames = StoredFrames(row["features"], row.get("times"), row.get("face_found"))
+        if frames.damage:
+            raise ValueError(f"clip {row['clip_id']!r} with status 'ok' {frames.damage}")
+
+
+def _to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, feature_dim: int) -> pa.Table:
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in schema.names}
+    for name in SPAN:  # None becomes NaN on its way through some tables
+        columns[name] = [None if value is None or value != value else value for value in columns[name]]
+    columns["features"] = _features_column([row["features"] for row in rows], feature_dim)
+    return pa.table(columns, schema=schema)
+
+
+def _features_column(features: Sequence[npt.NDArray[np.float32] | None], feature_dim: int) -> pa.Array:
+    """Arrays [T, d] as lists of d numbers, made of one flat array; None is null."""
+    lengths = [0 if frames is None else len(frames) for frames in features]
+    ends = np.cumsum([0, *lengths]).tolist()
+    starts = [None if frames is None else start for frames, start in zip(features, ends, strict=False)]
+    given = [np.asarray(frames, np.float32).reshape(-1) for frames in features if frames is not None]
+    flat = pa.array(np.concatenate(given) if given else np.empty(0, np.float32))
+    inner = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), feature_dim))
+    return pa.ListArray.from_arrays(pa.array([*starts, ends[-1]], pa.int32()), inner)

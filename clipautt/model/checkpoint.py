@@ -1,0 +1,188 @@
+"""CLIP-AU: adapter, temporal module, AU similarities and classifier; and the checkpoint that carries it.
+
+Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalise(Adapter(t_k));
+v = normalise(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Both CLIP towers stay frozen
+outside. The model takes text features as an argument, so that tuned prompts need no change of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from clipautt.backbones.loading import BackboneConfig
+from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
+from clipautt.model.network import ClipAU
+from clipautt.model.windows import WindowSpec
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """The facts beside the weights."""
+
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    phrases: tuple[str, ...]
+    """The K AU phrases, verbatim and in order."""
+    context: str
+    """The leading phrase of every prompt; its tokens are the M context tokens."""
+    context_tokens: int
+    """M."""
+    features: FeatureSpec
+    """What the model was trained on; other features are refused."""
+    subject_baseline: SubjectBaseline
+    """What was subtracted from the frame features of every subject, and must be again."""
+    window: WindowSpec
+    """Length and stride that the model was trained with."""
+    training: dict[str, Any]
+    """The training configuration."""
+    metrics: dict[str, float]
+    """On source-validation subjects."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Per class, phrases for the zero-shot row; empty when the task has none."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """How the backbone was loaded; its weights may lie elsewhere by now."""
+
+    @property
+    def class_shares(self) -> tuple[float, ...]:
+        """Shares of the classes among the training clips; equal ones where the checkpoint does not know them."""
+        equal = (1 / len(self.classes),) * len(self.classes)
+        return tuple(self.training.get("class_shares") or equal)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """A trained CLIP-AU with everything needed to use it."""
+
+    model: ClipAU
+    """In evaluation mode, without gradients."""
+    spec: CheckpointSpec
+    """Facts."""
+    folder: Path | None = None
+    """Where it was loaded from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights and facts that change a prediction."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        facts = asdict(self.spec) | {"features": self.spec.features.facts}
+        used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
+        used["class_shares"] = self.spec.class_shares
+        digest.update(json.dumps(used, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.spec.classes}, K={len(self.spec.phrases)}, d={self.spec.features.feature_dim})"
+
+    def check_features(self, features: FeatureSpec) -> None:
+        """Refuse features of another backbone, preprocessing or sampling.
+
+        Raises:
+            ValueError: naming both sides.
+        """
+        mine, theirs = _flat(self.spec.features.facts), _flat(features.facts)
+        differences = [
+            f"{name}: checkpoint {mine.get(name)}, given {theirs.get(name)}"
+            for name in dict.fromkeys([*mine, *theirs])
+            if mine.get(name) != theirs.get(name)
+        ]
+        if differences:
+            raise ValueError(f"these features do not belong to this checkpoint ({'; '.join(differences)})")
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: value.contiguous() for name, value in checkpoint.model.state_dict().items()})
+    (folder / "weights.safetensors").write_bytes(weights)  # save_file would let nobody else read it
+    facts = asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint}
+    aside = folder / f"checkpoint.json.{os.getpid()}.tmp"
+    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(aside, folder / "checkpoint.json")
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no checkpoint.
+        ValueError: if weights and facts do not belong together.
+    """
+    folder = Path(folder)
+    if not (folder / "checkpoint.json").is_file():
+        raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is not there); `clipautt train` makes one")
+    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    fingerprint = facts.pop("fingerprint")
+    spec = _spec_from_json(facts)
+    model = ClipAU(spec.features.feature_dim, len(spec.phrases), len(spec.classes))
+    try:
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: weights.safetensors does not fit checkpoint.json ({error})") from error
+    checkpoint = Checkpoint(model.eval().requires_grad_(False), spec, folder)
+    if checkpoint.fingerprint != fingerprint:
+        raise ValueError(
+            f"{folder}: the weights have fingerprint {checkpoint.fingerprint}, checkpoint.json says {fingerprint}"
+        )
+    return checkpoint
+
+
+def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
+    return CheckpointSpec(
+        **{
+            **facts,
+            "backbone": BackboneConfig(**facts["backbone"]),
+            "classes": tuple(facts["classes"]),
+            "phrases": tuple(facts["phrases"]),
+            "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
+            "features": FeatureSpec.from_json(facts["features"]),
+            "window": WindowSpec(**facts["window"]),
+        }
+    )
+
+
+def checkpoint_folder(folder: str | Path, baseline: str) -> Path:
+    """Where a run keeps the checkpoint of a subject baseline."""
+    return Path(folder) / "checkpoints" / baseline
+
+
+def find_checkpoint(path: str | Path, baseline: str) -> Path:
+    """The checkpoint folder of a subject baseline, from a run folder or a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: if there is none, naming those that are there.
+    """
+    path = Path(path)
+    if (path / "checkpoint.json").is_file():
+        return path
+    found = checkpoint_folder(path, baseline)
+    if (found / "checkpoint.json").is_file():
+        return found
+    there = sorted(p.parent.name for p in path.glob("checkpoints/*/checkpoint.json"))
+    raise FileNotFoundError(
+        f"no checkpoint for subject baseline {baseline!r} in {path}; "
+        + (
+            f"there are: {', '.join(there)}; train it with baselines=[{baseline}]"
+            if there
+            else "`clipautt train` makes one"
+        )
+    )

@@ -1,0 +1,252 @@
+"""Fit CLIP-AU on features of source subjects.
+
+Each epoch sees every clip once through a random window of L frames: trained on windows, the lowest-entropy window later
+falls on the expression more often than after training on whole clips. Batches and windows derive from seed, epoch and
+clip, so the order in which clips are listed changes nothing. Target subjects never enter. What this module does not
+know: whether features lie in a store or were made a moment ago from decoded clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipautt.action_units import VOCABULARY, phrases
+from clipautt.clips import id_number
+from clipautt.features.clip_features import SUBJECT_BASELINES, ClipFeatures, SubjectBaseline, subject_centre
+from clipautt.metrics import score
+from clipautt.model.network import ClipAU
+from clipautt.model.windows import WindowSpec, entropy
+from clipautt.video.augmentation import Augmentation
+
+PHRASES = phrases(VOCABULARY)
+FeatureSource = Literal["cached", "streamed"]
+"""`cached`: from the feature store. `streamed`: decoded and encoded again in each epoch."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How CLIP-AU is fitted; the defaults are the paper's."""
+
+    window: WindowSpec = field(default_factory=WindowSpec)
+    """Length and stride of the training windows."""
+    subject_baseline: SubjectBaseline = "median"
+    """Centre removed from every subject's frame features, here and at test time."""
+    context: str = "a human face with"
+    """Leading phrase of the AU prompts; its tokens become the context that CLIP-AUTT tunes."""
+    epochs: int = 10
+    """Passes over the clips; the last one is kept."""
+    batch_size: int = 8
+    """Clips per step."""
+    learning_rate: float = 1e-3
+    """AdamW."""
+    weight_decay: float = 1e-4
+    """AdamW."""
+    seed: int = 0
+    """Of initial weights, order, windows and augmentation."""
+    features: FeatureSource = "cached"
+    """Where the features of the training clips come from; both give the same model where every clip can be read and no
+    picture is augmented."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Changes of the pictures; only where features are `streamed`."""
+
+    def __post_init__(self) -> None:
+        if self.subject_baseline not in SUBJECT_BASELINES:
+            raise ValueError(
+                f"train.subject_baseline={self.subject_baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}"
+            )
+        if self.features not in get_args(FeatureSource):
+            raise ValueError(f"train.features={self.features!r}; allowed are {', '.join(get_args(FeatureSource))}")
+        if self.augmentation.on and self.features == "cached":
+            raise ValueError(
+                f"train.features='cached' with {self.augmentation}; stored features come from the pictures as they "
+                "are: take train.features=streamed, or set train.augmentation to zeros"
+            )
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}; allowed are whole numbers from 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate={self.learning_rate}; allowed are positive numbers")
+
+
+@dataclass(frozen=True, repr=False)
+class Example:
+    """A labelled clip to learn from."""
+
+    clip: ClipFeatures
+    """With the subject's centre removed."""
+    label: int
+    """Class index."""
+
+
+_NO_EXAMPLES = "no labelled source clips with features; check the extraction's failures"
+Batches = Callable[[int], Iterable[Sequence[Example]]]
+"""The batches of an epoch, by its number from 0."""
+
+
+def subject_centres(clips: Iterable[ClipFeatures], baseline: SubjectBaseline) -> dict[str, Tensor]:
+    """Subject → centre [d] over all given clips of that subject."""
+    subjects: dict[str, list[Tensor]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):  # a mean must not depend on the order of listing
+        subjects.setdefault(clip.subject_id, []).append(clip.features)
+    return {subject: subject_centre(torch.cat(parts), baseline) for subject, parts in subjects.items()}
+
+
+def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:
+    """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
+    centres = subject_centres(clips, baseline)
+    return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
+
+
+def class_shares(labels: Sequence[int], *, num_classes: int) -> list[float]:
+    """Shares of the classes among training clips, none of them zero: one that is missing counts as a single clip.
+
+    Args:
+        labels: class indices [N].
+        num_classes: C.
+    """
+    counts = np.maximum(np.bincount(np.asarray(labels, int), minlength=num_classes), 1)
+    return [float(share) for share in counts / counts.sum()]
+
+
+def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
+    """L consecutive frames [L, d] after the stride; all of a clip that has fewer."""
+    used = clip.features[int(rng.integers(min(spec.stride, len(clip.features)))) :: spec.stride]
+    start = int(rng.integers(max(len(used) - spec.length, 0) + 1))
+    return used[start : start + spec.length]
+
+
+def epoch_order(clip_ids: Sequence[str], config: TrainConfig, epoch: int) -> list[int]:
+    """Positions in `clip_ids` in the order of one epoch: a seeded permutation of the sorted ids."""
+    ordered = sorted(range(len(clip_ids)), key=clip_ids.__getitem__)
+    return [ordered[i] for i in np.random.default_rng([config.seed, 11, epoch]).permutation(len(ordered))]
+
+
+def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) -> list[list[Example]]:
+    """The batches of one epoch in `epoch_order`, incomplete last batch included."""
+    order = epoch_order([example.clip.clip_id for example in examples], config, epoch)
+    return [[examples[i] for i in order[at : at + config.batch_size]] for at in range(0, len(order), config.batch_size)]
+
+
+def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows [B, L, d], their lengths [B] and labels [B]; the window depends on seed, epoch and clip alone.
+
+    A clip shorter than L stands alone at its own length, as at test time; zeros fill the rest of its row.
+    """
+    windows = []
+    for example in batch:
+        rng = np.random.default_rng([config.seed, 12, epoch, id_number(example.clip.clip_id)])
+        windows.append(random_window(example.clip, config.window, rng))
+    lengths = torch.tensor([len(window) for window in windows])
+    return nn.utils.rnn.pad_sequence(windows, batch_first=True), lengths, torch.tensor([e.label for e in batch])
+
+
+def fit(
+    model: nn.Module,
+    text_features: Tensor,
+    examples: Sequence[Example] | Batches,
+    config: TrainConfig,
+    *,
+    on_epoch: Callable[[int, float], None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    first_epoch: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Train a `ClipAU`, or its data-parallel wrapper, in place.
+
+    Args:
+        model: called as `model(windows, text_features, lengths)`.
+        text_features: of the K prompts with the source context, [K, d].
+        examples: labelled source clips, centred with `centre_subjects`; where features are streamed, what gives the
+            batches of an epoch, one at a time.
+        config: see `TrainConfig`.
+        on_epoch: called with the epoch's number and mean loss.
+        rank: of this worker; it takes every `world_size`-th clip of each batch, which may be none.
+        world_size: number of workers whose gradients are averaged.
+        first_epoch: where to go on after a restart.
+        optimizer: made by `make_optimizer`; a new one by default.
+
+    Raises:
+        ValueError: for no examples, and for kept ones where features are to be streamed.
+        FloatingPointError: if the loss is not finite.
+    """
+    batches = _batches_of(examples, config)
+    optimizer = optimizer or make_optimizer(model, config)
+    model.train()
+    for epoch in range(first_epoch, config.epochs):
+        losses = []
+        for batch in batches(epoch):
+            share = batch[rank::world_size]
+            windows, lengths, labels = (
+                part.to(text_features.device) for part in batch_windows(share or batch[:1], config, epoch)
+            )
+            logits = model(windows, text_features, lengths)
+            # Averaged over the workers, this is the mean over the clips of the batch, however they are shared out.
+            weight = len(share) * world_size / len(batch)
+            value = F.cross_entropy(logits, labels) * weight
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss of epoch {epoch} is {value.item()}")
+            optimizer.zero_grad()
+            torch.autograd.backward(value)
+            optimizer.step()
+            losses.append(value.item())
+        if not losses:
+            raise ValueError(_NO_EXAMPLES)
+        if on_epoch:
+            on_epoch(epoch, float(np.mean(losses)))
+    model.eval()
+
+
+def _batches_of(examples: Sequence[Example] | Batches, config: TrainConfig) -> Batches:
+    """The batches of an epoch, whichever way the examples are given."""
+    if callable(examples):
+        return examples
+    if config.features == "streamed":  # a caller that knows features only: it would pass over the augmentation
+        raise ValueError("train.features='streamed' is not possible here, features are stored: take cached")
+    if not examples:
+        raise ValueError(_NO_EXAMPLES)
+    kept = examples
+    return lambda epoch: epoch_batches(kept, config, epoch)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters of the model."""
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+@torch.inference_mode()
+def validate(
+    model: ClipAU, text_features: Tensor, examples: Sequence[Example], config: TrainConfig
+) -> Mapping[str, float]:
+    """Mean WAR and UAR over source-validation subjects with the lowest-entropy window, and the mean entropy.
+
+    Returns:
+        `war`, `uar` in 0..1 and `entropy` in nats; empty without examples.
+    """
+    if not examples:
+        return {}
+    au = model.au_embeddings(text_features)
+    found: dict[str, list[tuple[int, int]]] = {}
+    entropies = []
+    for example in examples:
+        logits = model.logits(model.window_embeddings(example.clip.features.to(au.device), config.window)[0], au)
+        uncertain = entropy(logits)
+        best = int(uncertain.argmin())
+        entropies.append(float(uncertain[best]))
+        found.setdefault(example.clip.subject_id, []).append((int(logits[best].argmax()), example.label))
+    scores = [
+        score([predicted for predicted, _ in pairs], [true for _, true in pairs], num_classes=logits.shape[-1])
+        for pairs in found.values()
+    ]
+    return {
+        "war": float(np.mean([s.war for s in scores])),
+        "uar": float(np.mean([s.uar for s in scores])),
+        "entropy": float(np.mean(entropies)),
+    }

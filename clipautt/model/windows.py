@@ -1,0 +1,108 @@
+"""Windows of a video: their embeddings and entropies, all in one pass. Pure tensor functions.
+
+A window of L frames goes through the temporal module as if it stood alone: its first and last frame see zero padding.
+All windows of a video share one convolution of the whole sequence; only those two border frames differ per window, so
+the cost grows with the number of frames T and not with T × L. Videos of different length go through it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipautt.backbones.frozen_linear import frozen_linear
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How a video is cut into windows."""
+
+    length: int = 16
+    """L, in sampled frames."""
+    stride: int = 1
+    """Every how many stored frames one is used; 1 takes them all."""
+    hop: int = 1
+    """Frames between the starts of neighbouring windows."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "stride", "hop"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"window.{name}={value}; allowed are whole numbers from 1")
+
+
+def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:
+    """First frame of every window of a video of `num_frames` frames (after the stride).
+
+    The last frames are never dropped: when the hop does not reach the end, one more window ends there. A video shorter
+    than a window is one window.
+
+        num_frames 10, length 4, hop 3:  0 · · 3 · · 6      (the window at 6 ends at the last frame)
+    """
+    last = max(num_frames - spec.length, 0)
+    starts = list(range(0, last + 1, spec.hop))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def window_runs(starts: Sequence[int], length: int, most: int) -> Iterator[slice]:
+    """Runs of neighbouring windows, as slices of `starts`: each spans `most` frames at most, or is a single window.
+
+    starts 0 1 2 3 4, length 3, most 5:  0:3 (frames 0 to 4), 3:5 (frames 3 to 6)
+    """
+    first = 0
+    for number in range(1, len(starts) + 1):
+        if number == len(starts) or starts[number] + length - starts[first] > most:
+            yield slice(first, number)
+            first = number
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy of softmax(logits) in nats: [..., C] → [...]."""
+    log_probabilities = F.log_softmax(logits, dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def embed_windows(
+    videos: Sequence[Tensor], weight: Tensor, bias: Tensor, *, lengths: Sequence[int], starts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Embedding of every window of every video: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
+
+    Args:
+        videos: frame features of each video, [T, d] with a T of its own.
+        weight: of the convolution, [d_out, d, 3].
+        bias: of the convolution, [d_out].
+        lengths: L of each video's windows, at most its T.
+        starts: first frames of each video's windows, see `window_starts`.
+
+    Returns:
+        Unit vectors of each video's windows, [V, d_out].
+    """
+    frames = torch.cat(list(videos))
+    offsets = np.cumsum([0, *(len(video) for video in videos)])
+    before, centre, after = frozen_linear(frames, weight.permute(2, 0, 1).flatten(0, 1)).chunk(3, dim=-1)
+    first = centre + bias  # what a frame sees of itself
+    edges = torch.zeros(len(frames), 1, dtype=torch.bool, device=frames.device)
+    edges[offsets[:-1]] = True
+    zero = torch.zeros_like(first[:1])
+    from_left = torch.cat([zero, before[:-1]]).masked_fill(edges, 0.0)  # nothing comes over from another video
+    from_right = torch.cat([after.masked_fill(edges, 0.0)[1:], zero])
+    counts = [len(own) for own in starts]
+    begin = torch.as_tensor(
+        np.concatenate([offset + np.asarray(own) for offset, own in zip(offsets, starts, strict=False)])
+    ).to(frames.device)
+    length = torch.as_tensor(np.repeat(lengths, counts)).to(frames.device)[:, None]
+    end = begin + length[:, 0] - 1
+    borders = F.gelu(first + from_right)[begin] + F.gelu(first + from_left)[end]
+    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter. Of each
+    # video by itself: nothing of one, not even a value that is not finite, reaches another.
+    inner = F.gelu(first + from_left + from_right).double()
+    inner = torch.cat([own.cumsum(0) for own in torch.split(inner, [len(video) for video in videos])])
+    between = (inner[end - 1] - inner[begin]).to(borders.dtype)
+    alone = F.gelu(first)[begin] if min(lengths) == 1 else borders
+    means = torch.where(length == 1, alone, (borders + between) / length)
+    return list(torch.split(F.normalize(means, dim=-1), counts))

@@ -1,0 +1,104 @@
+"""Random changes of a clip's picture for training: mirrored, cropped, in other colours.
+
+A clip gets one change for all of its frames, so that nothing moves or flickers that did not before. The change follows
+from seed, epoch and clip alone. Decoding workers apply it, so this module imports no torch. What it does not know: who
+trains on the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from clipautt.clips import id_number
+from clipautt.video.preprocessing import Frames
+
+FrameChange = Callable[[Frames], Frames]
+"""RGB frames, uint8 [n, S, S, 3], to frames of the same shape and type; what it is given stays as it was."""
+_STREAM = 13
+"""Keeps these random numbers apart from those of order (11) and windows (12)."""
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""Shares of red, green and blue in what the eye takes for brightness: Recommendation ITU-R BT.601, section 2.5.1."""
+_MID_GREY = 127.5
+_LARGEST = {"flip": 1.0, "crop": 0.5, "colour": 1.0}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far the pictures of a clip are changed; zeros leave every bit as it is."""
+
+    flip: float = 0.0
+    """Probability of mirroring a clip, 0..1."""
+    crop: float = 0.0
+    """Largest share of the side that a random crop leaves away, 0..0.5; the rest is enlarged to the full size."""
+    colour: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, 0..1."""
+
+    def __post_init__(self) -> None:
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if not 0 <= value <= largest:
+                raise ValueError(f"train.augmentation.{name}={value}; allowed are numbers from 0 to {largest:g}")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything can change."""
+        return any(getattr(self, name) > 0 for name in _LARGEST)
+
+    def transform(self, clip_id: str, *, seed: int, epoch: int) -> FrameChange:
+        """The change of one clip in one epoch.
+
+        Args:
+            clip_id: as in the manifest.
+            seed: of the training.
+            epoch: from 0.
+
+        Returns:
+            A function for any part of the clip's frames; it may be called part by part.
+        """
+        rng = np.random.default_rng([seed, _STREAM, epoch, id_number(clip_id)])
+        # All are drawn whatever is on, so that switching one of them on leaves the others as they were.
+        mirrored, left_away, across, down = rng.random(4)
+        brightness, contrast, saturation = 1 + self.colour * rng.uniform(-1, 1, 3)
+        crop = _crop_map(self.crop * left_away, across, down) if self.crop else None
+        colour = _colour_map(brightness, contrast, saturation) if self.colour else None
+        flip = bool(mirrored < self.flip)
+
+        def change(frames: Frames) -> Frames:
+            frames = frames[:, :, ::-1] if flip else frames
+            if crop is not None or colour is not None:
+                frames = np.stack([_changed(frame, crop, colour) for frame in frames])
+            return np.ascontiguousarray(frames)
+
+        return change
+
+
+def _crop_map(left_away: float, across: float, down: float) -> npt.NDArray[np.float64]:
+    """From a place in the result to the place in the frame, both in 0..1: scale and shifts, [2, 3]."""
+    kept = 1 - left_away
+    return np.array([[kept, 0, across * left_away], [0, kept, down * left_away]])
+
+
+def _colour_map(brightness: float, contrast: float, saturation: float) -> npt.NDArray[np.float64]:
+    """Brightness, then contrast about the middle grey, then saturation, as one linear map of RGB: [3, 4]."""
+    mixed = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+    shift = np.full((3, 1), _MID_GREY * (1 - contrast))
+    return np.hstack([brightness * contrast * mixed, shift])
+
+
+def _changed(frame: Frames, crop: npt.NDArray[np.float64] | None, colour: npt.NDArray[np.float64] | None) -> Frames:
+    """One frame [S, S, 3], cropped and recoloured."""
+    if crop is not None:
+        size = frame.shape[0]
+        pixels = crop.copy()
+        # Pixels are counted from their centres: pixel x lies at (x + 0.5) / S.
+        pixels[:, 2] = crop[:, 2] * size + 0.5 * crop[0, 0] - 0.5
+        how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        frame = np.asarray(
+            cv2.warpAffine(frame, pixels, (size, size), flags=how, borderMode=cv2.BORDER_REPLICATE), np.uint8
+        )
+    return frame if colour is None else np.asarray(cv2.transform(frame, colour), np.uint8)

@@ -1,0 +1,379 @@
+"""Finds faces in a frame: where they are, and where their eyes are.
+
+OpenCV's cascades are built in; YuNet finds more faces and turned ones, when the user gives its ONNX file. "No face" is
+an empty tuple. A detector sees one frame at a time; what it does not know: which face is whose, and where the face was
+in the frame before. `clipautt.face_tracks` links the faces of a clip.
+
+    detect = make_detector(FaceConfig(detector="cascade"))
+    faces = detect(frame)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from clipautt.video.preprocessing import Frames
+
+Point = tuple[float, float]
+Eyes = tuple[Point, Point]
+Grey = npt.NDArray[np.uint8]
+Boxes = list[tuple[float, float, float, float, float]]
+"""Left, top, width, height in pixels of the picture, and a score."""
+Detector = Literal["none", "cascade", "yunet"]
+Missing = Literal["drop", "fill"]
+
+_RANGES = {
+    "margin": (0.0, 2.0),
+    "smooth_seconds": (0.0, 10.0),
+    "max_gap_seconds": (0.0, 600.0),
+    "detect_pixels": (64, 8192),
+    "min_face": (0.01, 1.0),
+}
+_OVERLAP = 0.3
+"""Intersection over union from which two boxes of one frame are one face."""
+
+
+@dataclass(frozen=True)
+class FaceConfig:
+    """How the face is found, followed and cropped."""
+
+    detector: Detector = "none"
+    """`none` takes frames as they are, for footage already cropped; `cascade` is built in; `yunet` needs its file."""
+    model: str | None = None
+    """Path of YuNet's ONNX file, for instance `face_detection_yunet_2023mar.onnx`; made absolute where it is there."""
+    model_hash: str = ""
+    """First 16 hex digits of the SHA-256 of that file; read from it when empty."""
+    margin: float = 0.2
+    """Added around the face on each side, as a share of the face box's side; 0..2."""
+    align: bool = True
+    """Turn the crop so that the line between the eyes lies level."""
+    smooth_seconds: float = 0.15
+    """Standard deviation of the Gaussian over time that steadies the crop; 0 follows every detection."""
+    missing: Missing = "fill"
+    """Frames without a face: left out, or cropped where the face should be, judging by the frames around them."""
+    max_gap_seconds: float = 2.0
+    """How long a face may be out of sight and still be followed while it moves."""
+    detect_pixels: int = 480
+    """Longer side of the picture the detector sees; larger frames are reduced to it."""
+    min_face: float = 0.15
+    """Smallest face, as a share of the frame's shorter side; above 0, up to 1."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("detector", get_args(Detector)), ("missing", get_args(Missing))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"faces.{name}={getattr(self, name)!r}; allowed are {', '.join(choices)}")
+        if not isinstance(self.align, bool):
+            raise ValueError(f"faces.align={self.align!r}; allowed are true and false")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"faces.{name}={value!r}; allowed are numbers from {low} to {high}")
+        if self.model is not None:  # workers and later runs may be in another folder
+            there = os.path.expanduser(self.model)
+            object.__setattr__(self, "model", os.path.abspath(there) if os.path.exists(there) else there)
+        if self.detector == "yunet" and not self.model_hash:
+            object.__setattr__(self, "model_hash", _hash_file(_model_path(self.model)))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that changes a crop, ready for JSON; where the model's file lies does not enter."""
+        if self.detector == "none":
+            return {"detector": "none"}
+        unused = {"model"} if self.detector == "yunet" else {"model", "model_hash"}
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+
+def _model_path(model: str | None) -> Path:
+    if model is None:
+        raise ValueError("faces.model=None; faces.detector='yunet' needs the path of YuNet's ONNX file")
+    if not Path(model).is_file():
+        raise ValueError(f"faces.model={model!r} is not there; give the path of YuNet's ONNX file")
+    return Path(model)
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face in one frame, in pixels of the full frame."""
+
+    left: float
+    """Left edge of the box; may lie outside the frame."""
+    top: float
+    """Upper edge of the box."""
+    width: float
+    """Of the box."""
+    height: float
+    """Of the box."""
+    score: float
+    """Higher is surer; comparable within one frame only."""
+    eyes: Eyes | None = None
+    """The subject's right and left eye as (x, y), which is left and right in an upright picture; None: not found."""
+
+    @property
+    def centre(self) -> Point:
+        """Middle of the box, (x, y)."""
+        return self.left + self.width / 2, self.top + self.height / 2
+
+    @property
+    def side(self) -> float:
+        """The longer side of the box."""
+        return max(self.width, self.height)
+
+    @property
+    def angle(self) -> float | None:
+        """Radians by which the line between the eyes is turned clockwise as seen, or None without eyes."""
+        if self.eyes is None:
+            return None
+        (right_x, right_y), (left_x, left_y) = self.eyes
+        return math.atan2(left_y - right_y, left_x - right_x)
+
+
+class FaceDetector(Protocol):
+    """Finds the faces of one frame."""
+
+    def __call__(self, frame: Frames) -> tuple[Face, ...]:
+        """The faces in an RGB frame, uint8 [H, W, 3], the surest first; empty where there is none."""
+
+
+def make_detector(config: FaceConfig) -> FaceDetector:
+    """The detector of a configuration; it belongs to the thread that made it.
+
+    Raises:
+        ValueError: for `detector="none"`; when OpenCV brings no cascades; when YuNet's file is not there, is another
+            one than the configuration says, or cannot be read.
+    """
+    if config.detector == "cascade":
+        return CascadeDetector(config)
+    if config.detector == "yunet":
+        return YuNetDetector(config)
+    raise ValueError("faces.detector='none' finds no faces; cascade and yunet do")
+
+
+class CascadeDetector:
+    """OpenCV's cascades: the frontal ones first, then profiles to either side; eyes are looked for within a face.
+
+    Frontal faces are found up to about 15 degrees of tilt.
+    """
+
+    def __init__(self, config: FaceConfig) -> None:
+        self._config = config
+        # The first gives the steadier boxes and fewer false alarms; the second finds more tilted and covered faces.
+        self._steady, self._keen = _cascade("frontalface_alt2"), _cascade("frontalface_default")
+        self._profile = _cascade("profileface")
+        # The first finds open eyes and places them best; the second finds closed ones too.
+        self._eyes = [_cascade("eye"), _cascade("lefteye_2splits")]
+
+    def __call__(self, frame: Frames) -> tuple[Face, ...]:
+        """As in `FaceDetector`."""
+        _check_frame(frame)
+        grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+        small, scale = _reduce(grey, self._config.detect_pixels)
+        smallest = max(20, round(self._config.min_face * min(small.shape)))
+        faces = []
+        for left, top, width, height, score in self._boxes(small, smallest):
+            box = (left * scale, top * scale, width * scale, height * scale)
+            faces.append(Face(*box, score, self._find_eyes(grey, box)))
+        return tuple(faces)
+
+    def _boxes(self, grey: Grey, smallest: int) -> Boxes:
+        """What the first attempt that finds anything finds."""
+        # Sensor noise and hard edges make boxes jump from frame to frame; too dark or bright footage hides faces.
+        calm = np.asarray(cv2.GaussianBlur(grey, (0, 0), _BLUR), np.uint8)
+        even = np.asarray(cv2.equalizeHist(calm), np.uint8)
+        for boxes in (_scan(self._steady, picture, smallest) for picture in (calm, even)):
+            if boxes:
+                return _without_overlaps(boxes)
+        if boxes := _surer(_scan(self._keen, calm, smallest), than=_KEEN_SCORE):
+            return _without_overlaps(boxes)
+        boxes = _scan(self._profile, calm, smallest)
+        mirrored = _scan(self._profile, np.ascontiguousarray(calm[:, ::-1]), smallest)
+        boxes += [(grey.shape[1] - x - w, y, w, h, score) for x, y, w, h, score in mirrored]
+        return _without_overlaps(_surer(boxes, than=_PROFILE_SCORE))
+
+    def _find_eyes(self, grey: Grey, box: tuple[float, float, float, float]) -> Eyes | None:
+        """Two plausible eyes within a face box, or None."""
+        left, top = (max(0, round(v)) for v in box[:2])
+        right, bottom = round(box[0] + box[2]), round(box[1] + _EYES_ABOVE * box[3])
+        region = grey[top:bottom, left:right]
+        if min(region.shape) < 8:
+            return None
+        scale = _EYE_PIXELS / box[2]
+        fitted = cv2.resize(region, None, fx=scale, fy=scale, interpolation=_filter(scale))
+        for cascade in self._eyes:
+            found = _scan(cascade, np.asarray(fitted, np.uint8), _EYE_PIXELS // 6, largest=_EYE_PIXELS // 2)
+            pair = choose_eyes([(x + w / 2, y + h / 2) for x, y, w, h, _ in found], side=_EYE_PIXELS)
+            if pair is not None:
+                (ax, ay), (bx, by) = pair
+                return (left + ax / scale, top + ay / scale), (left + bx / scale, top + by / scale)
+        return None
+
+
+_BLUR = 0.7
+"""Pixels of the reduced picture."""
+_KEEN_SCORE, _PROFILE_SCORE = 3.0, 1.0
+"""What scores more is a face. Of the pictures in tests/test_faces.py, faces tilted by 15 degrees score 5.9 and more
+with the keen cascade and a clock 1.9; with the other a man in profile scores 2.3, and nothing else above 0.3.
+"""
+_EYE_PIXELS = 160
+"""Side of the face in which eyes are looked for, in pixels."""
+_EYES_ABOVE = 0.65
+"""Eyes lie above this share of the face box's height."""
+_EYE_DISTANCE = 0.41
+"""Usual distance of the eyes as a share of the face box's side."""
+_EYE_HEIGHT = 0.38
+"""Usual height of the eyes below the upper edge, as a share of the face box's side."""
+_MAX_TILT = 0.5
+"""Radians; the cascades find no face that is tilted further."""
+
+
+def choose_eyes(points: Sequence[Point], *, side: float) -> Eyes | None:
+    """The pair of points that looks most like two eyes of an upright face, left one first.
+
+    Args:
+        points: (x, y) in pixels from the upper left corner of the face box.
+        side: of the face box in pixels.
+
+    Returns:
+        None when no pair lies on both sides of the middle, at a usual distance and height and nearly level.
+    """
+    best: tuple[float, Eyes] | None = None
+    for a in points:
+        for b in points:
+            if not a[0] < side / 2 < b[0]:
+                continue
+            distance = math.dist(a, b) / side - _EYE_DISTANCE
+            height = (a[1] + b[1]) / 2 / side - _EYE_HEIGHT
+            middle = (a[0] + b[0]) / 2 / side - 0.5
+            tilt = abs(math.atan2(b[1] - a[1], b[0] - a[0]))
+            if abs(distance) > 0.15 or abs(height) > 0.12 or abs(middle) > 0.12 or tilt > _MAX_TILT:
+                continue
+            oddness = abs(distance) + abs(height) + abs(middle)
+            if best is None or oddness < best[0]:
+                best = oddness, (a, b)
+    return None if best is None else best[1]
+
+
+def _cascade(name: str) -> Any:
+    folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
+    path = Path(folder) / f"haarcascade_{name}.xml"
+    if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
+        raise ValueError(
+            f"faces.detector='cascade': OpenCV {cv2.__version__} brings no haarcascade_{name}.xml; "
+            "install opencv-python-headless 4.x, or give faces.detector=yunet and its faces.model"
+        )
+    return cv2.CascadeClassifier(str(path))
+
+
+def _scan(cascade: Any, grey: Grey, smallest: int, *, largest: int = 0) -> Boxes:
+    """What a cascade finds, in a fixed order; `largest` 0 is no limit. OpenCV's threads find boxes in any order."""
+    boxes, _, scores = cascade.detectMultiScale3(
+        grey,
+        scaleFactor=1.1,
+        minNeighbors=4,
+        minSize=(smallest, smallest),
+        maxSize=(largest, largest),
+        outputRejectLevels=True,
+    )
+    found = [
+        (float(x), float(y), float(w), float(h), float(score))
+        for (x, y, w, h), score in zip(boxes, np.ravel(scores), strict=True)
+    ]
+    return sorted(found, key=lambda box: (-box[4], *box[:4]))
+
+
+def _surer(boxes: Boxes, *, than: float) -> Boxes:
+    return [box for box in boxes if box[4] > than]
+
+
+def _without_overlaps(boxes: Boxes) -> Boxes:
+    """The boxes that overlap no surer one, the surest first."""
+    kept: Boxes = []
+    for box in sorted(boxes, key=lambda box: -box[4]):
+        if all(_intersection_over_union(box, other) < _OVERLAP for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+class YuNetDetector:
+    """YuNet by OpenCV's `FaceDetectorYN`: boxes, and the eyes among its five landmarks.
+
+    Source: Wu, Peng, Yu, *YuNet: A Tiny Millisecond-level Face Detector* (2023), https://doi.org/10.1007/s11633-023-1423-y;
+    the columns of its output: https://docs.opencv.org/4.x/df/d20/classcv_1_1FaceDetectorYN.html.
+    """
+
+    def __init__(self, config: FaceConfig) -> None:
+        path = _model_path(config.model)
+        found = _hash_file(path)
+        if config.model_hash != found:
+            raise ValueError(
+                f"faces.model={config.model!r} is not the file that the checkpoint was trained with: its SHA-256 "
+                f"begins with {found}, not {config.model_hash}, so its crops differ; give that file as faces.model"
+            )
+        self._config = config
+        try:
+            self._net = cv2.FaceDetectorYN.create(str(path), "", (32, 32), score_threshold=0.7)
+            self._look(np.zeros((32, 32, 3), np.uint8))
+        except cv2.error as error:
+            reason = str(error).split("error: ")[-1].splitlines()[0]
+            raise ValueError(
+                f"faces.model={config.model!r} is no YuNet ONNX file that OpenCV reads ({reason})"
+            ) from error
+
+    def __call__(self, frame: Frames) -> tuple[Face, ...]:
+        """As in `FaceDetector`."""
+        _check_frame(frame)
+        small, scale = _reduce(frame, self._config.detect_pixels)
+        smallest = self._config.min_face * min(frame.shape[:2])
+        faces = [_yunet_face(row * scale, score=float(row[14])) for row in self._look(small)]
+        large = [face for face in faces if face.side >= smallest]
+        return tuple(sorted(large, key=lambda face: -face.score))
+
+    def _look(self, frame: Frames) -> npt.NDArray[np.float64]:
+        self._net.setInputSize((frame.shape[1], frame.shape[0]))
+        _, rows = self._net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        return np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)
+
+
+def _yunet_face(row: npt.NDArray[np.float64], *, score: float) -> Face:
+    """A face from x, y, width, height, then x and y of right eye, left eye, nose and mouth corners."""
+    left, top, width, height, right_x, right_y, left_x, left_y = (float(v) for v in row[:8])
+    return Face(left, top, width, height, score, ((right_x, right_y), (left_x, left_y)))
+
+
+def _check_frame(frame: Frames) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; uint8 [height, width, 3] is needed")
+
+
+def _reduce(picture: npt.NDArray[np.uint8], pixels: int) -> tuple[npt.NDArray[np.uint8], float]:
+    """The picture with a longer side of at most `pixels`, and by how much its coordinates are to be multiplied."""
+    longer = max(picture.shape[:2])
+    if longer <= pixels:
+        return picture, 1.0
+    factor = pixels / longer
+    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8), 1 / factor
+
+
+def _filter(scale: float) -> int:
+    return int(cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

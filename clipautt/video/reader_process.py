@@ -1,0 +1,400 @@
+"""Decoding where it can be ended: in a child process, under deadlines, with bounded memory.
+
+Decoders run native code over files that nobody vouches for. One that hangs is killed, one that crashes takes only the
+child with it; the next decoder is tried in a new child, and the clip ends with frames or with an error that says what
+each decoder did. A child serves many clips, so that its start (about half a second) is paid once. `read_clip` hands the
+frames over; `work_on_clip` lets a function of the caller's use them in the child.
+
+`main` is the child: it answers requests on an inherited socket until that closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipautt.clips import Clip
+from clipautt.video.decoding import DecodeError, Decoder, decoders_of
+from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
+
+_START_SECONDS = 120.0
+_ALIVE_SECONDS = 0.5
+_GRACE_SECONDS = 5.0
+_TRIM_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """What reading one clip may cost."""
+
+    stall_seconds: float = 30.0
+    """A decoder that gives no frame for so long is ended."""
+    total_seconds: float = 1800.0
+    """A decoder that is not done after so long is ended; time in which nobody takes its frames does not count."""
+    max_pixels: int = 7680 * 4320
+    """Width × height of the largest frame that is decoded."""
+    memory_mb: int = 6144
+    """Address space of the decoding process in MiB."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = name in ("max_pixels", "memory_mb")
+            if not value > 0 or (whole and not isinstance(value, int)):
+                raise ValueError(f"limits.{name}={value}; allowed are positive {'whole ' if whole else ''}numbers")
+
+
+def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> Iterator[FrameChunk]:
+    """Decode, crop and resize a clip in a child process.
+
+    The chunks of a decoder that fails midway are followed by those of the next one, from the beginning: keep those
+    whose `decoder` is that of the last chunk.
+
+    Args:
+        clip: what to read.
+        spec: what its frames become.
+        limits: deadlines, pixels and memory.
+
+    Yields:
+        Chunks in order.
+
+    Raises:
+        FileNotFoundError: if the source is not there.
+        DecodeError: if no decoder gives frames, with the reason of each.
+        NoFaceError: if a face is looked for and there is none.
+    """
+    with closing(_ask_decoders(clip, {"spec": asdict(spec)}, limits or ReadLimits())) as answers:
+        for decoder, answer in answers:
+            if answer["kind"] == "chunk":
+                yield _chunk(answer, decoder)
+
+
+def work_on_clip(
+    work: Callable[..., Any], clip: Clip, arguments: Mapping[str, Any], limits: ReadLimits | None = None
+) -> Any:
+    """Let a function use the frames of a clip in a child process, with one decoder after the other until it succeeds.
+
+    A decoder that fails may leave the work half done: the next call begins anew and must not trip over that.
+
+    Args:
+        work: a function at the top of a module, which the child imports; it is called as
+            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)` and hands the three on to `stream_clip`.
+        clip: what is decoded.
+        arguments: of `work`, as plain values that JSON holds.
+        limits: deadlines, pixels and memory; between two calls of `on_frame` no more than `stall_seconds` may pass.
+
+    Returns:
+        What `work` returned, after its way through JSON.
+
+    Raises:
+        ValueError: for a function that another process cannot import.
+        FileNotFoundError, DecodeError, NoFaceError: as `read_clip`; any other error of `work` is a decoder's failure.
+    """
+    if work.__module__ == "__main__" or not work.__qualname__.isidentifier():
+        raise ValueError(
+            f"work={work.__module__}.{work.__qualname__}; allowed are functions at the top of a module, "
+            "which the decoding process can import"
+        )
+    request = {"work": [work.__module__, work.__qualname__], "arguments": dict(arguments)}
+    *_, (_, done) = _ask_decoders(clip, request, limits or ReadLimits())
+    return done["result"]
+
+
+def _ask_decoders(
+    clip: Clip, request: dict[str, Any], limits: ReadLimits
+) -> Generator[tuple[Decoder, dict[str, Any]], None, None]:
+    """The answers of one decoder after the other, until one is done; raises as `read_clip`."""
+    # Absolute: a child may have been started in another folder, and a colon in a name would look like a protocol.
+    clip = replace(clip, source=os.path.abspath(clip.source))
+    if not Path(clip.source).exists():
+        raise FileNotFoundError(f"clip {clip.clip_id!r}: no video file or folder of frames at {clip.source}")
+    failures = []
+    for decoder in decoders_of(clip.source):
+        try:
+            with _borrowed_child() as child:
+                for answer in child.ask(request | {"clip": asdict(clip), "decoder": decoder}, limits):
+                    yield decoder, answer
+            return
+        except NoFaceError as error:
+            raise NoFaceError(f"clip {clip.clip_id!r}: {clip.source}: {error}") from None
+        except DecodeError as error:
+            failures.append(f"{decoder}: {error}")
+    raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({'; '.join(failures)})")
+
+
+def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
+    frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
+    return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
+
+
+def read_frames(
+    clip: Clip,
+    spec: FrameSpec,
+    *,
+    start_seconds: float = -math.inf,
+    end_seconds: float = math.inf,
+    limits: ReadLimits | None = None,
+) -> FrameChunk:
+    """The frames of a short part of a clip, from `start_seconds` and before `end_seconds`, as one chunk.
+
+    Raises:
+        DecodeError: if no frame lies there; and as `read_clip`.
+    """
+    kept: list[FrameChunk] = []
+    for chunk in read_clip(clip, spec, limits):
+        if kept and kept[-1].decoder != chunk.decoder:
+            kept = []
+        inside = (chunk.times >= start_seconds - 1e-6) & (chunk.times < end_seconds - 1e-6)
+        if inside.any():
+            kept.append(FrameChunk(chunk.decoder, chunk.frames[inside], chunk.times[inside], chunk.found[inside]))
+    if not kept:
+        raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
+    joined = (np.concatenate([getattr(chunk, name) for chunk in kept]) for name in ("frames", "times", "found"))
+    return FrameChunk(kept[-1].decoder, *joined)
+
+
+class _Child:
+    """A decoding process and the socket to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # The child imports what this process would, and nothing that happens to lie in the current folder; it has one
+        # thread in each library.
+        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        code = "import sys; sys.path[:] = sys.argv[2:]; from clipautt.reader_process import main; main()"
+        command = [sys.executable, "-c", code, str(theirs.fileno()), *filter(None, sys.path)]
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if os.environ.get("CLIPAUTT_DEBUG") else subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        self.busy = False
+        try:
+            started = self.connection.poll(_START_SECONDS) and self._receive()["kind"] == "ready"
+        except (EOFError, OSError):
+            started = False
+        if not started:
+            self.end()
+            raise RuntimeError("the decoding process did not start; CLIPAUTT_DEBUG=1 in the environment says why")
+
+    def ask(self, request: dict[str, Any], limits: ReadLimits) -> Iterator[dict[str, Any]]:
+        """The answers to one request, the last of them `done`; raises `DecodeError` or `NoFaceError`.
+
+        The child is `busy` until it said how it ended.
+        """
+        self.busy = True
+        waited = 0.0
+        try:
+            self.connection.send_bytes(json.dumps(request | {"limits": asdict(limits)}).encode())
+            if self.connection.poll(_START_SECONDS):  # what the child imports for this is no fault of the decoder's
+                self._receive()
+            while self.busy:
+                began = time.monotonic()
+                left = limits.total_seconds - waited
+                if not self.connection.poll(max(0.0, min(limits.stall_seconds, left))):
+                    why = "gave no frame for" if limits.stall_seconds <= left else "was not done after"
+                    raise DecodeError(f"ended, because it {why} {min(limits.stall_seconds, limits.total_seconds):g} s")
+                answer = self._receive()
+                waited += time.monotonic() - began
+                if answer["kind"] == "chunk":
+                    answer["content"] = bytearray(self.connection.recv_bytes())
+                if answer["kind"] != "alive":
+                    yield answer
+        except (EOFError, ConnectionError):
+            raise DecodeError(f"the decoding process {self._death()}") from None
+
+    def _receive(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        if answer["kind"] in ("done", "failed"):
+            self.busy = False
+        if answer["kind"] == "failed":
+            raise NoFaceError(answer["reason"]) if answer["no_face"] else DecodeError(answer["reason"])
+        return answer
+
+    def _death(self) -> str:
+        try:
+            code = self.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its end"
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+
+    def end(self) -> None:
+        """Kill the process."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class _Pool:
+    """Idle children of one process. A fork of this process starts with none: sockets cannot be shared."""
+
+    def __init__(self) -> None:
+        self.idle: list[_Child] = []
+        self.owner = os.getpid()
+        self.lock = threading.Lock()
+
+    def take(self) -> _Child:
+        with self.lock:
+            if self.owner != os.getpid():
+                self.idle, self.owner = [], os.getpid()
+            child = self.idle.pop() if self.idle else None
+        return child if child is not None and child.process.poll() is None else _Child()
+
+    def put(self, child: _Child) -> None:
+        with self.lock:
+            self.idle.append(child)
+
+    def close(self) -> None:
+        if self.owner == os.getpid():
+            while self.idle:
+                self.idle.pop().end()
+
+
+_pool = _Pool()
+atexit.register(_pool.close)
+
+
+@contextmanager
+def _borrowed_child() -> Iterator[_Child]:
+    """A child for one request; it is kept for the next one unless it was in the middle of something."""
+    child = _pool.take()
+    try:
+        yield child
+    finally:
+        if child.busy:
+            child.end()
+        else:
+            _pool.put(child)
+
+
+class _ParentGoneError(Exception):
+    """Nobody takes the answers of this child."""
+
+
+def _serve(connection: Connection) -> None:
+    """The child: answer requests until the parent is gone."""
+    _send(connection, {"kind": "ready"})
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        limits = ReadLimits(**request["limits"])
+        _bound_memory(limits.memory_mb)
+        try:
+            _answer(connection, request, limits)
+        except _ParentGoneError:
+            return
+        except Exception as error:  # decoders raise types of their own, end-of-file among them; each reason is kept
+            reason = {"reason": _reason(error), "no_face": isinstance(error, NoFaceError)}
+            _send(connection, {"kind": "failed", **reason})
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(connection: Connection, request: dict[str, Any], limits: ReadLimits) -> None:
+    work = _imported(*request["work"]) if "work" in request else None
+    _send(connection, {"kind": "begun"})
+    on_frame = _alive_teller(connection, limits)
+    on_frame()
+    clip, result = Clip(**request["clip"]), None
+    how = {"decoder": request["decoder"], "max_pixels": limits.max_pixels, "on_frame": on_frame}
+    if work is not None:
+        result = work(clip, **how, **request["arguments"])
+    else:
+        _send_chunks(connection, decode_chunks(clip, FrameSpec.from_json(request["spec"]), **how), on_frame)
+    _send(connection, {"kind": "done", "result": result})
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], None]:
+    """What is called after each frame, so that the parent waits on, and this process ends where no other one comes."""
+    spoke, seen, trim = time.monotonic(), 0, _memory_trimmer()
+
+    def on_frame() -> None:
+        nonlocal spoke, seen
+        seen += 1
+        if seen % _TRIM_FRAMES == 0:
+            trim()
+        # Whoever waits may be gone while native code hangs: then the alarm ends this process.
+        signal.setitimer(signal.ITIMER_REAL, limits.stall_seconds + _GRACE_SECONDS)
+        if time.monotonic() - spoke > _ALIVE_SECONDS:
+            spoke = time.monotonic()
+            _send(connection, {"kind": "alive"})
+
+    return on_frame
+
+
+def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame: Callable[[], None]) -> None:
+    for chunk in chunks:
+        facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
+        _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
+        on_frame()
+
+
+def _send(connection: Connection, answer: dict[str, Any], content: memoryview | None = None) -> None:
+    try:
+        connection.send_bytes(json.dumps(answer).encode())
+        if content is not None:
+            connection.send_bytes(content)
+    except OSError as error:
+        raise _ParentGoneError from error
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one line and without the path, which the message has already."""
+    said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    return said[-1] if said else type(error).__name__
+
+
+def _memory_trimmer() -> Callable[[], object]:
+    """Gives freed memory back: of large frames, glibc keeps hundreds of megabytes for later; nothing elsewhere."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return (lambda: trim(0)) if trim else (lambda: None)
+
+
+def _bound_memory(megabytes: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def main() -> None:
+    """Run the child; its first argument is the socket's file descriptor."""
+    import av
+    import cv2
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends its children
+    av.logging.set_level(av.logging.PANIC)
+    cv2.setNumThreads(1)
+    _serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,340 @@
+"""Follows one face through a clip and crops it: which detection is the subject's, where the crop lies in each frame.
+
+Detections are linked over time, the largest and longest-lasting face is taken for the subject's, gaps are bridged, and
+position, size and tilt are smoothed by a filter that looks both ways in time, so that the crop neither shakes nor
+lags. What this module does not know: who somebody is. Two people who change seats out of sight are one face to it.
+
+    track = track_faces(times, [detect(frame) for frame in frames], shapes, config)
+    crop = crop_face(frames[0], track.centre[0], track.side[0], track.angle[0], size=224, interpolation="bicubic")
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from clipautt.video.faces import Face, FaceConfig
+from clipautt.video.preprocessing import Frames, Interpolation, resize
+
+Array = npt.NDArray[np.float64]
+Shape = tuple[int, int]
+Box = tuple[float, float, float]
+"""Centre x, y and side, in shorter sides of the frame, so that a clip may change its resolution."""
+
+_REACH, _REACH_PER_SECOND, _FARTHEST = 0.5, 2.0, 1.5
+"""How far a face gets between two detections, in sides of its box: at once, per second between them, and at most."""
+_RESIZED, _RESIZED_PER_SECOND, _MOST_RESIZED = 1.4, 0.4, 2.0
+"""By what factor its side changes, in the same sense."""
+_SAME_PLACE = 1.0
+"""A face that comes back after the longest gap is the same one within this many sides of where it left."""
+_MEDIAN = 5
+"""Detections in the median that removes outliers."""
+_SLOW = 2.0
+"""Size changes more slowly than position and tilt, so it is smoothed over this many times as long."""
+_STILL = 1e-9
+"""Square seconds; frames closer together than this tell nothing about speed."""
+_ENOUGH, _ENOUGH_PER_SIZE = 1024, 4
+"""Sides of the turned square, in pixels and in sides of the result, up to which it has the scale of the frame."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class FaceTrack:
+    """Where to crop each frame of a clip, in pixels of that frame."""
+
+    centre: Array
+    """Middle of the crop as (x, y), float64 [T, 2]."""
+    side: Array
+    """Side of the square crop, margin included, float64 [T]."""
+    angle: Array
+    """Radians by which the face is turned clockwise as seen, float64 [T]; 0 without alignment."""
+    found: npt.NDArray[np.bool_]
+    """Whether the face was detected in the frame, [T]; elsewhere the crop follows from the frames around it."""
+    eyes: Array
+    """The subject's right and left eye as (x, y) as they were detected, float64 [T, 2, 2]; nan where they were not."""
+
+    def __repr__(self) -> str:
+        seen = f"found in {int(self.found.sum())} of {len(self.found)}"
+        return f"FaceTrack(centre {list(self.centre.shape)}, side {list(self.side.shape)}, {seen})"
+
+
+@dataclass
+class _Chain:
+    """Detections that are one face."""
+
+    frames: list[int] = field(default_factory=list)
+    """Ascending."""
+    faces: list[int] = field(default_factory=list)
+    """Which of the frame's detections."""
+    boxes: list[Box] = field(default_factory=list)
+    """Where it is."""
+
+    def add(self, frame: int, face: int, box: Box) -> None:
+        """Continue with a detection of a later frame."""
+        self.frames.append(frame)
+        self.faces.append(face)
+        self.boxes.append(box)
+
+    @property
+    def weight(self) -> float:
+        """Area, summed over the detections."""
+        return sum(side * side for _, _, side in self.boxes)
+
+
+def track_faces(
+    times: npt.ArrayLike, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape], config: FaceConfig
+) -> FaceTrack | None:
+    """Follow the one face that is largest for longest.
+
+        detections   A A A . . A A A     A near and large, b far away, x a false alarm
+                     b b b b b b b b
+                         x
+        found        1 1 1 0 0 1 1 1
+
+    Args:
+        times: of the frames in seconds, ascending, [T].
+        detections: the faces of each frame, T of them.
+        frame_shapes: height and width of each frame, T of them.
+        config: margin, alignment, smoothing and the longest gap.
+
+    Returns:
+        Where to crop; None when there is no face anywhere. A box in one or two frames of a clip that has nine or more
+        is a false alarm, not a face.
+
+    Raises:
+        ValueError: when the lengths differ or the times do not ascend.
+    """
+    moments = np.asarray(times, np.float64)
+    _check(moments, detections, frame_shapes)
+    units = np.array([min(shape) for shape in frame_shapes], np.float64)
+    chains = _link(moments, detections, units, config.max_gap_seconds)
+    least = min(3, math.ceil(len(moments) / 4))
+    subject = _choose([chain for chain in chains if len(chain.frames) >= least])
+    if subject is None:
+        return None
+    faces = [detections[frame][face] for frame, face in zip(subject.frames, subject.faces, strict=True)]
+    return _steady(moments, subject, faces, units, config)
+
+
+def _check(times: Array, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape]) -> None:
+    if times.ndim != 1 or not len(times) == len(detections) == len(frame_shapes):
+        raise ValueError(
+            f"times has the shape {list(times.shape)}, and there are {len(detections)} detections and "
+            f"{len(frame_shapes)} frame_shapes; one of each per frame is needed"
+        )
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise ValueError("times must be numbers that ascend")
+
+
+def _link(times: Array, detections: Sequence[tuple[Face, ...]], units: Array, max_gap: float) -> list[_Chain]:
+    """Chains of detections, each continued by the nearest fitting one within the longest gap."""
+    chains: list[_Chain] = []
+    alive: list[_Chain] = []
+    for frame, faces in enumerate(detections):
+        boxes = [_box(face, units[frame]) for face in faces]
+        # Detections in successive frames have no gap between them, however rare the frames are.
+        alive = [c for c in alive if c.frames[-1] == frame - 1 or times[frame] - times[c.frames[-1]] <= max_gap]
+        continued = _assign([(chain.boxes[-1], times[frame] - times[chain.frames[-1]]) for chain in alive], boxes)
+        for number, box in enumerate(boxes):
+            chain = alive[continued[number]] if number in continued else _Chain()
+            chain.add(frame, number, box)
+            if number not in continued:
+                chains.append(chain)
+                alive.append(chain)
+    return chains
+
+
+def _box(face: Face, unit: float) -> Box:
+    return face.centre[0] / unit, face.centre[1] / unit, face.side / unit
+
+
+def _assign(last: Sequence[tuple[Box, float]], boxes: Sequence[Box]) -> dict[int, int]:
+    """Which chain each box continues; the least strange pairs first, each chain and box once.
+
+    Args:
+        last: of every chain the last box and the seconds since.
+        boxes: of this frame.
+    """
+    pairs = []
+    for (chain, (before, seconds)), (number, box) in itertools.product(enumerate(last), enumerate(boxes)):
+        strangeness = _strangeness(before, box, seconds)
+        if strangeness is not None:
+            pairs.append((strangeness, chain, number))
+    continued: dict[int, int] = {}
+    for _, chain, number in sorted(pairs):
+        if number not in continued and chain not in continued.values():
+            continued[number] = chain
+    return continued
+
+
+def _strangeness(before: Box, after: Box, seconds: float) -> float | None:
+    """How unlikely it is that a face moved so in this time, from 0; None when it is too far or too much resized."""
+    side = max(before[2], after[2])
+    moved = math.dist(before[:2], after[:2]) / side
+    resized = abs(math.log(after[2] / before[2]))
+    reach = min(_REACH + _REACH_PER_SECOND * seconds, _FARTHEST)
+    factor = min(_RESIZED + _RESIZED_PER_SECOND * seconds, _MOST_RESIZED)
+    return moved + resized if moved <= reach and resized <= math.log(factor) else None
+
+
+def _choose(chains: Sequence[_Chain]) -> _Chain | None:
+    """The chain with the largest area over time, joined by those in which the same face comes back to its place."""
+    ordered = sorted(chains, key=lambda chain: (-chain.weight, chain.frames[0]))
+    if not ordered:
+        return None
+    subject = ordered[0]
+    for chain in ordered[1:]:
+        joined = _join(subject, chain)
+        subject = subject if joined is None else joined
+    return subject
+
+
+def _join(subject: _Chain, other: _Chain) -> _Chain | None:
+    """Both chains as one, when the other lies in a gap of the subject's and begins and ends where the subject was."""
+    at = bisect.bisect(subject.frames, other.frames[0])
+    if at < len(subject.frames) and subject.frames[at] <= other.frames[-1]:
+        return None
+    meetings = []
+    if at > 0:
+        meetings.append((subject.boxes[at - 1], other.boxes[0]))
+    if at < len(subject.frames):
+        meetings.append((other.boxes[-1], subject.boxes[at]))
+    for before, after in meetings:
+        side = max(before[2], after[2])
+        if (
+            math.dist(before[:2], after[:2]) > _SAME_PLACE * side
+            or not 1 / _RESIZED <= after[2] / before[2] <= _RESIZED
+        ):
+            return None
+    return _Chain(
+        subject.frames[:at] + other.frames + subject.frames[at:],
+        subject.faces[:at] + other.faces + subject.faces[at:],
+        subject.boxes[:at] + other.boxes + subject.boxes[at:],
+    )
+
+
+def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, config: FaceConfig) -> FaceTrack:
+    """The crop of every frame from the detections in some."""
+    found = np.zeros(len(times), bool)
+    found[chain.frames] = True
+    eyes = np.full((len(times), 2, 2), np.nan)
+    angles = np.full(len(faces), np.nan)
+    for number, (frame, face) in enumerate(zip(chain.frames, faces, strict=True)):
+        if face.eyes is not None and face.angle is not None:
+            eyes[frame], angles[number] = face.eyes, face.angle
+    seen, boxes = times[chain.frames], np.array(chain.boxes)
+    centre = _follow(times, seen, boxes[:, :2], config.smooth_seconds) * units[:, None]
+    side = _follow(times, seen, boxes[:, 2:], _SLOW * config.smooth_seconds)[:, 0] * units
+    angle, known = np.zeros(len(times)), np.isfinite(angles)
+    if config.align and known.any():
+        turned = np.unwrap(angles[known])[:, None]
+        angle = _follow(times, seen[known], turned, config.smooth_seconds)[:, 0]
+    return FaceTrack(centre, side * (1 + 2 * config.margin), angle, found, eyes)
+
+
+def _follow(times: Array, seen: Array, values: Array, seconds: float) -> Array:
+    """Values at all times [T, k] from those seen at some [n, k]: outliers out, gaps bridged, smoothed."""
+    calm = ndimage.median_filter(values, size=(_MEDIAN, 1), mode="nearest")
+    bridged = np.stack([np.interp(times, seen, column) for column in calm.T], axis=1)
+    return smooth(times, bridged, seconds).clip(calm.min(axis=0), calm.max(axis=0))
+
+
+def smooth(times: Array, values: Array, seconds: float) -> Array:
+    """Smooth values over time without delay: at each moment a line is fitted to what lies around it.
+
+    A steady movement comes out as it went in, up to the first and last frame, where a mean would lag.
+
+    Args:
+        times: in seconds, ascending, [T]; any spacing.
+        values: [T, k].
+        seconds: standard deviation of the Gaussian weights; 0 returns the values.
+
+    Returns:
+        float64 [T, k].
+
+    Source: local linear regression, Cleveland, *Robust Locally Weighted Regression and Smoothing Scatterplots* (1979),
+    https://doi.org/10.1080/01621459.1979.10481038, with Gaussian weights.
+    """
+    if seconds == 0:
+        return values
+    first = np.searchsorted(times, times - 3 * seconds)
+    last = np.searchsorted(times, times + 3 * seconds, side="right")
+    smoothed = np.empty(values.shape)
+    for i, (begin, end) in enumerate(zip(first, last, strict=True)):
+        away = times[begin:end] - times[i]
+        weights = np.exp(-0.5 * (away / seconds) ** 2)
+        weights /= weights.sum()
+        middle = weights @ away
+        spread = weights @ (away - middle) ** 2
+        slope = (weights * (away - middle)) @ values[begin:end] / spread if spread > _STILL else 0.0
+        smoothed[i] = weights @ values[begin:end] - slope * middle
+    return smoothed
+
+
+def crop_face(
+    frame: Frames, centre: npt.ArrayLike, side: float, angle: float, *, size: int, interpolation: Interpolation
+) -> Frames:
+    """Cut a turned square out of a frame and resize it; beyond the frame its border pixels go on.
+
+    Args:
+        frame: RGB, uint8 [H, W, 3].
+        centre: middle of the square as (x, y) in pixels, where (0, 0) is the frame's upper left corner.
+        side: of the square in pixels, positive.
+        angle: radians by which the square is turned clockwise as seen; the crop stands upright.
+        size: of the result in pixels.
+        interpolation: filter of the resizing.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        ValueError: when the square is not of a positive size at a finite place.
+    """
+    x, y = (float(v) for v in np.asarray(centre, np.float64))
+    if not (math.isfinite(x + y + side + angle) and side > 0):
+        raise ValueError(
+            f"centre=({x}, {y}), side={side}, angle={angle}; finite numbers and a positive side are needed"
+        )
+    # Turned at the scale of the frame: the resizing that follows averages over its pixels, which a turn does not.
+    # Memory and time follow the square's area, so for a very large one the frame is reduced first.
+    pixels = max(1, min(round(side), max(_ENOUGH, _ENOUGH_PER_SIZE * size)))
+    scale = side / pixels
+    along, across = scale * math.cos(angle), scale * math.sin(angle)
+    # A pixel's middle lies half a pixel from its corner, in the crop as in the frame.
+    half = (pixels - 1) / 2
+    matrix = np.array(
+        [
+            [along, -across, x - 0.5 - half * (along - across)],
+            [across, along, y - 0.5 - half * (across + along)],
+        ]
+    )
+    if round(side) > pixels:
+        frame, matrix = _reduced(frame, matrix, pixels / side)
+    turned = cv2.warpAffine(
+        frame,
+        matrix,
+        (pixels, pixels),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return resize(np.asarray(turned, np.uint8), (0, 0, pixels, pixels), size, interpolation)
+
+
+def _reduced(frame: Frames, matrix: Array, factor: float) -> tuple[Frames, Array]:
+    """A frame averaged down by a factor below 1, and the matrix [2, 3] into the frame as one into the smaller frame."""
+    height, width = frame.shape[:2]
+    small = cv2.resize(
+        frame, (max(1, round(width * factor)), max(1, round(height * factor))), interpolation=cv2.INTER_AREA
+    )
+    # Sides are whole pixels, so each axis has a factor of its own; a pixel's middle lies half a pixel from its corner.
+    factors = np.array([[small.shape[1] / width], [small.shape[0] / height]])
+    fitted = matrix * factors
+    fitted[:, 2:] += (factors - 1) / 2
+    return np.asarray(small, np.uint8), fitted

@@ -1,0 +1,191 @@
+"""What an adaptation run refuses before it begins: settings that cannot work, and a past that is not what it was.
+
+What this module does not know: how anything is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.driver import check_baseline
+from clipautt.clips import SPLITS, Clip, Manifest, read_manifest, write_manifest
+from clipautt.evaluation.results import Cohort, predicted, read_rows
+from clipautt.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from ray_jobs.adapt.plan import changed_clips, result_file
+from ray_jobs.platform.runs import write_atomic, write_json
+
+_SHOWN = 12
+
+
+def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
+    """The cohorts of the evaluation.
+
+    Raises:
+        ValueError: for a setting that is none of a cohort's, or two cohorts of one name.
+    """
+    allowed = [field.name for field in fields(Cohort)]
+    for one in settings:
+        if not isinstance(one, Mapping) or not set(one) <= set(allowed):
+            raise ValueError(f"cohorts={one!r}; allowed are {{share: 0.2, draws: 1}} with {' and '.join(allowed)}")
+    cohorts = [Cohort(**one) for one in settings]
+    names = [cohort.name for cohort in cohorts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cohorts has {', '.join(twice)} twice; leave one out, or take more draws of it")
+    return cohorts
+
+
+def clips_of_splits(manifest: Manifest, splits: Sequence[str]) -> list[Clip]:
+    """The clips to predict.
+
+    Raises:
+        ValueError: for a split that there is not, or if these have no clip.
+    """
+    odd = [split for split in splits if split not in SPLITS]
+    if odd:
+        raise ValueError(f"splits={odd[0]!r}; allowed are {', '.join(SPLITS)}")
+    clips = [clip for clip in manifest.clips if clip.split in splits]
+    if not clips:
+        there = ", ".join(sorted({clip.split for clip in manifest.clips}))
+        raise ValueError(f"splits=[{','.join(splits)}]: the manifest has no such clips; there are {there}")
+    return clips
+
+
+def rows_that_can_be_made(
+    methods: Sequence[AdaptConfig], own: Checkpoint, checkpoint: str | Path
+) -> tuple[AdaptConfig, ...]:
+    """The methods without those that this checkpoint cannot serve, which is told.
+
+    A single checkpoint serves its own subject baseline only, and nothing describes the classes of some in words.
+    """
+    single = (Path(checkpoint) / "checkpoint.json").is_file()
+    trained = own.spec.subject_baseline
+    kept = list(methods[:1])
+    for method in methods[1:]:
+        if method.method == "zero_shot":
+            if own.spec.descriptions:
+                kept.append(method)
+            else:
+                print(f"no zero-shot row: the classes {', '.join(own.spec.classes)} have no descriptions in words")
+        elif single and method.subject_baseline != trained:
+            print(
+                f"no row {method.name!r}: {checkpoint} is one checkpoint, trained with subject baseline {trained!r}; "
+                "give the run folder of the training for others"
+            )
+        else:
+            kept.append(method)
+    return tuple(kept)
+
+
+def load_checkpoints(methods: Sequence[AdaptConfig], checkpoint: str | Path) -> dict[str, Checkpoint]:
+    """Subject baseline → checkpoint, for these methods.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+        ValueError: if one was trained with another baseline, or on other features than the first.
+    """
+    found: dict[str, Checkpoint] = {}
+    for method in methods:
+        baseline = method.subject_baseline
+        found[baseline] = found.get(baseline) or load_checkpoint(find_checkpoint(checkpoint, baseline))
+        check_baseline(found[baseline], method)
+        found[methods[0].subject_baseline].check_features(found[baseline].spec.features)
+    return found
+
+
+def check_same_checkpoints(file: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse to go on with other weights under the same name; note those of a new run.
+
+    Raises:
+        ValueError: naming both.
+    """
+    now = {baseline: one.fingerprint for baseline, one in sorted(checkpoints.items())}
+    if not file.is_file():
+        write_json(file, now)
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    lines = [
+        f"  subject baseline {baseline!r}: {before.get(baseline, 'none')} → {now.get(baseline, 'none')}"
+        for baseline in sorted({*before, *now})
+        if before.get(baseline) != now.get(baseline)
+    ]
+    if lines:
+        raise ValueError(
+            f"the run {file.parent} has results of other checkpoints than there are now:\n"
+            + "\n".join(lines)
+            + "\nTake another name (name=…), or put the earlier checkpoints back."
+        )
+
+
+def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip]) -> None:
+    """Refuse to go on where clips that results were made from are gone or changed; note what clips there are now.
+
+    Raises:
+        ValueError: naming them.
+    """
+    file, sources = folder / "manifest.parquet", folder / "sources.parquet"
+    files = _files(clips)
+    if file.is_file():
+        before = read_manifest(file, classes=manifest.classes).clips
+        changed = changed_clips(before, {clip.clip_id: clip for clip in clips})
+        changed += _replaced_files(folder, clips, sources, files)
+        if changed:
+            more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+            raise ValueError(
+                f"the run {folder} has results of clips that are not what they were:\n"
+                + "\n".join(f"  {line}" for line in [*changed[:_SHOWN], *more])
+                + "\nFurther clips may join a run; otherwise take another name (name=…), or remove that folder."
+            )
+        if len(clips) > len(before):
+            print(f"{len(clips) - len(before)} clips have come since this run was last started")
+    write_atomic(sources, files.to_parquet(index=False))
+    write_manifest(clips, file, classes=manifest.classes)
+
+
+def _files(clips: Sequence[Clip]) -> pd.DataFrame:
+    """`clip_id, source, size, changed_ns`; −1 for a file that is not there, and the size of a folder is 0."""
+    rows = []
+    for clip in clips:
+        try:
+            facts = os.stat(clip.source)
+        except OSError:
+            rows.append((clip.clip_id, os.path.abspath(clip.source), -1, -1))
+        else:
+            size = 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
+            rows.append((clip.clip_id, os.path.abspath(clip.source), size, facts.st_mtime_ns))
+    return pd.DataFrame(rows, columns=["clip_id", "source", "size", "changed_ns"])
+
+
+def _replaced_files(folder: Path, clips: Sequence[Clip], sources: Path, now: pd.DataFrame) -> list[str]:
+    """A line for each clip that has a prediction, and whose file is another one by now.
+
+    A file that was moved has another place, and often another time; its size tells.
+    """
+    if not sources.is_file():
+        return []
+    both = pd.read_parquet(sources).merge(now, on="clip_id", suffixes=("_before", "_now"))
+    both = both[(both["size_before"] >= 0) & (both["size_now"] >= 0)]
+    same_place = both["source_before"] == both["source_now"]
+    other = (both["size_before"] != both["size_now"]) | (
+        same_place & (both["changed_ns_before"] != both["changed_ns_now"])
+    )
+    suspects = both[other]
+    of = {clip.clip_id: clip for clip in clips}
+    subjects = {of[clip_id].subject_id for clip_id in suspects["clip_id"]}
+    files = [file for subject in subjects if (file := folder / "subjects" / result_file(subject)).is_file()]
+    known = set(predicted(read_rows(files))["clip_id"]) if files else set()
+    return [
+        f"clip {row.clip_id!r}: the file {row.source_now} has been written again ({row.size_before} bytes then, "
+        f"{row.size_now} now)"
+        for row in suspects.itertuples()
+        if row.clip_id in known
+    ]

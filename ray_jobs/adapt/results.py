@@ -1,0 +1,284 @@
+"""The result files of an adaptation run, one per subject: what stands, what is left, and writing what is done.
+
+Labels enter here, after the predictions. What this module does not know: Ray, and how anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clipautt.adaptation.agreement import exact_counterparts, exact_sample
+from clipautt.adaptation.config import REFERENCE, AdaptConfig
+from clipautt.adaptation.personalization import clips_of_personalization
+from clipautt.adaptation.source import Prediction
+from clipautt.clips import Clip, Manifest
+from clipautt.evaluation.openface import match_openface
+from clipautt.evaluation.results import COLUMNS, EVERY, Cohort, ResultRow, as_table, write_rows
+from clipautt.features.store import FeatureStore
+from clipautt.metrics import score
+from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
+from ray_jobs.adapt.actor import AdaptJob, Outcome
+from ray_jobs.adapt.agreement import agreement_file, agreement_of, write_agreement
+from ray_jobs.adapt.plan import FAILED, Group, SubjectPlan, make_groups, plan_subject, result_file, standing_rows
+from ray_jobs.platform.runs import code_version
+
+
+@dataclass(eq=False)
+class ResultBook:
+    """Keeps the run's result files: reads what stands, writes what is done, and counts."""
+
+    job: AdaptJob
+    manifest: Manifest
+    results: Path
+    reasons: Mapping[str, str]
+    settings: Mapping[str, dict[str, Any]]
+    failures: dict[str, str] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)
+    total: int = 0
+    done: int = 0
+    gained: float = 0.0
+    compared: int = 0
+
+    def plans(
+        self, subjects: Mapping[str, list[Clip]], cohorts: Sequence[Cohort], *, seed: int, sample: int
+    ) -> dict[str, SubjectPlan]:
+        """The subjects that have something left to do."""
+        present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
+        cheap = exact_counterparts(self.job.methods)
+        seen = {subject for subject, own in subjects.items() if any(clip.clip_id in present for clip in own)}
+        compared = exact_sample(seen, sample) if cheap else set()
+        self.total = len(subjects)
+        files, problems = self._openface([clip for own in subjects.values() for clip in own])
+        plans = {}
+        for subject, own in subjects.items():
+            there = [clip for clip in own if clip.clip_id in present]
+            groups = make_groups(there, cohorts, positive=self.manifest.classes[-1], seed=seed) if there else []
+            asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
+            rows = standing_rows(self.results / result_file(subject))
+            self._settle(subject, rows)
+            plan = plan_subject(
+                own,
+                groups,
+                self.job.methods,
+                rows=rows,
+                went_on_from=self._went_on_from(subject),
+                exact=tuple(cheap.values()) if asked else (),
+                explained=self.job.explained(subject) if self.job.explain else None,
+            )
+            if plan is None:
+                self._count(rows)
+                continue
+            ids = [clip.clip_id for clip in own]
+            work = replace(
+                plan.work,
+                openface={one: files[one] for one in ids if one in files},
+                openface_problems={one: problems[one] for one in ids if one in problems},
+            )
+            plans[subject] = replace(plan, work=work)
+        return plans
+
+    def _openface(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
+        """OpenFace's files, found once for all actors."""
+        return match_openface(self.job.openface, clips) if self.job.explain and self.job.openface else ({}, {})
+
+    def _went_on_from(self, subject: str) -> tuple[str, ...] | None:
+        if self.job.methods[0].protocol != "online":
+            return None
+        return clips_of_personalization(self.job.prompts(subject))
+
+    def write(self, plan: SubjectPlan, outcomes: list[Outcome] | str) -> None:
+        """Write a subject's file: rows that stand, new ones, and those of clips that have no prediction."""
+        subject = plan.work.subject_id
+        if isinstance(outcomes, str):
+            write_rows(self._after_failure(plan, outcomes), self.results / result_file(subject))
+            self.failures[subject] = outcomes
+            return
+        new = as_table([*self._rows(plan, outcomes), *self._without_features(plan)])
+        rows = new if plan.kept.empty else pd.concat([self._standing(plan), new])[list(COLUMNS)]
+        write_rows(rows, self.results / result_file(subject))
+        if any(one.assignment.keep for one in outcomes):
+            self._promote(subject)
+        found = agreement_of(rows, outcomes, exact_counterparts(self.job.methods), classes=self.manifest.classes)
+        write_agreement(self.results.parent, subject, found)
+        self.not_compared.update((subject, one.failed) for one in outcomes if one.failed)
+        self._count(rows)
+
+    def _count(self, rows: pd.DataFrame) -> None:
+        """A subject whose rows are all there."""
+        self.done += 1
+        for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
+            self.gained, self.compared = self.gained + 100 * points, self.compared + 1
+
+    def _promote(self, subject: str) -> None:
+        """The prompts that belong to rows which are written now take the place of the earlier ones."""
+        fresh = self.job.fresh_prompts(subject)
+        if fresh.is_file():
+            fresh.replace(self.job.prompts(subject))
+
+    def _settle(self, subject: str, rows: pd.DataFrame) -> None:
+        """After a kill: fresh prompts whose rows were written belong to them, others are forgotten."""
+        fresh = self.job.fresh_prompts(subject)
+        clips = clips_of_personalization(fresh)
+        if clips is not None:
+            own = rows[(rows["method"] == self.job.methods[0].name) & (rows["cohort"] == EVERY)]
+            written = set(own.loc[own["prediction"] != "", "clip_id"])
+            if set(clips) == written:
+                self._promote(subject)
+        fresh.unlink(missing_ok=True)
+
+    def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
+        """Rows that stand, in the groups that there are now."""
+        kept = []
+        for method in self.job.methods:
+            own = plan.kept[plan.kept["method"] == method.name]
+            if method.transductive:
+                kept.append(own)
+                continue
+            one_each = own.drop_duplicates("clip_id")
+            for group in plan.groups:
+                members = one_each[one_each["clip_id"].isin(group.clip_ids)]
+                kept.append(members.assign(cohort=group.cohort, draw=group.draw))
+        rows = pd.concat(kept) if kept else plan.kept
+        return rows.assign(label=rows["clip_id"].map({clip.clip_id: clip.label or "" for clip in plan.clips}))
+
+    def _rows(self, plan: SubjectPlan, outcomes: Sequence[Outcome]) -> Iterator[ResultRow]:
+        clips = {clip.clip_id: clip for clip in plan.clips}
+        for method in self.job.methods:
+            for outcome in outcomes:
+                for group in plan.groups:
+                    if outcome.assignment.method == method and outcome.assignment.serves(group):
+                        yield from self._of_group(method, group, outcome, clips)
+
+    def _without_features(self, plan: SubjectPlan) -> Iterator[ResultRow]:
+        present = plan.groups[0].clip_ids if plan.groups else frozenset()
+        for clip in plan.clips:
+            if clip.clip_id not in present:
+                why = f"no features: {self.reasons.get(clip.clip_id, 'not extracted')}"
+                for settings in self.settings.values():
+                    yield _empty(clip, why, settings)
+
+    def _after_failure(self, plan: SubjectPlan, why: str) -> pd.DataFrame:
+        """All predictions that there were, and a row with the reason for each that is missing."""
+        kept = plan.rows[plan.rows["prediction"] != ""]
+        there = set(zip(kept["method"], kept["cohort"], kept["draw"], kept["clip_id"], strict=True))
+        clips = {clip.clip_id: clip for clip in plan.clips}
+        lost = set()
+        for one in plan.work.assignments:
+            for group in plan.groups:
+                if one.makes_rows and one.serves(group):
+                    for clip_id in group.clip_ids.intersection(one.clip_ids):
+                        every = (one.method.name, EVERY, 0, clip_id)  # one row serves all groups, unless it stands
+                        lost.add((one.method.name, group.cohort, group.draw, clip_id) if every in there else every)
+        rows = [
+            replace(_empty(clips[clip_id], FAILED + why, self.settings[name]), cohort=cohort, draw=draw)
+            for name, cohort, draw, clip_id in sorted(lost - there)
+        ]
+        return pd.concat([kept, as_table([*rows, *self._without_features(plan)])])[list(COLUMNS)]
+
+    def _of_group(
+        self, method: AdaptConfig, group: Group, outcome: Outcome, clips: Mapping[str, Clip]
+    ) -> Iterator[ResultRow]:
+        before = len(outcome.assignment.past_ids)
+        for position, prediction in enumerate(outcome.predictions, before):
+            if prediction.clip_id in group.clip_ids:
+                yield ResultRow(
+                    **_clip_facts(clips[prediction.clip_id]),
+                    **_prediction_facts(prediction, self.manifest.classes),
+                    prior=_assumed(prediction, self.settings[method.name]),
+                    position=position,
+                    cohort=group.cohort,
+                    draw=group.draw,
+                    seconds=outcome.seconds,
+                    **self.settings[method.name],
+                )
+
+    def figures(self) -> dict[str, float]:
+        """For the metrics."""
+        gained = {"gain_uar_points": self.gained / self.compared} if self.compared else {}
+        return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
+
+    def note(self) -> str:
+        """For the line of progress."""
+        parts = [f"{self.done + len(self.failures)}/{self.total} subjects"]
+        if self.failures:
+            parts.append(f"{len(self.failures)} of them failed")
+        if self.compared:
+            parts.append(f"UAR {self.gained / self.compared:+.1f} points on {self.compared} labelled ones")
+        return ", ".join(parts)
+
+
+def _empty(clip: Clip, why: str, settings: Mapping[str, Any]) -> ResultRow:
+    """The row of a clip without a prediction, so that no clip is lost in silence."""
+    numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
+    nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
+    nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
+    return ResultRow(**_clip_facts(clip), **nothing, **settings)
+
+
+def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
+    """A subject's UAR under the run's own method, less that of CLIP-AU; none without labels of both classes."""
+    names = ("label", "prediction", "cohort", "draw", "method")
+    label, found, cohort, draw, method = (rows[name].to_numpy(object) for name in names)
+    shown = (label != "") & (found != "")
+    shown &= cohort == ("balanced" if (shown & (cohort == "balanced")).any() else EVERY)
+    shown &= draw == 0
+    sides = [shown & (method == name) for name in (own, REFERENCE.name)]
+    if own == REFERENCE.name or len(set(label[shown])) < 2 or not all(side.any() for side in sides):
+        return []
+    index = {name: i for i, name in enumerate(classes)}
+    uars = [
+        score(*([index[one] for one in column[side]] for column in (found, label)), num_classes=len(classes)).uar
+        for side in sides
+    ]
+    return [uars[0] - uars[1]]
+
+
+def _clip_facts(clip: Clip) -> dict[str, Any]:
+    return {name: getattr(clip, name) for name in ("clip_id", "subject_id", "split")} | {"label": clip.label or ""}
+
+
+def _prediction_facts(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "prediction": classes[prediction.label_index],
+        "probability": float(prediction.probabilities[-1]),
+        "window_start_seconds": prediction.window_start_seconds,
+        "window_end_seconds": prediction.window_end_seconds,
+        "entropy": prediction.entropy,
+        "status": prediction.status,
+    }
+
+
+def _assumed(prediction: Prediction, settings: Mapping[str, Any]) -> float:
+    return settings["training_prior"] if prediction.prior is None else float(prediction.prior[-1])
+
+
+def shared_columns(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, dict[str, Any]]:
+    """Name of each method → the columns that all its rows share."""
+    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
+    return {method.name: _method_facts(method, job) | facts for method in job.methods}
+
+
+def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
+    checkpoint = load_checkpoint(find_checkpoint(job.checkpoint, method.subject_baseline))
+    window = method.window or checkpoint.spec.window
+    return {
+        "method": method.name,
+        "objective": "zero_shot" if method.method == "zero_shot" else method.objective,
+        "protocol": method.protocol,
+        "subject_baseline": method.subject_baseline,
+        "readout": method.readout,
+        "window_length": window.length,
+        "window_stride": window.stride,
+        "context_tokens": checkpoint.spec.context_tokens,
+        "steps": method.steps if method.tunes else 0,
+        "learning_rate": method.learning_rate if method.tunes else 0.0,
+        "tune": method.tune if method.tunes else "none",
+        "training_prior": checkpoint.spec.class_shares[-1],
+        "backbone": f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
+        "checkpoint": checkpoint.fingerprint,
+    }

@@ -1,0 +1,1 @@
+"""The demo job: runs the other jobs one after another on rendered faces. Open `job` first."""

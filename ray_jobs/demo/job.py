@@ -1,0 +1,82 @@
+"""The whole path on synthetic faces: render, extract, train, personalize, report.
+
+Makes mp4 clips of people who differ in how they express and in how they look at rest, trains CLIP-AU on some of them,
+personalizes to the others without labels and writes a report that shows whom it helped. It chains the very jobs that
+work on real data. A second run continues where the first one stopped.
+
+Example:
+    clipautt demo
+    clipautt demo seed=1 difficulty=hard size=full out=runs/hard-1
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ray_jobs.platform.cluster import connect
+from ray_jobs.platform.configuration import compose, instantiate, resolved
+from ray_jobs.platform.jobs import entry_of, find_job
+from ray_jobs.platform.progress import table
+from ray_jobs.platform.runs import open_run, write_json
+
+_SHARED = ("train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "seed")
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    name = f"{cfg.task}-{cfg.difficulty}-seed{cfg.seed}"
+    run = open_run("demo", name, cfg, root=cfg.runs, folder=cfg.out, ignore=("cluster", "runs", "out"))
+    data, store = run.folder / "data", str(run.folder / "features")
+    manifest = str(data / "manifest.parquet")
+    checkpoint = str(run.folder / "train" / "demo")
+    common = {"runs": str(run.folder), "name": "demo", "manifest": manifest, "store": store}
+    made = common | {"backbone": resolved(cfg)["backbone"]}  # the later jobs take the checkpoint's
+    stages: dict[str, dict[str, Any]] = {
+        "synth": {"out": str(data), "dataset": resolved(cfg)["dataset"]},
+        "extract": made,
+        "train": made,
+        "adapt": common | {"checkpoint": checkpoint},
+        "report": {"run": str(run.folder / "adapt" / "demo"), "out": str(run.folder / "report")},
+    }
+    seconds = {}
+    with connect(instantiate(cfg.cluster)):
+        for number, (job, given) in enumerate(stages.items(), 1):
+            print(f"\n[{number}/{len(stages)}] {job}", flush=True)
+            began = time.perf_counter()
+            if code := entry_of(find_job(job))(stage_settings(job, cfg, given)):
+                return code
+            seconds[job] = time.perf_counter() - began
+    write_json(run.path("seconds.json"), seconds)
+    table(
+        [(job, f"{value:.0f} s") for job, value in [*seconds.items(), ("all", sum(seconds.values()))]],
+        ["stage", "time"],
+    )
+    page = run.folder / "report" / "report.html"
+    print(f"\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
+    return 0
+
+
+def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:
+    """The job's own settings with the demo's shared ones and the given ones in their places."""
+    settings, shared = compose(job), resolved(cfg)
+    for key in _SHARED:
+        if key in settings.keys() and key in shared:  # noqa: SIM118 - `in` alone overlooks what has no value yet
+            settings[key] = shared[key]
+    for key, value in given.items():
+        if key in settings.keys():  # noqa: SIM118
+            settings[key] = value
+    return settings
+
+
+def example_video(data: Path) -> Path:
+    """A target subject's video with an expression."""
+    return sorted((data / "videos").glob("target-*/*_c001.mp4"))[0]
+
+
+def shorter(path: Path) -> str:
+    """Relative to the working directory where that is possible."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,86 @@
+"""Decode and encode every clip once, into the feature store.
+
+Ray Data decodes on CPU tasks and encodes on a pool of actors; features stream to the store. A clip that cannot be read
+costs one row with a reason. Started again, after whatever ended it, the job does only what is missing.
+
+Example:
+    clipautt extract manifest=data/hard/manifest.parquet store=features
+    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from clipautt.evaluation.reports.extraction import Tile, write_extraction_report
+from clipautt.features.store import FeatureStore
+from ray_jobs.platform.cluster import connect
+from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.extraction.extract import ExtractSummary, extract, report_failures
+from ray_jobs.platform.extraction.pipeline import Usage
+from ray_jobs.platform.manifests import load_manifest
+from ray_jobs.platform.progress import duration
+from ray_jobs.platform.runs import IGNORED, open_run
+
+
+def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, clips: int) -> Path:
+    """The page about an extraction."""
+    done = Tile("encoded now", str(summary.extracted), (f"{summary.present} were there",))
+    tiles = [done, *([] if summary.usage is None else _speed(summary.usage))]
+    spec = store.spec
+    sampling = spec.frames.sampling.frames_per_second
+    facts = [
+        ("backbone", f"{spec.backbone}, fingerprint {spec.backbone_fingerprint}"),
+        ("frames", f"{spec.frames.preprocessing.size} × {spec.frames.preprocessing.size} pixels"),
+        ("moments", f"{sampling:g} per second" if sampling else "every frame"),
+        ("faces", spec.frames.faces.detector),
+        ("features", f"{spec.feature_dim} numbers per frame"),
+        ("store", str(store.path)),
+    ]
+    return write_extraction_report(folder, clips=clips, failures=summary.failures, tiles=tiles, facts=facts)
+
+
+def _speed(usage: Usage) -> list[Tile]:
+    if not usage.frames:
+        return []
+    busy = f"encoders {100 * usage.busy_share:.0f} % busy"
+    return [
+        Tile("frames per second", f"{usage.frames_per_second:.3g}", (busy, f"{len(usage.encoders)} encoders")),
+        Tile("start-up", duration(usage.start_seconds), ("until the first frames were encoded",)),
+    ]
+
+
+def _run_name(cfg: DictConfig) -> str:
+    """Of the manifest and the settings, so that another extraction gets another folder."""
+    settings = {key: value for key, value in resolved(cfg).items() if key not in (*IGNORED, "retry_failed")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{Path(cfg.manifest).stem}-{digest}"
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    clips = load_manifest(cfg).clips
+    cluster = instantiate(cfg.cluster)
+    ignored = (*IGNORED, "retry_failed")
+    run = open_run("extract", cfg.name or _run_name(cfg), cfg, root=cfg.runs, ignore=ignored)
+    with connect(cluster):
+        store, summary = extract(
+            clips,
+            instantiate(cfg.backbone),
+            instantiate(cfg.sampling),
+            cfg.store,
+            cluster=cluster,
+            faces=instantiate(cfg.faces),
+            limits=instantiate(cfg.limits),
+            pipeline=instantiate(cfg.pipeline),
+            retry_failed=cfg.retry_failed,
+        )
+    report_failures(summary)
+    print(f"{summary.extracted} clips encoded, {summary.present} were there, {len(summary.failures)} without features")
+    page = write_report(run.folder, store, summary, clips=len(clips))
+    print(f"store: {store.path}\nreport: {page}")
+    return 1 if len(summary.failures) == len(clips) else 0

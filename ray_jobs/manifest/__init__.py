@@ -1,0 +1,1 @@
+"""The manifest job: looks at a data set before anything is computed. Open `job` first."""

@@ -1,0 +1,24 @@
+"""Turn a data set as its owners ship it into a manifest, or check a manifest that is there.
+
+Prints how many clips and subjects each split has, and everything that is wrong, at once. The other jobs take the same
+words, so this one is for looking first.
+
+Example:
+    clipautt manifest dataset=biovid root=/data/biovid
+    clipautt manifest dataset=folder root=/data/ward7 dataset.target_subjects=[p07,p12] manifest=ward7.parquet
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from ray_jobs.platform.manifests import _print_counts, load_manifest
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    manifest = load_manifest(cfg)
+    _print_counts(manifest.counts(by="subject"))
+    if cfg.dataset is None:
+        _print_counts(manifest.counts(by="split"))
+    return 0

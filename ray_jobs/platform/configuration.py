@@ -1,0 +1,384 @@
+"""Settings of the jobs: finds the YAML files, composes them with the user's `key=value` words, explains what is wrong.
+
+Configuration stops here: `instantiate` turns a node with a `_target_` into the frozen dataclass that lives beside the
+code it configures, and nothing below ever sees a `DictConfig`. Hydra composes on the driver; workers get plain values.
+
+What this module does not know: what any setting means. The dataclasses validate their own values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ray_jobs.platform.typed import TARGET, build, hint_of, is_text, nearest, suggestion
+
+VERSION_BASE = "1.3"
+_FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
+_WORD = re.compile(r"(?P<key>[+~]{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_NUMERAL = re.compile(r"[+-]?(\.?[0-9][\w.+-]*|nan|inf)", re.IGNORECASE)
+_ITEM = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},'"]+""")
+"""A quoted or bare item of a list in Hydra's grammar."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One YAML file that took part in a composition."""
+
+    path: Path
+    """The file."""
+    package: str
+    """Dotted key under which its settings were placed; empty for the top."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A composed configuration together with where it came from; the command line's help is made of it."""
+
+    cfg: DictConfig
+    """The settings, in struct mode, `???` still in them."""
+    choices: dict[str, str | None]
+    """Group → chosen option, for every group the job takes."""
+    options: dict[str, tuple[str, ...]]
+    """Group → every option there is."""
+    sources: tuple[Source, ...]
+    """The YAML files, in the order in which they were merged."""
+
+
+def checkout() -> Path | None:
+    """The source checkout that this code runs from; None where a wheel is installed."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Settings with some of the user's words applied, and the options chosen so far."""
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+
+
+def folder() -> Path:
+    """The folder of the YAML files: inside the package in a wheel, beside it in a source checkout.
+
+    Raises:
+        FileNotFoundError: Neither exists.
+    """
+    here = Path(__file__).resolve().parents[1]
+    for candidate in (here / "conf", here.parent / "conf"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no conf folder in {here} or {here.parent}: the installation is incomplete")
+
+
+def configured_jobs() -> tuple[str, ...]:
+    """Names of the jobs that have a primary configuration, sorted."""
+    return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
+
+
+def compose(job: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The settings of a job.
+
+    Args:
+        job: Name of a primary configuration, `conf/<job>.yaml`.
+        overrides: The user's words, `key=value` or `group=option`, in Hydra's grammar.
+
+    Returns:
+        The composed settings in struct mode: reading an unknown key raises. Mandatory values may still be missing;
+        `complete` refuses that, and so do `instantiate` and `resolved`.
+
+    Raises:
+        ValueError: A word cannot be read, or names an unknown key or option, or has a value of the wrong type.
+    """
+    with _hydra() as loader:
+        return _composed(loader, job, overrides)[0].cfg
+
+
+def compose_with_sources(job: str, overrides: Sequence[str] = ()) -> Composition:
+    """Like `compose`, and tells which groups, options and files the settings came from."""
+    with _hydra() as loader:
+        layer, words = _composed(loader, job, overrides)
+        files = loader.compute_defaults_list(job, words, RunMode.RUN).defaults
+        return Composition(
+            cfg=layer.cfg,
+            choices=layer.choices,
+            options={group: tuple(loader.get_group_options(_bare(group))) for group in layer.choices},
+            sources=tuple(
+                Source(folder() / f"{file.config_path}.yaml", file.package or "")
+                for file in files
+                if file.config_path and not file.config_path.startswith("hydra")
+            ),
+        )
+
+
+def complete(job: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Like `compose`, and refuses settings that still lack a mandatory value.
+
+    Raises:
+        ValueError: As `compose`, or a value is missing.
+    """
+    cfg = compose(job, overrides)
+    missing = sorted(
+        key for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"
+    )
+    if missing:
+        raise ValueError(_missing(*missing))
+    return cfg
+
+
+def instantiate(node: Any) -> Any:
+    """Build the objects that a node of the configuration describes.
+
+    A mapping with `_target_` becomes a call of that class or function. Its arguments are checked and converted by the
+    annotations there (a YAML list becomes a tuple where a tuple is asked for); a wrong type is reported with its key.
+
+    Args:
+        node: A node of a composed configuration, or plain containers.
+
+    Returns:
+        The object; mappings and lists without a `_target_` become plain dicts and lists of such objects.
+
+    Raises:
+        ValueError: An argument is unknown, missing or of a wrong type, or the target itself refused its values.
+    """
+    key = str(node._get_full_key(None) or "") if OmegaConf.is_config(node) else ""
+    return build(_plain(node), key)
+
+
+def resolved(cfg: Any) -> dict[str, Any]:
+    """The settings as plain containers, interpolations replaced by their values.
+
+    Raises:
+        ValueError: A mandatory value is missing.
+    """
+    plain = _plain(cfg)
+    if not isinstance(plain, dict):
+        raise ValueError(f"cfg={plain!r}: expected a mapping")
+    return plain
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → leaf value; an empty mapping is a leaf."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree} if prefix else {}
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves
+
+
+def quoted(text: str) -> str:
+    """`text` as a value in Hydra's grammar that stands for exactly this text, whatever characters it holds."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return "'" + (escaped + "\\" * trailing).replace("${", "\\${") + "'"
+
+
+def _plain(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    with _plain_errors():
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[ConfigLoader]:
+    GlobalHydra.instance().clear()  # Hydra refuses to start where another user of it, say a notebook, left it running.
+    with initialize_config_dir(config_dir=str(folder()), version_base=VERSION_BASE, job_name="clipautt"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Every complaint of Hydra or OmegaConf as a `ValueError` of one line."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        if "Missing mandatory value" in str(error):
+            raise ValueError(_missing(str(key))) from None
+        raise ValueError(_first_line(error)) from None
+    except HydraException as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise ValueError(_first_line(cause)) from None
+
+
+def _missing(*keys: str) -> str:
+    verb = "has" if len(keys) == 1 else "have"
+    return f"{', '.join(keys)} {verb} no value; set it with {' '.join(f'{key}=…' for key in keys)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple[_Layer, list[str]]:
+    """The settings, and the words as Hydra took them."""
+    if job not in configured_jobs():
+        raise ValueError(f"no configuration for {job!r}{suggestion(job, configured_jobs())}")
+    with _plain_errors():
+        parsed = [_parse(word) for given in overrides for word in _spelled_out(given)]
+        groups = [word for word in parsed if loader.get_group_options(word.key_or_group)]
+        layer = _load(job, [])
+        for word in groups:
+            _check_choice(loader, job, layer, word)
+        words = [_text(word) for word in groups]
+        layer = _load(job, words) if words else layer
+        words += [_checked(layer, word) for word in parsed if word not in groups]
+        return (_load(job, words) if len(words) > len(groups) else layer), words
+
+
+def _spelled_out(word: str) -> list[str]:
+    """A word as it is; `backbone=NAME` with the name of an open_clip model as the two words it is short for."""
+    group, _, name = word.partition("=")
+    if group != "backbone" or not (name.startswith(_FROM_ELSEWHERE) or name in _open_clip_models()):
+        return [word]
+    return ["backbone=open_clip", f"backbone.name={quoted(name)}"]
+
+
+@cache
+def _open_clip_models() -> frozenset[str]:
+    """Names of the models that open_clip knows, found without importing it."""
+    spec = importlib.util.find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec else None
+    return frozenset(path.stem for folder in folders or [] for path in Path(folder, "model_configs").glob("*.json"))
+
+
+def _parse(word: str) -> Override:
+    parser = OverridesParser.create()
+    match = _WORD.fullmatch(word)
+    if match is None and not word.startswith("~"):
+        raise ValueError(f"cannot read {word!r}: a setting is written key=value")
+    try:
+        override = parser.parse_override(word)
+    except HydraException as error:
+        # A path may hold characters that Hydra's grammar reserves; what opens a list, mapping or quotation is no path.
+        if match is None or match["value"].startswith(("[", "{", "'", '"')):
+            raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
+        override = parser.parse_override(f"{match['key']}={quoted(match['value'])}")
+    if override.is_sweep_override():
+        key = override.key_or_group
+        raise ValueError(f"{word!r} gives {key} several values: give one; a list is written {key}=[a,b]")
+    return override
+
+
+def _text(word: Override) -> str:
+    assert word.input_line is not None
+    return word.input_line
+
+
+def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Override) -> None:
+    group, option = word.key_or_group, word.value()
+    options = loader.get_group_options(group)
+    taken = {_bare(name) for name in defaults.choices}
+    if group not in taken and not word.is_add():
+        raise ValueError(f"{job!r} takes no group {group!r}; its groups: {', '.join(sorted(taken)) or 'none'}")
+    if option is not None and option not in options and not word.is_delete():
+        near = nearest(str(option), [*options, *(_open_clip_models() if group == "backbone" else ())])
+        hint = f"; did you mean {near!r}?" if near else ";"
+        raise ValueError(f"unknown option {group}={option}{hint} options: {', '.join(options)}")
+
+
+def _checked(base: _Layer, word: Override) -> str:
+    """The word for Hydra, after a look at whether the key exists and the value is of its default's kind."""
+    key = word.key_or_group
+    if word.is_add() or word.is_delete():
+        return _text(word)
+    leaves = flatten(OmegaConf.to_container(base.cfg, resolve=False))
+    if key not in leaves:
+        inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+        if inside and isinstance(word.value(), Mapping):
+            return _text(word)
+        if inside:
+            raise ValueError(f"{key!r} holds several settings; set one of {', '.join(inside)}")
+        raise ValueError(f"unknown key {key!r}{suggestion(key, [*leaves, *base.choices])}")
+    if _is_argument(base.cfg, key):  # The target's annotations tell more than the default does.
+        return _kept_as_text(base.cfg, word)
+    return _checked_kind(word, _default(base.cfg, key))
+
+
+def _is_argument(cfg: DictConfig, key: str) -> bool:
+    return TARGET in _parent(cfg, key)
+
+
+def _parent(cfg: DictConfig, key: str) -> Any:
+    return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+
+
+def _kept_as_text(cfg: DictConfig, word: Override) -> str:
+    """The word with quotes around what looks like a number, where text is asked for: 8_1 is a name and not 81."""
+    key, _, value = _text(word).partition("=")
+    if not any(_NUMERAL.fullmatch(item.strip()) for item in _ITEM.findall(value)):
+        return _text(word)
+    hint = hint_of(str(_parent(cfg, word.key_or_group)[TARGET]), word.key_or_group.rpartition(".")[2])
+    text = is_text(hint, listed=isinstance(word.value(), list))
+    return f"{key}={_ITEM.sub(_quoted_numeral, value)}" if text else _text(word)
+
+
+def _quoted_numeral(item: re.Match[str]) -> str:
+    return quoted(item[0].strip()) if _NUMERAL.fullmatch(item[0].strip()) else item[0]
+
+
+def _refuse_doubtful(word: Override) -> None:
+    """Refuse a number that is not written as numbers are, where nothing tells whether text is meant."""
+    key, _, written = _text(word).partition("=")
+    value = word.value()
+    if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != written.strip():
+        raise ValueError(f"{_text(word)}: is it text or a number? Write {key}={quoted(written)} or {key}={value}")
+
+
+def _default(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # An interpolation of something that the user has yet to set.
+        return None
+
+
+def _checked_kind(word: Override, default: Any) -> str:
+    key, value = word.key_or_group, word.value()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if default is None:
+        _refuse_doubtful(word)
+    if default is None or value is None or (isinstance(value, str) and "${" in value):
+        return _text(word)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{_text(word)}: expected true or false, as in the default {key}={str(default).lower()}")
+    if isinstance(default, int | float) and not isinstance(default, bool) and not is_number:
+        raise ValueError(f"{_text(word)}: expected a number, as in the default {key}={default}")
+    if isinstance(default, ListConfig) and not isinstance(value, list):
+        raise ValueError(f"{_text(word)}: expected a list, written {key}=[a,b]")
+    if isinstance(default, str) and (is_number or isinstance(value, bool)):
+        return f"{key}={quoted(_text(word).partition('=')[2])}"  # A name or a subject may look like a number.
+    return _text(word)
+
+
+def _load(job: str, words: Sequence[str]) -> _Layer:
+    cfg = hydra_compose(config_name=job, overrides=list(words), return_hydra_config=True)
+    choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return _Layer(cfg, {group: option for group, option in choices.items() if not group.startswith("hydra/")})
+
+
+def _bare(group: str) -> str:
+    """A group without the package it is placed in: `dataset` for `dataset@source`."""
+    return group.partition("@")[0]

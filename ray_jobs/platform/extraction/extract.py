@@ -1,0 +1,175 @@
+"""Fill the feature store with what is missing of some clips, on the connected Ray.
+
+TODO
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.clips import Clip
+from clipautt.evaluation.reports.extraction import Failure
+from clipautt.features.clip_features import FeatureSpec, clip_key
+from clipautt.features.store import OK, SPAN, FeatureStore
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig, make_detector
+from clipautt.video.reader_process import ReadLimits
+from ray_jobs.platform.cluster import ClusterConfig
+from ray_jobs.platform.extraction.pipeline import EncodedClip, Pipeline, PipelineConfig, Usage
+from ray_jobs.platform.metrics import JobMetrics
+from ray_jobs.platform.progress import Progress, table
+
+_WRITE_EVERY_SECONDS = 5.0
+
+
+_ROWS_PER_FILE = 256
+
+
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did."""
+
+    extracted: int
+    """Clips encoded now."""
+    present: int
+    """Clips that were in the store already."""
+    failures: tuple[Failure, ...]
+    """Of all clips asked for."""
+    usage: Usage | None
+    """Speed and start-up; None where nothing was left to do."""
+
+
+def extract(
+    clips: Sequence[Clip],
+    backbone: BackboneConfig,
+    sampling: Sampling,
+    store_root: str,
+    *,
+    cluster: ClusterConfig,
+    faces: FaceConfig | None = None,
+    limits: ReadLimits | None = None,
+    pipeline: PipelineConfig | None = None,
+    retry_failed: bool = False,
+) -> tuple[FeatureStore, ExtractSummary]:
+    """Fill the store with the features of these clips, on the connected Ray.
+
+    Returns:
+        The store and what was done.
+
+    Raises:
+        ValueError: for a backbone or a face detector that cannot be loaded.
+        BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
+    """
+    faces = faces or FaceConfig()
+    if faces.detector != "none":
+        make_detector(faces)  # a mistake in its settings is one error here, and not a failure of every clip
+    store = FeatureStore(store_root, FeatureSpec.of(load_backbone(backbone), sampling, faces))
+    keys = {clip.clip_id: clip_key(clip) for clip in clips}  # as the files are now, whatever happens to them meanwhile
+    missing = list({keys[clip.clip_id]: clip for clip in store.missing(clips, retry_failed=retry_failed)}.values())
+    usage = None
+    if missing:
+        stream = Pipeline(
+            backbone,
+            store.spec.backbone_fingerprint,
+            store.spec.frames,
+            config=pipeline or PipelineConfig(),
+            cluster=cluster,
+            limits=limits or ReadLimits(),
+        )
+        usage = stream.usage
+        _fill(store, stream, missing, keys)
+    status = store.status().set_index("clip_key")[["status", "reason"]]
+    of_key = dict(zip(status.index, status.itertuples(index=False, name=None), strict=True))
+    failures = tuple(
+        Failure(clip.clip_id, clip.subject_id, clip.source, *map(str, of_key[keys[clip.clip_id]]))
+        for clip in clips
+        if of_key[keys[clip.clip_id]][0] != OK
+    )
+    asked = {clip.clip_id for clip in missing}
+    extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
+    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage)
+
+
+def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:
+    """Run the pipeline into the store, with a line of progress."""
+    with Progress("extract", len(missing)) as progress:
+        writer = _Writer(store, progress, stream)
+        stream.on_frames = writer.on_frames
+        try:
+            for encoded in stream.run(missing):
+                writer.add(_row(_as_seen_here(encoded), keys[encoded.clip.clip_id]))
+        finally:  # also where it is interrupted: what is encoded is kept
+            writer.write()
+
+
+class _Writer:
+    """Collects rows into files, and counts a clip as done once it is in one."""
+
+    def __init__(self, store: FeatureStore, progress: Progress, stream: Pipeline) -> None:
+        self.store, self.progress, self.stream = store, progress, stream
+        self.metrics = JobMetrics("extract")
+        self.rows: list[dict[str, Any]] = []
+        self.written = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a clip."""
+        self.rows.append(row)
+        if len(self.rows) >= _ROWS_PER_FILE:
+            self.write()
+
+    def on_frames(self) -> None:
+        """Frames have come: nothing waits longer than some seconds, however long the next clip takes."""
+        if self.stream.usage.frames == 0:
+            self.progress.begin()
+        if time.monotonic() - self.written >= _WRITE_EVERY_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what there is as one file."""
+        self.store.append(self.rows)
+        failed = sum(1 for row in self.rows if row["status"] != OK)
+        usage = self.stream.usage
+        self.progress.advance(len(self.rows), failed=failed, note=_note(self.stream))
+        speed = {"frames_per_second": usage.frames_per_second, "encoders_busy_share": usage.busy_share}
+        self.metrics.publish(self.progress.figures() | (speed if usage.frames else {}))
+        self.rows, self.written = [], time.monotonic()
+
+
+def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
+    """A file that a worker did not find and this process does is no clip's fault."""
+    if encoded.status != "missing" or not os.path.exists(encoded.clip.source):
+        return encoded
+    return replace(encoded, status="lost", reason=f"{encoded.reason} on a worker, but here it is: is it shared?")
+
+
+def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
+    """The store's row of a clip."""
+    of_clip = ("clip_id", "subject_id", "source", *SPAN)
+    of_frames = ("status", "reason", "decoder", "times", "face_found", "features")
+    row = {name: getattr(encoded.clip, name) for name in of_clip}
+    return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
+
+
+def _note(stream: Pipeline) -> str:
+    usage = stream.usage
+    if not usage.frames:
+        return ""
+    rate = f"{usage.frames_per_second:.3g}" if usage.frames_per_second < 100 else f"{usage.frames_per_second:.0f}"
+    return f"{rate} frames/s, {'GPUs' if stream.gpu else 'encoders'} {100 * usage.busy_share:.0f} % busy"
+
+
+def report_failures(summary: ExtractSummary) -> None:
+    """Print the clips without features and why."""
+    failures = summary.failures
+    if failures:
+        table([(failure.clip_id, failure.reason) for failure in failures[:_SHOWN_FAILURES]], ["clip", "reason"])
+        if len(failures) > _SHOWN_FAILURES:
+            print(f"… and {len(failures) - _SHOWN_FAILURES} more")

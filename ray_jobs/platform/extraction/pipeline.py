@@ -1,0 +1,403 @@
+"""Clips to features through Ray Data: CPU tasks decode, a pool of actors encodes, clips come back whole.
+
+Between the two, every row is one frame, so that batches fill across clips of any length; blocks hold a bounded number
+of bytes, whatever the length of a video, and what waits for the encoders is bounded too. What goes wrong with a clip
+stays with that clip: a decoder is ended by its reader, and clips whose worker died are tried once more, alone.
+
+What this module does not know: where features are kept, and who wants them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.clips import Clip
+from clipautt.features.store import TRIED_AGAIN
+from clipautt.video.preprocessing import Frames
+from clipautt.video.reader import FrameSpec
+from clipautt.video.reader_process import ReadLimits
+from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gpus, ray_data
+from ray_jobs.platform.extraction.decode_stage import Augment, Batch, DecodeStage, Status
+
+_TASK_RETRIES = 2
+"""By Ray, of a task whose worker or node died. Ray's own default is without end."""
+CPU_SLOT = 0.5
+"""Cores that a decoder asks for, and that are counted for an encoder without a GPU."""
+_ENCODER_CPUS = 0.25
+"""Cores that such an encoder asks for: the encoders of a lost node find a place on the others beside decoders."""
+_INIT_RETRIES = 2
+_GPU_BATCH, _CPU_BATCH = 256, 16
+_GPU_BATCHES_PER_CALL = 4
+"""Within a call, the copy of a batch to the GPU overlaps the work on the one before."""
+_ENOUGH_TROUBLES = 8
+_BLOCKS_IN_MEMORY = 16
+
+
+class BackboneError(ValueError):
+    """The backbone does not work where it is to encode; the message says why."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How much of the cluster reading and encoding take; nothing here changes a feature."""
+
+    encoders: int | None = None
+    """Most encoding actors; None: as many as the GPUs hold (`cluster.num_gpus_per_actor`), or one per core."""
+    min_encoders: int | None = None
+    """Actors to start with; more come, up to `encoders`, while frames wait for them. None: all at once."""
+    decoders: int | None = None
+    """Most decoding tasks at a time; None: as many as there are free cores."""
+    decoder_cpus: float | None = None
+    """Cores that a decoding task asks for; None: 1 beside GPUs, half a core where encoders take the cores too."""
+    batch_frames: int | None = None
+    """Frames in one pass of the image tower; None: 256 on a GPU, 16 on CPUs. Halved where memory is short."""
+    clips_per_task: int = 4
+    """Clips that one decoding task reads."""
+    memory_mb: int = 1024
+    """Frames, in MiB of the object store, that wait between decoding and encoding."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "min_encoders", "decoders", "batch_frames", "clips_per_task"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"pipeline.{name}={value}; allowed are whole numbers from 1")
+        if self.decoder_cpus is not None and not self.decoder_cpus > 0:
+            raise ValueError(f"pipeline.decoder_cpus={self.decoder_cpus}; allowed are positive numbers")
+        if self.memory_mb < 64:
+            raise ValueError(f"pipeline.memory_mb={self.memory_mb}; allowed are whole numbers from 64")
+        if self.encoders is not None and (self.min_encoders or 1) > self.encoders:
+            raise ValueError(
+                f"pipeline.min_encoders={self.min_encoders} is more than pipeline.encoders={self.encoders}"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class EncodedClip:
+    """A clip at the end of the pipeline: its features, or why there are none."""
+
+    clip: Clip
+    """As it was asked for."""
+    status: Status
+    """`ok`, or what went wrong."""
+    reason: str = ""
+    """In a sentence; empty where all is well."""
+    decoder: str = ""
+    """Which decoder gave the frames."""
+    times: npt.NDArray[np.float64] | None = None
+    """Seconds from the start of the clip, [T]."""
+    face_found: npt.NDArray[np.bool_] | None = None
+    """Whether a face was found in the frame, [T]."""
+    features: npt.NDArray[np.float32] | None = None
+    """[T, d]; None unless `ok`."""
+
+    @property
+    def num_frames(self) -> int:
+        """T, or 0."""
+        return 0 if self.times is None else len(self.times)
+
+    def __repr__(self) -> str:
+        return f"EncodedClip({self.clip.clip_id!r}, {self.status}, {self.num_frames} frames)"
+
+
+@dataclass
+class Usage:
+    """What a pipeline did so far; times are those of this process' monotonic clock."""
+
+    created: float = field(default_factory=time.monotonic)
+    """When the pipeline was made."""
+    first: float | None = None
+    """When the first frames arrived; the time until then is start-up."""
+    last: float = 0.0
+    """When the last frames arrived."""
+    frames: int = 0
+    """Frames that arrived after the first ones."""
+    busy_seconds: float = 0.0
+    """Time in which these were encoded, summed over the encoders."""
+    encoders: set[str] = field(default_factory=set)
+    """Actors that encoded something."""
+
+    def add(self, batch: Batch) -> None:
+        """Note frames that just arrived."""
+        self.last = time.monotonic()
+        self.encoders.update(batch["encoder"].tolist())
+        if self.first is None:
+            self.first = self.last
+            return
+        self.frames += len(batch["seconds"])
+        self.busy_seconds += float(batch["seconds"].sum())
+
+    @property
+    def start_seconds(self) -> float:
+        """From the start to the first frames."""
+        return (self.first or time.monotonic()) - self.created
+
+    @property
+    def frames_per_second(self) -> float:
+        """In steady state: after the first frames."""
+        return self.frames / max(1e-9, self.last - (self.first or 0.0))
+
+    @property
+    def busy_share(self) -> float:
+        """Time in which encoders encoded, as a share of all their time after the first frames; 0..1."""
+        return min(1.0, self.busy_seconds / max(1e-9, (self.last - (self.first or 0.0)) * len(self.encoders)))
+
+
+class Pipeline:
+    """Decodes and encodes clips on the connected Ray.
+
+    Args:
+        backbone: what encodes; loaded once by every actor.
+        fingerprint: what the backbone must be where it is loaded.
+        frames: how a clip becomes frames; its size is the backbone's.
+        config: how much of the cluster to take.
+        cluster: for the share of a GPU.
+        limits: of reading one clip.
+        augment: changes of the frames before they are encoded; None leaves them as they are.
+        on_frames: called whenever frames arrive, which may be long before their clip is whole.
+
+    Raises:
+        ValueError: if a share of a GPU is asked for and the cluster has none.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        fingerprint: str,
+        frames: FrameSpec,
+        *,
+        config: PipelineConfig,
+        cluster: ClusterConfig,
+        limits: ReadLimits,
+        augment: Augment | None = None,
+        on_frames: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.backbone, self.fingerprint, self.frames = backbone, fingerprint, frames
+        self.config, self.limits = config, limits
+        self.augment = augment
+        self.gpu = gpu_share(cluster)
+        self.on_frames = on_frames
+        self.usage = Usage()
+
+    def run(self, clips: Sequence[Clip], *, in_order: bool = False) -> Iterator[EncodedClip]:
+        """Every clip once, as soon as it is done.
+
+        Args:
+            clips: what to read; ids need not be unique.
+            in_order: give clips in the order of listing; the few whose worker died come last all the same.
+
+        Raises:
+            BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing: no clip is to blame.
+        """
+        left = dict(enumerate(clips))
+        assembly = _Assembly()
+        for clips_per_task in (self.config.clips_per_task, 1):  # a clip whose worker died may have taken others along
+            if not left:
+                return
+            for index, encoded in assembly.drain(self._batches(left, clips_per_task, in_order), left):
+                del left[index]
+                yield encoded
+        assembly.refuse_if_nothing_is_encoded(at_least=1)
+        lost = f"the worker died with it, with other clips and alone, {_TASK_RETRIES + 1} times each"
+        for index, clip in left.items():
+            yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
+
+    def _batches(self, clips: dict[int, Clip], clips_per_task: int, in_order: bool) -> Iterator[Batch]:
+        from ray.exceptions import ActorDiedError
+
+        data = ray_data()
+        tasks = math.ceil(len(clips) / clips_per_task)
+        encoders = min(tasks, self.num_encoders)
+        threads = max(1, num_cpus() // encoders)
+        items = [{"index": index, "clip": json.dumps(asdict(clip))} for index, clip in clips.items()]
+        batch_frames = self.config.batch_frames or (_GPU_BATCH if self.gpu else _CPU_BATCH)
+        encoded = (
+            data.from_items(items, override_num_blocks=tasks)
+            .map_batches(
+                DecodeStage(self.frames, self.limits, self.augment),
+                batch_size=None,
+                batch_format="numpy",
+                num_cpus=self.decoder_cpus,
+                compute=data.TaskPoolStrategy(self.config.decoders),
+                max_retries=_TASK_RETRIES,
+            )
+            .map_batches(
+                EncodeStage,
+                fn_constructor_args=(self.backbone, self.fingerprint, batch_frames, threads),
+                batch_size=batch_frames * (_GPU_BATCHES_PER_CALL if self.gpu else 1),
+                batch_format="numpy",
+                compute=data.ActorPoolStrategy(
+                    min_size=min(encoders, self.config.min_encoders or encoders),
+                    max_size=encoders,
+                    # One call takes its batch out of the object store while another one encodes.
+                    max_concurrent_calls_per_actor=2 if self.gpu else 1,
+                ),
+                max_task_retries=_TASK_RETRIES,
+                **({"num_gpus": self.gpu, "num_cpus": 0} if self.gpu else {"num_cpus": _ENCODER_CPUS}),
+            )
+        )
+        self._bound(encoded.context, in_order)
+        try:
+            for batch in encoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+                self.usage.add(batch)
+                self.on_frames()
+                yield batch
+        except ActorDiedError as error:  # at its start, again and again
+            raise BackboneError(f"no worker can load the backbone: {str(error).strip().splitlines()[-1]}") from error
+
+    @property
+    def decoder_cpus(self) -> float:
+        """Cores that a decoding task asks for."""
+        return self.config.decoder_cpus or (1.0 if self.gpu else CPU_SLOT)
+
+    @property
+    def num_encoders(self) -> int:
+        """Most encoding actors; on cores they leave room for a decoder, without which both would wait for ever.
+
+        Raises:
+            ValueError: if the cluster has too few cores for one of each.
+        """
+        cores, encoder = num_cpus(), 0.0 if self.gpu else CPU_SLOT
+        if cores < self.decoder_cpus + encoder:
+            raise ValueError(
+                f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder that is more than the {cores} cores of "
+                "the cluster; take fewer"
+            )
+        if self.gpu:
+            return self.config.encoders or max(1, int(num_gpus() / self.gpu))
+        return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
+
+    def _bound(self, context: Any, in_order: bool) -> None:
+        """Bounds for one execution; a block that failed for good costs its clips a second try, and not the job."""
+        memory = self.config.memory_mb << 20
+        context.target_max_block_size = memory // _BLOCKS_IN_MEMORY
+        context.max_errored_blocks = -1
+        context.max_consecutive_actor_init_deaths = _INIT_RETRIES
+        options = context.execution_options
+        options.resource_limits = options.resource_limits.copy(object_store_memory=memory)
+        options.preserve_order = in_order
+
+
+class EncodeStage:
+    """An actor with the backbone: replaces frames by features and says how long that took."""
+
+    def __init__(self, config: BackboneConfig, fingerprint: str, batch_frames: int, num_threads: int) -> None:
+        import ray
+        import torch
+
+        self.backbone = load_backbone(config)
+        if self.backbone.fingerprint != fingerprint:
+            raise ValueError(
+                f"backbone {config.name} has fingerprint {self.backbone.fingerprint} on {platform.node()}, and "
+                f"{fingerprint} where the job was started: weights={config.weights} is another file there"
+            )
+        self.batch_frames = batch_frames
+        self.ill = False
+        self.name = ray.get_runtime_context().get_actor_id()
+        if torch.cuda.is_available():
+            self.backbone.to("cuda")
+        else:
+            torch.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.ill:  # Ray starts this actor anew and gives it this call again
+            os._exit(1)
+        began = time.perf_counter()
+        frames, good = batch.pop("frame"), batch["status"] == "ok"
+        features = np.zeros((len(good), self.backbone.feature_dim), np.float32)
+        try:
+            features[good] = self._encode(frames if good.all() else frames[good])
+        except Exception as error:  # on a device that may be ill: these clips are tried again
+            self.ill = True
+            batch["status"] = np.where(good, "not_encoded", batch["status"])
+            batch["reason"] = np.where(good, f"{type(error).__name__}: {error}", batch["reason"])
+        seconds = (time.perf_counter() - began) / len(good)
+        facts = {"seconds": np.full(len(good), seconds), "encoder": np.full(len(good), self.name)}
+        return batch | facts | {"feature": features}
+
+    def _encode(self, frames: Frames) -> npt.NDArray[np.float32]:
+        writable = frames if frames.flags.writeable else frames.copy()
+        encoded: npt.NDArray[np.float32] = self.backbone.encode_frames(writable, batch_size=self.batch_frames).numpy()
+        return encoded
+
+
+class _Assembly:
+    """Rows of frames, which arrive in any order, to whole clips."""
+
+    def __init__(self) -> None:
+        self.any_encoded = False
+        self.troubles: dict[int, EncodedClip] = {}
+        """Clips that are tried again; the last one counts."""
+
+    def drain(self, batches: Iterable[Batch], clips: dict[int, Clip]) -> Iterator[tuple[int, EncodedClip]]:
+        """Index and clip, of those among `clips` that become whole.
+
+        Raises:
+            BackboneError: if the backbone fails from the first batches on.
+        """
+        parts: dict[int, list[Batch]] = {}
+        for batch in batches:
+            for rows in _by_clip(batch):
+                index = int(rows["index"][0])
+                if index not in clips:  # rows of a decoder that failed midway, behind those of the next one
+                    continue
+                parts.setdefault(index, []).append(rows)
+                encoded = self._whole(clips[index], parts[index])
+                if encoded is None:
+                    continue
+                del parts[index]
+                if encoded.status in TRIED_AGAIN:
+                    self.troubles[index] = encoded
+                    self.refuse_if_nothing_is_encoded(at_least=_ENOUGH_TROUBLES)
+                else:
+                    yield index, encoded
+
+    def refuse_if_nothing_is_encoded(self, *, at_least: int) -> None:
+        """Stop where the backbone failed on so many clips and on no other one did well."""
+        failed = [trouble for trouble in self.troubles.values() if trouble.status == "not_encoded"]
+        if not self.any_encoded and len(failed) >= at_least:
+            raise BackboneError(f"the backbone encoded nothing: {failed[0].reason}")
+
+    def _whole(self, clip: Clip, parts: Sequence[Batch]) -> EncodedClip | None:
+        """The clip, once its last row is there and every frame before it; a frame that came twice counts once."""
+        end = next((part for part in parts if part["total"][-1] >= 0), None)
+        if end is None:
+            return None
+        if end["status"][-1] not in ("ok", "not_encoded"):
+            return EncodedClip(clip, end["status"][-1], str(end["reason"][-1]))
+        mine = [part for part in parts if part["attempt"][0] == end["attempt"][0]]
+        if sum(len(part["number"]) for part in mine) < end["total"][-1]:
+            return None
+        joined = {name: np.concatenate([part[name] for part in mine]) for name in mine[0]}
+        numbers, first = np.unique(joined["number"], return_index=True)
+        if len(numbers) < end["total"][-1]:
+            return None
+        joined = {name: values[first] for name, values in joined.items()}
+        bad = np.flatnonzero(joined["status"] != "ok")
+        if len(bad):
+            return EncodedClip(clip, "not_encoded", str(joined["reason"][bad[0]]))
+        self.any_encoded = True
+        if not np.isfinite(joined["feature"]).all():
+            return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
+        decoder = str(joined["decoder"][0])
+        return EncodedClip(clip, "ok", "", decoder, joined["time"], joined["found"], joined["feature"])
+
+
+def _by_clip(batch: Batch) -> Iterator[Batch]:
+    """Runs of rows of one clip and attempt; the arrays are views."""
+    names = batch["index"], batch["attempt"]
+    changes = np.flatnonzero((np.diff(names[0]) != 0) | (np.diff(names[1]) != 0)) + 1
+    bounds = [0, *changes.tolist(), len(names[0])]
+    for start, end in pairwise(bounds):
+        yield {name: values[start:end] for name, values in batch.items()}

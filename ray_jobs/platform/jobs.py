@@ -1,0 +1,143 @@
+"""The jobs there are, found without importing them, and the words of a command line as settings of one.
+
+In: the packages of `ray_jobs` that have a module `job`. Out: `Job` records, Hydra overrides, and a job's `main`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray_jobs
+from ray_jobs.platform import configuration
+from ray_jobs.platform.typed import nearest
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+ORDER = (
+    "demo",
+    "predict",
+    "faces",
+    "manifest",
+    "synth",
+    "pretrain",
+    "extract",
+    "store",
+    "train",
+    "adapt",
+    "import-checkpoint",
+    "report",
+    "sweep",
+    "benchmark",
+    "serve",
+    "submit",
+)
+"""How the overview lists the jobs; others follow by name."""
+
+_SETTING = re.compile(r"~[\w./@:-]+(=.*)?|[+]{0,2}[A-Za-z_][\w./@:-]*=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What can be known of a job without importing it."""
+
+    name: str
+    """Of the command; that of its module with hyphens."""
+    doc: str
+    """The module's docstring."""
+    positional: str | None
+    """Setting that a first word without `=` stands for, from `POSITIONAL = "…"` in the module."""
+    reads_words: bool
+    """Whether `main` takes the words of the command line instead of a configuration: `READS_WORDS = True`."""
+
+    @property
+    def module(self) -> str:
+        """Name of the package in `ray_jobs`, and of the primary configuration."""
+        return self.name.replace("-", "_")
+
+    @property
+    def purpose(self) -> str:
+        """First line of the docstring."""
+        return self.doc.strip().partition("\n")[0].rstrip(".")
+
+
+def jobs() -> dict[str, Job]:
+    """Every job by name: each package of `ray_jobs` with a module `job` that has a function `main`."""
+    found = {}
+    for folder in ray_jobs.__path__:
+        for path in sorted(Path(folder).glob("*/job.py")):
+            job = _read_job(path)
+            if job is not None:
+                found[job.name] = job
+    ranks = {name: rank for rank, name in enumerate(ORDER)}
+    return dict(sorted(found.items(), key=lambda item: (ranks.get(item[0], len(ORDER)), item[0])))
+
+
+def find_job(name: str) -> Job:
+    """The job of this name.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    known = jobs()
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"unknown job {name!r}{hint} `clipautt --help` lists the jobs")
+    return known[name]
+
+
+def overrides(job: Job, words: Sequence[str]) -> list[str]:
+    """The words of a command line as settings: a first word for the job's positional setting is quoted for Hydra.
+
+    Raises:
+        ValueError: A word is not a setting.
+    """
+    settings = list(words)
+    first = settings[0] if settings else None
+    if first is not None and job.positional and (not _SETTING.fullmatch(first) or os.path.exists(first)):
+        settings[0] = f"{job.positional}={configuration.quoted(first)}"
+    for word in settings:
+        if word.startswith("-") and not _SETTING.fullmatch(word):
+            raise ValueError(f"unknown option {word!r}: settings are written key=value, as in {_as_setting(word)}")
+        if not _SETTING.fullmatch(word):
+            raise ValueError(f"cannot read {word!r}: settings are written key=value; see `clipautt {job.name} --help`")
+    return settings
+
+
+def entry_of(job: Job) -> Callable[[Any], int]:
+    """The job's `main`; importing it may take seconds."""
+    entry: Callable[[Any], int] = importlib.import_module(f"ray_jobs.{job.module}.job").main
+    return entry
+
+
+def _read_job(path: Path) -> Job | None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+        return None
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    positional = constants.get("POSITIONAL")
+    return Job(
+        name=path.parent.name.replace("_", "-"),
+        doc=ast.get_docstring(tree) or "",
+        positional=None if positional is None else str(positional),
+        reads_words=bool(constants.get("READS_WORDS", False)),
+    )
+
+
+def _as_setting(word: str) -> str:
+    name, _, value = word.lstrip("-").partition("=")
+    return f"{name.replace('-', '_')}={value or '…'}"

@@ -1,0 +1,65 @@
+"""The manifest of a job, from its settings.
+
+TODO
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from clipautt.clips import Manifest, is_written_manifest, read_manifest, write_manifest
+from clipautt.datasets.layout import Reading
+from ray_jobs.platform.configuration import instantiate
+from ray_jobs.platform.progress import table
+
+_SHOWN_PROBLEMS = 25
+
+
+def load_manifest(cfg: DictConfig, *, classes: tuple[str, ...] | None = None) -> Manifest:
+    """The manifest of a job: the file `manifest`, which is written first where `dataset` names another reader.
+
+    Args:
+        cfg: settings with the group `dataset`.
+        classes: of the checkpoint that is used; labels that are none of them are problems.
+
+    Raises:
+        FileNotFoundError: if the manifest, or the root of the data set, is not there.
+        ValueError: listing everything that is wrong.
+    """
+    if cfg.dataset is None:
+        return read_manifest(cfg.manifest, classes=classes or tuple(cfg.classes or ()) or None)
+    path = Path(cfg.manifest)
+    _check_place(path)
+    _write(instantiate(cfg.dataset).read(), path)
+    return read_manifest(path, classes=classes)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse to write over what is no manifest of this job."""
+    if path.suffix != ".parquet":
+        raise ValueError(f"manifest={path} is where the manifest is written; its name ends with .parquet")
+    if path.exists() and not is_written_manifest(path):
+        raise FileExistsError(f"manifest={path} would be written over, and no reader wrote it; give another path")
+
+
+def _write(reading: Reading, path: Path) -> None:
+    """The manifest of what a reader found; what it left out is told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(reading.clips, path, classes=reading.classes)
+    for note in reading.notes:
+        print(note)
+    for problem in reading.problems[:_SHOWN_PROBLEMS]:
+        print(f"left out: {problem}")
+    if reading.problems:
+        every = path.with_suffix(".problems.txt")
+        every.write_text("".join(f"{problem}\n" for problem in reading.problems), encoding="utf-8")
+        print(f"{len(reading.problems)} problems, all of them in {every}")
+    _print_counts(reading.manifest.counts(by="split"))
+    print(f"manifest: {path}")
+
+
+def _print_counts(counts: pd.DataFrame) -> None:
+    table(list(counts.itertuples(index=False, name=None)), list(map(str, counts.columns)))

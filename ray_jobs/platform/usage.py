@@ -1,0 +1,230 @@
+"""The command line's help: which jobs there are, and what each takes, with defaults and the comments beside them.
+
+Reads the jobs' source and the YAML files without importing a job, so that help is quick and needs no torch.
+What this module does not know: how a job runs; that is `cli`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from ray_jobs.platform import configuration
+from ray_jobs.platform.jobs import Job, jobs
+from ray_jobs.platform.typed import TARGET
+
+_COMMENT_COLUMN = 44
+_WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a job."""
+
+    key: str
+    """Dotted key."""
+    value: str
+    """Its default, as one would write it."""
+    about: str
+    """What it does; empty where nobody says."""
+
+
+def overview() -> str:
+    """What `clipautt --help` prints."""
+    known = jobs()
+    width = max((len(name) for name in known), default=0)
+    lines = [f"  {name.ljust(width)}  {job.purpose}" for name, job in known.items()]
+    return "\n".join(
+        [
+            "clipautt: video emotion recognition from action units, personalised to people it has never seen",
+            "",
+            "Usage: clipautt <job> key=value …",
+            "",
+            "Jobs:",
+            *lines,
+            "",
+            "`clipautt <job> --help` tells what a job takes, with an example. `clipautt --version` prints the version.",
+            "CLIPAUTT_DEBUG=1 in the environment shows where an error came from. RAY_ADDRESS names a cluster to join.",
+        ]
+    )
+
+
+def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
+    """What `clipautt <job> --help` prints: the docstring, the groups, and every setting as the given words leave it."""
+    if job.reads_words or job.module not in configuration.configured_jobs():
+        return job.doc.strip()
+    first = f" {job.positional.upper()}" if job.positional else ""
+    composition = configuration.compose_with_sources(job.module, list(overrides))
+    return "\n".join(
+        [
+            job.doc.strip(),
+            "",
+            f"Usage: clipautt {job.name}{first} key=value …",
+            *_group_lines(composition),
+            *_setting_lines(composition),
+        ]
+    )
+
+
+def comments(path: Path) -> dict[str, str]:
+    """What a YAML file says of its settings.
+
+    Returns:
+        Dotted key → the comment behind it, or else the comment lines right above it. The empty key holds what the file
+        says of itself: the comment lines at its top.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    top = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    found = {"": _block_above(lines, top)}
+    for key, name, value in _pairs(yaml.compose(text, Loader=yaml.SafeLoader), ""):
+        row = name.start_mark.line
+        behind = _behind(lines, name.end_mark.line, name.end_mark.column + 1) if _is_block(name, value) else ""
+        behind = behind or _behind(lines, value.end_mark.line, value.end_mark.column)
+        found[key] = behind or ("" if row == top else _block_above(lines, row))
+    return {key: comment for key, comment in found.items() if comment}
+
+
+def _group_lines(composition: configuration.Composition) -> list[str]:
+    lines = []
+    for group, options in composition.options.items():
+        for option in options:
+            path = configuration.folder() / group.partition("@")[0] / f"{option}.yaml"
+            about = comments(path).get("", "") if path.is_file() else ""
+            chosen = "(chosen) " if option == composition.choices[group] else ""
+            lines.append(_entry(f"{group}={option}", chosen + about))
+    return ["", "Choices, each a set of settings:", *lines] if lines else []
+
+
+def settings(composition: configuration.Composition) -> list[Setting]:
+    """Every setting of a composed configuration, the job's own before those of its groups.
+
+    Each comes with the comment of the YAML file that set it last; where no file has one, with the docstring under the
+    field of the dataclass that the setting fills, or else with the comment of the mapping it stands in.
+    """
+    tree = OmegaConf.to_container(composition.cfg, resolve=False)
+    about = _field_docs(tree, "")
+    for source in composition.sources:
+        prefix = f"{source.package}." if source.package else ""
+        about.update({prefix + key: comment for key, comment in comments(source.path).items() if key})
+    found = [
+        Setting(key, _value(value), _nearest_comment(about, key))
+        for key, value in configuration.flatten(tree).items()
+        if key.rpartition(".")[2] != TARGET
+    ]
+    return sorted(found, key=lambda setting: setting.key.partition(".")[0] in composition.choices)
+
+
+def _nearest_comment(about: Mapping[str, str], key: str) -> str:
+    """The comment of a setting, or of the mapping it stands in."""
+    while key and not about.get(key):
+        key = key.rpartition(".")[0]
+    return about.get(key, "")
+
+
+def _setting_lines(composition: configuration.Composition) -> list[str]:
+    entries = [_entry(f"{setting.key}={setting.value}", setting.about) for setting in settings(composition)]
+    return ["", "Settings and their defaults:", *entries]
+
+
+def _entry(left: str, about: str) -> str:
+    indent = " " * _COMMENT_COLUMN
+    wrapped = textwrap.wrap(about, _WIDTH - _COMMENT_COLUMN)
+    head = f"  {left}".ljust(_COMMENT_COLUMN - 1) + " "
+    if not wrapped:
+        return head.rstrip()
+    if len(head) > _COMMENT_COLUMN:
+        return "\n".join([head.rstrip(), *(indent + line for line in wrapped)])
+    return "\n".join([head + wrapped[0], *(indent + line for line in wrapped[1:])])
+
+
+def _value(value: Any) -> str:
+    if value == "???":
+        return "(yours to give)"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _field_docs(tree: Any, prefix: str) -> dict[str, str]:
+    """Dotted key → first sentence of the docstring under the dataclass field that the setting fills."""
+    if not isinstance(tree, Mapping):
+        return {}
+    found: dict[str, str] = {}
+    if TARGET in tree:
+        found.update({f"{prefix}{name}": doc for name, doc in _docs_of_class(str(tree[TARGET])).items()})
+    for name, child in tree.items():
+        found.update(_field_docs(child, f"{prefix}{name}."))
+    return found
+
+
+@cache
+def _docs_of_class(target: str) -> dict[str, str]:
+    *modules, name = target.split(".")
+    path = _source_of(modules)
+    if path is None:
+        return {}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
+    found = {}
+    for field, doc in itertools.pairwise(body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str):
+            found[field.target.id] = " ".join(doc.value.value.split())
+    return found
+
+
+def _source_of(modules: list[str]) -> Path | None:
+    """The file of a dotted module, found without importing the packages around it."""
+    spec = importlib.util.find_spec(modules[0]) if modules else None
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        path = Path(folder, *modules[1:])
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _pairs(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        key = f"{prefix}{name.value}"
+        yield key, name, value
+        yield from _pairs(value, f"{key}.")
+
+
+def _is_block(name: yaml.Node, value: yaml.Node) -> bool:
+    return bool(value.start_mark.line != name.start_mark.line)
+
+
+def _behind(lines: list[str], row: int, column: int) -> str:
+    """The comment that follows a position on its line, when nothing else does."""
+    match = re.fullmatch(r"\s*#\s*(.*)", lines[row][column:]) if row < len(lines) else None
+    return match[1].strip() if match else ""
+
+
+def _block_above(lines: list[str], row: int) -> str:
+    """The comment lines right above a line, as one text; Hydra's directives are none."""
+    first = row
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    texts = [line.lstrip().lstrip("#").strip() for line in lines[first:row]]
+    return " ".join(text for text in texts if text.strip("-= ") and not text.startswith("@package"))

@@ -1,0 +1,1 @@
+"""The predict job: one video in, one prediction out. Open `job` first."""

@@ -1,0 +1,41 @@
+"""Predict one video: label, probabilities, the most expressive window and the action units in it.
+
+With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them.
+
+Example:
+    clipautt predict face.mp4
+    clipautt predict face.mp4 subject=target-003 prompts=runs/adapt/hard/prompts checkpoint=runs/train/hard
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from clipautt.predictor import VideoPrediction
+from ray_jobs.platform.predictors import load_predictor
+from ray_jobs.platform.progress import table
+
+POSITIONAL = "video"
+
+
+def show(prediction: VideoPrediction) -> None:
+    """Print a prediction for a person to read."""
+    shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
+    print(f"{prediction.video}: {prediction.label} ({shares})")
+    print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
+    if prediction.personalized_for:
+        print(f"personalized for: {prediction.personalized_for}")
+    table(
+        [(code, f"{rise:+.2f}") for code, rise in prediction.top_action_units.items()],
+        ["action unit", "rise in the window"],
+    )
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    if not Path(cfg.video).exists():
+        raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
+    show(load_predictor(cfg).predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
+    return 0

@@ -1,0 +1,1 @@
+"""The pretrain job: makes the weights of the embedded CLIP. Open `job` first."""

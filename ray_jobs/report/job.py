@@ -1,0 +1,184 @@
+"""Draw the report of one or several adaptation runs: whom personalization helped, and what it looked at.
+
+Writes a self-contained HTML page, PNG figures, Parquet tables and Markdown. Several runs (other seeds, other people)
+make one report.
+
+Example:
+    clipautt report run=runs/adapt/hard
+    clipautt report run=[runs/adapt/seed0,runs/adapt/seed1] out=report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from omegaconf import DictConfig, ListConfig
+
+from clipautt.adaptation.config import REFERENCE, AdaptConfig
+from clipautt.adaptation.methods import make_method
+from clipautt.adaptation.personalization import load_personalization, subject_file
+from clipautt.adaptation.source import Source
+from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+from clipautt.clips import Clip, Manifest, read_manifest
+from clipautt.datasets.synthetic.generate import read_truth, truth_path
+from clipautt.evaluation.clip_stories import Side, choose_clips, measure_agreement, tell_story
+from clipautt.evaluation.reports.page import write_report
+from clipautt.evaluation.results import EVERY, predicted, read_rows
+from clipautt.evaluation.stories import AuAgreement, ClipStory
+from clipautt.features.store import FeatureStore
+from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
+from ray_jobs.platform.configuration import instantiate
+from ray_jobs.platform.methods import make_methods
+from ray_jobs.platform.runs import versions
+
+_NAMED_CLIPS = 5
+
+
+def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None = None, clips: int = 4) -> Path:
+    """Write the report of adaptation runs.
+
+    Args:
+        runs: run folders of `clipautt adapt`, with the same method in each.
+        out: folder of the report.
+        backbone: how the one that the runs used is loaded; None: as it was for training.
+        clips: how many clips of the first run are shown in detail.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        FileNotFoundError: if a folder is no adaptation run or has no results.
+    """
+    settings = [_settings(run) for run in runs]
+    read = [_rows(run) for run in runs]
+    rows = pd.concat([scored for scored, _ in read], ignore_index=True)
+    own = instantiate(settings[0]["adapt"])
+    spec = load_checkpoint(find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)).spec
+    manifests = [read_manifest(one["manifest"], classes=spec.classes) for one in settings]
+    manifest = manifests[0]
+    gone = sorted(set(read[0][0]["clip_id"]) - {clip.clip_id for clip in manifest.clips})
+    if gone:
+        raise ValueError(
+            f"{settings[0]['manifest']} is not the manifest any more that {runs[0]} was made with: {gone[0]!r} is gone"
+        )
+    names = list(dict.fromkeys(map(_dataset_name, manifests, settings)))
+    loaded = load_backbone(backbone or spec.backbone)
+    stories, agreement = _explained(runs[0], settings[0], manifest, read[0][0], own, loaded, clips)
+    methods = make_methods(own, settings[0]["compare"])
+    notes = list(dict.fromkeys(make_method(method).deviations for method in methods))
+    if own.tunes and own.protocol != "per_subject":
+        notes.append("Entropies and AU tracks of single clips are those of the prompts after a subject's last clip.")
+    return write_report(
+        out,
+        rows=rows,
+        classes=manifest.classes,
+        title=f"Personalization report: {', '.join(names)}",
+        personalised=own.name,
+        reference=REFERENCE.name,
+        stories=stories,
+        agreement=agreement,
+        facts=_facts(rows, names),
+        notes=[*without_prediction([empty for _, empty in read]), *notes],
+        synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
+    )
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    if not file.is_file() or not (run / "subjects").is_dir():
+        raise FileNotFoundError(f"{run} is no run folder of `clipautt adapt` (config.yaml or subjects/ is not there)")
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Scored rows of a run; and of the clips without a prediction, id → why."""
+    every = read_rows((run / "subjects").glob("[!.]*.parquet"))
+    labelled = predicted(every[every["label"] != ""])
+    if labelled.empty:
+        raise FileNotFoundError(f"{run} has no results with labels to report on")
+    drawn = labelled[labelled["cohort"] != EVERY]
+    empty = every[every["prediction"] == ""].drop_duplicates("clip_id")
+    return (drawn if len(drawn) else labelled), dict(zip(empty["clip_id"], empty["status"], strict=True))
+
+
+def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
+    """A sentence on the clips that no method could predict."""
+    every = [f"{clip} ({why})" for empty in runs for clip, why in empty.items()]
+    if not every:
+        return []
+    more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
+    return [f"Without a prediction, and left out of every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+
+
+def _explained(
+    run: Path,
+    settings: dict[str, Any],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    own: AdaptConfig,
+    backbone: Backbone,
+    count: int,
+) -> tuple[list[ClipStory], list[AuAgreement]]:
+    """Stories and agreement of one run's target subjects."""
+    folder = settings["checkpoint"]
+    reference = Side(Source(load_checkpoint(find_checkpoint(folder, "none")), backbone), {})
+    source = Source(load_checkpoint(find_checkpoint(folder, own.subject_baseline)), backbone, window=own.window)
+    targets = manifest.of_split("target")
+    run_rows = rows[rows["split"] == "target"]
+    before, after = (_one_per_clip(run_rows, name) for name in (REFERENCE.name, own.name))
+    chosen = choose_clips(before, after, positive=manifest.classes[-1], count=count)
+    by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}
+    has_truth = all(truth_path(clip.source).is_file() for clip in targets)
+    truth = read_truth if has_truth else None
+    needed = targets if has_truth else [by_id[clip_id] for clip_id in chosen]
+    paths = {clip.subject_id: run / "prompts" / subject_file(clip.subject_id) for clip in needed}
+    known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
+    personalised = Side(source, known)
+    features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(needed)
+    shown = set(chosen)
+    rows_before, rows_after = (
+        {str(row["clip_id"]): row for _, row in side[side["clip_id"].isin(shown)].iterrows()}
+        for side in (before, after)
+    )
+    stories = [
+        tell_story(by_id[c], features[c], personalised, before=rows_before[c], after=rows_after[c], truth=truth)
+        for c in chosen
+    ]
+    agreement = measure_agreement(targets, features, reference, personalised, truth=read_truth) if has_truth else []
+    return stories, agreement
+
+
+def _one_per_clip(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """A method's rows of the cohort that has most clips, one per clip."""
+    own = rows[rows["method"] == method]
+    largest = own.groupby("cohort")["clip_id"].nunique().idxmax()
+    return own[own["cohort"] == largest].drop_duplicates("clip_id")
+
+
+def _dataset_name(manifest: Manifest, settings: Mapping[str, Any]) -> str:
+    return manifest.clips[0].dataset or Path(settings["manifest"]).parent.name
+
+
+def _facts(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    packages = versions()["packages"]
+    return {
+        "Data": f"{', '.join(names)} (manifest {', '.join(dict.fromkeys(rows['manifest']))})",
+        "Backbone": ", ".join(sorted(set(rows["backbone"]))),
+        "Checkpoints": ", ".join(sorted(set(rows["checkpoint"]))),
+        "Code": ", ".join(sorted(set(rows["code_version"]))),
+        "Packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+    }
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    runs = [Path(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
+    out = Path(cfg.out) if cfg.out else runs[0] / "report"
+    path = report(runs, out, backbone=instantiate(cfg.backbone), clips=cfg.clips)
+    print((out / "report.md").read_text(encoding="utf-8"))
+    print(f"report: {path}")
+    return 0

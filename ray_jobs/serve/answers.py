@@ -1,0 +1,119 @@
+"""Uploads to answers: the part of the server that holds the model. It knows neither Ray nor the web.
+
+Subjects are looked up among the files that are there, so an id never becomes a path. Their prompts are kept in memory,
+a bounded number of them, and read again when the file changes.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from safetensors import SafetensorError
+
+from clipautt.action_units import VOCABULARY
+from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
+from clipautt.adaptation.tuning import NotFiniteError
+from clipautt.predictor import Predictor, VideoPrediction
+from clipautt.video.decoding import DecodeError
+from clipautt.video.reader import NoFaceError
+from ray_jobs.serve.uploads import Limits, RefusedError, check_video, private_file, without_paths
+
+_CACHED_SUBJECTS = 64
+_DIGITS = 5
+
+
+class Service:
+    """Answers about uploads with a predictor; knows neither Ray nor the web.
+
+    Args:
+        predictor: A loaded predictor.
+        limits: Of an upload.
+    """
+
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self.predictor = predictor
+        self.limits = limits
+        self._personalization_of = lru_cache(maxsize=_CACHED_SUBJECTS)(self._load_personalization)
+
+    def predict(self, video: bytes, subject: str | None) -> dict[str, Any]:
+        """The prediction for a video, as `serve_web.Answer` in plain values.
+
+        Raises:
+            RefusedError: The subject is unknown, or the video cannot be read or is over a limit.
+        """
+        began = time.perf_counter()
+        personalization = self._find(subject) if subject else None
+        with private_file(video) as path:
+            duration = check_video(path, self.limits)
+            try:
+                prediction = self.predictor.predict(path, subject=personalization)
+            except DecodeError as error:
+                said = without_paths(str(error), path).removeprefix(f"clip {path.stem!r}: ")
+                raise RefusedError(415, said) from error
+            except NoFaceError as error:
+                raise RefusedError(422, "no face was found in the video") from error
+            except NotFiniteError as error:
+                raise RefusedError(422, f"the model gives no finite numbers for this video: {error}") from error
+        return describe(prediction) | {"duration_seconds": duration, "seconds": time.perf_counter() - began}
+
+    def subjects(self) -> list[str]:
+        """Ids of the subjects with adapted prompts, sorted."""
+        folder = self.predictor.personalizations
+        return sorted(unquote(path.stem) for path in folder.glob("*.safetensors")) if folder else []
+
+    def facts(self) -> dict[str, Any]:
+        """What is served, as `serve_web.Health` without status and limits."""
+        checkpoint = self.predictor.source.checkpoint
+        return {
+            "checkpoint": checkpoint.fingerprint,
+            "backbone": self.predictor.source.backbone.name,
+            "classes": list(checkpoint.spec.classes),
+            "subjects": len(self.subjects()),
+        }
+
+    def _find(self, subject: str) -> Personalization:
+        folder = self.predictor.personalizations
+        # Among the names that are there: an id can be longer than any file name may be.
+        if folder is None or subject_file(subject) not in {path.name for path in folder.glob("*.safetensors")}:
+            raise RefusedError(404, f"no adapted prompts for subject {subject!r}; GET /v1/subjects lists the subjects")
+        path = folder / subject_file(subject)
+        try:
+            return self._personalization_of(path, path.stat().st_mtime_ns)
+        except (ValueError, SafetensorError) as error:
+            said = without_paths(str(error), path)
+            raise RefusedError(409, f"the prompts of subject {subject!r} cannot be used here: {said}") from error
+
+    def _load_personalization(self, path: Path, modified_ns: int) -> Personalization:
+        return load_personalization(path, self.predictor.source)
+
+
+def describe(prediction: VideoPrediction) -> dict[str, Any]:
+    """A prediction as plain values, without the path of its video."""
+    known = {unit.code: unit for unit in VOCABULARY}
+    rises = [(str(code), float(rise)) for code, rise in prediction.top_action_units.items()]
+    curves = prediction.action_units.round(_DIGITS)
+    return {
+        "label": prediction.label,
+        "probabilities": dict(prediction.probabilities),
+        "window_start_seconds": float(prediction.window_start_seconds),
+        "window_end_seconds": float(prediction.window_end_seconds),
+        "top_action_units": [
+            {
+                "code": code,
+                "name": known[code].name if code in known else code,
+                "phrase": known[code].phrase if code in known else code,
+                "rise": round(rise, _DIGITS),
+            }
+            for code, rise in rises
+        ],
+        "action_units": {
+            "time_seconds": [round(float(time), _DIGITS) for time in curves.index],
+            "codes": {str(code): [round(float(value), _DIGITS) for value in curves[code]] for code in curves},
+        },
+        "entropy": [round(float(value), _DIGITS) for value in prediction.entropy],
+        "personalized_for": prediction.personalized_for,
+    }

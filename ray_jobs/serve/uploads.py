@@ -1,0 +1,134 @@
+"""Uploaded videos: what is refused before anything decodes them, and the private file in which they lie meanwhile.
+
+Nothing an upload says about itself is believed: containers are chosen by content from a short list that never reads
+other files or the network, and the length is counted from the packets. What this module does not know: the web, Ray,
+and what is predicted.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+
+from clipautt.video.decoding import open_container
+
+_MAX_FRAMES_PER_SECOND = 240
+_FILE_NAME = "video"
+_ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upload may be at most."""
+
+    max_bytes: int = 50_000_000
+    """Size of the file."""
+    max_seconds: float = 60.0
+    """Length of the video, from its first frame to the end of its last."""
+    max_pixels: int = 3840 * 2160
+    """Width × height of a frame."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}={value}: expected a positive number")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request gets no prediction."""
+
+    status: int
+    """HTTP status code."""
+    detail: str
+    """One sentence for the person who asked; it names no path of this machine."""
+
+
+class RefusedError(ValueError):
+    """Carries a `Refusal` to whoever answers the request."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.refusal = Refusal(status, detail)
+
+
+@contextmanager
+def private_file(content: bytes) -> Iterator[Path]:
+    """A file that only this user can read, in a folder of its own; both are gone after the block, however it ends."""
+    with tempfile.TemporaryDirectory(prefix="clipautt-upload-") as folder:
+        path = Path(folder) / _FILE_NAME
+        path.write_bytes(content)
+        yield path
+
+
+def check_video(path: Path, limits: Limits) -> float:
+    """Open a video without decoding it, and refuse what is over a limit.
+
+    Args:
+        path: The file.
+        limits: Of its length and picture size.
+
+    Returns:
+        The length in seconds.
+
+    Raises:
+        RefusedError: 415 for what is no video that can be read, 422 for what is over a limit.
+    """
+    try:
+        with open_container(str(path)) as container:
+            if not container.streams.video:
+                raise RefusedError(415, "the file has no video in it")
+            stream = container.streams.video[0]
+            _check_pixels(stream.width, stream.height, limits)
+            if container.duration is not None:
+                _check_seconds(container.duration / av.time_base, limits)
+            return _measured_seconds(container, stream, limits)
+    except (av.FFmpegError, OSError) as error:
+        reason = without_paths(str(getattr(error, "strerror", None) or error), path)
+        raise RefusedError(415, f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})") from error
+
+
+def without_paths(text: str, path: Path) -> str:
+    """`text` without the folder of `path`, and with every other absolute path cut to its last part."""
+    text = text.replace(f"{path.parent}/", "")
+    return _ABSOLUTE_PATH.sub(lambda found: found[0].rpartition("/")[2], text)
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise RefusedError(
+            422, f"the pictures are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are taken"
+        )
+
+
+def _check_seconds(seconds: float, limits: Limits) -> None:
+    if seconds > limits.max_seconds:
+        raise RefusedError(422, f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are taken")
+
+
+def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
+    """Length by the packets' times, since browsers record files without a length and a header may say anything."""
+    first: float | None = None
+    end, frames = 0.0, 0
+    rate = float(stream.average_rate or 25)
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        frames += 1
+        if frames > limits.max_seconds * _MAX_FRAMES_PER_SECOND:
+            raise RefusedError(422, f"the video has more than {_MAX_FRAMES_PER_SECOND} frames per second")
+        time = packet.pts if packet.pts is not None else packet.dts
+        start = frames / rate if time is None else float(time * packet.time_base)
+        first = start if first is None else min(first, start)
+        end = max(end, start + float((packet.duration or 0) * packet.time_base))
+        _check_seconds(end - first, limits)
+    if first is None:
+        raise RefusedError(415, "the file has no video frames in it")
+    return end - first

@@ -1,0 +1,1 @@
+"""The store job: lists, verifies and cleans the feature store. Open `job` first."""

@@ -1,0 +1,167 @@
+"""Look after a feature store: show what lies in it, verify it, remove what nobody needs.
+
+`ls` prints a line for every fingerprint: one backbone with its weights, preprocessing, crop and sampling. `verify`
+reads everything and exits 1 where something is wrong. `gc` tells what would go, and removes it with apply=true:
+leftovers of interrupted writes, rows that a later one replaces, rows of clips that no manifest of a run has, and
+folders of features that no checkpoint was trained on. Damaged files are only renamed. Nothing of the last hour is
+removed, and where it cannot be known what is needed, everything stays.
+
+Example:
+    clipautt store ls
+    clipautt store verify store=/data/features
+    clipautt store gc manifests=[data/ward7.parquet] keep=[3f0c5d2a9b1e4d77] apply=true
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from clipautt.features.maintenance import (
+    KINDS,
+    FolderInventory,
+    Waste,
+    collect,
+    find_references,
+    inventory,
+    store_folders,
+    verify,
+)
+from ray_jobs.platform.progress import table
+
+POSITIONAL = "action"
+_ACTIONS = ("ls", "verify", "gc")
+_SHOWN = 25
+_MEANING = {
+    "leftover": "files of interrupted writes",
+    "damaged": "damaged files, renamed to _damaged-…",
+    "replaced": "rows that a later row replaces",
+    "unreferred": "rows of clips that no manifest has",
+    "folder": "folders that no checkpoint needs",
+}
+
+
+def list_store(root: Path) -> int:
+    """Print what lies in a store."""
+    folders = inventory(root)
+    table(
+        [_line(folder) for folder in folders],
+        ["fingerprint", "backbone", "px", "per s", "faces", "d", "ok", "failed", "frames", "size", "files", "written"],
+    )
+    for folder in folders:
+        for note in _notes(folder):
+            print(f"{folder.folder.name}: {note}")
+    return 0
+
+
+def verify_store(root: Path) -> int:
+    """Print what is wrong with a store; 1 where something is."""
+    findings = verify(root)
+    problems = [str(finding) for finding in findings if finding.problem]
+    _print_some([f"note: {finding}" for finding in findings if not finding.problem], "notes")
+    _print_some(problems, "problems")
+    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} in {root}")
+    return 1 if problems else 0
+
+
+def collect_garbage(root: Path, cfg: DictConfig) -> int:
+    """Print what goes, and remove it where that is asked for."""
+    keep, manifests = list(cfg.keep or ()), list(cfg.manifests or ())
+    _check_keep(root, keep)
+    references = find_references(cfg.runs, manifests=manifests, fingerprints=keep)
+    collection = collect(root, references, apply=cfg.apply)
+    for note in collection.notes:
+        print(f"note: {note}")
+    if not collection.wastes:
+        print(f"nothing to remove in {root}")
+        return 0
+    _print_some([_waste(waste) for waste in collection.wastes], "")
+    table([_sum(kind, collection.wastes) for kind in KINDS if _of(kind, collection.wastes)], ["what", "count", "size"])
+    freed = size_text(sum(waste.bytes for waste in collection.wastes if waste.kind != "damaged"))
+    print(f"{freed} freed" if cfg.apply else f"{freed} would be freed; nothing was changed: apply=true does it")
+    return 0
+
+
+def _check_keep(root: Path, keep: Sequence[object]) -> None:
+    """A fingerprint that was mistyped would not keep what it was meant to."""
+    there = [folder.name for folder in store_folders(root)]
+    for name in keep:
+        if name not in there:
+            hint = "" if isinstance(name, str) else "; it was read as a number: put it in quotes, keep=['…']"
+            raise ValueError(f"keep={name!r} is no folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them: `512 B`, `13.1 MB`."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _line(folder: FolderInventory) -> tuple[object, ...]:
+    written = folder.last_written
+    rate = "all" if folder.frames_per_second is None else f"{folder.frames_per_second:g}"
+    return (
+        folder.folder.name,
+        folder.backbone or "?",
+        folder.frame_size,
+        rate if folder.backbone else None,
+        folder.detector or "?",
+        folder.feature_dim,
+        folder.ok,
+        sum(folder.failed.values()),
+        folder.frames,
+        size_text(folder.bytes),
+        folder.files,
+        None if written is None else datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _notes(folder: FolderInventory) -> list[str]:
+    """What the table does not say of a folder."""
+    failed = ", ".join(f"{count} {status}" for status, count in folder.failed.items())
+    counted = {
+        "damaged files; `clipautt store verify` names them": folder.damaged,
+        "damaged files were set aside": folder.set_aside,
+        "leftovers of interrupted writes": folder.leftovers,
+        "rows that a later row replaces": folder.replaced,
+    }
+    found = [f"without features: {failed}"] if failed else []
+    return [*([folder.trouble] if folder.trouble else []), *found, *(f"{n} {what}" for what, n in counted.items() if n)]
+
+
+def _print_some(lines: Sequence[str], what: str) -> None:
+    for line in lines[:_SHOWN]:
+        print(line)
+    if len(lines) > _SHOWN:
+        print(f"… and {len(lines) - _SHOWN} more {what}".rstrip())
+
+
+def _waste(waste: Waste) -> str:
+    rows = f", {waste.rows} row{'' if waste.rows == 1 else 's'}" if waste.rows else ""
+    return f"{waste.kind}: {waste.path}{rows}, {size_text(waste.bytes)}"
+
+
+def _of(kind: str, wastes: Sequence[Waste]) -> list[Waste]:
+    return [waste for waste in wastes if waste.kind == kind]
+
+
+def _sum(kind: str, wastes: Sequence[Waste]) -> tuple[str, int, str]:
+    mine = _of(kind, wastes)
+    return _MEANING[kind], sum(waste.rows or 1 for waste in mine), size_text(sum(waste.bytes for waste in mine))
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    if cfg.action not in _ACTIONS:
+        raise ValueError(f"action={cfg.action!r}; allowed are {', '.join(_ACTIONS)}")
+    root = Path(cfg.store)
+    if cfg.action == "gc":
+        return collect_garbage(root, cfg)
+    return list_store(root) if cfg.action == "ls" else verify_store(root)

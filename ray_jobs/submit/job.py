@@ -1,0 +1,239 @@
+"""Run a job on a Ray cluster from here: sends the code, waits, follows the log, ends with the job's exit code.
+
+    clipautt submit <job> key=value … [--address URL]
+
+The cluster is the one at `--address` (the dashboard's URL, `http://host:8265`), else at RAY_API_SERVER_ADDRESS or
+RAY_ADDRESS, else at http://127.0.0.1:8265. From a source checkout the code travels along, without data, runs and
+caches; an installed wheel sends nothing, the cluster needs the same wheel. Ctrl-C stops the job.
+
+Paths are read on the cluster: give absolute paths on storage that its machines share, or URIs, `runs=…` included. A
+relative path there lies in a temporary folder that Ray removes.
+
+Example:
+    clipautt submit adapt name=ward7 dataset=biovid dataset.root=/shared/biovid runs=/shared/runs \\
+        --address http://head:8265
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.platform import configuration
+from ray_jobs.platform.jobs import EXIT_INTERRUPTED, find_job, overrides
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+READS_WORDS = True
+"""`main` takes the words of the command line: they are the other job's."""
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+EXCLUDES = (
+    ".git",
+    ".venv",
+    "venv",
+    "/runs",
+    "/data",
+    "/features",
+    "/outputs",
+    "/dist",
+    "/build",
+    "*.egg-info",
+    "__pycache__",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    "*.mp4",
+    "*.avi",
+    "*.webm",
+    "*.mkv",
+    "*.mov",
+    "*.log",
+)
+"""What of a checkout is not sent, in the grammar of .gitignore; a leading slash means the checkout's top only."""
+
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_POLL_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+_STOP_SECONDS = 30.0
+_LOST_AFTER_FAILURES = 10
+
+
+def main(words: Sequence[str]) -> int:
+    """Submit a job, follow it and return its exit code.
+
+    Args:
+        words: `<job> key=value … [--address URL]`.
+
+    Raises:
+        ValueError: A word is wrong; this is found out here, before anything is sent.
+        ConnectionError: No cluster answers, or it was lost on the way.
+    """
+    address, rest = _take_address(list(words))
+    if not rest:
+        raise ValueError("which job? Write `clipautt submit <job> key=value …`")
+    entrypoint = entrypoint_of(rest[0], rest[1:])
+    client = _client(address)
+    return follow(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env()))
+
+
+def entrypoint_of(name: str, words: Sequence[str]) -> str:
+    """The shell command that runs a job on the cluster, its settings checked.
+
+    Raises:
+        ValueError: The job or one of its settings does not exist.
+    """
+    job = find_job(name)
+    if job.reads_words:
+        raise ValueError(f"{name!r} runs here, it cannot be submitted")
+    settings = overrides(job, words)
+    if job.module in configuration.configured_jobs():
+        runs = configuration.complete(job.module, settings).get("runs")
+        if runs is not None and "://" not in str(runs) and not os.path.isabs(str(runs)):
+            print(f"clipautt submit: runs={runs} is relative and will be lost with the job's folder", file=sys.stderr)
+    return f"{_python()} {shlex.join(['-m', f'ray_jobs.{job.module}', *settings])}"
+
+
+def runtime_env() -> dict[str, Any]:
+    """What the cluster needs to run the job: the checkout's code, or nothing where a wheel is installed."""
+    root = configuration.checkout()
+    return {} if root is None else {"working_dir": str(root), "excludes": list(EXCLUDES)}
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> int:
+    """Print a job's log until it ends.
+
+    Args:
+        client: Of the cluster.
+        job_id: As `submit_job` returned it.
+
+    Returns:
+        The job's own exit code; 1 where it failed without one, 130 when Ctrl-C stopped it.
+
+    Raises:
+        ConnectionError: The cluster stopped answering. The job may still run.
+    """
+    print(f"submitted {job_id}; Ctrl-C stops it", file=sys.stderr, flush=True)
+    shown: list[str] = []
+    try:
+        asyncio.run(_print_log(client, job_id, shown))
+        _wait(client, job_id, None)
+        print(client.get_job_logs(job_id)[len("".join(shown)) :], end="", flush=True)  # Nothing, unless it was cut off.
+        return _exit_code(client, job_id)
+    except KeyboardInterrupt:
+        print(f"\nstopping {job_id} …", file=sys.stderr, flush=True)
+        client.stop_job(job_id)
+        _wait(client, job_id, _STOP_SECONDS)
+        return EXIT_INTERRUPTED
+    except RuntimeError as error:  # What Ray's client raises for every answer that is not a good one.
+        raise ConnectionError(f"lost the cluster; {job_id} may still run there ({_last_line(str(error))})") from error
+
+
+async def _print_log(client: JobSubmissionClient, job_id: str, shown: list[str]) -> None:
+    import aiohttp
+
+    try:
+        async for lines in client.tail_job_logs(job_id):
+            shown.append(lines)
+            print(lines, end="", flush=True)
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        print(f"clipautt submit: the log breaks off, its rest follows at the end ({error})", file=sys.stderr)
+
+
+def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
+    info = client.get_job_info(job_id)
+    if info.status == "SUCCEEDED":
+        return 0
+    print(f"clipautt submit: {job_id} {info.status.lower()}: {_last_line(info.message)}", file=sys.stderr)
+    return info.driver_exit_code or 1
+
+
+def _wait(client: JobSubmissionClient, job_id: str, seconds: float | None) -> None:
+    """Until the job has ended, or the seconds are over. A few lost answers in a row are forgiven."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    failures = 0
+    while deadline is None or time.monotonic() < deadline:
+        try:
+            if client.get_job_status(job_id).is_terminal():
+                return
+            failures = 0
+        except (ConnectionError, OSError, RuntimeError) as error:
+            failures += 1
+            if failures >= _LOST_AFTER_FAILURES:
+                raise ConnectionError(f"lost the cluster; {job_id} may still run there ({error})") from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _python() -> str:
+    """Shell words for the interpreter: that of this virtual environment where the cluster can see it, else `python`."""
+    if sys.prefix == sys.base_prefix:
+        return "python"
+    return f'"$(command -v {shlex.quote(sys.executable)} || echo python)"'
+
+
+def _take_address(words: list[str]) -> tuple[str | None, list[str]]:
+    for index, word in enumerate(words):
+        if word == "--address":
+            if index + 1 == len(words):
+                raise ValueError("--address needs a URL, for instance --address http://head:8265")
+            return words[index + 1], words[:index] + words[index + 2 :]
+        if word.startswith("--address="):
+            return word.partition("=")[2], words[:index] + words[index + 1 :]
+    return None, words
+
+
+def _client(address: str | None) -> JobSubmissionClient:
+    from ray.job_submission import JobSubmissionClient
+
+    given = [os.environ[name] for name in _ADDRESS_VARIABLES if os.environ.get(name)]
+    target = address or (given or [DEFAULT_ADDRESS])[0]
+    with _without_addresses():
+        try:
+            _await_answer(target)
+            return JobSubmissionClient(target)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise ConnectionError(
+                f"no Ray cluster takes jobs at {target}: start one with `ray start --head` on this machine, or give "
+                f"the URL of a cluster's dashboard with --address ({_last_line(str(error))})"
+            ) from error
+
+
+def _await_answer(url: str) -> None:
+    """A machine that swallows packets would keep Ray's client waiting for ever.
+
+    Raises:
+        TimeoutError: Nothing answers within the deadline.
+    """
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(url, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise error.reason from error
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Ray lets the environment win over an explicit address; here the address given wins."""
+    kept = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _last_line(text: str | None) -> str:
+    return ((text or "").strip().splitlines() or ["no reason given"])[-1]

@@ -1,0 +1,203 @@
+"""What a sweep leaves behind: the table of trials, the best settings as commands, the figures.
+
+What this module does not know: how trials were run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from omegaconf import OmegaConf
+
+from clipautt.evaluation.reports import sweep_figures
+from ray_jobs.platform.configuration import compose, flatten, quoted
+from ray_jobs.platform.progress import table
+from ray_jobs.platform.runs import write_atomic
+from ray_jobs.sweep.space import SearchSpace
+from ray_jobs.sweep.trial import METRICS, SweepJob, model_folder
+
+_TUNING_FIELDS = (
+    "steps",
+    "learning_rate",
+    "learning_rate_unit",
+    "kl_weight",
+    "balance_weight",
+    "windows_per_clip",
+    "memory",
+    "per_au_context",
+)
+_BEST_HEADER = """\
+# The best trial of a sweep: `commands` train and adapt with its settings; run them one after the other.
+# `train` and `adapt` are the words of these commands, `model` is the checkpoint that the trial itself used.
+"""
+_SHOWN = 5
+_FEWEST_FOR_IMPORTANCES = 8
+_PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
+_WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
+
+
+def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Mapping[str, Any]) -> int:
+    """Write `trials.parquet`, `best.yaml` and the figures into the run folder, and print the best trials.
+
+    Args:
+        job: of the sweep.
+        trials: from `sweep.read_trials`.
+        study: the Optuna study, for the importances.
+        settings: of the run, plain and resolved.
+
+    Returns:
+        The exit code: 1 where no trial finished well.
+    """
+    folder = Path(job.folder)
+    aside = folder / ".trials.parquet"
+    trials.to_parquet(aside, index=False)
+    aside.replace(folder / "trials.parquet")
+    print_counts(trials, job.space)
+    best = best_trial(trials)
+    if best is None:
+        print(f"no trial finished well, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
+        return 1
+    facts = best_settings(job, best, settings)
+    text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
+    write_atomic(folder / "best.yaml", text.encode())
+    for note in draw(job.space, trials, study, folder / "figures"):
+        print(note)
+    print_best(trials, job.space)
+    print(f"\nTo use the best one (also in {folder / 'best.yaml'}):")
+    for command in facts["commands"]:
+        print(f"  {command}")
+    print(f"\ntrials, study and figures: {folder}")
+    return 0
+
+
+def best_trial(trials: pd.DataFrame) -> pd.Series | None:
+    """The trial of the highest UAR, of equal ones the first; None where none finished well."""
+    good = trials[trials["status"] == "ok"]
+    return None if good.empty else good.iloc[int(good["uar"].argmax())]
+
+
+def values_of(trial: pd.Series, space: SearchSpace) -> dict[str, Any]:
+    """The values that a trial chose, as plain Python values; what did not matter in it is left out."""
+    names = [dimension.name for dimension in space.dimensions]
+    chosen = {name: trial[name] for name in names if not pd.isna(trial[name])}
+    return {name: value.item() if hasattr(value, "item") else value for name, value in chosen.items()}
+
+
+def best_settings(job: SweepJob, trial: pd.Series, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `best.yaml` holds.
+
+    Args:
+        job: of the sweep.
+        trial: a row of the table of trials.
+        settings: of the run, plain and resolved.
+
+    Returns:
+        The trial's number, figures, values and model, the words for `clipautt train` and `clipautt adapt`, and the
+        commands made of them. Training includes a model without subject baseline, which `adapt` compares with.
+    """
+    values = values_of(trial, job.space)
+    training, adaptation = job.space.configs(values)
+    name = f"{settings['name']}-best"
+    shared = {key: settings[key] for key in ("manifest", "store", "runs")} | {"name": name}
+    frames = {key: settings[key] for key in ("backbone", "faces", "sampling")}
+    own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
+    baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
+    train = words_for("train", shared | frames | {"train": own, "baselines": baselines})
+    idle = () if adaptation.tunes else _TUNING_FIELDS
+    chosen = {key: value for key, value in asdict(adaptation).items() if key not in idle}
+    checkpoint = str(Path(settings["runs"]) / "train" / name)
+    adapt = words_for("adapt", shared | {"checkpoint": checkpoint, "adapt": chosen}, ["adapt=clip_au"])
+    return {
+        "trial": int(trial["number"]),
+        "validation": {metric: round(float(trial[metric]), 6) for metric in METRICS},
+        "values": values,
+        "model": str(model_folder(job, training)),
+        "train": train,
+        "adapt": adapt,
+        "commands": [shlex.join(["clipautt", "train", *train]), shlex.join(["clipautt", "adapt", *adapt])],
+    }
+
+
+def words_for(job: str, wanted: Mapping[str, Any], base: Sequence[str] = ()) -> list[str]:
+    """The `key=value` words that turn a job's defaults into the wanted settings.
+
+    Args:
+        job: name of the job.
+        wanted: settings; those that are not named stay at the job's defaults.
+        base: words to begin with.
+    """
+    defaults = flatten(OmegaConf.to_container(compose(job, base), resolve=True, throw_on_missing=False))
+    given = flatten(dict(wanted))
+    return [*base, *(f"{key}={_written(value)}" for key, value in given.items() if defaults.get(key, ...) != value)]
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, str):
+        plain = _PLAIN_TEXT.fullmatch(value) and value.lower() not in _WORDS_OF_YAML
+        return value if plain else quoted(value)
+    return repr(value)
+
+
+def draw(space: SearchSpace, trials: pd.DataFrame, study: Any, folder: Path) -> list[str]:
+    """Write the figures; returns a note for each that could not be drawn."""
+    notes = []
+    good = trials[trials["status"] == "ok"]
+    sweep_figures.history(folder / "history.png", trials)
+    if "window_length" in good and good["window_length"].nunique() > 1:
+        sweep_figures.window_curve(folder / "window_length.png", good)
+    else:
+        notes.append("no window-length curve: all trials have one length")
+    if len(good) < _FEWEST_FOR_IMPORTANCES or good["uar"].nunique() < 2:
+        notes.append(
+            f"no importances: they need {_FEWEST_FOR_IMPORTANCES} finished trials that differ, there are {len(good)}"
+        )
+    else:
+        sweep_figures.importances(folder / "importances.png", importances(study), num_trials=len(good))
+    return notes
+
+
+def importances(study: Any) -> dict[str, float]:
+    """Share of each dimension in what makes a trial good; conditional PED-ANOVA (arXiv 2304.10255, 2601.20800)."""
+    import optuna
+
+    found = optuna.importance.get_param_importances(study)
+    return {str(name): float(share) for name, share in found.items()}
+
+
+def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:
+    """How many trials there are of each kind, and the first reasons of failed ones."""
+    counts = trials["status"].value_counts()
+    parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "interrupted") if status in counts]
+    values = trials.loc[trials["status"] == "ok", [dimension.name for dimension in space.dimensions]]
+    print(f"trials: {', '.join(parts)}; {len(values.drop_duplicates())} different ones finished")
+    failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
+    if len(failed):
+        table(failed[["number", "reason"]].head(_SHOWN).to_numpy().tolist(), ["failed trial", "reason"])
+
+
+def print_best(trials: pd.DataFrame, space: SearchSpace) -> None:
+    """The best trials with their values."""
+    good = trials[trials["status"] == "ok"].sort_values(["uar", "number"], ascending=[False, True])
+    rows = []
+    for _, trial in good.head(_SHOWN).iterrows():
+        values = values_of(trial, space)
+        figures = [f"{100 * trial[metric]:.1f} %" for metric in METRICS]
+        rows.append([int(trial["number"]), *figures, *(values.get(dimension.name) for dimension in space.dimensions)])
+    table(rows, ["trial", *map(str.upper, METRICS), *(dimension.name for dimension in space.dimensions)])
+    compared = good.head(1).dropna(subset="agreement")
+    for _, best in compared.iterrows():
+        print(f"trial {best['number']} agrees with the exact mode in {100 * best['agreement']:.1f} % of some decisions")

@@ -1,0 +1,204 @@
+"""One trial of a sweep: train CLIP-AU or take it from the run folder, personalize to validation subjects, score.
+
+What this module does not know: Ray, and how the values of a trial are chosen. Target subjects never come here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipautt.action_units import TASKS
+from clipautt.adaptation.agreement import exact_counterpart, exact_sample
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.driver import SubjectResult, adapt
+from clipautt.adaptation.source import OK, Source
+from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+from clipautt.clips import Manifest, Split
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec
+from clipautt.features.store import FeatureStore
+from clipautt.metrics import score
+from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, load_checkpoint, save_checkpoint
+from clipautt.model.network import initial_model
+from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, class_shares, fit
+from ray_jobs.sweep.space import SearchSpace
+
+_COMPARED_SUBJECTS = 3
+METRICS = ("uar", "war", "f1")
+"""Means over validation subjects, in 0..1; the first one is what trials are chosen by."""
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What every trial needs to know; plain values only."""
+
+    backbone: BackboneConfig
+    """Text tower and fingerprint."""
+    features: FeatureSpec
+    """Of the store."""
+    space: SearchSpace
+    """What trials choose from."""
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    manifest: str
+    """Fingerprint, for the checkpoints."""
+    folder: str
+    """Run folder; `models/` in it holds one checkpoint per training configuration."""
+
+
+@dataclass(frozen=True, repr=False)
+class SweepData:
+    """Features of the source subjects, shared by all trials."""
+
+    train: tuple[Example, ...]
+    """Labelled clips to train on; no centre removed yet."""
+    unseen: tuple[ClipFeatures, ...]
+    """Clips of the validation subjects; they carry no labels."""
+    answers: dict[str, int]
+    """Clip id → class index of the validation clips, to score with."""
+
+
+def load_data(manifest: Manifest, store: FeatureStore) -> SweepData:
+    """The source subjects' features; target clips are not asked for.
+
+    Raises:
+        ValueError: if a source split has no clip with features.
+    """
+    train, labels = _labelled(manifest, store, "source_train")
+    unseen, answers = _labelled(manifest, store, "source_val")
+    return SweepData(tuple(Example(clip, labels[clip.clip_id]) for clip in train), unseen, answers)
+
+
+def _labelled(manifest: Manifest, store: FeatureStore, split: Split) -> tuple[tuple[ClipFeatures, ...], dict[str, int]]:
+    clips = manifest.of_split(split)
+    loaded = store.load(clips)
+    if not loaded:
+        raise ValueError(
+            f"{len(clips)} {split} clips, none with features; a sweep trains on source_train, selects on source_val"
+        )
+    labels = {clip.clip_id: manifest.label_index(clip) for clip in clips if clip.clip_id in loaded}
+    return tuple(loaded.values()), labels
+
+
+def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict[str, Any]:
+    """One trial: train or reuse the model, personalize to the validation subjects, score.
+
+    Args:
+        config: the trial's values by name of dimension; other keys are ignored.
+        job: see `SweepJob`.
+        data: see `SweepData`.
+
+    Returns:
+        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of some subjects'
+        decisions that are the exact mode's, where prompts are tuned in another one) and `fallbacks` (clips that
+        kept the source prompts because numbers stopped being finite).
+    """
+    began = time.perf_counter()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    training, adaptation = job.space.configs(config)
+    backbone = _backbone(job.backbone)
+    checkpoint, trained = trained_model(job, training, data, backbone)
+    figures = score_unseen(Source(checkpoint, backbone), data, adaptation)
+    return figures | {"seconds": time.perf_counter() - began, "trained": trained}
+
+
+@lru_cache(maxsize=1)
+def _backbone(config: BackboneConfig) -> Backbone:
+    """Loaded once per process; trials follow each other in it."""
+    return load_backbone(config).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[str, Any]:
+    """Personalize to every validation subject without labels, then score: means over subjects."""
+    scores, fallbacks = [], 0
+    results = adapt(source, data.unseen, config)
+    for result in results.values():
+        predicted = [prediction.label_index for prediction in result.predictions]
+        true = [data.answers[prediction.clip_id] for prediction in result.predictions]
+        scores.append(asdict(score(predicted, true, num_classes=len(source.classes))))
+        fallbacks += sum(prediction.status != OK for prediction in result.predictions)
+    figures: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in METRICS}
+    return figures | {"fallbacks": fallbacks, "agreement": _agreement(source, data, config, results)}
+
+
+def _agreement(
+    source: Source, data: SweepData, config: AdaptConfig, results: Mapping[str, SubjectResult]
+) -> float | None:
+    """Share of a few subjects' decisions that are the exact mode's; None for the exact mode itself."""
+    if not config.cheap:
+        return None
+    chosen = exact_sample(results, _COMPARED_SUBJECTS)
+    clips = [clip for clip in data.unseen if clip.subject_id in chosen]
+    exact = adapt(source, clips, exact_counterpart(config))
+    same = [
+        p.label_index == q.label_index
+        for subject, result in exact.items()
+        for p, q in zip(result.predictions, results[subject].predictions, strict=True)
+    ]
+    return float(np.mean(same))
+
+
+def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone: Backbone) -> tuple[Checkpoint, bool]:
+    """The CLIP-AU of a training configuration, from the run folder or trained now.
+
+    Returns:
+        The checkpoint, and whether it was trained now.
+    """
+    folder = model_folder(job, config)
+    if (folder / "checkpoint.json").is_file():
+        return load_checkpoint(folder), False
+    with torch.no_grad():
+        prompts = backbone.tokenize(PHRASES, context=config.context)
+        text = backbone.encode_prompts(prompts)
+    labels = {example.clip.clip_id: example.label for example in data.train}
+    centred = centre_subjects([example.clip for example in data.train], config.subject_baseline)
+    model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
+    fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
+    task = next((task for task in TASKS.values() if task.classes == job.classes), None)
+    spec = CheckpointSpec(
+        classes=job.classes,
+        phrases=PHRASES,
+        context=config.context,
+        context_tokens=prompts.num_context,
+        features=job.features,
+        subject_baseline=config.subject_baseline,
+        window=config.window,
+        training=asdict(config)
+        | {"manifest": job.manifest, "class_shares": class_shares([*labels.values()], num_classes=len(job.classes))},
+        metrics={},
+        descriptions=task.descriptions if task else (),
+        backbone=job.backbone,
+    )
+    checkpoint = Checkpoint(model.cpu().requires_grad_(False), spec)
+    _keep(checkpoint, folder)
+    return checkpoint, True
+
+
+def model_folder(job: SweepJob, config: TrainConfig) -> Path:
+    """Where the model of a training configuration is kept."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(job.folder) / "models" / digest
+
+
+def _keep(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write aside and rename; of two trials that trained the same model at once, the first one's is kept."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    save_checkpoint(checkpoint, aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
+        if not (folder / "checkpoint.json").is_file():
+            raise

@@ -1,0 +1,353 @@
+"""Train CLIP-AU on features of the source subjects.
+
+What the store lacks is extracted first. One checkpoint is written per subject baseline, each with the figures on the
+source-validation subjects; target subjects are never looked at. With `train.features=streamed` the training clips are
+decoded and encoded again in each epoch, which takes longer and lets their pictures be augmented.
+
+Example:
+    clipautt train manifest=data/hard/manifest.parquet train.epochs=10 name=hard
+    clipautt train manifest=data/hard/manifest.parquet train.features=streamed train.augmentation.flip=0.5 name=flipped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from clipautt.action_units import TASKS
+from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+from clipautt.clips import Clip, Manifest, Split
+from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
+from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
+from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, checkpoint_folder, save_checkpoint
+from clipautt.model.network import initial_model
+from clipautt.model.training import (
+    PHRASES,
+    Example,
+    TrainConfig,
+    centre_subjects,
+    class_shares,
+    fit,
+    subject_centres,
+    validate,
+)
+from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share
+from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.manifests import load_manifest
+from ray_jobs.platform.progress import table
+from ray_jobs.platform.runs import open_run
+from ray_jobs.train.streaming import TRAINER_CPUS, StreamConfig, StreamedClips, beside_trainer
+
+EPOCHS_FILE = "epochs.jsonl"
+"""In the run folder: a line per epoch that was trained on streamed features."""
+_LOOK_EVERY_SECONDS = 0.5
+_SHOWN_CLIPS = 20
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every training worker needs to know; plain values only."""
+
+    manifest: Manifest
+    """Source clips are taken from it."""
+    store_root: str
+    """Folder of the feature store."""
+    backbone: BackboneConfig
+    """For the text features, and to name the features."""
+    features: FeatureSpec
+    """Of the store."""
+    configs: tuple[TrainConfig, ...]
+    """One per checkpoint."""
+    folder: str
+    """Checkpoints are written to `<folder>/checkpoints/<subject baseline>`."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """For configurations whose features are streamed."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether any configuration trains straight from decoded clips."""
+        return any(config.features == "streamed" for config in self.configs)
+
+
+def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[str, dict[str, float]]:
+    """Train every configuration that has no checkpoint yet, on the connected Ray.
+
+    Returns:
+        subject baseline → figures on source-validation subjects.
+
+    Raises:
+        ValueError: if features are to be streamed, and there are several workers or too few cores.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    todo = [
+        c for c in job.configs if not (checkpoint_folder(job.folder, c.subject_baseline) / "checkpoint.json").is_file()
+    ]
+    if todo:
+        for config in todo:
+            check_streaming(config, job.stream, workers=workers)
+        gpu = 0.0 if job.streamed else gpu_share(cluster)  # the encoders need it, and the model is small
+        resources = {"GPU": gpu} if gpu else {"CPU": TRAINER_CPUS}
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": ray.put(replace(job, configs=tuple(todo)))},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu > 0, resources_per_worker=resources),
+            run_config=RunConfig(
+                name="ray_train",
+                storage_path=str(Path(job.folder).absolute()),
+                failure_config=FailureConfig(max_failures=2),
+            ),
+        )
+        with _epochs_shown(Path(job.folder) / EPOCHS_FILE):
+            trainer.fit()
+    from clipautt.model.checkpoint import load_checkpoint
+
+    return {
+        c.subject_baseline: load_checkpoint(checkpoint_folder(job.folder, c.subject_baseline)).spec.metrics
+        for c in job.configs
+    }
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """Runs on every worker; rank 0 writes the checkpoints."""
+    import ray
+    import ray.train
+    import torch
+
+    job: TrainJob = ray.get(settings["job"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    backbone = load_backbone(job.backbone)
+    for config in job.configs:
+        metrics = _train_one(job, config, backbone, rank=rank, world=world)
+        ray.train.report({"subject_baseline": config.subject_baseline, **metrics})
+
+
+def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: int, world: int) -> dict[str, float]:
+    """Train one configuration and write its checkpoint; the figures on source-validation subjects."""
+    import ray.train.torch
+    import torch
+
+    store = FeatureStore(job.store_root, job.features)
+    with torch.no_grad():
+        prompts = backbone.tokenize(PHRASES, context=config.context)
+        text = backbone.encode_prompts(prompts)
+    model = initial_model(backbone.feature_dim, len(PHRASES), len(job.manifest.classes), seed=config.seed)
+    trained = ray.train.torch.prepare_model(model, move_to_device=False) if world > 1 else model
+    if config.features == "streamed":
+        stream = streamed_clips(job, config, store)
+        fit(trained, text, stream.batches, config, on_epoch=_note_epochs(job, config, stream))
+    else:
+        examples = load_examples(job.manifest, store, job.manifest.of_split("source_train"), config.subject_baseline)
+        fit(trained, text, examples, config, rank=rank, world_size=world)
+    held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config.subject_baseline)
+    metrics = dict(validate(model.eval(), text, held_out, config))
+    if rank == 0:
+        spec = _spec(job, config, metrics, prompts.num_context)
+        save_checkpoint(
+            Checkpoint(model.requires_grad_(False), spec), checkpoint_folder(job.folder, config.subject_baseline)
+        )
+    return metrics
+
+
+def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> StreamedClips:
+    """The training clips to stream, without those that are known to fail.
+
+    Subjects' centres are those of the clips as they are, and come from the store; without a subject baseline the store
+    need not have the training clips.
+    """
+    clips = job.manifest.of_split("source_train")
+    labels = {clip.clip_id: job.manifest.label_index(clip) for clip in clips}
+    if config.subject_baseline == "none":
+        status = store.status()
+        failed = set(status.loc[~status["status"].isin({OK, *TRIED_AGAIN}), "clip_key"])
+        readable, centres = [clip for clip in clips if clip_key(clip) not in failed], {}
+    else:
+        loaded = store.load(clips)
+        readable = [clip for clip in clips if clip.clip_id in loaded]
+        centres = subject_centres(loaded.values(), config.subject_baseline)
+    return StreamedClips(
+        readable,
+        labels,
+        centres,
+        config,
+        backbone=job.backbone,
+        fingerprint=job.features.backbone_fingerprint,
+        frames=job.features.frames,
+        stream=job.stream,
+    )
+
+
+def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) -> None:
+    """Refuse what cannot be streamed on the connected Ray, before anything is computed.
+
+    Raises:
+        ValueError: for several workers or too few cores.
+    """
+    if config.features != "streamed":
+        return
+    if workers > 1:
+        raise ValueError(
+            f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
+            "take the rest of the cluster; take workers=1 or train.features=cached"
+        )
+    beside_trainer(stream.pipeline, stream.cluster)
+
+
+def _note_epochs(job: TrainJob, config: TrainConfig, stream: StreamedClips) -> Callable[[int, float], None]:
+    """What adds a line to the run's file of epochs."""
+    file = Path(job.folder) / EPOCHS_FILE
+
+    def note(epoch: int, loss: float) -> None:
+        row = {"subject_baseline": config.subject_baseline, "epoch": epoch, "epochs": config.epochs, "loss": loss}
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row | asdict(stream.figures)) + "\n")
+
+    return note
+
+
+@contextlib.contextmanager
+def _epochs_shown(file: Path) -> Iterator[None]:
+    """Print the epochs that are added to the file inside this block; what a worker prints itself is not shown."""
+    start, done = file.stat().st_size if file.exists() else 0, threading.Event()
+
+    def follow() -> None:
+        at, last = start, False
+        while not last:
+            last = done.wait(_LOOK_EVERY_SECONDS)
+            for line in _lines_from(file, at):
+                at += len(line)
+                print("\n".join(epoch_lines(json.loads(line))), flush=True)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _lines_from(file: Path, start: int) -> list[bytes]:
+    """The whole lines behind a place in the file."""
+    if not file.exists():
+        return []
+    with file.open("rb") as lines:
+        lines.seek(start)
+        return [line for line in lines.readlines() if line.endswith(b"\n")]
+
+
+def epoch_lines(row: dict[str, Any]) -> list[str]:
+    """What is printed about a streamed epoch: a line with loss and speed, and one for each clip that was left out."""
+    rate, frames = (row[name] / max(row["seconds"], 1e-9) for name in ("clips", "frames"))
+    epoch = f"train {row['subject_baseline']}: epoch {row['epoch'] + 1}/{row['epochs']}, loss {row['loss']:.4f}"
+    left_out = list(row["left_out"].items())
+    ends = [f"{len(left_out)} left out"] if left_out else []
+    first = ", ".join([epoch, f"{row['clips']} clips", f"{rate:.3g} clips/s", f"{frames:.3g} frames/s", *ends])
+    more = [f"  … and {len(left_out) - _SHOWN_CLIPS} more"] if len(left_out) > _SHOWN_CLIPS else []
+    return [first, *(f"  {clip_id}: {reason}" for clip_id, reason in left_out[:_SHOWN_CLIPS]), *more]
+
+
+def load_examples(
+    manifest: Manifest, store: FeatureStore, clips: Sequence[Clip], baseline: SubjectBaseline
+) -> list[Example]:
+    """Labelled clips with features, each subject's centre removed."""
+    loaded = store.load(clips)
+    labels = {clip.clip_id: manifest.label_index(clip) for clip in clips}
+    return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(list(loaded.values()), baseline)]
+
+
+def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context_tokens: int) -> CheckpointSpec:
+    classes = job.manifest.classes
+    task = next((task for task in TASKS.values() if task.classes == classes), None)
+    labels = [job.manifest.label_index(clip) for clip in job.manifest.of_split("source_train")]
+    shares = class_shares(labels, num_classes=len(classes))
+    return CheckpointSpec(
+        classes=classes,
+        phrases=PHRASES,
+        context=config.context,
+        context_tokens=context_tokens,
+        features=job.features,
+        subject_baseline=config.subject_baseline,
+        window=config.window,
+        training=asdict(config) | {"manifest": job.manifest.fingerprint, "class_shares": shares},
+        metrics=metrics,
+        descriptions=task.descriptions if task else (),
+        backbone=job.backbone,
+    )
+
+
+def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
+    """One training configuration per subject baseline."""
+    unknown = [b for b in cfg.baselines if b not in SUBJECT_BASELINES]
+    if unknown or not cfg.baselines:
+        raise ValueError(f"baselines={list(cfg.baselines)}; allowed are {', '.join(SUBJECT_BASELINES)}, at least one")
+    base = instantiate(cfg.train)
+    return tuple(replace(base, subject_baseline=baseline) for baseline in cfg.baselines)
+
+
+def make_job(cfg: DictConfig, manifest: Manifest, features: FeatureSpec, folder: Path) -> TrainJob:
+    """The job that a composed configuration describes."""
+    return TrainJob(
+        manifest,
+        str(Path(cfg.store).absolute()),
+        instantiate(cfg.backbone),
+        features,
+        train_configs(cfg),
+        str(folder),
+        stream_config(cfg),
+    )
+
+
+def stream_config(cfg: DictConfig) -> StreamConfig:
+    """What decoding and encoding may take."""
+    return StreamConfig(instantiate(cfg.cluster), instantiate(cfg.pipeline), instantiate(cfg.limits))
+
+
+def stored_splits(configs: Sequence[TrainConfig]) -> tuple[Split, ...]:
+    """The splits whose features training takes from the store; streamed clips are needed there for centres only."""
+    if all(config.features == "streamed" and config.subject_baseline == "none" for config in configs):
+        return ("source_val",)
+    return ("source_train", "source_val")
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the job."""
+    configs, stream = train_configs(cfg), stream_config(cfg)
+    manifest = load_manifest(cfg)
+    run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
+    with connect(stream.cluster):
+        check_streaming(configs[0], stream, workers=cfg.workers)
+        store, summary = extract(
+            manifest.of_split(*stored_splits(configs)),
+            instantiate(cfg.backbone),
+            instantiate(cfg.sampling),
+            cfg.store,
+            cluster=stream.cluster,
+            faces=instantiate(cfg.faces),
+            limits=stream.limits,
+            pipeline=stream.pipeline,
+        )
+        report_failures(summary)
+        figures = train(make_job(cfg, manifest, store.spec, run.folder), cluster=stream.cluster, workers=cfg.workers)
+    print_figures(figures)
+    print(f"checkpoints: {run.folder / 'checkpoints'}")
+    return 0
+
+
+def print_figures(figures: dict[str, dict[str, float]]) -> None:
+    """A short table of the figures on source-validation subjects."""
+    rows = [(name, f"{100 * m['war']:.1f} %", f"{100 * m['uar']:.1f} %") for name, m in figures.items() if m]
+    if rows:
+        table(rows, ["subject baseline", "validation WAR", "validation UAR"])

@@ -1,0 +1,180 @@
+"""Training examples straight from decoded clips: one run of the pipeline per epoch, in the order of that epoch.
+
+Clips become examples as they arrive and are forgotten after their batch, so an epoch of any size fits in memory. What
+this module does not know: the model, and who trains it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from clipautt.backbones.loading import BackboneConfig
+from clipautt.clips import Clip
+from clipautt.features.clip_features import ClipFeatures
+from clipautt.features.store import TRIED_AGAIN
+from clipautt.model.training import Example, TrainConfig, epoch_order
+from clipautt.video.reader import FrameSpec
+from clipautt.video.reader_process import ReadLimits
+from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus
+from ray_jobs.platform.extraction.pipeline import CPU_SLOT, EncodedClip, Pipeline, PipelineConfig
+
+TRAINER_CPUS = 1.0
+"""Cores that the worker with the model holds while others decode and encode for it."""
+_HELD_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What decoding and encoding take, as in an extraction; plain values that travel to the training worker."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """For the share of a GPU."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How much of the cluster to take, before the trainer has its part."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """Of reading one clip."""
+
+
+@dataclass
+class EpochFigures:
+    """What one epoch streamed so far."""
+
+    clips: int = 0
+    """Clips that became examples."""
+    frames: int = 0
+    """Their frames."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Clip id → why it could not be read or encoded."""
+    seconds: float = 0.0
+    """From the start of the epoch to its last example, the encoders' start included."""
+
+
+class StreamedClips:
+    """Source clips that are decoded and encoded again in every epoch, on the connected Ray.
+
+    The order is that of training on stored features, as long as the same clips can be read: a clip that turns out to be
+    unreadable in the first epoch is passed over there and is not asked for again, so take out beforehand what is
+    known to fail. A clip whose worker died is tried again after all others; the batches wait for it, but not for more
+    than some hundred clips, and it then comes when it comes.
+
+    Args:
+        clips: source clips; their ids are unique.
+        labels: clip id → class index.
+        centres: subject → what is removed from its frame features, [d]; empty removes nothing.
+        config: order, batches and augmentation.
+        backbone: what encodes.
+        fingerprint: of the backbone.
+        frames: how a clip becomes frames.
+        stream: see `StreamConfig`.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        labels: Mapping[str, int],
+        centres: Mapping[str, Tensor],
+        config: TrainConfig,
+        *,
+        backbone: BackboneConfig,
+        fingerprint: str,
+        frames: FrameSpec,
+        stream: StreamConfig,
+    ) -> None:
+        self.clips, self.labels, self.centres, self.config = list(clips), labels, centres, config
+        self.backbone, self.fingerprint, self.frames, self.stream = backbone, fingerprint, frames, stream
+        self.figures = EpochFigures()
+        self._unusable: set[str] = set()
+
+    def batches(self, epoch: int) -> Iterator[list[Example]]:
+        """The batches of an epoch, as their clips arrive; `figures` then tells about it."""
+        began, self.figures = time.monotonic(), EpochFigures()
+        order = [self.clips[i] for i in epoch_order([clip.clip_id for clip in self.clips], self.config, epoch)]
+        arriving = in_listed_order(self._pipeline(epoch).run(order, in_order=True), order)
+        examples = (self._example(encoded) for encoded in arriving if self._usable(encoded))
+        while batch := list(islice(examples, self.config.batch_size)):
+            self.figures.seconds = time.monotonic() - began
+            yield batch
+        self.clips = [clip for clip in self.clips if clip.clip_id not in self._unusable]
+
+    def _pipeline(self, epoch: int) -> Pipeline:
+        augmentation = self.config.augmentation
+        return Pipeline(
+            self.backbone,
+            self.fingerprint,
+            self.frames,
+            config=beside_trainer(self.stream.pipeline, self.stream.cluster),
+            cluster=self.stream.cluster,
+            limits=self.stream.limits,
+            augment=partial(augmentation.transform, seed=self.config.seed, epoch=epoch) if augmentation.on else None,
+        )
+
+    def _usable(self, encoded: EncodedClip) -> bool:
+        if encoded.features is None:
+            self.figures.left_out[encoded.clip.clip_id] = encoded.reason
+            if encoded.status not in TRIED_AGAIN:
+                self._unusable.add(encoded.clip.clip_id)
+        return encoded.features is not None
+
+    def _example(self, encoded: EncodedClip) -> Example:
+        assert encoded.features is not None and encoded.times is not None
+        clip, features = encoded.clip, torch.from_numpy(encoded.features)
+        centre = self.centres.get(clip.subject_id)
+        features = features if centre is None else features - centre
+        self.figures.clips += 1
+        self.figures.frames += len(features)
+        return Example(ClipFeatures(clip.clip_id, clip.subject_id, features, encoded.times), self.labels[clip.clip_id])
+
+
+def in_listed_order(arriving: Iterable[EncodedClip], listed: Sequence[Clip]) -> Iterator[EncodedClip]:
+    """Clips in the order of listing, though a few arrive late.
+
+    At most some hundred clips wait for an earlier one; it is then passed over and given when it arrives.
+
+    Args:
+        arriving: every listed clip once.
+        listed: the order; ids are unique.
+    """
+    due = deque(clip.clip_id for clip in listed)
+    early: dict[str, EncodedClip] = {}
+    late: set[str] = set()
+    for encoded in arriving:
+        if encoded.clip.clip_id in late:
+            yield encoded
+            continue
+        early[encoded.clip.clip_id] = encoded
+        while due and (due[0] in early or len(early) > _HELD_CLIPS):
+            first = due.popleft()
+            if first in early:
+                yield early.pop(first)
+            else:
+                late.add(first)
+
+
+def beside_trainer(pipeline: PipelineConfig, cluster: ClusterConfig) -> PipelineConfig:
+    """The pipeline's settings with fewer encoders where the trainer's core would leave no place for decoders.
+
+    Raises:
+        ValueError: if the cluster has too few cores for the trainer, a decoder and an encoder.
+    """
+    gpu, cores = gpu_share(cluster) > 0, num_cpus()
+    decoder = pipeline.decoder_cpus or (1.0 if gpu else CPU_SLOT)
+    encoder = 0.0 if gpu else CPU_SLOT
+    free = cores - TRAINER_CPUS - decoder
+    if free < encoder:
+        raise ValueError(
+            f"train.features=streamed needs {TRAINER_CPUS + decoder + encoder:g} cores, {TRAINER_CPUS:g} to train, "
+            f"{decoder:g} to decode and {encoder:g} to encode, and the cluster has {cores}; "
+            f"take train.features=cached or a larger cluster{', or fewer pipeline.decoder_cpus' * (decoder > CPU_SLOT)}"
+        )
+    if gpu:
+        return pipeline
+    encoders = min(pipeline.encoders or cores, int(free / encoder))
+    return replace(pipeline, encoders=encoders, min_encoders=min(pipeline.min_encoders or encoders, encoders))

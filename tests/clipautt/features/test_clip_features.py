@@ -1,0 +1,67 @@
+"""Features of a clip: how they are made, and the centre of a subject's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipautt.clips import Clip
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, encode_clip, fingerprint_of, subject_centre
+from clipautt.video.decoding import DecodeError, Sampling
+from clipautt.video.faces import FaceConfig
+from clipautt.video.preprocessing import Preprocessing
+from clipautt.video.reader import FrameSpec
+from tests.support.fakes import FEATURE_DIM, numbered_frames, shared_backbone, write_video
+
+SPEC = FrameSpec(shared_backbone().preprocessing)
+
+
+def test_encode_clip_is_decoding_and_the_image_tower(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", numbered_frames(26))
+    features = encode_clip(Clip("c1", "s1", str(path), "target", end_seconds=1.0), shared_backbone(), SPEC)
+    assert (features.clip_id, features.subject_id) == ("c1", "s1")
+    assert features.features.shape == (13, FEATURE_DIM) and features.times.shape == (13,)
+    assert features.face_found is not None and features.face_found.tolist() == [True] * 13
+    assert not features.features.requires_grad and (features.features - features.features[0]).abs().max() > 0.01
+    assert features.features.is_inference() is False
+    with pytest.raises(DecodeError, match="clip 'c1'"):
+        broken = tmp_path / "broken.mp4"
+        broken.write_text("x")
+        encode_clip(Clip("c1", "s1", str(broken), "target"), shared_backbone(), SPEC)
+
+
+def test_specification_survives_json() -> None:
+    spec = FeatureSpec.of(shared_backbone(), Sampling(None), FaceConfig("cascade", margin=0.3))
+    again = FeatureSpec.from_json(json.loads(json.dumps(asdict(spec))))
+    assert again == spec and again.fingerprint == spec.fingerprint
+    assert fingerprint_of(json.loads(json.dumps(spec.facts))) == spec.fingerprint
+
+
+def test_fingerprint_literal() -> None:
+    """Stores that are there are found by it, so it may not change by itself."""
+    frames = FrameSpec(Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "area"), Sampling(12.5))
+    assert FeatureSpec("fake", "0123456789abcdef", frames, 16).fingerprint == "b40dd3b8bd94a936"
+
+
+def test_clip_features_have_no_label() -> None:
+    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
+
+
+def test_subject_centres_literal() -> None:
+    frames = torch.tensor([[0.0, 1.0], [1.0, 1.0], [8.0, 4.0]])
+    assert subject_centre(frames, "none").tolist() == [0, 0]
+    assert subject_centre(frames, "mean").tolist() == [3, 2]
+    assert subject_centre(frames, "median").tolist() == [1, 1]
+    with pytest.raises(ValueError, match="subject_baseline='mode'; allowed are none, mean, median"):
+        subject_centre(frames, "mode")  # type: ignore[arg-type]
+
+
+def test_median_stays_at_the_resting_face_where_the_mean_moves_away() -> None:
+    rest = torch.randn(80, 4, generator=torch.Generator().manual_seed(0)) * 0.1
+    frames = torch.cat([rest, rest[:30] + 10])
+    assert subject_centre(frames, "median").abs().max() < 0.15
+    assert subject_centre(frames, "mean").abs().min() > 2

@@ -1,0 +1,182 @@
+"""CLIP-AU itself, and the checkpoint that carries it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipautt.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from clipautt.model.network import ClipAU, count_parameters, initial_model
+from clipautt.model.windows import WindowSpec
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
+from clipautt.video.preprocessing import Preprocessing
+from tests.support.fakes import (
+    FEATURE_DIM,
+    PHRASES,
+    fake_backbone,
+    fake_checkpoint,
+    fake_clip,
+    fake_model,
+    shared_backbone,
+)
+
+
+def test_number_of_parameters_of_the_paper() -> None:
+    model = ClipAU(512, 46, 2)
+    assert count_parameters(model.adapter) == 525_312
+    assert count_parameters(model.temporal) == 786_944
+    assert count_parameters(model.classifier) == 12_546
+    assert count_parameters(model) == 1_324_802
+    assert count_parameters(model.requires_grad_(False)) == 0
+
+
+def test_forward_is_section_two_step_by_step() -> None:
+    model = fake_model(num_prompts=3)
+    generator = torch.Generator().manual_seed(0)
+    windows, text = (
+        torch.randn(2, 5, FEATURE_DIM, generator=generator),
+        torch.randn(3, FEATURE_DIM, generator=generator),
+    )
+    a = F.linear(F.relu(F.linear(text, model.adapter[0].weight, model.adapter[0].bias)), *model.adapter[2].parameters())
+    a = a / a.norm(dim=1, keepdim=True)
+    logits = []
+    for window in windows:
+        padded = torch.cat([torch.zeros(1, FEATURE_DIM), window, torch.zeros(1, FEATURE_DIM)])
+        hidden = [
+            sum(model.temporal.weight[:, :, tap] @ padded[t + tap] for tap in range(3)) + model.temporal.bias
+            for t in range(5)
+        ]
+        v = F.gelu(torch.stack(hidden)).mean(0)
+        s = 5 * (v / v.norm()) @ a.T
+        logits.append(
+            F.linear(F.relu(F.linear(s, *model.classifier[0].parameters())), *model.classifier[2].parameters())
+        )
+    torch.testing.assert_close(model(windows, text), torch.stack(logits), atol=1e-5, rtol=1e-5)
+
+
+def test_similarities_are_five_times_the_cosine() -> None:
+    model = fake_model(num_prompts=2)
+    v, a = F.normalize(torch.randn(4, FEATURE_DIM), dim=-1), F.normalize(torch.randn(2, FEATURE_DIM), dim=-1)
+    s = model.similarities(v, a)
+    torch.testing.assert_close(s, 5 * F.cosine_similarity(v[:, None], a[None], dim=-1))
+    assert s.abs().max() <= 5.0001
+    assert model.similarities(v.expand(3, 4, -1), a.expand(3, 2, -1)).shape == (3, 4, 2)
+
+
+def test_stride_skips_frames_before_the_windows() -> None:
+    model, frames = fake_model(), fake_clip(num_frames=21).features
+    strided, starts = model.window_embeddings(frames, WindowSpec(length=4, stride=3))
+    assert starts == [0, 1, 2, 3]
+    assert torch.equal(strided, model.window_embeddings(frames[::3], WindowSpec(length=4))[0])
+
+
+def test_initial_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    one, same, other = (initial_model(8, 2, 2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(4), expected)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.temporal.weight, other.temporal.weight)
+
+
+def test_saved_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
+    saved = fake_checkpoint(window=WindowSpec(7, 2, 3), subject_baseline="median")
+    save_checkpoint(saved, tmp_path / "new" / "folder")
+    loaded = load_checkpoint(tmp_path / "new" / "folder")
+    windows, text = torch.randn(3, 7, FEATURE_DIM), torch.randn(len(PHRASES), FEATURE_DIM)
+    assert torch.equal(loaded.model(windows, text), saved.model(windows, text))
+    assert loaded.spec == saved.spec and loaded.fingerprint == saved.fingerprint
+    assert not loaded.model.training and count_parameters(loaded.model) == 0
+    files = sorted((tmp_path / "new" / "folder").iterdir())
+    assert [file.name for file in files] == ["checkpoint.json", "weights.safetensors"]
+    assert files[0].stat().st_mode == files[1].stat().st_mode  # readable by whom the folder is shared with
+
+
+def test_checkpoint_says_everything_in_plain_json(tmp_path: Path) -> None:
+    save_checkpoint(fake_checkpoint(), tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert facts["phrases"] == list(PHRASES) and facts["classes"] == ["neutral", "pain"]
+    assert facts["context"] == "a human face with" and facts["window"] == {"length": 6, "stride": 1, "hop": 1}
+    assert facts["features"]["backbone_fingerprint"] == shared_backbone().fingerprint
+    assert facts["features"]["frames"]["preprocessing"]["crop"] == "centre" and facts["subject_baseline"] == "none"
+
+
+def test_weights_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
+    save_checkpoint(fake_checkpoint(seed=1), tmp_path / "other")
+    save_checkpoint(fake_checkpoint(), tmp_path / "mine")
+    (tmp_path / "other" / "weights.safetensors").replace(tmp_path / "mine" / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"mine: the weights have fingerprint \w+, checkpoint\.json says \w+"):
+        load_checkpoint(tmp_path / "mine")
+
+
+def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+    save_checkpoint(fake_checkpoint(), tmp_path)
+    content = bytearray((tmp_path / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="the weights have fingerprint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("phrases", [*PHRASES[:5], "lips parted"]), ("context", "a face with"), ("subject_baseline", "median")],
+)
+def test_changed_facts_are_noticed(tmp_path: Path, key: str, value: object) -> None:
+    save_checkpoint(fake_checkpoint(), tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts | {key: value}))
+    with pytest.raises(ValueError, match=r"checkpoint\.json says"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_facts_are_named(tmp_path: Path) -> None:
+    save_checkpoint(fake_checkpoint(), tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts | {"phrases": list(PHRASES[:3])}))
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors does not fit checkpoint\.json (?s:.*)classifier\.0\.weight"
+    ):
+        load_checkpoint(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit checkpoint\.json"):
+        load_checkpoint(tmp_path)
+
+
+def test_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* \(checkpoint\.json is not there\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_fingerprint_is_of_what_changes_a_prediction() -> None:
+    original = fake_checkpoint()
+    same = Checkpoint(original.model, replace(original.spec, metrics={"uar": 0.9}, training={"seed": 7}))
+    assert same.fingerprint == original.fingerprint == fake_checkpoint().fingerprint
+    for change in ({"context": "a face with"}, {"window": WindowSpec(8)}, {"subject_baseline": "mean"}):
+        assert Checkpoint(original.model, replace(original.spec, **change)).fingerprint != original.fingerprint
+    assert fake_checkpoint(seed=1).fingerprint != original.fingerprint
+
+
+def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> None:
+    checkpoint = fake_checkpoint()
+    mine = checkpoint.spec.features
+    checkpoint.check_features(mine)
+    other = fake_backbone(seed=1).fingerprint
+    with pytest.raises(
+        ValueError, match=rf"backbone_fingerprint: checkpoint {mine.backbone_fingerprint}, given {other}"
+    ):
+        checkpoint.check_features(replace(mine, backbone_fingerprint=other))
+    with pytest.raises(ValueError, match=r"frames\.sampling\.frames_per_second: checkpoint 12\.5, given 25\.0"):
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, sampling=Sampling(25.0))))
+    with pytest.raises(ValueError, match=r"frames\.preprocessing\.size: checkpoint 32, given 64"):
+        shape = Preprocessing(64, (0.5,) * 3, (0.25,) * 3, "area")
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, preprocessing=shape)))
+    with pytest.raises(ValueError, match=r"frames\.faces\.detector: checkpoint none, given cascade"):
+        checkpoint.check_features(replace(mine, frames=replace(mine.frames, faces=FaceConfig("cascade"))))

@@ -1,0 +1,161 @@
+"""What an adaptation run refuses before it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipautt.adaptation.config import AdaptConfig
+from clipautt.evaluation.results import Cohort
+from clipautt.model.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint, save_checkpoint
+from ray_jobs import cli
+from ray_jobs.adapt.checks import (
+    check_earlier_clips,
+    check_same_checkpoints,
+    clips_of_splits,
+    load_checkpoints,
+    make_cohorts,
+    rows_that_can_be_made,
+)
+from ray_jobs.platform.cluster import ClusterConfig, connect
+from tests.support import stored
+from tests.support.adapting import World, assert_same_results, features_of, make_world, run_here
+from tests.support.fakes import fake_checkpoint
+
+TUNED = ["adapt=infomax_kl", "adapt.steps=3", "adapt.learning_rate=0.1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Any:
+    """One real local Ray for all jobs of this file."""
+    with connect(ClusterConfig(address="local", num_cpus=1)):
+        yield
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Two subjects with four clips each, adapted to without actors."""
+    monkeypatch.setattr("ray_jobs.adapt.job.run_pool", run_here)
+    return make_world(tmp_path, subjects=2, per_subject=4)
+
+
+def said_on_refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says, which must be a clear refusal."""
+    capsys.readouterr()
+    assert cli.main(["adapt", *words]) == 2
+    said = "".join(capsys.readouterr())
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([{"share": 0.5, "drawz": 1}], r"cohorts={'share': 0\.5, 'drawz': 1}; allowed are .* with share and draws"),
+        (["balanced"], r"cohorts='balanced'; allowed are"),
+        ([{"share": 0.5}, {"share": 0.5, "draws": 2}], "cohorts has balanced twice"),
+        ([{"share": 0.2}, {"share": 0.203}], "cohorts has 20% twice"),
+        ([{"share": 1.5}], r"cohort share=1\.5"),
+    ],
+)
+def test_wrong_cohorts_are_refused(settings: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_cohorts(settings)
+    assert make_cohorts([{"share": 0.2, "draws": 2}, {}]) == [Cohort(0.2, 2), Cohort()]
+
+
+def test_splits_without_clips_are_refused(world: World) -> None:
+    manifest = world.read()
+    with pytest.raises(ValueError, match=r"splits='test'; allowed are source_train, source_val, target"):
+        clips_of_splits(manifest, ["target", "test"])
+    with pytest.raises(ValueError, match=r"splits=\[source_val\]: the manifest has no such clips; there are target"):
+        clips_of_splits(manifest, ["source_val"])
+    assert len(clips_of_splits(manifest, ["target", "source_val"])) == 8
+
+
+def test_one_checkpoint_serves_its_own_baseline_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = (AdaptConfig(subject_baseline="median"), AdaptConfig(method="zero_shot"), AdaptConfig())
+    for baseline in ("none", "median"):
+        save_checkpoint(fake_checkpoint(subject_baseline=baseline), checkpoint_folder(tmp_path, baseline))  # type: ignore[arg-type]
+    single = checkpoint_folder(tmp_path, "median")
+    own = load_checkpoint(single)
+    assert rows_that_can_be_made(methods, own, tmp_path) == methods
+    assert rows_that_can_be_made(methods, own, single) == methods[:2]
+    assert "no row 'CLIP-AU, best window'" in capsys.readouterr().out
+    assert set(load_checkpoints(methods, tmp_path)) == {"none", "median"}
+    with pytest.raises(ValueError, match="subject_baseline='mean', but the checkpoint was trained with 'median'"):
+        load_checkpoints([AdaptConfig(subject_baseline="mean")], single)
+    with pytest.raises(FileNotFoundError, match="no checkpoint for subject baseline 'mean'"):
+        load_checkpoints([AdaptConfig(subject_baseline="mean")], tmp_path)
+
+
+def test_other_checkpoints_are_refused_naming_both(tmp_path: Path) -> None:
+    one: Checkpoint = fake_checkpoint()
+    other = fake_checkpoint(seed=1)
+    file = tmp_path / "checkpoints.json"
+    check_same_checkpoints(file, {"none": one})
+    check_same_checkpoints(file, {"none": one})
+    message = rf"subject baseline 'none': {one.fingerprint} → {other.fingerprint}\n"
+    with pytest.raises(ValueError, match=message):
+        check_same_checkpoints(file, {"none": other})
+
+
+def test_a_run_does_not_go_on_with_a_checkpoint_trained_anew(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    words = world.words("trained", *TUNED)
+    assert cli.main(["adapt", *words]) == 0
+    before = world.rows("trained")
+    folder = checkpoint_folder(world.checkpoint, "none")
+    spec = load_checkpoint(folder).spec
+    shutil.rmtree(folder)
+    anew = fake_checkpoint(backbone=world.source("median").backbone, seed=5)
+    save_checkpoint(Checkpoint(anew.model, spec), folder)
+    (world.run("trained") / "subjects" / "s0.parquet").unlink()
+    assert "has results of other checkpoints than there are now" in said_on_refusal(words, capsys)
+    assert set(world.rows("trained")["subject_id"]) == {"s1"}
+    assert set(before["checkpoint"]) != {load_checkpoint(folder).fingerprint}
+
+
+def test_a_video_that_was_replaced_is_refused_by_name_and_one_that_was_moved_is_not(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = world.words("replaced", *TUNED)
+    assert cli.main(["adapt", *words]) == 0
+    before = world.rows("replaced")
+    clip = world.clips[2]
+    file = Path(clip.source)
+    kept, times = file.read_bytes(), file.stat()
+    file.write_bytes(b"another video")
+    world.store.append([stored.row(clip, 2 * features_of(clip))])
+    said = said_on_refusal(words, capsys)
+    assert re.search(rf"clip '{clip.clip_id}': the file \S+{clip.clip_id}\.mp4 has been written again \(5 bytes", said)
+    file.write_bytes(kept)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cli.main(["adapt", *words]) == 0
+    assert_same_results(world.rows("replaced"), before)
+
+
+def test_a_broken_video_may_be_replaced_by_a_good_one(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no results yet; one that has some may not."""
+    clip = replace(stored.clip_at(world.folder / "videos", "s0c7", content="broken"), subject_id="s0", label="pain")
+    clips = [*world.clips, clip]
+    words = world.words("mended", *TUNED)
+    assert cli.main(["adapt", *words]) == 0
+    folder, manifest = world.run("mended"), world.read(clips)
+    check_earlier_clips(folder, manifest, clips)
+    assert "1 clips have come since" in capsys.readouterr().out
+    Path(clip.source).write_text("a good video")
+    check_earlier_clips(folder, manifest, clips)
+    Path(world.clips[0].source).write_text("another video")
+    with pytest.raises(ValueError, match=r"clip 's0c0': the file \S+ has been written again"):
+        check_earlier_clips(folder, manifest, clips)
+
+
+def test_run_folders_are_plain_paths(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*world.words("far", *TUNED), "runs=s3://bucket/runs"]
+    assert "s3://bucket/runs: run folders are plain paths" in said_on_refusal(words, capsys)

@@ -1,0 +1,215 @@
+"""Submitting jobs: what is sent, and for real what comes back from a cluster of one machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ray_jobs
+from ray_jobs import cli
+from ray_jobs.platform import configuration, jobs
+from ray_jobs.submit import job as submit
+
+TINY = '''"""Runs a task on the cluster and ends as it is told.
+
+Example:
+    clipautt tiny
+"""
+import os
+import sys
+import time
+from ray_jobs.platform import cluster
+
+def main(cfg):
+    import ray
+    with cluster.connect():
+        @ray.remote
+        def square(x):
+            import ray_jobs.tiny.job
+            return x * x
+        print("squares", ray.get([square.remote(i) for i in range(3)]))
+        print("text", repr(cfg.text))
+        print("files", sorted(os.listdir(".")), flush=True)
+        time.sleep(cfg.sleep)
+    return cfg.code
+'''
+MAIN = """from ray_jobs.cli import run_job
+
+raise SystemExit(run_job(__package__))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of its own with one tiny job, and things that must stay at home."""
+    source = Path(ray_jobs.__file__).parent
+    root = tmp_path / "project"
+    shutil.copytree(source, root / "ray_jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "ray_jobs" / "tiny").mkdir()
+    (root / "ray_jobs" / "tiny" / "job.py").write_text(TINY)
+    (root / "ray_jobs" / "tiny" / "__main__.py").write_text(MAIN)
+    (root / "conf").mkdir()
+    (root / "conf" / "tiny.yaml").write_text(
+        "code: 0 # exit code\ntext: x # printed\nsleep: 0 # seconds\nruns: runs # unused\n"
+    )
+    (root / "pyproject.toml").touch()
+    for name in ("runs/a.parquet", "data/b.parquet", ".git/config", "clip.mp4", "kept/data/c.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    monkeypatch.setattr(ray_jobs, "__path__", [*ray_jobs.__path__, str(root / "ray_jobs")])
+    monkeypatch.setattr(configuration, "folder", lambda: root / "conf")
+    monkeypatch.setattr(configuration, "checkout", lambda: root)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "CLIPAUTT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return root
+
+
+def test_the_entrypoint_survives_a_shell(project: Path) -> None:
+    text = "it's a 'b' $HOME `c`; d"
+    entrypoint = submit.entrypoint_of("tiny", [f"text={configuration.quoted(text)}", "runs=/shared"])
+    script = "import sys; print(sys.argv[-2])"
+    shown = entrypoint.replace(" -m ray_jobs.tiny", f" -c '{script}'")
+    done = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"text={configuration.quoted(text)}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "clipautt submit: which job? Write `clipautt submit <job> key=value …`\n"),
+        (["tinny"], "clipautt submit: unknown job 'tinny'; did you mean 'tiny'? `clipautt --help` lists the jobs\n"),
+        (["tiny", "cod=1"], "clipautt submit: unknown key 'cod'; did you mean 'code'?\n"),
+        (["submit", "tiny"], "clipautt submit: 'submit' runs here, it cannot be submitted\n"),
+        (["tiny", "--address"], "clipautt submit: --address needs a URL, for instance --address http://head:8265\n"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(
+    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert cli.main(["submit", *words]) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_no_cluster_is_a_clear_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert cli.main(["submit", "tiny", "runs=/shared", "--address", url]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"clipautt submit: no Ray cluster takes jobs at {url}: start one with `ray start --head`")
+    assert "Traceback" not in message
+
+
+def test_a_relative_run_folder_is_pointed_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submit.entrypoint_of("tiny", [])
+    assert "runs=runs is relative" in capsys.readouterr().err
+    submit.entrypoint_of("tiny", ["runs=s3://bucket/runs"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wheel_sends_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert submit.runtime_env()["working_dir"] == str(project)
+    monkeypatch.setattr(configuration, "checkout", lambda: None)
+    assert submit.runtime_env() == {}
+
+
+def test_submit_has_no_configuration_of_its_own() -> None:
+    assert jobs.find_job("submit").reads_words
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    """A Ray of its own on this machine, its dashboard's URL; stopped by its process, never by `ray stop`."""
+    folder = tempfile.mkdtemp(prefix="rj", dir="/tmp")  # Short: Ray's sockets lie below it.
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    ports = {name: free_port() for name in names}
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"),
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    log = Path(folder, "start.log")
+    with log.open("w") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        await_url(f"{url}/api/version", head, log)
+        yield url
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def await_url(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    raise RuntimeError(f"Ray did not start:\n{log.read_text()}")
+
+
+@pytest.mark.slow
+def test_a_job_runs_there_and_its_log_and_exit_code_come_back(
+    project: Path, cluster_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # The address given must win over this one.
+    text = "it's a (b)"
+    words = ["tiny", f"text={configuration.quoted(text)}", "runs=/shared", "--address", cluster_url]
+    assert cli.main(["submit", *words]) == 0
+    out = capfd.readouterr().out
+    assert out.count("squares [0, 1, 4]\n") == 1
+    assert f"text {text!r}\n" in out
+    files = next(line for line in out.splitlines() if line.startswith("files"))
+    assert files == "files ['conf', 'kept', 'pyproject.toml', 'ray_jobs']"
+
+
+@pytest.mark.slow
+def test_a_failing_job_fails_here(
+    project: Path, cluster_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster_url)
+    assert cli.main(["submit", "tiny", "code=3", "runs=/shared"]) == 3
+    captured = capfd.readouterr()
+    assert "squares [0, 1, 4]\n" in captured.out
+    assert "failed: " in captured.err
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_job_there(
+    project: Path, cluster_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+    async def interrupted(client: JobSubmissionClient, job_id: str, shown: list[str]) -> None:
+        async for lines in client.tail_job_logs(job_id):
+            if "files" in lines:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "_print_log", interrupted)
+    assert cli.main(["submit", "tiny", "sleep=600", "runs=/shared", "--address", cluster_url]) == 130
+    stopped = [job.status for job in JobSubmissionClient(cluster_url).list_jobs() if "sleep=600" in job.entrypoint]
+    assert stopped == ["STOPPED"]
