@@ -1,9 +1,11 @@
 """The one driver for every method: `adapt(source, clips, config)`.
 
-It owns the protocol, the reset at each subject, the order of clips, the subject baseline, the fallback to the source
-prompts and the cost counter, and returns one prediction per clip and one state per subject. Clips come without labels.
-Many subjects are worked on at once, and nothing passes between them. Whatever the order of the given clips, the result
-is the same: clips are sorted, and `online` visits them in an order that follows from seed, subject and clip.
+In: a frozen source model, unlabelled clips, an `AdaptConfig`. Out: one prediction per clip and one state per subject.
+
+The driver owns the protocol, the reset at each subject, the order of clips, the subject baseline, class priors, the
+fallback to the unadapted prediction and the cost counter; it knows no method. Many subjects are worked on at once, and
+nothing passes between them. Whatever the order of the given clips, the result is the same: clips are sorted, and
+`online` visits them in an order that follows from seed, subject and clip.
 """
 
 from __future__ import annotations
@@ -16,60 +18,63 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from clipautt.adaptation.config import AdaptConfig
-from clipautt.adaptation.methods import BatchedMethod, ClipAUTT, Method, PromptState, make_method
-from clipautt.adaptation.source import OK, Prediction, Source
-from clipautt.adaptation.tuning import DegenerateError, NotFiniteError, Tuner, unless_degenerate
+from clipautt.adaptation.method import AdaptConfig, BatchedMethod, PromptMethod, Session, TuningConfig
+from clipautt.adaptation.predictions import OK, ClipOutput, DegenerateError, NotFiniteError, Prediction
+from clipautt.adaptation.priors import class_prior, estimate_prior, shift
+from clipautt.adaptation.source import Source
 from clipautt.clips import Clip, id_number
 from clipautt.features.clip_features import ClipFeatures, SubjectBaseline, subject_centre
-from clipautt.model.checkpoint import Checkpoint
+from clipautt.model.checkpoint import CheckpointSpec
 
 _C = TypeVar("_C", Clip, ClipFeatures)
-FALLBACK = "source prompts: "
-"""How the status of a prediction begins that was made without the tuned prompts."""
+FALLBACK = "not adapted: "
+"""How the status of a prediction begins that was made without adaptation because adaptation went wrong."""
 _FEWEST_CLIPS = 8
-"""A smaller number of clips in one class is no collapse; `online` looks back over twice as many."""
+"""Fewer clips in one class are no collapse; `online` looks back over twice as many."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Course:
-    """Where an `online` run has come to; what it needs to go on with further clips of the subject."""
+class SubjectState:
+    """Where the adaptation of a subject stands: all that is needed to resume it, or to predict further clips."""
 
     state: Any
-    """The method's state after the last clip."""
+    """The method's own state after the last clip."""
+    prior: Tensor | None = None
+    """Class shares that are assumed, [C]; None: those of the training clips."""
     decisions: tuple[tuple[int, int], ...] = ()
-    """Of the latest clips: class under the tuned prompts, class under the source prompts."""
-    fallen: str | None = None
-    """Why the subject stays with the source prompts from some clip on."""
+    """`online`, of the latest clips: the class with adaptation, and without."""
+    fallback: str | None = None
+    """Why the subject is no longer adapted to; None while it is."""
 
     def __repr__(self) -> str:
-        return f"Course({self.state!r}, fallen={self.fallen!r})"
+        return f"SubjectState({self.state!r}, fallback={self.fallback!r})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Past:
-    """An earlier `online` run of a subject, to be gone on with."""
+class History:
+    """An earlier `online` run of a subject, to be resumed."""
 
-    course: Course
-    """Where it came to."""
+    after: SubjectState
+    """Where it stopped."""
     clips: tuple[ClipFeatures, ...]
-    """What it has seen, in the order of its visits; a running centre needs their features."""
+    """The clips it visited, in that order; a running centre needs their features."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Unit:
-    """Clips of one subject that are adapted on together."""
+    """Clips of one subject that are adapted to together."""
 
     subject_id: str
     """Subject."""
     clips: tuple[ClipFeatures, ...]
     """In any order."""
-    past: Past | None = None
-    """`online`: what went before."""
+    history: History | None = None
+    """`online`: the run to resume."""
     in_order: bool = False
-    """Whether `clips` are in the order of the visits, instead of `visiting_order`."""
+    """Whether `clips` are in the order to visit them, instead of `visiting_order`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,8 +98,8 @@ class SubjectResult:
     """Subject."""
     predictions: tuple[Prediction, ...]
     """One per clip, in the order in which the clips were visited."""
-    course: Course
-    """After the last clip; for CLIP-AUTT its state is a `PromptState`."""
+    after: SubjectState
+    """After the last clip."""
     centre: Tensor
     """What was subtracted from the frame features of the last clip, [d]; zeros without a subject baseline."""
     seconds: float
@@ -105,7 +110,7 @@ class SubjectResult:
     @property
     def state(self) -> Any:
         """The method's state after the last clip."""
-        return self.course.state
+        return self.after.state
 
     def __repr__(self) -> str:
         return f"SubjectResult({self.subject_id!r}, {len(self.predictions)} clips, {self.seconds:.2f} s)"
@@ -132,92 +137,90 @@ def adapt(
     clips: Iterable[ClipFeatures],
     config: AdaptConfig,
     *,
-    method: Method | None = None,
-    tuner: Tuner | None = None,
+    tuning: TuningConfig | None = None,
 ) -> dict[str, SubjectResult]:
-    """Personalise to every subject among the clips and predict all of them.
+    """Personalize to every subject among the clips and predict all of them.
 
     Args:
         source: the frozen model; nothing in it changes.
-        clips: unlabeled clips of one or more subjects, in any order.
-        config: method, objective, protocol, baseline.
-        method: instead of the one that the configuration names.
-        tuner: what tunes prompts, kept from call to call; a new one by default.
+        clips: unlabelled clips of one or more subjects, in any order.
+        config: method, protocol, baseline, prior.
+        tuning: memory, batch size and compilation.
 
     Returns:
         subject → result, subjects in alphabetical order. State never crosses from one subject to another.
 
     Raises:
-        ValueError: if the configuration asks for a subject baseline that the checkpoint was not trained with, or if a
-            clip stands twice.
-        NotFiniteError: if a clip has no finite prediction even under the source prompts, naming it.
+        ValueError: if the method needs what the source cannot give, if the checkpoint was trained with another subject
+            baseline, or if a clip is given more than once.
+        NotFiniteError: if a clip has no finite prediction even without adaptation, naming it.
         MemoryError: if not even one problem fits into the device's memory.
     """
     groups: dict[str, list[ClipFeatures]] = {}
     for clip in clips:
         groups.setdefault(clip.subject_id, []).append(clip)
     units = [Unit(subject, tuple(groups[subject])) for subject in sorted(groups)]
-    results = adapt_units(source, units, config, method=method, tuner=tuner)
+    results = adapt_units(Session.open(source, config, tuning), units)
     return {result.subject_id: result for result in results}
 
 
 def adapt_units(
-    source: Source,
-    units: Sequence[Unit],
-    config: AdaptConfig,
-    *,
-    method: Method | None = None,
-    tuner: Tuner | None = None,
-    centring: Centring | None = None,
-    trace: bool = False,
+    session: Session, units: Sequence[Unit], *, centring: Centring | None = None, trace: bool = False
 ) -> list[SubjectResult]:
     """`adapt` for units of work: one result each, in their order; a subject may have several units.
 
     Args:
-        source: as for `adapt`.
+        session: source model and settings.
         units: each is worked on as if it were alone.
-        config: as for `adapt`.
-        method: as for `adapt`.
-        tuner: as for `adapt`.
-        centring: what was centred already, kept from call to call.
+        centring: clips that were centred already, kept from call to call.
         trace: keep what every prediction was made from.
     """
-    check_baseline(source.checkpoint, config)
+    config = session.config
+    check_baseline(session.source.checkpoint.spec, config)
     for unit in units:
         _check_unit(unit, config)
     began = time.perf_counter()
-    work = _Work(
-        source.with_window(config.window), config, method or make_method(config, tuner), centring or Centring()
-    )
+    work = _Work(session, centring or Centring())
     run = {"per_video": _per_video, "online": _online, "per_subject": _per_subject}[config.protocol]
     ordered = [list(unit.clips) if unit.in_order else visiting_order(unit.clips, config) for unit in units]
-    found = run(work, ordered, [unit.past for unit in units]) if units else []
+    done = run(work, ordered, [unit.history for unit in units]) if units else []
     total = max(1, sum(map(len, ordered)))
     seconds = time.perf_counter() - began
     return [
         SubjectResult(
             unit.subject_id,
             tuple(step.prediction for step in steps),
-            course,
+            after,
             centre,
             seconds * len(unit.clips) / total,
             work.trace(steps) if trace else None,
         )
-        for unit, (steps, course, centre) in zip(units, found, strict=True)
+        for unit, (steps, after, centre) in zip(units, done, strict=True)
     ]
 
 
-def check_baseline(checkpoint: Checkpoint, config: AdaptConfig) -> None:
-    """Refuse a subject baseline other than the checkpoint's; zero-shot rows use none with any checkpoint.
+def predict_clips(session: Session, after: SubjectState, clips: Sequence[ClipFeatures]) -> list[Prediction]:
+    """Predict further clips of a subject without adapting to them.
+
+    Args:
+        session: source model and settings.
+        after: where the subject's adaptation stands.
+        clips: with the subject's centre removed.
+    """
+    work = _Work(session, Centring())
+    return work.predicted([after.state] * len(clips), clips, [after.prior] * len(clips))
+
+
+def check_baseline(spec: CheckpointSpec, config: AdaptConfig) -> None:
+    """Refuse a subject baseline other than the checkpoint's; class descriptions go with any.
 
     Raises:
         ValueError: naming both sides.
     """
-    trained = checkpoint.spec.subject_baseline
-    if config.method != "zero_shot" and config.subject_baseline != trained:
+    if config.method.logits_from == "head" and config.subject_baseline != spec.subject_baseline:
         raise ValueError(
-            f"adapt.subject_baseline={config.subject_baseline!r}, but the checkpoint was trained with {trained!r}; "
-            "the same centre must be removed in training and at test time"
+            f"adapt.subject_baseline={config.subject_baseline!r}, but the checkpoint was trained with "
+            f"{spec.subject_baseline!r}; the same centre must be removed in training and at test time"
         )
 
 
@@ -225,13 +228,13 @@ def _check_unit(unit: Unit, config: AdaptConfig) -> None:
     for clip in unit.clips:
         if not torch.isfinite(clip.features).all():
             raise NotFiniteError(f"subject {unit.subject_id!r}, clip {clip.clip_id!r}: features not finite")
-    seen = () if unit.past is None else unit.past.clips
+    seen = () if unit.history is None else unit.history.clips
     counts = Counter(clip.clip_id for clip in (*seen, *unit.clips))
-    twice = [clip_id for clip_id, count in counts.items() if count > 1]
-    if twice:
-        raise ValueError(f"subject {unit.subject_id!r} has clips twice: {', '.join(twice)}")
-    if unit.past is not None and config.protocol != "online":
-        raise ValueError(f"subject {unit.subject_id!r} goes on from a past; protocol={config.protocol!r} has none")
+    duplicates = [clip_id for clip_id, count in counts.items() if count > 1]
+    if duplicates:
+        raise ValueError(f"subject {unit.subject_id!r} has duplicate clips: {', '.join(duplicates)}")
+    if unit.history is not None and config.protocol != "online":
+        raise ValueError(f"subject {unit.subject_id!r} resumes an online run; protocol={config.protocol!r} cannot")
 
 
 def visiting_order(clips: Iterable[_C], config: AdaptConfig) -> list[_C]:
@@ -259,76 +262,92 @@ class _Step:
 class _Work:
     """What all protocols work with."""
 
-    source: Source
-    config: AdaptConfig
-    method: Method
+    session: Session
     centring: Centring
 
-    def start(self) -> Any:
-        return self.method.start(self.source, self.config)
+    @property
+    def config(self) -> AdaptConfig:
+        return self.session.config
 
-    def anew(self, state: Any) -> Any:
-        """The start, with the class prior of this state, which may have been estimated."""
-        start = self.start()
-        return replace(start, prior=state.prior) if isinstance(start, PromptState) else start
+    @property
+    def given_prior(self) -> Tensor | None:
+        """The prior of the settings, [C]; None where there is none, or where it is estimated."""
+        prior, shares = self.config.prior, self.session.source.class_shares
+        return class_prior(float(prior), shares.tolist()) if isinstance(prior, int | float) else None
+
+    def start(self, prior: Tensor | None) -> Any:
+        return self.config.method.start(self.session, prior)
 
     def centred(self, clips: Sequence[ClipFeatures]) -> tuple[list[ClipFeatures], Tensor]:
         return self.centring(clips, self.config.subject_baseline)
 
-    def fit(self, states: Sequence[Any], clips: Sequence[Sequence[ClipFeatures]]) -> list[tuple[Any, str | None]]:
-        """The fitted states; where adaptation went wrong, what to go on from and why."""
-        if isinstance(self.method, BatchedMethod):
-            found = self.method.fit_many(states, self.source, clips)
-        else:
-            found = [_caught(self.method.fit, s, self.source, own) for s, own in zip(states, clips, strict=True)]
-        return [
-            (self._instead(one, state), f"{FALLBACK}{one}") if isinstance(one, DegenerateError) else (one, None)
-            for one, state in zip(found, states, strict=True)
-        ]
+    def fit(self, states: Sequence[Any], clips: Sequence[Sequence[ClipFeatures]]) -> list[Any | DegenerateError]:
+        """The fitted states, or why there is none."""
+        method = self.config.method
+        if isinstance(method, BatchedMethod):
+            return method.fit_many(states, self.session, clips)
+        return [_caught(method.fit, s, self.session, own) for s, own in zip(states, clips, strict=True)]
 
-    def step(self, states: Sequence[Any], clips: Sequence[ClipFeatures]) -> list[_Step]:
+    def step(
+        self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
+    ) -> list[_Step]:
         """One step each; where adaptation went wrong, the clip is predicted without it and the state starts anew."""
-        if isinstance(self.method, BatchedMethod):
-            found = self.method.step_many(states, self.source, clips)
+        method = self.config.method
+        if isinstance(method, BatchedMethod):
+            outcomes = method.step_many(states, self.session, clips)
         else:
-            found = [_caught(self.method.step, s, self.source, clip) for s, clip in zip(states, clips, strict=True)]
-        steps: dict[int, _Step] = {}
+            outcomes = [_caught(method.step, s, self.session, clip) for s, clip in zip(states, clips, strict=True)]
+        steps: list[_Step | None] = []
         wrong: dict[int, DegenerateError] = {}
-        for i, (outcome, clip) in enumerate(zip(found, clips, strict=True)):
-            if isinstance(outcome, DegenerateError):
-                wrong[i] = outcome
-            elif torch.isfinite(outcome[0].probabilities).all():
-                steps[i] = _Step(clip, *outcome)
-            else:
-                wrong[i] = NotFiniteError(f"the probabilities of clip {clip.clip_id!r} are not finite")
-        instead = [self._instead(error, self.anew(states[i])) for i, error in wrong.items()]
-        plain = self.unadapted(instead, [clips[i] for i in wrong])
-        for (i, error), prediction, state in zip(wrong.items(), plain, instead, strict=True):
-            steps[i] = _Step(clips[i], prediction, state).marked(f"{FALLBACK}{error}")
-        return [steps[i] for i in range(len(clips))]
+        for number, (outcome, clip, prior) in enumerate(zip(outcomes, clips, priors, strict=True)):
+            step, why = None, outcome
+            if not isinstance(outcome, DegenerateError):
+                step = _Step(clip, self._prediction(clip, outcome[0], prior), outcome[1])
+                why = NotFiniteError(f"the probabilities of clip {clip.clip_id!r} are not finite")
+            if step is None or not torch.isfinite(step.prediction.probabilities).all():
+                step, wrong[number] = None, why
+            steps.append(step)
+        instead = self.unadapted([clips[i] for i in wrong], [priors[i] for i in wrong])
+        for (number, error), step in zip(wrong.items(), instead, strict=True):
+            steps[number] = step.marked(f"{FALLBACK}{error}")
+        return [step for step in steps if step is not None]
 
-    def trace(self, steps: Sequence[_Step]) -> Trace:
-        """Of one subject."""
-        own = self.source.au_embeddings
-        embeddings = [
-            getattr(step.state, "au_embeddings", own) if step.prediction.status == OK else own for step in steps
+    def safely_predicted(
+        self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
+    ) -> list[_Step]:
+        """`predicted`, and without adaptation where that is not finite."""
+        outputs = self.outputs(states, clips)
+        steps = [
+            _Step(clip, self._prediction(clip, output, prior), state)
+            for clip, output, prior, state in zip(clips, outputs, priors, states, strict=True)
         ]
-        return Trace(tuple(step.clip for step in steps), tuple(embeddings))
+        wrong = [i for i, step in enumerate(steps) if not torch.isfinite(step.prediction.probabilities).all()]
+        instead = self.unadapted([clips[i] for i in wrong], [priors[i] for i in wrong])
+        for i, step in zip(wrong, instead, strict=True):
+            why = f"the probabilities of clip {clips[i].clip_id!r} are not finite"
+            steps[i] = step.marked(FALLBACK + why)
+        return steps
 
-    def unadapted(self, states: Sequence[Any], clips: Sequence[ClipFeatures]) -> list[Prediction]:
-        """What the source prompts say, with the prior of these states.
+    def unadapted(self, clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]) -> list[_Step]:
+        """Predictions from the start of the method, with these priors.
 
         Raises:
-            NotFiniteError: where even they say nothing, naming the clip.
+            NotFiniteError: where even they are not finite, naming the clip.
         """
-        if not clips:
-            return []
-        prior = self.config.prior if isinstance(self.config.prior, int | float) else None
-        config = replace(self.config, method="clip_autt", objective="none", protocol="per_video", prior=prior)
-        plain = ClipAUTT(config)
-        start = plain.start(self.source, config)
-        begun = [replace(start, prior=getattr(state, "prior", start.prior)) for state in states]
-        predictions = [unless_degenerate(outcome)[0] for outcome in plain.step_many(begun, self.source, clips)]
+        states = [self.start(prior) for prior in priors]
+        predictions = self.predicted(states, clips, priors)
+        return [_Step(clip, one, state) for clip, one, state in zip(clips, predictions, states, strict=True)]
+
+    def predicted(
+        self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
+    ) -> list[Prediction]:
+        """Predictions without adapting to these clips.
+
+        Raises:
+            NotFiniteError: if one is not finite, naming the clip.
+        """
+        outputs = self.outputs(states, clips)
+        predictions = [self._prediction(*one) for one in zip(clips, outputs, priors, strict=True)]
         for prediction in predictions:
             if not torch.isfinite(prediction.probabilities).all():
                 raise NotFiniteError(
@@ -336,8 +355,50 @@ class _Work:
                 )
         return predictions
 
-    def _instead(self, error: DegenerateError, start: Any) -> Any:
-        return start if error.state is None else error.state
+    def outputs(self, states: Sequence[Any], clips: Sequence[ClipFeatures]) -> list[ClipOutput]:
+        """What the method says under these states."""
+        method = self.config.method
+        if isinstance(method, BatchedMethod):
+            return method.predict_many(states, self.session, clips)
+        return [method.predict(state, self.session, clip) for state, clip in zip(states, clips, strict=True)]
+
+    @property
+    def trained_shares(self) -> Tensor:
+        """Class shares inside the logits, [C]: the training's in the classifier's, equal ones in descriptions'."""
+        shares = self.session.source.class_shares
+        return shares if self.config.method.logits_from == "head" else torch.full_like(shares, 1 / len(shares))
+
+    @torch.no_grad()
+    def estimated_prior(self, clips: Sequence[ClipFeatures]) -> Tensor | None:
+        """Of one subject, from its clips without adaptation."""
+        if not clips:
+            return None
+        logits = torch.stack([one.logits for one in self.outputs([self.start(None)] * len(clips), clips)])
+        return estimate_prior(logits, self.trained_shares.tolist()).to(logits)
+
+    @torch.no_grad()
+    def _prediction(self, clip: ClipFeatures, output: ClipOutput, prior: Tensor | None) -> Prediction:
+        logits = output.logits
+        if prior is not None:
+            logits = shift(logits, prior.to(logits), self.trained_shares)
+        return Prediction(
+            clip.clip_id,
+            clip.subject_id,
+            F.softmax(logits, dim=-1).cpu(),
+            output.window_start_seconds,
+            output.window_end_seconds,
+            None if output.similarities is None else output.similarities.cpu(),
+            prior=None if prior is None else prior.cpu(),
+        )
+
+    def trace(self, steps: Sequence[_Step]) -> Trace:
+        """Of one subject."""
+        own, method = self.session.source.au_embeddings, self.config.method
+        embeddings = [
+            method.au_embeddings(step.state) if isinstance(method, PromptMethod) and step.prediction.status == OK else own
+            for step in steps
+        ]
+        return Trace(tuple(step.clip for step in steps), tuple(embeddings))
 
 
 def _caught(function: Any, *arguments: Any) -> Any:
@@ -348,26 +409,28 @@ def _caught(function: Any, *arguments: Any) -> Any:
         return error
 
 
-_Run = tuple[list[_Step], Course, Tensor]
+_Run = tuple[list[_Step], SubjectState, Tensor]
 
 
-def _per_video(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Sequence[Past | None]) -> list[_Run]:
+def _per_video(
+    work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]
+) -> list[_Run]:
     centred = [[work.centred([clip]) for clip in clips] for clips in units]
-    clips = [one[0][0] for unit in centred for one in unit]
-    fitted = work.fit([work.start()] * len(clips), [[clip] for clip in clips])
-    stepped = work.step([state for state, _ in fitted], clips)
-    steps = iter([step.marked(why) for step, (_, why) in zip(stepped, fitted, strict=True)])
+    clips = [own[0] for unit in centred for own, _ in unit]
+    prior = work.given_prior
+    steps = iter(work.step([work.start(prior)] * len(clips), clips, [prior] * len(clips)))
     runs = []
     for unit in centred:
         own = list(islice(steps, len(unit)))
-        runs.append((own, Course(own[-1].state), unit[-1][1]))
+        runs.append((own, SubjectState(own[-1].state, prior), unit[-1][1]))
     return runs
 
 
-def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Sequence[Past | None]) -> list[_Run]:
+def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]) -> list[_Run]:
     """All units side by side, each clip by clip: the first clips of all together, then the second ones."""
-    courses = [Course(work.start()) if past is None else past.course for past in pasts]
-    seen = [[] if past is None else [clip.features for clip in past.clips] for past in pasts]
+    prior, baseline = work.given_prior, work.config.subject_baseline
+    after = [SubjectState(work.start(prior), prior) if one is None else one.after for one in histories]
+    seen = [[] if one is None else [clip.features for clip in one.clips] for one in histories]
     steps: list[list[_Step]] = [[] for _ in units]
     centres = [torch.empty(0) for _ in units]
     for number in range(max(map(len, units))):
@@ -375,67 +438,87 @@ def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Sequenc
         clips = []
         for i in going:
             clip = units[i][number]
-            if work.config.subject_baseline != "none":
+            if baseline != "none":
                 seen[i].append(clip.features)
-            centres[i] = subject_centre(torch.cat(seen[i] or [clip.features]), work.config.subject_baseline)
-            clips.append(_without(clip, centres[i], work.config.subject_baseline))
-        for i, (step, course) in zip(going, _online_steps(work, [courses[i] for i in going], clips), strict=True):
+            centres[i] = subject_centre(torch.cat(seen[i] or [clip.features]), baseline)
+            clips.append(_without(clip, centres[i], baseline))
+        for i, (step, following) in zip(going, _online_steps(work, [after[i] for i in going], clips), strict=True):
             steps[i].append(step)
-            courses[i] = course
-    return list(zip(steps, courses, centres, strict=True))
+            after[i] = following
+    return list(zip(steps, after, centres, strict=True))
 
 
-def _online_steps(work: _Work, courses: Sequence[Course], clips: Sequence[ClipFeatures]) -> list[tuple[_Step, Course]]:
-    """One clip of each course; a subject that has collapsed stays with the source prompts."""
-    up = [i for i, course in enumerate(courses) if course.fallen is None]
-    stepped = dict(zip(up, work.step([courses[i].state for i in up], [clips[i] for i in up]), strict=True))
-    if not work.config.tunes:
-        return [(step, Course(step.state)) for step in stepped.values()]
-    plain = work.unadapted([course.state for course in courses], clips)
-    found = []
-    for i, (course, clip, before) in enumerate(zip(courses, clips, plain, strict=True)):
+def _online_steps(
+    work: _Work, subjects: Sequence[SubjectState], clips: Sequence[ClipFeatures]
+) -> list[tuple[_Step, SubjectState]]:
+    """One clip of each subject; a subject that has collapsed is no longer adapted to."""
+    up = [i for i, one in enumerate(subjects) if one.fallback is None]
+    stepped = dict(
+        zip(
+            up,
+            work.step([subjects[i].state for i in up], [clips[i] for i in up], [subjects[i].prior for i in up]),
+            strict=True,
+        )
+    )
+    if not work.config.method.adapts:
+        return [(step, replace(subjects[i], state=step.state)) for i, step in stepped.items()]
+    plain = work.unadapted(clips, [one.prior for one in subjects])
+    results = []
+    for i, (subject, before) in enumerate(zip(subjects, plain, strict=True)):
         if i in stepped:
-            decision = (stepped[i].prediction.label_index, before.label_index)
-            decisions = (*course.decisions, decision)[-2 * _FEWEST_CLIPS :]
-            why = collapse(decisions, work.source.classes, work.config.collapse_share)
+            decision = (stepped[i].prediction.label_index, before.prediction.label_index)
+            decisions = (*subject.decisions, decision)[-2 * _FEWEST_CLIPS :]
+            why = collapse(decisions, work.session.source.classes, work.config.collapse_share)
             if why is None:
-                found.append((stepped[i], Course(stepped[i].state, decisions)))
+                results.append((stepped[i], replace(subject, state=stepped[i].state, decisions=decisions)))
                 continue
-            course = Course(work.anew(course.state), decisions, FALLBACK + why)
-        found.append((_Step(clip, before, course.state).marked(course.fallen), course))
-    return found
+            subject = SubjectState(before.state, subject.prior, decisions, FALLBACK + why)
+        results.append((before.marked(subject.fallback), subject))
+    return results
 
 
-def _per_subject(work: _Work, units: Sequence[Sequence[ClipFeatures]], pasts: Sequence[Past | None]) -> list[_Run]:
+def _per_subject(
+    work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]
+) -> list[_Run]:
     # The set of clips is what counts: a sum over them must not depend on the seed's order either.
     centred = [work.centred(sorted(clips, key=lambda clip: clip.clip_id)) for clips in units]
-    fitted = work.fit([work.start()] * len(units), [clips for clips, _ in centred])
-    states = [state for (own, _), (state, _) in zip(centred, fitted, strict=True) for _ in own]
-    stepped = iter(work.step(states, [clip for own, _ in centred for clip in own]))
+    estimates = work.config.prior == "estimate"
+    given = work.given_prior
+    priors = [work.estimated_prior(own) if estimates else given for own, _ in centred]
+    starts = [work.start(prior) for prior in priors]
+    fitted = work.fit(starts, [own for own, _ in centred])
+    states = [start if isinstance(one, DegenerateError) else one for one, start in zip(fitted, starts, strict=True)]
     runs = []
-    for (own, centre), (state, why) in zip(centred, fitted, strict=True):
-        steps = list(islice(stepped, len(own)))
-        after = steps[-1].state
-        estimated = work.config.prior == "estimate"  # an estimate can collapse by itself: it is judged, too
-        if (work.config.tunes and why is None) or estimated:
-            instead = work.start() if estimated else work.anew(state)
-            plain = work.unadapted([instead] * len(own), own)
-            pairs = [(step.prediction.label_index, p.label_index) for step, p in zip(steps, plain, strict=True)]
-            found = collapse(pairs, work.source.classes, work.config.collapse_share)
-            if found is not None:
-                why, after = FALLBACK + found if why is None else f"{why}; {found}", instead
-                steps = [_Step(clip, prediction, after) for clip, prediction in zip(own, plain, strict=True)]
-        runs.append(([step.marked(why) for step in steps], Course(after, fallen=why), centre))
+    every = iter(
+        work.safely_predicted(
+            [state for (own, _), state in zip(centred, states, strict=True) for _ in own],
+            [clip for own, _ in centred for clip in own],
+            [prior for (own, _), prior in zip(centred, priors, strict=True) for _ in own],
+        )
+    )
+    for (own, centre), outcome, prior in zip(centred, fitted, priors, strict=True):
+        why = f"{FALLBACK}{outcome}" if isinstance(outcome, DegenerateError) else None
+        steps = list(islice(every, len(own)))
+        after = SubjectState(steps[-1].state, prior, fallback=why)
+        if (work.config.method.adapts and why is None) or estimates:  # an estimate can collapse by itself
+            plain_prior = None if estimates else prior
+            plain = work.unadapted(own, [plain_prior] * len(own))
+            pairs = [(a.prediction.label_index, b.prediction.label_index) for a, b in zip(steps, plain, strict=True)]
+            collapsed = collapse(pairs, work.session.source.classes, work.config.collapse_share)
+            if collapsed is not None:
+                why = FALLBACK + collapsed if why is None else f"{why}; {collapsed}"
+                steps, after = plain, SubjectState(plain[-1].state, plain_prior, fallback=why)
+        runs.append(([step.marked(why) for step in steps], after, centre))
     return runs
 
 
 def collapse(decisions: Sequence[tuple[int, int]], classes: Sequence[str], share: float) -> str | None:
-    """Whether tuned prompts put all clips into one class where the source prompts put others elsewhere.
+    """Whether adaptation put all clips into one class where the unadapted model puts others elsewhere.
 
     Args:
-        decisions: per clip, the class under the tuned prompts and the one under the source prompts.
+        decisions: per clip, the class with adaptation and the class without.
         classes: their names.
-        share: of clips that the source prompts must have put into other classes.
+        share: share of clips that the unadapted model must have put into other classes.
 
     Returns:
         What happened, or None: also for fewer than eight clips.
@@ -445,7 +528,7 @@ def collapse(decisions: Sequence[tuple[int, int]], classes: Sequence[str], share
     if len(decisions) < _FEWEST_CLIPS or len(tuned) > 1 or elsewhere < share * len(decisions):
         return None
     (name,) = (classes[one] for one in tuned)
-    return f"all {len(decisions)} clips fell into {name!r}, {elsewhere} of them under the tuned prompts only"
+    return f"all {len(decisions)} clips fell into {name!r}, {elsewhere} of them only with adaptation"
 
 
 def centre_clips(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> tuple[list[ClipFeatures], Tensor]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,18 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipautt.adaptation.linearisation import linear_reader, load_jacobian, save_jacobian, tower_jacobian
 from clipautt.backbones.loading import Backbone, Prompts
 from clipautt.backbones.packed_tower import TextPrecision
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.memory import is_out_of_memory
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
-from clipautt.model.windows import WindowSpec, entropy
+from clipautt.model.windows import WindowSpec
 
-OK = "ok"
-JACOBIAN_FILE = "jacobian.safetensors"
-"""In a checkpoint's folder, once `tune=first_order` has been used."""
+Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
+"""What a method may ask for: windows and the trained classifier's view of them; class descriptions as text features;
+the text tower; all clips of a subject at once; the frames themselves."""
 _FRAMES_PER_PASS = 8192
+_T = TypeVar("_T")
 
 
 def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
@@ -55,41 +54,6 @@ class Views:
 
     def __repr__(self) -> str:
         return f"Views({tuple(self.embeddings.shape)})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
-    """What a method says about one clip."""
-
-    clip_id: str
-    """Clip."""
-    subject_id: str
-    """Subject."""
-    probabilities: Tensor
-    """float32 [C], sums to 1, on the CPU."""
-    window_start_seconds: float
-    """Begin of the window it rests on."""
-    window_end_seconds: float
-    """End of that window."""
-    similarities: Tensor | None = None
-    """AU similarities s of that window, [K], on the CPU; None where the method has none."""
-    status: str = OK
-    """`ok`, or why the source prompts were used instead."""
-    prior: Tensor | None = None
-    """Shares of the classes that the probabilities assume, [C], on the CPU; None: those of the training."""
-
-    @property
-    def label_index(self) -> int:
-        """The most probable class."""
-        return int(self.probabilities.argmax())
-
-    @property
-    def entropy(self) -> float:
-        """Of the probabilities, nats."""
-        return float(entropy(self.probabilities.clamp_min(1e-12).log()))
-
-    def __repr__(self) -> str:
-        return f"Prediction({self.clip_id!r}, class {self.label_index}, p={self.probabilities.max():.3f})"
 
 
 class Source:
@@ -124,7 +88,9 @@ class Source:
         self.context = self.prompts.context
         self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
         self._frames_per_pass = _FRAMES_PER_PASS
-        self._kept: dict[str, Any] = {}  # what is computed at its first use; copies with other windows share it
+        self._kept: dict[Any, Any] = {}  # what is computed at its first use; copies share it
+        self.granted: frozenset[Need] | None = None
+        """What may be used, see `limited_to`; None: everything."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,6 +104,23 @@ class Source:
         other = copy.copy(self)
         other.window = window
         return other
+
+    def limited_to(self, needs: frozenset[Need]) -> Source:
+        """The same model for a method that named its needs: using anything else raises a RuntimeError."""
+        other = copy.copy(self)
+        other.granted = needs
+        return other
+
+    def _require(self, need: Need) -> None:
+        if self.granted is not None and need not in self.granted:
+            raise RuntimeError(f"the method uses {need!r} without naming it in its `needs` ({sorted(self.granted)})")
+
+    def kept(self, key: Any, make: Callable[[], _T]) -> _T:
+        """A value that is computed once for this model, whatever the windows; `key` must be hashable and name it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: _T = self._kept[key]
+        return found
 
     def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
         """All windows of a clip; computed once, for as long as these features live."""
@@ -156,6 +139,7 @@ class Source:
         Raises:
             MemoryError: if the device's memory is too small for a single window.
         """
+        self._require("views")
         specs = {
             clip: WindowSpec(len(clip.features), self.window.stride) if whole else window or self.window
             for clip in clips
@@ -199,45 +183,21 @@ class Source:
 
     def prompt_reader(self, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
         """The AU prompts' text features under many contexts: [B, K, M, d_text] → float32 [B, K, d]."""
+        self._require("text_tower")
         return self.backbone.prompt_reader(self.prompts, precision=precision)
-
-    def linearised_tower(
-        self, context: Tensor | None = None, features: Tensor | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """`prompt_reader` to first order, by the Jacobian at the source prompts, which is computed once.
-
-        It is kept beside the checkpoint where that has a folder that can be written.
-
-        Args:
-            context: where the value is exact, [B, K, M, d_text]; the source prompts by default.
-            features: the tower's value there, [B, K, d].
-        """
-        if "jacobian" not in self._kept:
-            self._kept["jacobian"] = self._jacobian().to(self.backbone.device)
-        if context is None or features is None:
-            context, features = self.context, self.text_features
-        return linear_reader(self._kept["jacobian"], context, features)
-
-    def _jacobian(self) -> Tensor:
-        folder = self.checkpoint.folder
-        fingerprint = f"{self.backbone.fingerprint} {self.prompts.content_hash} {self.prompts.num_context}"
-        path = None if folder is None else folder / JACOBIAN_FILE
-        found = None if path is None else load_jacobian(path, fingerprint=fingerprint)
-        if found is not None:
-            return found
-        jacobian = tower_jacobian(self.prompt_reader(), self.context)
-        if path is not None:
-            with suppress(OSError):  # a folder that is read-only, or a full disk: then the next process computes anew
-                save_jacobian(jacobian, path, fingerprint=fingerprint)
-        return jacobian
 
     def au_embeddings_of(self, context: Tensor) -> Tensor:
         """AU embeddings under other context vectors: [..., K, M, d_text] → [..., K, d]; differentiable."""
+        self._require("text_tower")
         return self.model.au_embeddings(self.backbone.encode_prompts(self.prompts, context))
 
     def logits(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
         """Class logits of window embeddings [..., V, d]; under the source prompts when none are given."""
         return self.model.logits(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
+
+    def hidden(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
+        """The classifier's hidden layer z of window embeddings, [..., V, h]; arguments as for `logits`."""
+        return self.model.hidden(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
 
     def class_text(self) -> Tensor:
         """Zero-shot class vectors [C, d]: the normalised mean of each class's description features.
@@ -245,16 +205,17 @@ class Source:
         Raises:
             ValueError: if the checkpoint's task has no descriptions.
         """
-        spec = self.checkpoint.spec
-        if not spec.descriptions:
+        self._require("class_text")
+        if not self.checkpoint.spec.descriptions:
             raise ValueError("this checkpoint has no class descriptions, so there is no zero-shot row")
-        if "class_text" not in self._kept:
-            with torch.no_grad():
-                groups = [
-                    self.backbone.encode_prompts(self.backbone.tokenize(group, context=spec.context))
-                    for group in spec.descriptions
-                ]
-            means = torch.stack([F.normalize(group, dim=-1).mean(0) for group in groups])
-            self._kept["class_text"] = F.normalize(means, dim=-1)
-        vectors: Tensor = self._kept["class_text"]
-        return vectors
+        return self.kept("class_text", self._class_text)
+
+    def _class_text(self) -> Tensor:
+        spec = self.checkpoint.spec
+        with torch.no_grad():
+            groups = [
+                self.backbone.encode_prompts(self.backbone.tokenize(group, context=spec.context))
+                for group in spec.descriptions
+            ]
+        means = torch.stack([F.normalize(group, dim=-1).mean(0) for group in groups])
+        return F.normalize(means, dim=-1)

@@ -103,6 +103,12 @@ class ClipAU(nn.Module):
         """Class logits of window embeddings: [..., V, d] and [..., K, d] → [..., V, C]."""
         return _two_layers(self.classifier, self.similarities(embeddings, au_embeddings))
 
+    def hidden(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
+        """z, the hidden layer of the classifier after its ReLU: [..., V, d] and [..., K, d] → [..., V, h]."""
+        first = self.classifier[0]
+        assert isinstance(first, nn.Linear)
+        return F.relu(frozen_linear(self.similarities(embeddings, au_embeddings), first.weight, first.bias))
+
     def forward(self, windows: Tensor, text_features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits [B, C] of windows [B, L, d] under text features [K, d]; `lengths` as in `video_embedding`."""
         return self.logits(self.video_embedding(windows, lengths), self.au_embeddings(text_features))

@@ -13,7 +13,7 @@ import torch
 from clipautt.adaptation import source as source_module
 from clipautt.adaptation.source import Prediction, Source, Views
 from clipautt.features.clip_features import ClipFeatures
-from clipautt.model import checkpoint as model_module
+from clipautt.model import network as model_module
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from tests.support.fakes import (

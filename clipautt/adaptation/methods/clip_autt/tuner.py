@@ -1,13 +1,11 @@
 """Prompt tuning of many videos and subjects in one batch, each with its own optimiser state and its own end.
 
-A problem is what the objective sees of one video or subject. Problems share nothing but the frozen model, so a batch
-of them gives what each gives alone, up to the order of floating-point sums. What is tuned (`AdaptConfig.tune`):
+In: problems (the window embeddings that one video or subject shows the objective). Out: tuned prompts for each, or why
+there are none. Problems share nothing but the frozen model, so a batch of them gives what each gives alone, up to the
+order of floating-point sums. What is tuned (`ClipAUTT.tune`):
 
 - `context`: the context vectors of the AU prompts, through the text tower. The exact mode and the paper's.
-- `first_order`: the same vectors through the tower's Jacobian at the source prompts, see `linearised_tower`.
 - `feature`: an offset of the K text features; the tower is not needed at all.
-
-What this module does not know: windows, protocols, and where samples come from.
 """
 
 from __future__ import annotations
@@ -16,20 +14,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipautt.adaptation.config import AdaptConfig, Readout
-from clipautt.adaptation.objectives import objective_loss, read_out
+from clipautt.adaptation.method import TuningConfig
+from clipautt.adaptation.methods.clip_autt.objectives import objective_loss
+from clipautt.adaptation.predictions import DegenerateError, NotFiniteError
+from clipautt.adaptation.readout import Readout, read_samples
 from clipautt.adaptation.source import Source
 from clipautt.memory import free_bytes, is_out_of_memory, saved_bytes
 
-_T = TypeVar("_T")
-Compilation = Literal["none", "default", "cuda_graphs"]
+if TYPE_CHECKING:
+    from clipautt.adaptation.methods.clip_autt.method import ClipAUTT
+
+Tune = Literal["context", "feature"]
+LearningRateUnit = Literal["relative", "absolute"]
 _LARGEST_BATCH = 32
 _MEASURING_SECONDS = 1.0
 _FEATURE_STEP = 0.1
@@ -44,50 +47,12 @@ _FLOATS_OF_CLASSIFIER = 1024
 """That the classifier keeps for a window on its way there and back."""
 
 
-class DegenerateError(ArithmeticError):
-    """Adaptation went wrong in a way that shows without labels; the driver falls back to the source prompts."""
-
-    state: Any = None
-    """What to go on from; None: the start."""
-
-
-class NotFiniteError(DegenerateError, FloatingPointError):
-    """A loss or a prompt stopped being finite."""
-
-
-def unless_degenerate(outcome: _T | DegenerateError) -> _T:
-    """The outcome; raises it where it is the error."""
-    if isinstance(outcome, DegenerateError):
-        raise outcome
-    return outcome
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """How problems are computed; nothing here changes a result by more than rounding."""
-
-    memory_mb: int | None = None
-    """Memory that one batch may take, MiB; None: half of what is free, 80% on a GPU."""
-    batch_size: int | None = None
-    """Problems in one batch; None: as many as that memory holds, at most 32, or what the job measured as fastest."""
-    compile: Compilation = "none"
-    """`default`: the text tower by `torch.compile`; `cuda_graphs`: with CUDA graphs. Each takes minutes to begin."""
-
-    def __post_init__(self) -> None:
-        for name in ("memory_mb", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"tuning.{name}={value}; allowed are whole numbers from 1, or null")
-        if self.compile not in get_args(Compilation):
-            raise ValueError(f"tuning.compile={self.compile!r}; allowed are {', '.join(get_args(Compilation))}")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """What the objective sees of one video or subject."""
 
     samples: Sequence[Tensor]
-    """What is predicted as one: the embeddings v of a sample's windows, [W, d]; see `read_out`."""
+    """What is predicted as one: the embeddings v of a sample's windows, [W, d]; see `read_samples`."""
     start: Tensor | None = None
     """To go on from: context [K, M, d_text], or the offset of the features [K, d]; None: the source's."""
     prior: Tensor | None = None
@@ -142,7 +107,7 @@ class _Batch:
             ],
             dim=1,
         )
-        return read_out(windows, self.index, self.inside, readout) + self.shift[:, None]
+        return read_samples(windows, self.index, self.inside, readout) + self.shift[:, None]
 
 
 def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last: bool) -> Tensor:
@@ -157,9 +122,9 @@ _Shape = tuple[int, int, int]
 _Kind = tuple[str, str]
 
 
-def _kind(config: AdaptConfig) -> _Kind:
+def _kind(method: ClipAUTT) -> _Kind:
     """Ways to tune that cost the same."""
-    return config.tune, config.precision
+    return method.tune, method.precision
 
 
 def _shape(problem: Problem) -> _Shape:
@@ -195,25 +160,6 @@ def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Ba
 
 
 @dataclass(frozen=True, eq=False)
-class _Near:
-    """AU embeddings by a first-order model around values of which the tower was asked."""
-
-    source: Source
-    """Of the Jacobian."""
-    values: Tensor
-    """Where the model is exact, [B, K, M, d_text]."""
-    features: Tensor
-    """The tower's there, [B, K, d]."""
-
-    def __call__(self, context: Tensor) -> Tensor:
-        return self.source.model.au_embeddings(self.source.linearised_tower(self.values, self.features)(context))
-
-    def rows(self, chosen: Sequence[int]) -> _Near:
-        """Only these problems, without asking the tower again: what is left of a batch must not change."""
-        return _Near(self.source, self.values[list(chosen)], self.features[list(chosen)])
-
-
-@dataclass(frozen=True, eq=False)
 class _Parameter:
     """What is tuned: where it starts, how large a relative step is, and what it makes of the AU embeddings."""
 
@@ -223,13 +169,6 @@ class _Parameter:
     """A relative learning rate of 1, in units of the parameter."""
     au_embeddings: Callable[[Tensor], Tensor]
     """[B, …] → [B, K, d], differentiable."""
-    renew: Callable[[Tensor], _Near] | None = None
-    """`first_order` with re-linearisation: from values [B, …], what takes the place of `au_embeddings` near them."""
-
-    def embed(self, values: Tensor) -> Tensor:
-        """AU embeddings [B, K, d] at these very values, without gradient."""
-        with torch.no_grad():
-            return (self.au_embeddings if self.renew is None else self.renew(values))(values)
 
 
 class _Free:
@@ -262,7 +201,7 @@ class Tuner:
         self._halved: dict[tuple[_Kind, _Shape], int] = {}  # what a batch was halved to, for want of memory
         self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
 
-    def tune(self, problems: Sequence[Problem], config: AdaptConfig) -> list[Tuned | DegenerateError]:
+    def tune(self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout) -> list[Tuned | DegenerateError]:
         """A few AdamW steps on the objective, for every problem from its own start.
 
         A single sample has no mutual information: there `infomax` and `infomax_kl` return the start, since AdamW would
@@ -270,7 +209,8 @@ class Tuner:
 
         Args:
             problems: of any sizes.
-            config: objective, steps, step size, and what is tuned.
+            method: objective, steps, step size, and what is tuned.
+            readout: how a sample's windows become one prediction.
 
         Returns:
             In the order of the problems: the tuned prompts, or why there are none.
@@ -279,59 +219,59 @@ class Tuner:
             MemoryError: if the device's memory is too small for a single problem.
             ValueError: if the checkpoint's prompts have no context tokens, and context is to be tuned.
         """
-        parameter = self._parameter(config)
+        parameter = self._parameter(method)
         found: dict[int, Tuned | DegenerateError] = {}
         shapes = [_shape(problem) for problem in problems]
         waiting = sorted(range(len(problems)), key=lambda i: (shapes[i], i))
         while waiting:
             shape = shapes[waiting[0]]
             same = [i for i in waiting if shapes[i] == shape]
-            chosen = same[: self._room(shape, config)]
-            outcomes = self._tune_within_memory([problems[i] for i in chosen], config, parameter)
+            chosen = same[: self._room(shape, method)]
+            outcomes = self._tune_within_memory([problems[i] for i in chosen], method, readout, parameter)
             if outcomes is None:
-                self._halved[_kind(config), shape] = len(chosen) // 2
+                self._halved[_kind(method), shape] = len(chosen) // 2
                 continue
             found |= dict(zip(chosen, outcomes, strict=True))
             waiting = waiting[len(chosen) :]
         return [found[i] for i in range(len(problems))]
 
     def _tune_within_memory(
-        self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
+        self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout, parameter: _Parameter
     ) -> list[Tuned | DegenerateError] | None:
         """The outcomes; None where memory is too short for so many."""
         try:
-            return self._tune_batch(problems, config, parameter)
+            return self._tune_batch(problems, method, readout, parameter)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(problems) == 1:
                 raise MemoryError(
                     f"the memory of {self.source.backbone.device} is too small to tune a single problem ({error}); "
-                    "free some, use another device, or tune=feature"
+                    "free some, use another device, or take adapt.method.tune=feature"
                 ) from error
         if self.source.backbone.device.type == "cuda":
             torch.cuda.empty_cache()  # out here, where what the failed batch held is free again
         return None
 
-    def batch_size(self, config: AdaptConfig) -> int:
+    def batch_size(self, method: ClipAUTT) -> int:
         """Problems in one batch: as configured, as measured, or as many as the memory holds."""
-        kind = _kind(config)
+        kind = _kind(method)
         if kind not in self._sizes:
-            self._sizes[kind] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(config))
+            self._sizes[kind] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(method))
         return self._sizes[kind]
 
-    def measure_batch_size(self, config: AdaptConfig) -> int:
+    def measure_batch_size(self, method: ClipAUTT, readout: Readout) -> int:
         """Find the batch size that is fastest per problem, by a step of 1, 2, 4, … problems, and use it from now on.
 
         Out of memory, or once two doublings have gained less than 5%, the search ends. A size that is configured stays.
         """
         if self.config.batch_size:
-            return self.batch_size(config)
-        most = min(_LARGEST_BATCH, self._fitting(config))
+            return self.batch_size(method)
+        most = min(_LARGEST_BATCH, self._fitting(method))
         best, least = 1, torch.inf
         for size in (2**power for power in range(most.bit_length())):
             try:
-                seconds = self._seconds_of_step(config, size) / size
+                seconds = self._seconds_of_step(method, readout, size) / size
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -340,19 +280,19 @@ class Tuner:
                 best, least = size, seconds
             elif size > 2 * best:
                 break
-        self._sizes[_kind(config)] = best
+        self._sizes[_kind(method)] = best
         return best
 
-    def _seconds_of_step(self, config: AdaptConfig, size: int) -> float:
+    def _seconds_of_step(self, method: ClipAUTT, readout: Readout, size: int) -> float:
         """Of a whole step of so many problems: the least of three, or of what a second holds, after one to warm up."""
-        parameter, one_step = self._parameter(config), replace(config, steps=1, tolerance=0.0)
+        parameter, one_step = self._parameter(method), replace(method, steps=1, tolerance=0.0)
         noise = torch.Generator().manual_seed(size)
         windows = F.normalize(torch.randn(_FEWEST_ROWS, self.source.au_embeddings.shape[-1], generator=noise), dim=-1)
         problems = [Problem(torch.split(windows, 1))] * size
         least, began = torch.inf, time.perf_counter()
         for turn in range(4):
             start = time.perf_counter()
-            self._tune_batch(problems, one_step, parameter)
+            self._tune_batch(problems, one_step, readout, parameter)
             if self.source.backbone.device.type == "cuda":
                 torch.cuda.synchronize(self.source.backbone.device)
             taken = time.perf_counter() - start
@@ -361,20 +301,20 @@ class Tuner:
                 break
         return least
 
-    def bytes_per_problem(self, config: AdaptConfig) -> int:
+    def bytes_per_problem(self, method: ClipAUTT) -> int:
         """What one problem more takes on its way through the text side and back, measured on two and on one.
 
         What is kept for the way back is counted while it is computed; half as much again comes and goes.
         """
-        parameter = self._parameter(config)
+        parameter = self._parameter(method)
         both = parameter.start.expand(2, *parameter.start.shape).clone().requires_grad_(True)
         one = saved_bytes(lambda: parameter.au_embeddings(both[:1]))
         two = saved_bytes(lambda: parameter.au_embeddings(both))
         return int(1.5 * (two - one))
 
-    def _fitting(self, config: AdaptConfig) -> int:
+    def _fitting(self, method: ClipAUTT) -> int:
         try:
-            return max(1, self._budget() // max(1, self.bytes_per_problem(config)))
+            return max(1, self._budget() // max(1, self.bytes_per_problem(method)))
         except (RuntimeError, MemoryError) as error:  # not even two
             if not is_out_of_memory(error):
                 raise
@@ -383,9 +323,9 @@ class Tuner:
     def _budget(self) -> int:
         return self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
 
-    def _room(self, shape: _Shape, config: AdaptConfig) -> int:
+    def _room(self, shape: _Shape, method: ClipAUTT) -> int:
         """How many problems of a shape go into a batch; their windows may take half of the memory."""
-        most = min(self.batch_size(config), self._halved.get((_kind(config), shape), sys.maxsize))
+        most = min(self.batch_size(method), self._halved.get((_kind(method), shape), sys.maxsize))
         if self.config.batch_size:
             return most
         units, width = self.source.au_embeddings.shape
@@ -393,50 +333,52 @@ class Tuner:
         return max(1, min(most, windows // shape[0]))
 
     def _tune_batch(
-        self, problems: Sequence[Problem], config: AdaptConfig, parameter: _Parameter
+        self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout, parameter: _Parameter
     ) -> list[Tuned | DegenerateError]:
         starts = [parameter.start if p.start is None else p.start.to(parameter.start.device) for p in problems]
         outcomes: list[DegenerateError | None] = [None] * len(problems)
         taken = [0] * len(problems)
-        moving = [i for i, p in enumerate(problems) if len(p.samples) > 1 or config.objective == "entropy"]
+        moving = [i for i, p in enumerate(problems) if len(p.samples) > 1 or method.objective == "entropy"]
         values = [start.detach() for start in starts]
         if moving:
-            free = [_Free(values[i], config.per_au_context) for i in moving]
-            batch = _batch([problems[i] for i in moving], self.source, config.readout)
-            errors, steps = self._descend(free, batch, config, parameter)
+            free = [_Free(values[i], method.per_au_context) for i in moving]
+            batch = _batch([problems[i] for i in moving], self.source, readout)
+            errors, steps = self._descend(free, batch, method, readout, parameter)
             for i, own, error, count in zip(moving, free, errors, steps, strict=True):
                 values[i], outcomes[i], taken[i] = own.value().detach(), error, count
         return self._finish(torch.stack(values), outcomes, taken, parameter)
 
     def _descend(
-        self, values: Sequence[_Free], batch: _Batch, config: AdaptConfig, parameter: _Parameter
+        self,
+        values: Sequence[_Free],
+        batch: _Batch,
+        method: ClipAUTT,
+        readout: Readout,
+        parameter: _Parameter,
     ) -> tuple[list[DegenerateError | None], list[int]]:
         """Steps in place of all values that are still on their way; why some stopped, and the steps of each."""
-        rate = config.learning_rate * (parameter.scale if config.learning_rate_unit == "relative" else 1.0)
+        rate = method.learning_rate * (parameter.scale if method.learning_rate_unit == "relative" else 1.0)
         rate = min(rate, _LARGEST_RATE)
         optimizer = torch.optim.AdamW([one.leaf for one in values], lr=rate, weight_decay=0.0, foreach=True)
         errors: list[DegenerateError | None] = [None] * len(values)
         steps, before = [0] * len(values), [torch.inf] * len(values)
         moving, part = list(range(len(values))), batch
-        embed: Callable[[Tensor], Tensor] = parameter.au_embeddings
         with torch.no_grad():
             own = self.source.au_embeddings.expand(len(values), -1, -1)
-            source_logits = batch.logits(self.source, own, config.readout).double()
-        for step in range(config.steps):
+            source_logits = batch.logits(self.source, own, readout).double()
+        for step in range(method.steps):
             stacked = torch.stack([values[i].value() for i in moving])
-            if parameter.renew and step and step % config.relinearise == 0:
-                embed = parameter.renew(stacked.detach())
-            logits = part.logits(self.source, embed(stacked), config.readout).double()
+            logits = part.logits(self.source, parameter.au_embeddings(stacked), readout).double()
             given = {"inside": part.inside.any(-1), "prior": part.prior.double()}
-            losses = objective_loss(logits, source_logits[moving], config, **given)
+            losses = objective_loss(logits, source_logits[moving], method, **given)
             now = losses.tolist()
             optimizer.zero_grad()
             torch.autograd.backward(losses.sum())
             going = []
             for i, loss in zip(moving, now, strict=True):
                 if not torch.isfinite(torch.tensor(loss)):
-                    errors[i] = NotFiniteError(f"the {config.objective} loss of step {step} is {loss}")
-                elif abs(loss - before[i]) >= config.tolerance:
+                    errors[i] = NotFiniteError(f"the {method.objective} loss of step {step} is {loss}")
+                elif abs(loss - before[i]) >= method.tolerance:
                     going.append(i)
                 before[i] = loss
             for i in set(moving) - set(going):
@@ -447,14 +389,14 @@ class Tuner:
             if not going:
                 break
             if going != moving:
-                embed = embed.rows([moving.index(i) for i in going]) if isinstance(embed, _Near) else embed
                 moving, part = going, batch.rows(going)
         return errors, steps
 
     def _finish(
         self, tuned: Tensor, outcomes: Sequence[DegenerateError | None], steps: Sequence[int], parameter: _Parameter
     ) -> list[Tuned | DegenerateError]:
-        embeddings = parameter.embed(tuned)
+        with torch.no_grad():
+            embeddings = parameter.au_embeddings(tuned)
         drifts = ((tuned - parameter.start) / parameter.scale).flatten(1).square().mean(-1).sqrt().tolist()
         results: list[Tuned | DegenerateError] = []
         for value, a, error, count, drift in zip(tuned, embeddings, outcomes, steps, drifts, strict=True):
@@ -463,9 +405,9 @@ class Tuner:
             results.append(error or Tuned(value.clone(), a.clone(), count, drift))
         return results
 
-    def _parameter(self, config: AdaptConfig) -> _Parameter:
+    def _parameter(self, method: ClipAUTT) -> _Parameter:
         source = self.source
-        if config.tune == "feature":
+        if method.tune == "feature":
             features = source.text_features
             return _Parameter(
                 torch.zeros_like(features),
@@ -474,32 +416,17 @@ class Tuner:
             )
         if not source.context.numel():
             raise ValueError(
-                f"adapt.tune={config.tune!r}, but this checkpoint's prompts have no context tokens; take "
-                "adapt.tune=feature, or adapt.objective=none"
+                f"adapt.method.tune={method.tune!r}, but this checkpoint's prompts have no context tokens; take "
+                "adapt.method.tune=feature, or adapt=clip_au"
             )
         scale = float(source.context.square().mean().sqrt())
-        read = self._reader(config)
-        renew = self._renew(config) if config.tune == "first_order" and config.relinearise else None
-        return _Parameter(source.context, scale, lambda context: source.model.au_embeddings(read(context)), renew)
+        read = self._reader(method)
+        return _Parameter(source.context, scale, lambda context: source.model.au_embeddings(read(context)))
 
-    def _renew(self, config: AdaptConfig) -> Callable[[Tensor], _Near]:
-        """The tower's features are taken anew at the values, its Jacobian stays the source prompts' one."""
-        source, exact = self.source, self._exact_reader(config)
-
-        def renew(values: Tensor) -> _Near:
-            with torch.no_grad():
-                return _Near(source, values, exact(values))
-
-        return renew
-
-    def _reader(self, config: AdaptConfig) -> Callable[[Tensor], Tensor]:
-        """Context [B, K, M, d_text] → text features [B, K, d], by the tower or its linearisation."""
-        return self.source.linearised_tower() if config.tune == "first_order" else self._exact_reader(config)
-
-    def _exact_reader(self, config: AdaptConfig) -> Callable[[Tensor], Tensor]:
-        if config.precision not in self._readers:
-            self._readers[config.precision] = self._compiled(self.source.prompt_reader(config.precision))
-        return self._readers[config.precision]
+    def _reader(self, method: ClipAUTT) -> Callable[[Tensor], Tensor]:
+        if method.precision not in self._readers:
+            self._readers[method.precision] = self._compiled(self.source.prompt_reader(method.precision))
+        return self._readers[method.precision]
 
     def _compiled(self, read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if self.config.compile == "none":

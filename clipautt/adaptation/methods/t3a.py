@@ -1,0 +1,163 @@
+"""T3A, the test-time classifier adjuster (Iwasawa and Matsuo, NeurIPS 2021): prototypes replace the last layer.
+
+The supports of a class are the row of the trained classifier's last layer, and the hidden vectors z of the clips that
+were predicted as that class; the most certain ones are kept. A clip's logits are z times the normalised sum of the
+supports of each class. The bias is dropped, as published, so that even without clips the prediction is not the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeInt
+from torch import Tensor, nn
+
+from clipautt.adaptation.method import (
+    AdaptConfig,
+    Fidelity,
+    LogitSource,
+    SavedState,
+    Session,
+    changed_settings,
+    fit_in_turn,
+)
+from clipautt.adaptation.predictions import ClipOutput
+from clipautt.adaptation.readout import chosen_window, read_clip
+from clipautt.adaptation.source import Need, Source, Views
+from clipautt.features.clip_features import ClipFeatures
+from clipautt.model.windows import entropy
+from clipautt.settings import settings
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Supports:
+    """Vectors that stand for the classes: a value, never changed in place."""
+
+    vectors: Tensor
+    """Hidden vectors z, [N, h]."""
+    classes: Tensor
+    """The class that each supports, int64 [N]."""
+    entropies: Tensor
+    """Entropy of the prediction that gave it the class, nats, [N]."""
+
+    def __repr__(self) -> str:
+        return f"Supports({len(self.classes)} vectors)"
+
+    def prototypes(self, num_classes: int) -> Tensor:
+        """The normalised sum of each class's normalised supports, [C, h]; zeros for a class without any."""
+        members = F.one_hot(self.classes, num_classes).to(self.vectors)
+        return F.normalize(members.T @ F.normalize(self.vectors, dim=-1), dim=-1)
+
+    def most_certain(self, capacity: int, num_classes: int) -> Supports:
+        """At most `capacity` supports of each class, those of lowest entropy, in their order."""
+        kept = []
+        for label in range(num_classes):
+            own = (self.classes == label).nonzero()[:, 0]
+            kept.append(own[self.entropies[own].argsort(stable=True)[:capacity]])
+        index = torch.cat(kept).sort().values
+        return Supports(self.vectors[index], self.classes[index], self.entropies[index])
+
+
+@settings
+class T3A:
+    """Test-time classifier adjuster on the hidden layer of CLIP-AU's classifier."""
+
+    capacity: NonNegativeInt = 20
+    """Supports that each class keeps, the classifier's own row among them; 0 keeps all."""
+    update: Literal["before", "after"] = "before"
+    """Whether a clip becomes a support before it is predicted, as published, or after."""
+
+    name: ClassVar[str] = "t3a"
+    fidelity: ClassVar[Fidelity] = "exact"
+    deviations: ClassVar[str] = (
+        "T3A takes the hidden vector of a clip's chosen window and starts anew with each subject; keeping all supports "
+        "keeps all, where the published code drops the least certain one."
+    )
+
+    @property
+    def adapts(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Windows and the classifier's view of them."""
+        return frozenset({"views"})
+
+    @property
+    def logits_from(self) -> LogitSource:
+        """The trained classifier."""
+        return "head"
+
+    def title(self, config: AdaptConfig) -> tuple[str, ...]:
+        """`T3A, online`, then what differs from the defaults."""
+        readout = "" if config.readout == "best_window" else f", {config.readout_name}"
+        return (f"T3A, {config.protocol.replace('_', ' ')}{readout}", *changed_settings(self))
+
+    @torch.no_grad()
+    def start(self, session: Session, prior: Tensor | None) -> Supports:
+        """The rows of the classifier's last layer, each for the class that the layer itself gives it."""
+        last = _last_layer(session.source)
+        logits = F.linear(last.weight, last.weight, last.bias)
+        return Supports(last.weight.detach(), logits.argmax(-1), entropy(logits))
+
+    def fit(self, state: Supports, session: Session, clips: Sequence[ClipFeatures]) -> Supports:
+        """All clips become supports in the order of their ids."""
+        return fit_in_turn(self, state, session, clips)  # type: ignore[no-any-return]
+
+    def step(self, state: Supports, session: Session, clip: ClipFeatures) -> tuple[ClipOutput, Supports]:
+        """The clip becomes a support, before or after it is predicted."""
+        views = _views(session, clip)
+        after = self._with_clip(state, session, views)
+        return _output(after if self.update == "before" else state, session, views), after
+
+    def predict(self, state: Supports, session: Session, clip: ClipFeatures) -> ClipOutput:
+        """Predict with the prototypes of this state."""
+        return _output(state, session, _views(session, clip))
+
+    def save(self, state: Supports) -> SavedState:
+        """The supports."""
+        return SavedState({name: value.cpu().contiguous() for name, value in vars(state).items()})
+
+    def restore(self, saved: SavedState, session: Session, prior: Tensor | None) -> Supports:
+        """The inverse of `save`."""
+        device = session.source.backbone.device
+        return Supports(**{name: value.to(device) for name, value in saved.tensors.items()})
+
+    @torch.no_grad()
+    def _with_clip(self, state: Supports, session: Session, views: Views) -> Supports:
+        source, readout = session.source, session.config.readout
+        logits, chosen = read_clip(source.logits(views.embeddings), readout)
+        hidden = source.hidden(views.embeddings)
+        vector = hidden.mean(0) if readout == "mean_windows" else hidden[chosen]
+        grown = Supports(
+            torch.cat([state.vectors, vector[None]]),
+            torch.cat([state.classes, logits.argmax()[None]]),
+            torch.cat([state.entropies, entropy(logits)[None]]),
+        )
+        return grown.most_certain(self.capacity or len(grown.classes), len(source.classes))
+
+
+def _last_layer(source: Source) -> nn.Linear:
+    last = source.model.classifier[-1]
+    assert isinstance(last, nn.Linear)
+    return last
+
+
+def _views(session: Session, clip: ClipFeatures) -> Views:
+    return session.source.views_of([clip], whole=session.config.readout == "whole_clip")[0]
+
+
+@torch.no_grad()
+def _output(state: Supports, session: Session, views: Views) -> ClipOutput:
+    """Logits of the window that the source chooses, under the prototypes."""
+    source, readout = session.source, session.config.readout
+    logits = source.hidden(views.embeddings) @ state.prototypes(len(source.classes)).T
+    chosen = chosen_window(source.logits(views.embeddings), readout)
+    used = logits.mean(0) if readout == "mean_windows" else logits[chosen]
+    similarities = source.model.similarities(views.embeddings[chosen : chosen + 1], source.au_embeddings)[0]
+    return ClipOutput(used, float(views.start_seconds[chosen]), float(views.end_seconds[chosen]), similarities)

@@ -1,0 +1,84 @@
+"""What adaptation says about a clip, and how it fails.
+
+A method returns a `ClipOutput`; the driver applies the class prior and turns it into a `Prediction` with a status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from clipautt.model.windows import entropy
+
+_T = TypeVar("_T")
+OK = "ok"
+"""Status of a prediction that needed no fallback."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipOutput:
+    """What a method computes for one clip, before class priors are applied."""
+
+    logits: Tensor
+    """Class logits [C], on the device of the source."""
+    window_start_seconds: float
+    """Start of the window that the logits rest on."""
+    window_end_seconds: float
+    """End of that window."""
+    similarities: Tensor | None = None
+    """AU similarities s of that window, [K]; None where the method has none."""
+
+    def __repr__(self) -> str:
+        return f"ClipOutput({self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The prediction for one clip."""
+
+    clip_id: str
+    """Clip."""
+    subject_id: str
+    """Subject."""
+    probabilities: Tensor
+    """float32 [C], sums to 1, on the CPU."""
+    window_start_seconds: float
+    """Start of the window it rests on."""
+    window_end_seconds: float
+    """End of that window."""
+    similarities: Tensor | None = None
+    """AU similarities s of that window, [K], on the CPU; None where the method has none."""
+    status: str = OK
+    """`ok`, or why the prediction was made without adaptation."""
+    prior: Tensor | None = None
+    """Class shares that the probabilities assume, [C], on the CPU; None: those of the training clips."""
+
+    @property
+    def label_index(self) -> int:
+        """The most probable class."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the probabilities, nats."""
+        return float(entropy(self.probabilities.clamp_min(1e-12).log()))
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.clip_id!r}, class {self.label_index}, p={self.probabilities.max():.3f})"
+
+
+class DegenerateError(ArithmeticError):
+    """Adaptation went wrong in a way that shows without labels; the driver predicts without it."""
+
+
+class NotFiniteError(DegenerateError, FloatingPointError):
+    """A loss, a prompt or a probability is not finite."""
+
+
+def unless_degenerate(outcome: _T | DegenerateError) -> _T:
+    """The outcome; raises it if it is the error."""
+    if isinstance(outcome, DegenerateError):
+        raise outcome
+    return outcome
