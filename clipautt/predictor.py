@@ -13,14 +13,14 @@ from urllib.parse import unquote
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from clipautt.action_units import action_unit_columns
-from clipautt.adaptation.config import AdaptConfig
-from clipautt.adaptation.driver import adapt
-from clipautt.adaptation.methods import ClipAUTT
+from clipautt.adaptation.driver import SubjectState, adapt, predict_clips, prompts_after
+from clipautt.adaptation.method import AdaptConfig, Session
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
-from clipautt.adaptation.source import Prediction, Source
+from clipautt.adaptation.predictions import Prediction
+from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
@@ -86,7 +86,7 @@ class Predictor:
     ) -> None:
         self.source = source
         self.config = config or AdaptConfig(
-            protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline
+            ClipAUTT(), protocol="per_video", subject_baseline=source.checkpoint.spec.subject_baseline
         )
         self.personalizations = personalizations
         self.limits = limits
@@ -146,16 +146,18 @@ class Predictor:
     ) -> VideoPrediction:
         """Predict from stored features of one clip."""
         if personalization is None:
-            source = self.source.with_window(self.config.window)
-            result = adapt(source, [clip], self.config)[clip.subject_id]
-            centred = replace(clip, features=clip.features - result.centre)
-            return _describe(source, centred, video, result.predictions[0], source.au_embeddings)
-        source = self.source.with_window(personalization.config.window)
-        state = personalization.state(source)
-        centred = replace(clip, features=clip.features - personalization.centre)
-        method = ClipAUTT(replace(personalization.config, objective="none", method="clip_autt"))
-        prediction, _ = method.step(state, source, centred)
-        return _describe(source, centred, video, prediction, state.au_embeddings, personalization.subject_id)
+            result = adapt(self.source, [clip], self.config)[clip.subject_id]
+            session, after, centre = Session.open(self.source, self.config), result.after, result.centre
+            prediction, subject = result.predictions[0], None
+        else:
+            session, centre, subject = (
+                personalization.session(self.source),
+                personalization.centre,
+                personalization.subject_id,
+            )
+            after = personalization.after(session)
+            (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
+        return _describe(session, replace(clip, features=clip.features - centre), video, prediction, after, subject)
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.
@@ -177,13 +179,15 @@ class Predictor:
 
 
 def _describe(
-    source: Source,
+    session: Session,
     clip: ClipFeatures,
     video: str,
     prediction: Prediction,
-    au_embeddings: Tensor,
-    subject: str | None = None,
+    after: SubjectState,
+    subject: str | None,
 ) -> VideoPrediction:
+    """A prediction with the AU tracks of its clip, whose centre is removed."""
+    source, au_embeddings = session.source.limited_to(None), prompts_after(session, after.state)
     views = source.views(clip)
     with torch.no_grad():
         similarities = source.model.similarities(views.embeddings, au_embeddings).cpu().numpy()

@@ -199,6 +199,12 @@ def adapt_units(
     ]
 
 
+def prompts_after(session: Session, state: Any) -> Tensor:
+    """AU embeddings a under a method's state, [K, d]; the source's where the method moves no prompts."""
+    method = session.config.method
+    return method.au_embeddings(state) if isinstance(method, PromptMethod) else session.source.au_embeddings
+
+
 def predict_clips(session: Session, after: SubjectState, clips: Sequence[ClipFeatures]) -> list[Prediction]:
     """Predict further clips of a subject without adapting to them.
 
@@ -300,13 +306,14 @@ class _Work:
         steps: list[_Step | None] = []
         wrong: dict[int, DegenerateError] = {}
         for number, (outcome, clip, prior) in enumerate(zip(outcomes, clips, priors, strict=True)):
-            step, why = None, outcome
-            if not isinstance(outcome, DegenerateError):
-                step = _Step(clip, self._prediction(clip, outcome[0], prior), outcome[1])
-                why = NotFiniteError(f"the probabilities of clip {clip.clip_id!r} are not finite")
-            if step is None or not torch.isfinite(step.prediction.probabilities).all():
-                step, wrong[number] = None, why
-            steps.append(step)
+            if isinstance(outcome, DegenerateError):
+                steps.append(None)
+                wrong[number] = outcome
+                continue
+            prediction = self._prediction(clip, outcome[0], prior)
+            steps.append(_Step(clip, prediction, outcome[1]))
+            if not torch.isfinite(prediction.probabilities).all():
+                wrong[number] = NotFiniteError(f"the probabilities of clip {clip.clip_id!r} are not finite")
         instead = self.unadapted([clips[i] for i in wrong], [priors[i] for i in wrong])
         for (number, error), step in zip(wrong.items(), instead, strict=True):
             steps[number] = step.marked(f"{FALLBACK}{error}")
@@ -393,10 +400,9 @@ class _Work:
 
     def trace(self, steps: Sequence[_Step]) -> Trace:
         """Of one subject."""
-        own, method = self.session.source.au_embeddings, self.config.method
+        own = self.session.source.au_embeddings
         embeddings = [
-            method.au_embeddings(step.state) if isinstance(method, PromptMethod) and step.prediction.status == OK else own
-            for step in steps
+            prompts_after(self.session, step.state) if step.prediction.status == OK else own for step in steps
         ]
         return Trace(tuple(step.clip for step in steps), tuple(embeddings))
 
@@ -412,9 +418,7 @@ def _caught(function: Any, *arguments: Any) -> Any:
 _Run = tuple[list[_Step], SubjectState, Tensor]
 
 
-def _per_video(
-    work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]
-) -> list[_Run]:
+def _per_video(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]) -> list[_Run]:
     centred = [[work.centred([clip]) for clip in clips] for clips in units]
     clips = [own[0] for unit in centred for own, _ in unit]
     prior = work.given_prior

@@ -170,8 +170,8 @@ class AdaptConfig:
     """Share of the positive class to assume, such as 0.2; `estimate` takes it from the subject's clips without labels;
     null takes the training clips' in decisions, and equal shares in objectives."""
     collapse_share: NonNegativeFloat = 0.2
-    """If adaptation puts all clips of a subject into one class, and the unadapted model puts at least this share of them
-    into others, the unadapted predictions are used; a value above 1 switches this off."""
+    """If adaptation puts all clips of a subject into one class, and the unadapted model puts at least this share of
+    them into others, the unadapted predictions are used; a value above 1 switches this off."""
     seed: int = 0
     """Seed of the order in which `online` visits clips."""
 

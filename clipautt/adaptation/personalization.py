@@ -1,6 +1,7 @@
-"""What a subject's adaptation leaves behind: tuned prompts and centre, to predict and adapt on further clips.
+"""A subject's adaptation as a file: the method's state, the centre and what is needed to resume.
 
-What this module does not know: how prompts are tuned, and which folder of a run they lie in.
+In: a `SubjectResult` and the settings that made it. Out: one safetensors file per subject, and from it the state to
+predict or to go on with. How a method's own state is written is the method's affair (`Method.save`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,11 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipautt.adaptation.config import AdaptConfig
-from clipautt.adaptation.driver import Course, SubjectResult
-from clipautt.adaptation.methods import PromptState
+from clipautt.adaptation.driver import SubjectResult, SubjectState
+from clipautt.adaptation.method import AdaptConfig, SavedState, Session, TuningConfig
 from clipautt.adaptation.source import Source
-from clipautt.model.windows import WindowSpec
+
+FORMAT = 2
+"""Version of the files."""
+_METHOD = "method."
+"""How the names of the method's own tensors begin."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,67 +39,51 @@ class Personalization:
     """How it was made."""
     centre: Tensor
     """Subtracted from frame features, [d]."""
-    context: Tensor | None = None
-    """Tuned context vectors [K, M, d_text]; None leaves the source prompts."""
-    offset: Tensor | None = None
-    """`tune=feature`: added to the text features of the prompts, [K, d]."""
+    saved: SavedState
+    """The method's state, as the method writes it."""
     prior: Tensor | None = None
-    """Shares of the classes that were assumed, [C]; None: those of the training."""
-    memory: tuple[Tensor, ...] = ()
-    """`online`: recent samples, each the embeddings of its windows [W, d]."""
+    """Class shares that are assumed, [C]; None: those of the training clips."""
     decisions: tuple[tuple[int, int], ...] = ()
-    """`online`: see `Course`."""
-    fallen: str | None = None
-    """Why the source prompts stay; see `Course`."""
-    clips: tuple[str, ...] = field(default=())
+    """`online`: see `SubjectState`."""
+    fallback: str | None = None
+    """Why the subject is no longer adapted to; see `SubjectState`."""
+    clips: tuple[str, ...] = ()
     """Ids of the clips it was made from, in the order of the visits."""
-    au_embeddings: Tensor | None = None
-    """a under the tuned prompts as they were tuned (to first order, or in bf16), [K, d]; None: by the tower."""
 
     def __repr__(self) -> str:
         return f"Personalization({self.subject_id!r}, {self.config.name})"
 
     @classmethod
     def of(cls, result: SubjectResult, config: AdaptConfig, *, earlier: Sequence[str] = ()) -> Personalization:
-        """From a finished adaptation; methods without prompts leave the centre only.
+        """From a finished adaptation.
 
         Args:
             result: of the subject.
             config: how it was made.
-            earlier: ids of the clips that went before, where an online run went on.
+            earlier: ids of the clips of the run that was resumed, in the order of its visits.
         """
-        state = result.state if isinstance(result.state, PromptState) else PromptState()
+        after = result.after
         return cls(
             result.subject_id,
             config,
             result.centre,
-            state.context,
-            state.offset,
-            state.prior,
-            state.memory,
-            result.course.decisions,
-            result.course.fallen,
-            (*earlier, *(p.clip_id for p in result.predictions)),
-            None if state.context is None and state.offset is None else state.au_embeddings,
+            config.method.save(after.state),
+            after.prior,
+            after.decisions,
+            after.fallback,
+            (*earlier, *(prediction.clip_id for prediction in result.predictions)),
         )
 
-    def state(self, source: Source) -> PromptState:
-        """The prompts as a state to predict and to go on from."""
-        device = source.backbone.device
-        context, offset, prior = (None if t is None else t.to(device) for t in (self.context, self.offset, self.prior))
-        memory = tuple(sample.to(device) for sample in self.memory)
-        with torch.no_grad():
-            if self.au_embeddings is not None:
-                embeddings = self.au_embeddings.to(device)
-            elif offset is not None:
-                embeddings = source.model.au_embeddings(source.text_features + offset)
-            else:
-                embeddings = source.au_embeddings if context is None else source.au_embeddings_of(context)
-        return PromptState(context, embeddings, offset, prior, memory)
+    def session(self, source: Source, tuning: TuningConfig | None = None) -> Session:
+        """A session of the settings that this was made with."""
+        return Session.open(source, self.config, tuning)
 
-    def course(self, source: Source) -> Course:
-        """Where an online run goes on."""
-        return Course(self.state(source), self.decisions, self.fallen)
+    @torch.no_grad()
+    def after(self, session: Session) -> SubjectState:
+        """Where the subject's adaptation stands: to predict with, or to resume."""
+        prior = None if self.prior is None else self.prior.to(session.source.backbone.device)
+        state = self.config.method.restore(self.saved, session, prior)
+        return SubjectState(state, prior, self.decisions, self.fallback)
 
 
 def subject_file(subject_id: str) -> str:
@@ -104,21 +92,25 @@ def subject_file(subject_id: str) -> str:
 
 
 def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
-    """Write one subject's prompts and centre, aside and renamed, with the checkpoint's fingerprint inside."""
-    named = {name: getattr(personalization, name) for name in ("centre", "context", "offset", "prior", "au_embeddings")}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in named.items() if tensor is not None}
-    tensors |= {f"memory.{i:08d}": sample.cpu().contiguous() for i, sample in enumerate(personalization.memory)}
+    """Write one subject's state and centre as a whole, with the checkpoint's fingerprint inside."""
+    tensors = {f"{_METHOD}{name}": tensor for name, tensor in personalization.saved.tensors.items()}
+    tensors["centre"] = personalization.centre
+    if personalization.prior is not None:
+        tensors["prior"] = personalization.prior
     facts = {
+        "format": FORMAT,
         "subject_id": personalization.subject_id,
         "checkpoint": checkpoint,
-        "config": asdict(personalization.config),
+        "config": personalization.config.facts,
+        "method": dict(personalization.saved.facts),
         "clips": personalization.clips,
         "decisions": personalization.decisions,
-        "fallen": personalization.fallen,
+        "fallback": personalization.fallback,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, aside, metadata={"personalization": json.dumps(facts)})
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, aside, metadata={"personalization": json.dumps(facts)})
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
@@ -137,9 +129,16 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys()) if tensors else []
-            return json.loads(file.metadata()["personalization"]), {name: file.get_tensor(name) for name in names}
+            facts = json.loads(file.metadata()["personalization"])
+            read = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is done anew") from error
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of clipautt; remove its folder, and the next `clipautt adapt` "
+            "writes it anew"
+        )
+    return facts, read
 
 
 def load_personalization(path: Path, source: Source) -> Personalization:
@@ -147,7 +146,7 @@ def load_personalization(path: Path, source: Source) -> Personalization:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or belongs to another checkpoint, naming both.
+        ValueError: if it is damaged, of another version, or belongs to another checkpoint, naming both.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no adapted prompts at {path}")
@@ -156,18 +155,14 @@ def load_personalization(path: Path, source: Source) -> Personalization:
         raise ValueError(
             f"{path} was adapted from checkpoint {facts['checkpoint']}, given is {source.checkpoint.fingerprint}"
         )
-    window = facts["config"].pop("window")
-    config = AdaptConfig(**facts["config"], window=None if window is None else WindowSpec(**window))
+    own = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
     return Personalization(
         facts["subject_id"],
-        config,
+        AdaptConfig.from_facts(facts["config"]),
         tensors["centre"],
-        tensors.get("context"),
-        tensors.get("offset"),
+        SavedState(own, facts["method"]),
         tensors.get("prior"),
-        tuple(tensor for name, tensor in tensors.items() if name.startswith("memory.")),
         tuple((int(a), int(b)) for a, b in facts["decisions"]),
-        facts["fallen"],
+        facts["fallback"],
         tuple(facts["clips"]),
-        tensors.get("au_embeddings"),
     )

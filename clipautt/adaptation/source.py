@@ -105,8 +105,8 @@ class Source:
         other.window = window
         return other
 
-    def limited_to(self, needs: frozenset[Need]) -> Source:
-        """The same model for a method that named its needs: using anything else raises a RuntimeError."""
+    def limited_to(self, needs: frozenset[Need] | None) -> Source:
+        """The same model for a method that named its needs; anything else raises a RuntimeError. None lifts this."""
         other = copy.copy(self)
         other.granted = needs
         return other

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from clipautt.action_units import action_unit_columns
+from clipautt.adaptation.driver import prompts_after
 from clipautt.adaptation.personalization import Personalization
 from clipautt.adaptation.source import Source, Views
 from clipautt.clips import Clip, by_subject
@@ -42,13 +44,17 @@ class Side:
     def track(self, clip: ClipFeatures) -> tuple[Views, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Windows of a clip, their AU similarities [V, K] and entropies [V]."""
         known = self.personalizations.get(clip.subject_id)
-        embeddings = known.state(self.source).au_embeddings if known else self.source.au_embeddings
+        embeddings = self._prompts(known) if known else self.source.au_embeddings
         centred = replace(clip, features=clip.features - known.centre) if known else clip
         views = self.source.views(centred)
         with torch.no_grad():
             similarities = self.source.model.similarities(views.embeddings, embeddings)
             uncertain = entropy(self.source.logits(views.embeddings, embeddings))
         return views, similarities.numpy(), uncertain.numpy()
+
+    def _prompts(self, known: Personalization) -> Tensor:
+        session = known.session(self.source)
+        return prompts_after(session, known.after(session).state)
 
 
 def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, count: int) -> list[str]:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,13 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from clipautt.action_units import action_unit_columns
+from clipautt.adaptation.predictions import Prediction
 from clipautt.adaptation.priors import shift
-from clipautt.adaptation.source import Prediction, Source, Views
+from clipautt.adaptation.readout import Readout, read_clip
+from clipautt.adaptation.source import Source, Views
 from clipautt.evaluation.openface import OpenFaceTrack
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import entropy
-
-WindowChoice = Literal["best_window", "mean_windows", "peak_window", "whole_clip"]
-WINDOW_CHOICES: tuple[str, ...] = get_args(WindowChoice)
 
 _TABLES = ("prompts", "similarities", "windows", "openface")
 FACTS_FILE = "explanation.json"
@@ -68,7 +67,7 @@ class SubjectExplanation:
     intensity; `auc_before`, `auc_after` for the presence; `num_windows`, `num_present` of them. NaN where a figure is
     not defined. None where no clip has an OpenFace file."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What it rests on, as JSON takes it: `prompts_per`, `window_choice`, `openface_files` and what the caller adds."""
+    """What it rests on, as JSON takes it: `prompts_per`, `readout`, `openface_files` and what the caller adds."""
 
     def __repr__(self) -> str:
         return f"SubjectExplanation({self.subject_id!r}, {len(self.windows)} clips, {len(self.prompts)} AUs)"
@@ -80,7 +79,7 @@ def explain_subject(
     *,
     adapted: Tensor,
     predictions: Sequence[Prediction],
-    window_choice: WindowChoice = "best_window",
+    readout: Readout = "best_window",
     openface: Mapping[str, OpenFaceTrack] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> SubjectExplanation:
@@ -91,19 +90,18 @@ def explain_subject(
         clips: one subject's clips, their centre removed as it was for prediction.
         adapted: AU embeddings a after adaptation, [K, d] for the subject or [clips, K, d] in the order of `clips`.
         predictions: one per clip in any order: what was predicted, and the window it rests on.
-        window_choice: how a window was chosen (`adapt.readout`); CLIP-AU chooses its own by the same rule.
+        readout: how clips were read out (`adapt.readout`); CLIP-AU chooses its own window by the same rule.
         openface: clip id → what OpenFace saw, for the clips that have it, in seconds of the clip.
         facts: further facts to keep.
 
     Raises:
         ValueError: if clips, predictions and embeddings do not belong together, naming what does not fit.
     """
-    embeddings = _check(source, clips, adapted, predictions, window_choice)
+    embeddings = _check(source, clips, adapted, predictions)
     of_clip = {prediction.clip_id: prediction for prediction in predictions}
     codes = action_unit_columns(source.checkpoint.spec.phrases)
     seen = [
-        _compare(source, clip, embeddings[number], of_clip[clip.clip_id], window_choice)
-        for number, clip in enumerate(clips)
+        _compare(source, clip, embeddings[number], of_clip[clip.clip_id], readout) for number, clip in enumerate(clips)
     ]
     tracks = {clip.clip_id: openface[clip.clip_id] for clip in clips if openface and clip.clip_id in openface}
     return SubjectExplanation(
@@ -115,7 +113,7 @@ def explain_subject(
         openface=openface_agreement(_track_windows(seen, tracks), codes) if tracks else None,
         facts={
             "prompts_per": "clip" if adapted.dim() == 3 else "subject",
-            "window_choice": window_choice,
+            "readout": readout,
             "window": asdict(source.window),
             "openface_files": {clip_id: _file_facts(track) for clip_id, track in tracks.items()},
             **(facts or {}),
@@ -123,12 +121,8 @@ def explain_subject(
     )
 
 
-def _check(
-    source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predictions: Sequence[Prediction], choice: str
-) -> Tensor:
+def _check(source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predictions: Sequence[Prediction]) -> Tensor:
     """The embeddings after adaptation of every clip, [clips, K, d]."""
-    if choice not in WINDOW_CHOICES:
-        raise ValueError(f"window_choice={choice!r}; allowed are {', '.join(WINDOW_CHOICES)}")
     if not clips:
         raise ValueError("clips is empty; a subject is explained by at least one clip")
     subjects = sorted({clip.subject_id for clip in clips})
@@ -167,14 +161,16 @@ class _Compared:
     """Of the table of windows."""
 
 
-def _compare(source: Source, clip: ClipFeatures, adapted: Tensor, prediction: Prediction, choice: str) -> _Compared:
-    views = source.whole_clip(clip) if choice == "whole_clip" else source.views(clip)
+def _compare(
+    source: Source, clip: ClipFeatures, adapted: Tensor, prediction: Prediction, readout: Readout
+) -> _Compared:
+    views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
     with torch.no_grad():
         before = source.model.similarities(views.embeddings, source.au_embeddings)
         after = source.model.similarities(views.embeddings, adapted)
         logits = source.logits(views.embeddings)
-    chosen, usual = _window_of(prediction, views), _choose(logits, choice)
-    used = logits.mean(0) if choice == "mean_windows" else logits[usual]
+    chosen = _window_of(prediction, views)
+    used, usual = read_clip(logits, readout)
     if prediction.prior is not None:  # on both sides: what a prior does is not what adaptation did
         used = shift(used, prediction.prior.to(used), source.class_shares)
     probabilities = F.softmax(used, dim=-1)
@@ -196,13 +192,6 @@ def _compare(source: Source, clip: ClipFeatures, adapted: Tensor, prediction: Pr
     return _Compared(clip.clip_id, views, before.float().cpu().numpy(), after.float().cpu().numpy(), chosen, row)
 
 
-def _choose(logits: Tensor, choice: str) -> int:
-    """The window that CLIP-AU takes: least like the neutral class for `peak_window`, else of lowest entropy."""
-    if choice == "peak_window":
-        return int(F.log_softmax(logits, dim=-1)[:, 0].argmin())
-    return int(entropy(logits).argmin())
-
-
 def _window_of(prediction: Prediction, views: Views) -> int:
     """Index of the window that a prediction names by its seconds."""
     start, end = prediction.window_start_seconds, prediction.window_end_seconds
@@ -210,7 +199,7 @@ def _window_of(prediction: Prediction, views: Views) -> int:
     if not apart.min() <= _SAME_SECONDS:
         raise ValueError(
             f"clip {prediction.clip_id!r} was predicted from {start:g} to {end:g} seconds, which is none of its "
-            f"{len(apart)} windows; give the source the windows, and the window_choice, it was predicted with"
+            f"{len(apart)} windows; give the source the windows, and the readout, it was predicted with"
         )
     return int(apart.argmin())
 

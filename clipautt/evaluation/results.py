@@ -49,8 +49,14 @@ class ResultRow:
     """`ok`, or why the subject fell back to the source prompts, or why the clip has no features."""
     method: str
     """Name of the row in tables, unique per configuration."""
+    method_key: str
+    """Name of the method: its module in `clipautt.adaptation.methods`."""
+    adapts: bool
+    """Whether the method adapts to a subject's clips at all."""
+    settings: str
+    """All settings of the method and of the adaptation, as JSON."""
     objective: str
-    """`none`, `entropy`, `infomax`, `infomax_kl`, or `zero_shot`."""
+    """What was minimised: `none`, `entropy`, `infomax`, `infomax_kl`; the method's name where it minimises nothing."""
     protocol: str
     """`per_video`, `online` or `per_subject`."""
     subject_baseline: str
@@ -68,7 +74,7 @@ class ResultRow:
     learning_rate: float
     """As configured."""
     tune: str
-    """What was tuned: `none`, `context`, `first_order` or `feature`."""
+    """What was tuned: `none`, `context` or `feature`."""
     prior: float
     """Share of the positive class that the probability assumes, 0..1."""
     training_prior: float

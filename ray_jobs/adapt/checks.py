@@ -1,7 +1,4 @@
-"""What an adaptation run refuses before it begins: settings that cannot work, and a past that is not what it was.
-
-What this module does not know: how anything is computed.
-"""
+"""What an adaptation run refuses before it begins: settings that cannot work, and earlier results that do not fit."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import check_baseline
+from clipautt.adaptation.method import AdaptConfig, check_needs
 from clipautt.clips import SPLITS, Clip, Manifest, read_manifest, write_manifest
 from clipautt.evaluation.results import Cohort, predicted, read_rows
 from clipautt.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -63,26 +60,24 @@ def clips_of_splits(manifest: Manifest, splits: Sequence[str]) -> list[Clip]:
 def rows_that_can_be_made(
     methods: Sequence[AdaptConfig], own: Checkpoint, checkpoint: str | Path
 ) -> tuple[AdaptConfig, ...]:
-    """The methods without those that this checkpoint cannot serve, which is told.
+    """The methods without those to compare with that this checkpoint cannot serve, which is printed.
 
-    A single checkpoint serves its own subject baseline only, and nothing describes the classes of some in words.
+    Raises:
+        ValueError: if it cannot serve the run's own method, the first one.
     """
+    check_needs(own.spec, methods[0])
     single = (Path(checkpoint) / "checkpoint.json").is_file()
-    trained = own.spec.subject_baseline
     kept = list(methods[:1])
-    for method in methods[1:]:
-        if method.method == "zero_shot":
-            if own.spec.descriptions:
-                kept.append(method)
-            else:
-                print(f"no zero-shot row: the classes {', '.join(own.spec.classes)} have no descriptions in words")
-        elif single and method.subject_baseline != trained:
-            print(
-                f"no row {method.name!r}: {checkpoint} is one checkpoint, trained with subject baseline {trained!r}; "
-                "give the run folder of the training for others"
-            )
+    for config in methods[1:]:
+        try:
+            check_needs(own.spec, config)
+            if single:
+                check_baseline(own.spec, config)
+        except ValueError as error:
+            way_out = "; give the run folder of the training for other baselines" if single else ""
+            print(f"no row {config.name!r}: {error}{way_out}")
         else:
-            kept.append(method)
+            kept.append(config)
     return tuple(kept)
 
 
@@ -97,7 +92,7 @@ def load_checkpoints(methods: Sequence[AdaptConfig], checkpoint: str | Path) -> 
     for method in methods:
         baseline = method.subject_baseline
         found[baseline] = found.get(baseline) or load_checkpoint(find_checkpoint(checkpoint, baseline))
-        check_baseline(found[baseline], method)
+        check_baseline(found[baseline].spec, method)
         found[methods[0].subject_baseline].check_features(found[baseline].spec.features)
     return found
 

@@ -1,8 +1,11 @@
 """What is left to do of an adaptation run, subject by subject: which rows stand, which methods adapt on which clips.
 
 Rows that stand are kept. A clip that came later extends its subject: where a clip's prediction does not depend on the
-others it is predicted alone, an `online` run of the run's own method goes on from its saved prompts, and everything
-else that the clip could have changed is done anew. What this module does not know: Ray, and how anything is computed.
+others it is predicted alone, an `online` run of the run's own method is resumed from its saved state, and everything
+else that the clip could have changed is done anew.
+
+In: a subject's clips, methods, cohorts and the rows that are there. Out: a `SubjectPlan` for the driver, with the
+`SubjectWork` that goes to an actor and holds no label.
 """
 
 from __future__ import annotations
@@ -10,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import visiting_order
+from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import subject_file
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, read_rows
 
-COMPARED = frozenset({("compared with a cheap mode", 0)})
-"""Stands for the groups of an assignment whose predictions are compared and become no rows."""
-REPLAYED = frozenset({("explained afterwards", 0)})
-"""The same, where all clips are adapted on once more, in the order of their visits, to write what that changed."""
+Purpose = Literal["rows", "comparison", "explanation"]
+"""What an assignment is for: its predictions become result rows; they are compared with those of an approximation; or
+all clips are adapted to once more, in the order of their visits, to write what that changed."""
 FAILED = "failed: "
 """How the status of a row begins whose subject could not be adapted to."""
 
@@ -47,10 +50,12 @@ class Assignment:
     """How to adapt."""
     clip_ids: tuple[str, ...]
     """On which clips, sorted."""
-    past_ids: tuple[str, ...] = ()
-    """Clips of the `online` run that goes on, in the order of its visits."""
+    history_ids: tuple[str, ...] = ()
+    """Clips of the `online` run that is resumed, in the order of its visits."""
+    purpose: Purpose = "rows"
+    """What its predictions are for."""
     groups: frozenset[tuple[str, int]] = frozenset()
-    """Cohort and draw of the groups it is for; none serves all: where clips do not matter to each other."""
+    """Cohort and draw of the groups that its rows are for; empty: all, since clips do not matter to each other."""
     keep: bool = False
     """Whether the prompts are kept, for predictions to come."""
     explain: bool = False
@@ -58,14 +63,9 @@ class Assignment:
     in_order: bool = False
     """Whether the clips are visited in the order of their ids here."""
 
-    @property
-    def makes_rows(self) -> bool:
-        """Whether its predictions become rows."""
-        return self.groups not in (COMPARED, REPLAYED)
-
     def serves(self, group: Group) -> bool:
-        """Whether predictions are a group's."""
-        return not self.groups or (group.cohort, group.draw) in self.groups
+        """Whether its predictions become rows of a group."""
+        return self.purpose == "rows" and (not self.groups or (group.cohort, group.draw) in self.groups)
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,7 +129,7 @@ def plan_subject(
     methods: Sequence[AdaptConfig],
     *,
     rows: pd.DataFrame,
-    went_on_from: Sequence[str] | None = None,
+    resumable: Sequence[str] | None = None,
     exact: Sequence[AdaptConfig] = (),
     explained: Iterable[str] | None = None,
 ) -> SubjectPlan | None:
@@ -140,7 +140,7 @@ def plan_subject(
         groups: of those that have features; none where no clip has.
         methods: of the run, its own first.
         rows: of the subject's result file, empty where there is none.
-        went_on_from: clips that the saved prompts were made from, in the order of the visits; None without prompts.
+        resumable: clips that the saved prompts were made from, in the order of the visits; None without prompts.
         exact: exact counterparts of cheap methods that this subject is to be compared under.
         explained: clips that what the run's own method changed has been written of; None where nobody asks for it.
 
@@ -151,7 +151,7 @@ def plan_subject(
     kept: list[int] = []
     standing = _standing(rows)
     for number, method in enumerate(methods):
-        stands, missing = _plan_method(method, standing, groups, went_on_from if number == 0 else None)
+        stands, missing = _plan_method(method, standing, groups, resumable if number == 0 else None)
         kept += stands
         missing = [replace(one, keep=number == 0 and one.keep) for one in missing]
         if number == 0 and groups and explained is not None and set(explained) != groups[0].clip_ids:
@@ -163,7 +163,7 @@ def plan_subject(
     if groups:
         every = tuple(sorted(groups[0].clip_ids))
         beside = [method for method in dict.fromkeys(exact) if method not in methods]
-        assignments += [Assignment(method, every, groups=COMPARED) for method in beside]
+        assignments += [Assignment(method, every, purpose="comparison") for method in beside]
     with_features = groups[0].clip_ids if groups else frozenset()
     empty = {clip.clip_id for clip in clips} - with_features
     written = set(rows.loc[(rows["prediction"] == "") & ~rows["status"].str.startswith(FAILED), "clip_id"])
@@ -171,7 +171,7 @@ def plan_subject(
     same_labels = all(labels.get(row) == label for row, label in zip(rows["clip_id"], rows["label"], strict=True))
     if not assignments and empty == written & labels.keys() and same_labels:
         return None
-    named = {clip_id for one in assignments for clip_id in (*one.clip_ids, *one.past_ids)}
+    named = {clip_id for one in assignments for clip_id in (*one.clip_ids, *one.history_ids)}
     needed = tuple(replace(clip, label=None) for clip in clips if clip.clip_id in named)
     work = SubjectWork(clips[0].subject_id, needed, tuple(assignments))
     return SubjectPlan(tuple(clips), tuple(groups), rows.iloc[sorted(kept)], rows, work)
@@ -199,17 +199,17 @@ def _explaining(
     An explanation is always made of all clips at once, so that it depends on nothing but them. `online`, clips that
     were visited before come first, in that order.
     """
-    whole = [one.keep and not one.past_ids and set(one.clip_ids) == every.clip_ids for one in missing]
+    whole = [one.keep and not one.history_ids and set(one.clip_ids) == every.clip_ids for one in missing]
     if any(whole):
         return [replace(one, explain=explains) for one, explains in zip(missing, whole, strict=True)]
     before = [clip_id for clip_id in visited if clip_id in every.clip_ids] if method.protocol == "online" else []
     new = [clip for clip in clips if clip.clip_id in every.clip_ids - set(before)]
     order = (*before, *(clip.clip_id for clip in visiting_order(new, method)))
-    return [Assignment(method, order, groups=REPLAYED, in_order=True, explain=True), *missing]
+    return [Assignment(method, order, purpose="explanation", in_order=True, explain=True), *missing]
 
 
 def _plan_method(
-    method: AdaptConfig, standing: _Standing, groups: Sequence[Group], went_on_from: Sequence[str] | None
+    method: AdaptConfig, standing: _Standing, groups: Sequence[Group], resumable: Sequence[str] | None
 ) -> tuple[list[int], list[Assignment]]:
     """Numbers of a method's rows that stand, and what is missing."""
     if not groups:
@@ -229,26 +229,26 @@ def _plan_method(
         there, key = frozenset(rows), frozenset({(group.cohort, group.draw)})
         if there == group.clip_ids:
             kept += rows.values()
-        elif goes_on(method, group, there, went_on_from):
+        elif resumes(method, group, there, resumable):
             kept += rows.values()
-            assert went_on_from is not None
+            assert resumable is not None
             new = tuple(sorted(group.clip_ids - there))
-            assignments.append(Assignment(method, new, tuple(went_on_from), key, keep=True))
+            assignments.append(Assignment(method, new, tuple(resumable), groups=key, keep=True))
         else:
             every = tuple(sorted(group.clip_ids))
             assignments.append(Assignment(method, every, groups=key, keep=group.cohort == EVERY))
     return kept, _once(assignments)
 
 
-def goes_on(method: AdaptConfig, group: Group, there: frozenset[str], went_on_from: Sequence[str] | None) -> bool:
-    """Whether an `online` run goes on: its prompts were made from just the clips whose rows stand, and all remain."""
+def resumes(method: AdaptConfig, group: Group, there: frozenset[str], resumable: Sequence[str] | None) -> bool:
+    """Whether an `online` run can be resumed: its state was made from just the clips that have rows, and all remain."""
     return (
         method.protocol == "online"
         and group.cohort == EVERY
         and bool(there)
         and there < group.clip_ids
-        and went_on_from is not None
-        and frozenset(went_on_from) == there
+        and resumable is not None
+        and frozenset(resumable) == there
     )
 
 
@@ -256,7 +256,7 @@ def _once(assignments: Iterable[Assignment]) -> list[Assignment]:
     """Groups of the same clips need one assignment, which keeps prompts where one of them does."""
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], Assignment] = {}
     for one in assignments:
-        key = (one.clip_ids, one.past_ids)
+        key = (one.clip_ids, one.history_ids)
         before = found.get(key, one)
         found[key] = replace(one, groups=one.groups | before.groups, keep=one.keep or before.keep)
     return list(found.values())

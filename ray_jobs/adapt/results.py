@@ -1,10 +1,12 @@
-"""The result files of an adaptation run, one per subject: what stands, what is left, and writing what is done.
+"""The result files of an adaptation run, one per subject: reads them, finds what is left, writes what is done.
 
-Labels enter here, after the predictions. What this module does not know: Ray, and how anything is computed.
+In: an `AdaptRun`, then the outcomes of each subject. Out: `SubjectPlan`s, and Parquet files of result rows. Labels
+enter here, after the predictions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,31 +14,30 @@ from typing import Any
 
 import pandas as pd
 
-from clipautt.adaptation.agreement import exact_counterparts, exact_sample
-from clipautt.adaptation.config import REFERENCE, AdaptConfig
+from clipautt.adaptation.agreement import exact_counterparts, subjects_to_compare
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.adaptation.personalization import clips_of_personalization
-from clipautt.adaptation.source import Prediction
-from clipautt.clips import Clip, Manifest
+from clipautt.adaptation.predictions import Prediction
+from clipautt.clips import Clip, Manifest, by_subject
 from clipautt.evaluation.openface import match_openface
-from clipautt.evaluation.results import COLUMNS, EVERY, Cohort, ResultRow, as_table, write_rows
+from clipautt.evaluation.results import COLUMNS, EVERY, ResultRow, as_table, write_rows
 from clipautt.features.store import FeatureStore
 from clipautt.metrics import score
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
-from ray_jobs.adapt.actor import AdaptJob, Outcome
+from ray_jobs.adapt.actor import Outcome
 from ray_jobs.adapt.agreement import agreement_file, agreement_of, write_agreement
 from ray_jobs.adapt.plan import FAILED, Group, SubjectPlan, make_groups, plan_subject, result_file, standing_rows
+from ray_jobs.adapt.run import AdaptJob, AdaptRun
 from ray_jobs.platform.runs import code_version
 
 
 @dataclass(eq=False)
 class ResultBook:
-    """Keeps the run's result files: reads what stands, writes what is done, and counts."""
+    """Keeps the run's result files: reads those there are, writes what is done, and counts."""
 
-    job: AdaptJob
-    manifest: Manifest
-    results: Path
-    reasons: Mapping[str, str]
-    settings: Mapping[str, dict[str, Any]]
+    run: AdaptRun
+    settings: Mapping[str, dict[str, Any]] = field(init=False)
     failures: dict[str, str] = field(default_factory=dict)
     not_compared: dict[str, str] = field(default_factory=dict)
     total: int = 0
@@ -44,20 +45,39 @@ class ResultBook:
     gained: float = 0.0
     compared: int = 0
 
-    def plans(
-        self, subjects: Mapping[str, list[Clip]], cohorts: Sequence[Cohort], *, seed: int, sample: int
-    ) -> dict[str, SubjectPlan]:
+    def __post_init__(self) -> None:
+        self.settings = shared_columns(self.run)
+        self.results.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def job(self) -> AdaptJob:
+        """What the actors compute."""
+        return self.run.job
+
+    @property
+    def manifest(self) -> Manifest:
+        """It names the classes."""
+        return self.run.manifest
+
+    @property
+    def results(self) -> Path:
+        """Folder of the result files."""
+        return self.run.results
+
+    def plans(self) -> dict[str, SubjectPlan]:
         """The subjects that have something left to do."""
+        subjects = by_subject(self.run.clips)
         present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
         cheap = exact_counterparts(self.job.methods)
         seen = {subject for subject, own in subjects.items() if any(clip.clip_id in present for clip in own)}
-        compared = exact_sample(seen, sample) if cheap else set()
+        compared = subjects_to_compare(seen, self.run.work.exact_sample) if cheap else set()
         self.total = len(subjects)
         files, problems = self._openface([clip for own in subjects.values() for clip in own])
         plans = {}
         for subject, own in subjects.items():
             there = [clip for clip in own if clip.clip_id in present]
-            groups = make_groups(there, cohorts, positive=self.manifest.classes[-1], seed=seed) if there else []
+            positive, seed = self.manifest.classes[-1], self.run.seed
+            groups = make_groups(there, self.run.cohorts, positive=positive, seed=seed) if there else []
             asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
             rows = standing_rows(self.results / result_file(subject))
             self._settle(subject, rows)
@@ -66,7 +86,7 @@ class ResultBook:
                 groups,
                 self.job.methods,
                 rows=rows,
-                went_on_from=self._went_on_from(subject),
+                resumable=self._resumable(subject),
                 exact=tuple(cheap.values()) if asked else (),
                 explained=self.job.explained(subject) if self.job.explain else None,
             )
@@ -86,7 +106,7 @@ class ResultBook:
         """OpenFace's files, found once for all actors."""
         return match_openface(self.job.openface, clips) if self.job.explain and self.job.openface else ({}, {})
 
-    def _went_on_from(self, subject: str) -> tuple[str, ...] | None:
+    def _resumable(self, subject: str) -> tuple[str, ...] | None:
         if self.job.methods[0].protocol != "online":
             return None
         return clips_of_personalization(self.job.prompts(subject))
@@ -158,7 +178,7 @@ class ResultBook:
         present = plan.groups[0].clip_ids if plan.groups else frozenset()
         for clip in plan.clips:
             if clip.clip_id not in present:
-                why = f"no features: {self.reasons.get(clip.clip_id, 'not extracted')}"
+                why = f"no features: {self.run.reasons.get(clip.clip_id, 'not extracted')}"
                 for settings in self.settings.values():
                     yield _empty(clip, why, settings)
 
@@ -170,7 +190,7 @@ class ResultBook:
         lost = set()
         for one in plan.work.assignments:
             for group in plan.groups:
-                if one.makes_rows and one.serves(group):
+                if one.serves(group):
                     for clip_id in group.clip_ids.intersection(one.clip_ids):
                         every = (one.method.name, EVERY, 0, clip_id)  # one row serves all groups, unless it stands
                         lost.add((one.method.name, group.cohort, group.draw, clip_id) if every in there else every)
@@ -183,7 +203,7 @@ class ResultBook:
     def _of_group(
         self, method: AdaptConfig, group: Group, outcome: Outcome, clips: Mapping[str, Clip]
     ) -> Iterator[ResultRow]:
-        before = len(outcome.assignment.past_ids)
+        before = len(outcome.assignment.history_ids)
         for position, prediction in enumerate(outcome.predictions, before):
             if prediction.clip_id in group.clip_ids:
                 yield ResultRow(
@@ -227,8 +247,8 @@ def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
     shown = (label != "") & (found != "")
     shown &= cohort == ("balanced" if (shown & (cohort == "balanced")).any() else EVERY)
     shown &= draw == 0
-    sides = [shown & (method == name) for name in (own, REFERENCE.name)]
-    if own == REFERENCE.name or len(set(label[shown])) < 2 or not all(side.any() for side in sides):
+    sides = [shown & (method == name) for name in (own, CLIP_AU.name)]
+    if own == CLIP_AU.name or len(set(label[shown])) < 2 or not all(side.any() for side in sides):
         return []
     index = {name: i for i, name in enumerate(classes)}
     uars = [
@@ -257,28 +277,31 @@ def _assumed(prediction: Prediction, settings: Mapping[str, Any]) -> float:
     return settings["training_prior"] if prediction.prior is None else float(prediction.prior[-1])
 
 
-def shared_columns(job: AdaptJob, manifest: Manifest, seed: int) -> dict[str, dict[str, Any]]:
+def shared_columns(run: AdaptRun) -> dict[str, dict[str, Any]]:
     """Name of each method → the columns that all its rows share."""
-    facts = {"seed": seed, "manifest": manifest.fingerprint, "code_version": code_version()}
-    return {method.name: _method_facts(method, job) | facts for method in job.methods}
+    facts = {"seed": run.seed, "manifest": run.manifest.fingerprint, "code_version": code_version()}
+    return {config.name: _method_columns(config, run.job) | facts for config in run.job.methods}
 
 
-def _method_facts(method: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
-    checkpoint = load_checkpoint(find_checkpoint(job.checkpoint, method.subject_baseline))
-    window = method.window or checkpoint.spec.window
+def _method_columns(config: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
+    spec = (checkpoint := load_checkpoint(find_checkpoint(job.checkpoint, config.subject_baseline))).spec
+    method, window = config.method, config.window or spec.window
+    tuned = {"steps": 0, "learning_rate": 0.0, "tune": "none"}
+    shares = spec.class_shares if method.logits_from == "head" else (1 / len(spec.classes),) * len(spec.classes)
     return {
-        "method": method.name,
-        "objective": "zero_shot" if method.method == "zero_shot" else method.objective,
-        "protocol": method.protocol,
-        "subject_baseline": method.subject_baseline,
-        "readout": method.readout,
+        "method": config.name,
+        "method_key": method.name,
+        "adapts": method.adapts,
+        "settings": json.dumps(config.facts, sort_keys=True),
+        "objective": getattr(method, "objective", method.name),
+        "protocol": config.protocol,
+        "subject_baseline": config.subject_baseline,
+        "readout": config.readout,
         "window_length": window.length,
         "window_stride": window.stride,
-        "context_tokens": checkpoint.spec.context_tokens,
-        "steps": method.steps if method.tunes else 0,
-        "learning_rate": method.learning_rate if method.tunes else 0.0,
-        "tune": method.tune if method.tunes else "none",
-        "training_prior": checkpoint.spec.class_shares[-1],
-        "backbone": f"{checkpoint.spec.features.backbone} {checkpoint.spec.features.backbone_fingerprint}",
+        "context_tokens": spec.context_tokens,
+        **{name: getattr(method, name, none) if method.adapts else none for name, none in tuned.items()},
+        "training_prior": shares[-1],
+        "backbone": f"{spec.features.backbone} {spec.features.backbone_fingerprint}",
         "checkpoint": checkpoint.fingerprint,
     }

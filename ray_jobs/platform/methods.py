@@ -1,6 +1,7 @@
-"""Methods by the names of their presets.
+"""Adaptation settings by the names of their presets.
 
-TODO
+In: options of `conf/adapt`, such as `infomax_kl`, or `infomax_kl@median` with another subject baseline. Out:
+`AdaptConfig`s.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig
 from ray_jobs.platform.configuration import compose, instantiate
 
 
@@ -24,7 +25,7 @@ def named_method(option: str) -> AdaptConfig:
 
 
 def make_methods(own: AdaptConfig, compare: Sequence[str]) -> tuple[AdaptConfig, ...]:
-    """The run's own method first, then those to compare with; one that stands there already is not repeated."""
+    """The run's own method first, then those to compare with; one that is there already is not repeated."""
     methods = {own.name: own}
     for option in compare:
         method = named_method(option)

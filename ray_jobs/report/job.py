@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 from omegaconf import DictConfig, ListConfig
 
-from clipautt.adaptation.config import REFERENCE, AdaptConfig
-from clipautt.adaptation.methods import make_method
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.adaptation.personalization import load_personalization, subject_file
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
@@ -69,8 +69,8 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     loaded = load_backbone(backbone or spec.backbone)
     stories, agreement = _explained(runs[0], settings[0], manifest, read[0][0], own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
-    notes = list(dict.fromkeys(make_method(method).deviations for method in methods))
-    if own.tunes and own.protocol != "per_subject":
+    notes = list(dict.fromkeys(config.method.deviations for config in methods))
+    if own.method.adapts and own.protocol != "per_subject":
         notes.append("Entropies and AU tracks of single clips are those of the prompts after a subject's last clip.")
     return write_report(
         out,
@@ -78,7 +78,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         classes=manifest.classes,
         title=f"Personalization report: {', '.join(names)}",
         personalised=own.name,
-        reference=REFERENCE.name,
+        reference=CLIP_AU.name,
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, names),
@@ -129,7 +129,7 @@ def _explained(
     source = Source(load_checkpoint(find_checkpoint(folder, own.subject_baseline)), backbone, window=own.window)
     targets = manifest.of_split("target")
     run_rows = rows[rows["split"] == "target"]
-    before, after = (_one_per_clip(run_rows, name) for name in (REFERENCE.name, own.name))
+    before, after = (_one_per_clip(run_rows, name) for name in (CLIP_AU.name, own.name))
     chosen = choose_clips(before, after, positive=manifest.classes[-1], count=count)
     by_id: dict[str, Clip] = {clip.clip_id: clip for clip in targets}
     has_truth = all(truth_path(clip.source).is_file() for clip in targets)

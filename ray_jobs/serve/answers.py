@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from clipautt.action_units import VOCABULARY
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
-from clipautt.adaptation.tuning import NotFiniteError
+from clipautt.adaptation.predictions import NotFiniteError
 from clipautt.predictor import Predictor, VideoPrediction
 from clipautt.video.decoding import DecodeError
 from clipautt.video.reader import NoFaceError

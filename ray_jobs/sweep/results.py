@@ -23,16 +23,6 @@ from ray_jobs.platform.runs import write_atomic
 from ray_jobs.sweep.space import SearchSpace
 from ray_jobs.sweep.trial import METRICS, SweepJob, model_folder
 
-_TUNING_FIELDS = (
-    "steps",
-    "learning_rate",
-    "learning_rate_unit",
-    "kl_weight",
-    "balance_weight",
-    "windows_per_clip",
-    "memory",
-    "per_au_context",
-)
 _BEST_HEADER = """\
 # The best trial of a sweep: `commands` train and adapt with its settings; run them one after the other.
 # `train` and `adapt` are the words of these commands, `model` is the checkpoint that the trial itself used.
@@ -110,8 +100,9 @@ def best_settings(job: SweepJob, trial: pd.Series, settings: Mapping[str, Any]) 
     own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
     baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
     train = words_for("train", shared | frames | {"train": own, "baselines": baselines})
-    idle = () if adaptation.tunes else _TUNING_FIELDS
-    chosen = {key: value for key, value in asdict(adaptation).items() if key not in idle}
+    chosen = asdict(adaptation)
+    if not adaptation.method.adapts:
+        chosen["method"] = {"objective": chosen["method"]["objective"]}
     checkpoint = str(Path(settings["runs"]) / "train" / name)
     adapt = words_for("adapt", shared | {"checkpoint": checkpoint, "adapt": chosen}, ["adapt=clip_au"])
     return {

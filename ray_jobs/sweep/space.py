@@ -19,7 +19,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
 from ray_jobs.platform.typed import convert, describe, suggestion
@@ -27,20 +28,20 @@ from ray_jobs.platform.typed import convert, describe, suggestion
 Value = str | int | float | bool
 
 DIMENSIONS: dict[str, tuple[type, str]] = {
-    "objective": (AdaptConfig, "objective"),
+    "objective": (ClipAUTT, "objective"),
     "protocol": (AdaptConfig, "protocol"),
     "readout": (AdaptConfig, "readout"),
     "subject_baseline": (AdaptConfig, "subject_baseline"),
     "window_length": (WindowSpec, "length"),
     "window_stride": (WindowSpec, "stride"),
     "context": (TrainConfig, "context"),
-    "steps": (AdaptConfig, "steps"),
-    "learning_rate": (AdaptConfig, "learning_rate"),
-    "kl_weight": (AdaptConfig, "kl_weight"),
-    "balance_weight": (AdaptConfig, "balance_weight"),
-    "windows_per_clip": (AdaptConfig, "windows_per_clip"),
-    "memory": (AdaptConfig, "memory"),
-    "per_au_context": (AdaptConfig, "per_au_context"),
+    "steps": (ClipAUTT, "steps"),
+    "learning_rate": (ClipAUTT, "learning_rate"),
+    "kl_weight": (ClipAUTT, "kl_weight"),
+    "balance_weight": (ClipAUTT, "balance_weight"),
+    "windows_per_clip": (ClipAUTT, "windows_per_clip"),
+    "memory": (ClipAUTT, "memory"),
+    "per_au_context": (ClipAUTT, "per_au_context"),
 }
 """What may be searched → the field that it sets; those that decide whether others matter come first."""
 
@@ -105,12 +106,13 @@ class SearchSpace:
 
     def configs(self, values: Mapping[str, Any]) -> tuple[TrainConfig, AdaptConfig]:
         """The training and the adaptation that a trial's values describe."""
-        fields: dict[type, dict[str, Any]] = {TrainConfig: {}, AdaptConfig: {}, WindowSpec: {}}
+        fields: dict[type, dict[str, Any]] = {TrainConfig: {}, AdaptConfig: {}, ClipAUTT: {}, WindowSpec: {}}
         for name in DIMENSIONS:
             if name in values:
                 owner, field = DIMENSIONS[name]
                 fields[owner][field] = values[name]
-        adapt = replace(self.adapt, **fields[AdaptConfig])
+        method = replace(cast(ClipAUTT, self.adapt.method), **fields[ClipAUTT])
+        adapt = replace(self.adapt, method=method, **fields[AdaptConfig])
         window = replace(self.train.window, **fields[WindowSpec])
         own = fields[TrainConfig] | {"window": window, "subject_baseline": adapt.subject_baseline}
         return replace(self.train, **own), adapt
@@ -120,13 +122,14 @@ def _matters(name: str, adapt: AdaptConfig) -> bool:
     """Whether a dimension can change a prediction, given what was chosen before it."""
     if name not in _OF_TUNING:
         return True
+    method = cast(ClipAUTT, adapt.method)
     needed = {
-        "kl_weight": adapt.objective == "infomax_kl",
+        "kl_weight": method.objective == "infomax_kl",
         "memory": adapt.protocol == "online",
-        "balance_weight": adapt.objective in ("infomax", "infomax_kl"),
+        "balance_weight": method.objective in ("infomax", "infomax_kl"),
         "windows_per_clip": adapt.readout == "best_window",
     }
-    return adapt.objective != "none" and needed.get(name, True)
+    return method.objective != "none" and needed.get(name, True)
 
 
 def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConfig) -> SearchSpace:
@@ -143,8 +146,10 @@ def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConf
     for name in space:
         if name not in DIMENSIONS:
             raise ValueError(f"space.{name}: unknown dimension{suggestion(str(name), DIMENSIONS)}")
-    if adapt.method != "clip_autt":
-        raise ValueError(f"adapt.method={adapt.method!r}: a sweep searches clip_autt; zero_shot has nothing to choose")
+    if not isinstance(adapt.method, ClipAUTT):
+        raise ValueError(
+            f"method {adapt.method.name!r}: a sweep searches the settings of clip_autt; take adapt=clip_au"
+        )
     if adapt.window is not None:
         raise ValueError("adapt.window: expected null, the trials use the window they train with; set train.window")
     dimensions = [_dimension(name, space[name]) for name in DIMENSIONS if space.get(name) is not None]
@@ -220,10 +225,14 @@ def _checked(name: str, value: Any, key: str) -> Value:
     owner, field = DIMENSIONS[name]
     converted: Value = convert(value, _hint(name), key)
     try:
-        replace(owner(), **{field: converted})
+        replace(_example(owner), **{field: converted})
     except ValueError as error:
         raise ValueError(f"{key}={value!r}: {error}") from None
     return converted
+
+
+def _example(owner: type) -> Any:
+    return AdaptConfig(ClipAUTT()) if owner is AdaptConfig else owner()
 
 
 def _hint(name: str) -> Any:

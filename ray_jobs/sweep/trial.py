@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from clipautt.action_units import TASKS
-from clipautt.adaptation.agreement import exact_counterpart, exact_sample
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled, subjects_to_compare
 from clipautt.adaptation.driver import SubjectResult, adapt
-from clipautt.adaptation.source import OK, Source
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.predictions import OK
+from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
@@ -136,18 +137,23 @@ def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[s
 def _agreement(
     source: Source, data: SweepData, config: AdaptConfig, results: Mapping[str, SubjectResult]
 ) -> float | None:
-    """Share of a few subjects' decisions that are the exact mode's; None for the exact mode itself."""
-    if not config.cheap:
+    """Share of a few subjects' decisions that are the exact method's; None where the settings are exact."""
+    if config.exact is None:
         return None
-    chosen = exact_sample(results, _COMPARED_SUBJECTS)
-    clips = [clip for clip in data.unseen if clip.subject_id in chosen]
-    exact = adapt(source, clips, exact_counterpart(config))
-    same = [
-        p.label_index == q.label_index
-        for subject, result in exact.items()
-        for p, q in zip(result.predictions, results[subject].predictions, strict=True)
-    ]
-    return float(np.mean(same))
+    chosen = subjects_to_compare(results, _COMPARED_SUBJECTS)
+    exact = adapt(source, [clip for clip in data.unseen if clip.subject_id in chosen], config.exact)
+    parts: list[Agreement] = []
+    for subject, result in exact.items():
+        agreement = compare_decisions(_decisions(results[subject], source), _decisions(result, source))
+        parts += [] if agreement is None else [agreement]
+    return pooled(parts).share
+
+
+def _decisions(result: SubjectResult, source: Source) -> dict[str, Decision]:
+    return {
+        one.clip_id: Decision(source.classes[one.label_index], float(one.probabilities[-1]))
+        for one in result.predictions
+    }
 
 
 def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone: Backbone) -> tuple[Checkpoint, bool]:

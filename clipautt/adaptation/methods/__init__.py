@@ -3,6 +3,6 @@
 In: a `Session` (the source model as far as the method asked for it) and the clips of a subject. Out: a `ClipOutput` per
 clip and the adapted state.
 
-Open `zero_shot` first: the shortest one. `clip_autt` is CLIP-AUTT with its objectives and its tuner; `tda` and `t3a` are
-training-free. A new method is one module here, one YAML in `conf/adapt` and one test.
+Open `zero_shot` first: the shortest one. `clip_autt` is CLIP-AUTT with its objectives and its tuner; `tda` and `t3a`
+are training-free. A new method is one module here, one YAML in `conf/adapt` and one test.
 """

@@ -2,7 +2,7 @@
 
 The supports of a class are the row of the trained classifier's last layer, and the hidden vectors z of the clips that
 were predicted as that class; the most certain ones are kept. A clip's logits are z times the normalised sum of the
-supports of each class. The bias is dropped, as published, so that even without clips the prediction is not the source's.
+supports of each class. The bias is dropped, as published, so even without clips the prediction is not the source's.
 """
 
 from __future__ import annotations

@@ -105,9 +105,10 @@ class TDA:
     negative_beta: NonNegativeFloat = 1.0
     """Sharpness of the negative cache."""
     negative_entropy_low: Share = 0.2
-    """Samples of higher entropy, in bits as a share of log2 C, may enter the negative cache."""
+    """Samples of higher entropy may enter the negative cache; entropy in nats divided by log2 C, as published, which is
+    0.69 at most."""
     negative_entropy_high: Share = 0.5
-    """Samples of lower entropy may enter the negative cache."""
+    """Samples of lower entropy, in the same unit, may enter the negative cache."""
     negative_mask_low: Share = 0.03
     """A negative sample acts against the classes of higher probability than this."""
     update: Literal["before", "after"] = "before"
@@ -116,8 +117,8 @@ class TDA:
     name: ClassVar[str] = "tda"
     fidelity: ClassVar[Fidelity] = "adapted"
     deviations: ClassVar[str] = (
-        "TDA sees a clip as one sample (the mean of its frame features, or its chosen window) and starts anew with each "
-        "subject; class prompts describe the face in AU words. With two classes the negative cache changes nothing."
+        "TDA sees a clip as one sample (the mean of its frame features, or its chosen window) and starts anew with "
+        "each subject; class prompts describe the face in AU words. With two classes the negative cache has no effect."
     )
 
     @property

@@ -28,7 +28,7 @@ from clipautt.adaptation.methods.clip_autt.tuner import (
 )
 from clipautt.adaptation.predictions import ClipOutput, DegenerateError, unless_degenerate
 from clipautt.adaptation.readout import chosen_window, most_certain_windows, read_clip
-from clipautt.adaptation.source import Need, Source, Views
+from clipautt.adaptation.source import Need, Views
 from clipautt.backbones.packed_tower import TextPrecision
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.settings import settings
@@ -269,8 +269,8 @@ class ClipAUTT:
             return outcome
         if outcome.drift > self.max_drift:
             return DegenerateError(f"the prompts ran away (drift {outcome.drift:.3g}, max_drift {self.max_drift:g})")
-        tuned = {"offset" if self.tune == "feature" else "context": outcome.parameter}
-        return replace(state, au_embeddings=outcome.au_embeddings, **tuned)
+        context, offset = (None, outcome.parameter) if self.tune == "feature" else (outcome.parameter, None)
+        return replace(state, au_embeddings=outcome.au_embeddings, context=context, offset=offset)
 
 
 CLIP_AU = AdaptConfig(ClipAUTT())
@@ -280,11 +280,7 @@ CLIP_AU = AdaptConfig(ClipAUTT())
 def _tuner(session: Session) -> Tuner:
     """One per source model and way to compute; it keeps what it has measured and compiled."""
     source = session.source
-    return source.kept(("tuner", session.tuning, source.granted), lambda: Tuner(_without_views(source), session.tuning))
-
-
-def _without_views(source: Source) -> Source:
-    return source.with_window(source.checkpoint.spec.window)
+    return source.kept(("tuner", session.tuning, source.granted), lambda: Tuner(source, session.tuning))
 
 
 def _views(session: Session, clips: Sequence[ClipFeatures]) -> list[Views]:

@@ -1,0 +1,96 @@
+"""Settings that check themselves: a decorator for their classes, and what is wrong with a value in one line.
+
+In: a class whose fields have types, defaults, limits and docstrings. Out: a frozen dataclass whose fields are the only
+home of all of these; what a class is given is checked as strictly as it is written: true is no integer, "3" no number.
+An integer stands for a float. Imports no torch.
+
+    @settings
+    class Walk:
+        steps: NonNegativeInt = 10
+        "How many steps are taken."
+        pace: Literal["slow", "fast"] = "slow"
+        "How fast it goes."
+
+    Walk(steps=-1)  # ValidationError, a ValueError; one_line(error, "walk"):
+                    # walk.steps=-1: should be greater than or equal to 0
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar, cast
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+from typing_extensions import dataclass_transform
+
+STRICT = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, use_attribute_docstrings=True
+)
+"""How settings are checked."""
+
+_Class = TypeVar("_Class")
+_TYPES = {
+    "bool_type": "true or false",
+    "dataclass_exact_type": "a group of settings",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "none_required": "null",
+    "path_type": "a path",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""Pydantic's kind of error → what was expected, in the words of a YAML file."""
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'")
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[_Class]) -> type[_Class]:
+    """Make a class of annotated fields a frozen dataclass that checks what it is given; a decorator.
+
+    Limits are pydantic's (`PositiveInt`, `Annotated[float, Field(gt=0, lt=1)]`), options are a `Literal`. A field's
+    docstring is what the command line's help says of it. `__post_init__` is for checks across several fields.
+    """
+    return cast(type[_Class], dataclass(frozen=True, config=STRICT)(cls))
+
+
+def one_line(error: ValidationError, prefix: str = "") -> str:
+    """What is wrong with the first value that pydantic refused, in one line that names key, value and what is allowed.
+
+    Args:
+        error: of a class of settings.
+        prefix: dotted key of the settings, such as `adapt`; empty where it is not known.
+    """
+    details = error.errors(include_url=False)
+    first = details[0]
+    key = _key(first, prefix)
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{key}={first['input']!r}: {message}" if first["loc"] else message
+    if first["type"] == "missing":
+        return f"{key} has no value; set it with {key}=…"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key!r}"
+    allowed = [_allowed(other) for other in details if _key(other, prefix) == key]
+    return f"{key}={first['input']!r}: should be {' or '.join(dict.fromkeys(allowed))}"
+
+
+def _key(error: ErrorDetails, prefix: str) -> str:
+    """The dotted key of a setting, and the place in it where it is a list; the option of a union does not enter."""
+    name, *within = error["loc"] or ("",)
+    place = f"[{within[0]}]" if within and isinstance(within[0], int) else ""
+    return ".".join(filter(None, (prefix, str(name)))) + place
+
+
+def _allowed(error: ErrorDetails) -> str:
+    """What is allowed, to follow "should be"."""
+    items = "a list where each item is " if any(isinstance(part, int) for part in error["loc"][2:]) else ""
+    if error["type"] in _TYPES:
+        return items + _TYPES[error["type"]]
+    if error["type"] == "literal_error":
+        options = _QUOTED.findall(error["ctx"]["expected"])
+        return items + ("one of " if len(options) > 1 else "") + ", ".join(options)
+    return items + error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
