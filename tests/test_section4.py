@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import SubjectResult, adapt
-from clipautt.adaptation.source import Prediction
+from clipautt.adaptation.predictions import Prediction
 from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.clips import Clip, ManifestError, read_manifest
 from clipautt.datasets.biovid import BioVid
@@ -26,6 +25,7 @@ from clipautt.video.decoding import Sampling
 from clipautt.video.preprocessing import Preprocessing
 from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import read_frames
+from tests.support.configs import adapt_config, changed
 from tests.support.fakes import (
     CONTEXT,
     FEATURE_DIM,
@@ -40,7 +40,7 @@ from tests.support.fakes import (
 )
 from tests.support.trees import biovid_frames, pictures
 
-TUNED = AdaptConfig(objective="entropy", steps=2, learning_rate=0.1)
+TUNED = adapt_config(objective="entropy", steps=2, learning_rate=0.1)
 
 
 def predictions_of(results: dict[str, SubjectResult]) -> dict[str, Prediction]:
@@ -50,7 +50,7 @@ def predictions_of(results: dict[str, SubjectResult]) -> dict[str, Prediction]:
 def test_mistake_1_au_words_are_kept_at_test_time() -> None:
     """Under one context for all prompts, only the words can tell the AUs apart."""
     source = fake_source()
-    result = adapt(source, fake_clips(subjects=1), replace(TUNED, per_au_context=False))["s0"]
+    result = adapt(source, fake_clips(subjects=1), changed(TUNED, per_au_context=False))["s0"]
     context = result.state.context
     assert all(torch.equal(row, context[0]) for row in context)
     features = source.backbone.encode_prompts(source.prompts, context)
@@ -81,17 +81,17 @@ def test_mistake_2_text_is_handled_alike_in_training_and_at_test_time() -> None:
 def test_mistake_3_nothing_is_carried_over_by_accident_and_no_clip_is_dropped() -> None:
     source, many = fake_source(), fake_clips(subjects=2, per_subject=21)[:41]  # one more than a batch of 40
     for protocol in ("per_video", "online", "per_subject"):
-        predicted = predictions_of(adapt(source, many, AdaptConfig(protocol=protocol)))
+        predicted = predictions_of(adapt(source, many, adapt_config(protocol=protocol)))
         assert sorted(predicted) == sorted(clip.clip_id for clip in many)
     clips = fake_clips(subjects=2)
-    config = replace(TUNED, protocol="per_video")
+    config = changed(TUNED, protocol="per_video")
     per_video = predictions_of(adapt(source, clips, config))
     for clip in clips[::3]:
         alone = predictions_of(adapt(source, [clip], config))
         expected = per_video[clip.clip_id].probabilities
         torch.testing.assert_close(alone[clip.clip_id].probabilities, expected, atol=1e-5, rtol=0)
     for protocol in ("online", "per_subject"):
-        config = replace(TUNED, protocol=protocol)
+        config = changed(TUNED, protocol=protocol)
         second = [clip for clip in clips if clip.subject_id == "s1"]
         together, alone_too = adapt(source, clips, config)["s1"], adapt(source, second, config)["s1"]
         torch.testing.assert_close(together.state.context, alone_too.state.context, atol=1e-5, rtol=0)
@@ -100,7 +100,7 @@ def test_mistake_3_nothing_is_carried_over_by_accident_and_no_clip_is_dropped() 
 @pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
 def test_mistake_4_the_prediction_is_made_after_the_update(protocol: str) -> None:
     source = fake_source()
-    result = adapt(source, fake_clips(subjects=1), replace(TUNED, protocol=protocol))["s0"]
+    result = adapt(source, fake_clips(subjects=1), changed(TUNED, protocol=protocol))["s0"]
     last = result.predictions[-1]
     clip = next(clip for clip in fake_clips(subjects=1) if clip.clip_id == last.clip_id)
     window = source.views(clip).embeddings[round(last.window_start_seconds * 12.5)]
@@ -146,7 +146,7 @@ def test_mistake_6_evaluation_has_no_random_crops_and_no_window_wraps_around() -
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        results.append(adapt(source, [clip], replace(TUNED, seed=seed))["s0"].predictions[0])
+        results.append(adapt(source, [clip], changed(TUNED, seed=seed))["s0"].predictions[0])
     assert torch.equal(results[0].probabilities, results[1].probabilities)
     assert results[0].window_start_seconds == results[1].window_start_seconds
 
@@ -188,7 +188,7 @@ def test_mistake_9_temperature_scales_window_entropy() -> None:
         embeddings = source.views(clip).embeddings
         cosines = embeddings @ source.au_embeddings.T
         with_temperature, without = (entropy(source.model.classifier(t * cosines)) for t in (5.0, 1.0))
-        chosen = adapt(source, [clip], AdaptConfig())[clip.subject_id].predictions[0]
+        chosen = adapt(source, [clip], adapt_config())[clip.subject_id].predictions[0]
         assert chosen.window_start_seconds == pytest.approx(int(with_temperature.argmin()) / 12.5)
         differing += int(with_temperature.argmin() != without.argmin())
     assert differing >= 3

@@ -27,11 +27,12 @@ from unittest import mock
 
 from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
+from tests.support.configs import adapt_config
 
 if TYPE_CHECKING:
     import torch
 
-    from clipautt.adaptation.config import AdaptConfig
+    from clipautt.adaptation.method import AdaptConfig
     from clipautt.adaptation.source import Source
     from clipautt.backbones.loading import Backbone
     from clipautt.features.clip_features import ClipFeatures
@@ -130,7 +131,8 @@ class _Ready:
     def __init__(self, work: Work) -> None:
         import torch
 
-        from clipautt.adaptation.tuning import Tuner, TuningConfig
+        from clipautt.adaptation.method import TuningConfig
+        from clipautt.adaptation.methods.clip_autt.tuner import Tuner
 
         self.work, self.round = work, 0
         self.source = make_source(work.backbone)
@@ -278,10 +280,9 @@ def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]
 
 def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
     """As published: each video on its own, entropy of the best window, an absolute step size."""
-    from clipautt.adaptation.config import AdaptConfig
 
     assert mode.tune != "naive"
-    return AdaptConfig(
+    return adapt_config(
         objective="entropy",
         protocol="per_video",
         tune=mode.tune,

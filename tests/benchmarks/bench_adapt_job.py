@@ -23,7 +23,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip, by_subject, write_manifest
@@ -35,9 +34,10 @@ from clipautt.video.decoding import Sampling
 from ray_jobs.platform.progress import table
 from tests.benchmarks.bench_adapt import make_source
 from tests.benchmarks.machine import machine
+from tests.support.configs import adapt_config
 
 CLASSES = ("neutral", "pain")
-METHOD = AdaptConfig(objective="infomax_kl", tune="feature")
+METHOD = adapt_config(objective="infomax_kl", tune="feature")
 WORDS = ["adapt=infomax_kl", "adapt.tune=feature", "compare=[clip_au]", "cohorts=[]", "cluster.address=local"]
 _CORES = len(os.sched_getaffinity(0))
 _CLIPS_PER_FILE = 2000
@@ -102,7 +102,7 @@ def bare_seconds(folder: str, clips: Sequence[Clip]) -> float:
     import torch
 
     from clipautt.adaptation.driver import adapt
-    from clipautt.adaptation.tuning import Tuner
+    from clipautt.adaptation.methods.clip_autt.tuner import Tuner
 
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(checkpoint_folder(Path(folder) / "train", "none"))
@@ -112,7 +112,7 @@ def bare_seconds(folder: str, clips: Sequence[Clip]) -> float:
     adapt(source, features[:64], METHOD, tuner=tuner)
     began = time.perf_counter()
     for first in range(0, len(features), 128):
-        for method in (METHOD, AdaptConfig()):
+        for method in (METHOD, adapt_config()):
             adapt(source, features[first : first + 128], method, tuner=tuner)
     return time.perf_counter() - began
 

@@ -23,10 +23,10 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import Centring, Unit, adapt_units
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt.tuner import Tuner
 from clipautt.adaptation.source import Source
-from clipautt.adaptation.tuning import Tuner
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import read_manifest
 from clipautt.evaluation.results import Cohort, cohorts_of
@@ -36,12 +36,13 @@ from clipautt.model.checkpoint import load_checkpoint
 from ray_jobs import cli
 from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
+from tests.support.configs import adapt_config
 
 DIFFICULTIES = ("hard", "standard")
 COHORTS = (Cohort(0.5), Cohort(0.2, draws=4))
 OBJECTIVES = {
-    "infomax+KL": AdaptConfig(objective="infomax_kl"),
-    "balanced infomax": AdaptConfig(objective="infomax", balance_weight=2.0, readout="peak_window"),
+    "infomax+KL": adapt_config(objective="infomax_kl"),
+    "balanced infomax": adapt_config(objective="infomax", balance_weight=2.0, readout="peak_window"),
 }
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
+from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clip, fake_clips, fake_source
 
 LONGER = WindowSpec(length=10, hop=2)
@@ -23,7 +23,7 @@ def test_a_personalized_prediction_is_the_one_of_its_adaptation(
     tmp_path: Path, objective: str, window: WindowSpec | None
 ) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
-    config = AdaptConfig(objective=objective, window=window, steps=2)  # type: ignore[arg-type]
+    config = adapt_config(objective=objective, window=window, steps=2)  # type: ignore[arg-type]
     result = adapt(source, clips, config)["s0"]
     path = tmp_path / subject_file("s0")
     save_personalization(Personalization.of(result, config), path, checkpoint=source.checkpoint.fingerprint)
@@ -50,7 +50,7 @@ def test_the_curve_is_lowest_at_the_window_of_the_answer() -> None:
 
 
 def test_windows_of_the_given_settings_count() -> None:
-    found = Predictor(fake_source(), config=AdaptConfig(protocol="per_video", window=LONGER)).predict_features(
+    found = Predictor(fake_source(), config=adapt_config(protocol="per_video", window=LONGER)).predict_features(
         fake_clip()
     )
     assert len(found.entropy) == 6

@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipautt.adaptation.config import AdaptConfig
-from clipautt.adaptation.objectives import objective_loss
+from clipautt.adaptation.methods.clip_autt.objectives import objective_loss
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone
 from clipautt.model.checkpoint import Checkpoint
+from tests.support.configs import adapt_config
 from tests.support.fakes import PREPROCESSING, fake_checkpoint, fake_clip_model, fake_clips, fake_source
 from tests.support.tuned import tune_context
 
 FILE = Path(__file__).parent / "clip_autt.safetensors"
-CONFIG = AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1)
+CONFIG = adapt_config(objective="infomax_kl", steps=3, learning_rate=0.1)
 
 
 def compute(source: Source, windows: Tensor) -> dict[str, Tensor]:
     """What is expected: logits under the source prompts, the gradient of their entropy, the tuned context."""
     context = source.context.requires_grad_(True)
     logits = source.logits(windows, source.au_embeddings_of(context))
-    (gradient,) = torch.autograd.grad(objective_loss(logits, logits, AdaptConfig(objective="entropy")), context)
+    (gradient,) = torch.autograd.grad(objective_loss(logits, logits, adapt_config(objective="entropy").method), context)
     source.context = context.detach()
     tuned = tune_context(source, windows.split(1), source.context, CONFIG)
     return {"logits": logits.detach(), "gradient": gradient, "tuned_context": tuned}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, read_manifest, write_manifest
@@ -19,8 +19,9 @@ from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from clipautt.video.decoding import Sampling
-from ray_jobs.adapt.actor import AdaptJob, Outcome
+from ray_jobs.adapt.actor import Outcome
 from ray_jobs.adapt.plan import SubjectWork
+from ray_jobs.adapt.run import AdaptJob
 from ray_jobs.platform.actor_pool import Done, Failed, PoolConfig
 from tests.support import stored
 from tests.support.fakes import fake_checkpoint, fake_clip

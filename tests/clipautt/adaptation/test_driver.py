@@ -14,17 +14,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import Past, SubjectResult, Unit, adapt, adapt_units, collapse, visiting_order
-from clipautt.adaptation.methods import ClipAUTT, PromptState
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
+from clipautt.adaptation.methods.clip_autt.method import PromptState
+from clipautt.adaptation.methods.clip_autt.tuner import Problem, Tuned, Tuner
 from clipautt.adaptation.personalization import Personalization, load_personalization, save_personalization
+from clipautt.adaptation.predictions import DegenerateError, NotFiniteError, Prediction
 from clipautt.adaptation.priors import estimate_prior
-from clipautt.adaptation.source import Prediction, Source
-from clipautt.adaptation.tuning import DegenerateError, NotFiniteError, Problem, Tuned, Tuner
+from clipautt.adaptation.source import Source
 from clipautt.backbones.frozen_clip import _fingerprint
 from clipautt.features.clip_features import ClipFeatures, subject_centre
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import entropy
+from tests.support.configs import ZERO_SHOT, adapt_config, changed, own
 from tests.support.fakes import (
     PREPROCESSING,
     fake_backbone,
@@ -36,7 +39,7 @@ from tests.support.fakes import (
 )
 
 PROTOCOLS = ("per_video", "online", "per_subject")
-TUNED = AdaptConfig(objective="infomax_kl", steps=2, learning_rate=0.3, windows_per_clip=2)
+TUNED = adapt_config(objective="infomax_kl", steps=2, learning_rate=0.3, windows_per_clip=2)
 
 
 def clip_au(source: Source, clip: ClipFeatures) -> torch.Tensor:
@@ -80,7 +83,7 @@ def assert_same(one: dict[str, SubjectResult], other: dict[str, SubjectResult]) 
 @pytest.mark.parametrize(("objective", "steps"), [("none", 20), ("entropy", 0), ("infomax", 0), ("infomax_kl", 0)])
 def test_step_zero_is_clip_au_bit_for_bit(protocol: Any, objective: Any, steps: int) -> None:
     source, clips = fake_source(), fake_clips()
-    config = AdaptConfig(objective=objective, steps=steps, protocol=protocol, windows_per_clip=3)
+    config = adapt_config(objective=objective, steps=steps, protocol=protocol, windows_per_clip=3)
     predictions = by_clip(adapt(source, clips, config))
     assert len(predictions) == len(clips)
     for clip in clips:
@@ -91,14 +94,14 @@ def test_step_zero_is_clip_au_bit_for_bit(protocol: Any, objective: Any, steps: 
 def test_prompts_equal_to_the_source_s_predict_as_clip_au_bit_for_bit(protocol: Any) -> None:
     source, clip = fake_source(), fake_clip()
     state = PromptState(source.context.clone(), source.au_embeddings_of(source.context))
-    method = ClipAUTT(AdaptConfig(protocol=protocol))
+    method = ClipAUTT(adapt_config(protocol=protocol))
     assert torch.equal(method.step(state, source, clip)[0].probabilities, clip_au(source, clip))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_tuning_does_something(protocol: Any) -> None:
     source, clips = fake_source(), fake_clips()
-    predictions = by_clip(adapt(source, clips, replace(TUNED, protocol=protocol)))
+    predictions = by_clip(adapt(source, clips, changed(TUNED, protocol=protocol)))
     moved = [not torch.equal(predictions[c.clip_id].probabilities, clip_au(source, c)) for c in clips]
     assert all(moved)
     assert all(p.status == "ok" for p in predictions.values())
@@ -107,7 +110,7 @@ def test_tuning_does_something(protocol: Any) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_order_of_the_given_clips_changes_nothing(protocol: Any) -> None:
     source, clips = fake_source(subject_baseline="mean"), fake_clips()
-    config = replace(TUNED, protocol=protocol, subject_baseline="mean")
+    config = changed(TUNED, protocol=protocol, subject_baseline="mean")
     shuffled = [clips[i] for i in np.random.default_rng(1).permutation(len(clips))]
     assert_same(adapt(source, clips, config), adapt(source, shuffled, config))
 
@@ -116,7 +119,7 @@ def test_order_of_the_given_clips_changes_nothing(protocol: Any) -> None:
 def test_interleaved_subjects_are_as_if_alone(protocol: Any) -> None:
     source, config = (
         fake_source(subject_baseline="median"),
-        replace(TUNED, protocol=protocol, subject_baseline="median"),
+        changed(TUNED, protocol=protocol, subject_baseline="median"),
     )
     clips = sorted(fake_clips(subjects=2), key=lambda clip: clip.clip_id[-1])
     assert [clip.subject_id for clip in clips[:4]] == ["s0", "s1", "s0", "s1"]
@@ -127,7 +130,7 @@ def test_interleaved_subjects_are_as_if_alone(protocol: Any) -> None:
 
 def test_per_video_uses_the_video_alone() -> None:
     source = fake_source(subject_baseline="median")
-    config = replace(TUNED, protocol="per_video", subject_baseline="median")
+    config = changed(TUNED, protocol="per_video", subject_baseline="median")
     clips = fake_clips(subjects=1)
     together = by_clip(adapt(source, clips, config))
     for clip in clips:
@@ -140,7 +143,7 @@ def test_per_video_uses_the_video_alone() -> None:
 def test_other_protocols_use_the_other_clips() -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     for protocol in ("online", "per_subject"):
-        config = replace(TUNED, protocol=protocol)
+        config = changed(TUNED, protocol=protocol)
         together = by_clip(adapt(source, clips, config))
         alone = [adapt(source, [clip], config)["s0"].predictions[0] for clip in clips]
         differing = [not torch.equal(p.probabilities, together[p.clip_id].probabilities) for p in alone]
@@ -182,41 +185,41 @@ def record(clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -
 
 def test_state_goes_from_clip_to_clip_online_and_starts_anew_per_video_and_subject() -> None:
     clips = fake_clips(subjects=2, per_subject=3)
-    online, _ = record(clips, AdaptConfig(protocol="online"))
+    online, _ = record(clips, adapt_config(protocol="online"))
     for subject in ("s0", "s1"):  # side by side, and nothing passes from one to the other
         own = [(state, clip.clip_id) for state, clip in online.seen if clip.subject_id == subject]
         order = [clip_id for _, clip_id in own]
         assert [state for state, _ in own] == [(), tuple(order[:1]), tuple(order[:2])]
     assert online.fitted == []
-    per_video, _ = record(clips, AdaptConfig(protocol="per_video"))
+    per_video, _ = record(clips, adapt_config(protocol="per_video"))
     assert [state for state, _ in per_video.seen] == [()] * 6
     assert sorted(per_video.fitted) == [[clip.clip_id] for clip in clips]
-    per_subject, _ = record(clips, AdaptConfig(protocol="per_subject"))
+    per_subject, _ = record(clips, adapt_config(protocol="per_subject"))
     assert per_subject.fitted == [["s0c0", "s0c1", "s0c2"], ["s1c0", "s1c1", "s1c2"]]
 
 
 def test_methods_see_no_label() -> None:
-    recorder, _ = record(fake_clips(subjects=1), AdaptConfig(protocol="online"))
+    recorder, _ = record(fake_clips(subjects=1), adapt_config(protocol="online"))
     for _, clip in recorder.seen:
         assert sorted(vars(clip)) == ["clip_id", "face_found", "features", "subject_id", "times"]
 
 
 def test_online_order_follows_the_seed_and_nothing_else() -> None:
     clips = fake_clips(subjects=1, per_subject=10)
-    order = {seed: [c.clip_id for c in visiting_order(clips, AdaptConfig(seed=seed))] for seed in range(5)}
+    order = {seed: [c.clip_id for c in visiting_order(clips, adapt_config(seed=seed))] for seed in range(5)}
     assert all(sorted(o) == sorted(c.clip_id for c in clips) for o in order.values())
     assert len({tuple(o) for o in order.values()}) == 5
-    assert [c.clip_id for c in visiting_order(clips[::-1], AdaptConfig(seed=3))] == order[3]
-    seen, results = record(clips, AdaptConfig(protocol="online", seed=2))
+    assert [c.clip_id for c in visiting_order(clips[::-1], adapt_config(seed=3))] == order[3]
+    seen, results = record(clips, adapt_config(protocol="online", seed=2))
     assert [clip.clip_id for _, clip in seen.seen] == [p.clip_id for p in results["s0"].predictions] == order[2]
-    more = visiting_order([*clips, fake_clip("new", "s0")], AdaptConfig(seed=2))
+    more = visiting_order([*clips, fake_clip("new", "s0")], adapt_config(seed=2))
     assert [c.clip_id for c in more if c.clip_id != "new"] == order[2]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_seed_matters_online_only(protocol: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1, per_subject=6)
-    one, other = (by_clip(adapt(source, clips, replace(TUNED, protocol=protocol, seed=s))) for s in (1, 2))
+    one, other = (by_clip(adapt(source, clips, changed(TUNED, protocol=protocol, seed=s))) for s in (1, 2))
     same = all(torch.equal(one[c].probabilities, other[c].probabilities) for c in one)
     assert same is (protocol != "online")
 
@@ -226,7 +229,7 @@ def test_centre_is_running_online_of_all_frames_per_subject_and_of_the_clip_per_
     clips = {clip.clip_id: clip for clip in fake_clips(subjects=1)}
 
     def check(protocol: Any, centre_of: Any) -> None:
-        recorder, results = record(list(clips.values()), AdaptConfig(protocol=protocol, subject_baseline=baseline))
+        recorder, results = record(list(clips.values()), adapt_config(protocol=protocol, subject_baseline=baseline))
         seen = [clip.clip_id for _, clip in recorder.seen]
         for number, (_, clip) in enumerate(recorder.seen):
             frames = torch.cat([clips[name].features for name in centre_of(seen, number)])
@@ -242,7 +245,7 @@ def test_centre_is_running_online_of_all_frames_per_subject_and_of_the_clip_per_
 
 def test_without_a_baseline_features_stay_as_they_are() -> None:
     clips = fake_clips(subjects=1)
-    recorder, results = record(clips, AdaptConfig(protocol="per_subject"))
+    recorder, results = record(clips, adapt_config(protocol="per_subject"))
     assert all(torch.equal(c.features, d.features) for c, (_, d) in zip(clips, recorder.seen, strict=True))
     assert results["s0"].centre.abs().sum() == 0
 
@@ -250,27 +253,27 @@ def test_without_a_baseline_features_stay_as_they_are() -> None:
 def test_clip_given_twice_is_an_error_that_names_it() -> None:
     clips = fake_clips(subjects=2)
     with pytest.raises(ValueError, match="subject 's1' has clips twice: s1c2"):
-        adapt(fake_source(), [*clips, clips[6]], AdaptConfig())
+        adapt(fake_source(), [*clips, clips[6]], adapt_config())
 
 
 @pytest.mark.parametrize(("trained", "asked"), [("none", "median"), ("median", "none"), ("mean", "median")])
 def test_another_baseline_than_in_training_is_refused_naming_both(trained: Any, asked: Any) -> None:
     message = rf"adapt\.subject_baseline='{asked}', but the checkpoint was trained with '{trained}'"
     with pytest.raises(ValueError, match=message):
-        adapt(fake_source(subject_baseline=trained), fake_clips(), AdaptConfig(subject_baseline=asked))
+        adapt(fake_source(subject_baseline=trained), fake_clips(), adapt_config(subject_baseline=asked))
 
 
 def test_zero_shot_runs_with_any_checkpoint() -> None:
     source = fake_source(subject_baseline="median")
-    predictions = by_clip(adapt(source, fake_clips(), AdaptConfig(method="zero_shot")))
-    plain = by_clip(adapt(fake_source(), fake_clips(), AdaptConfig(method="zero_shot")))
+    predictions = by_clip(adapt(source, fake_clips(), ZERO_SHOT))
+    plain = by_clip(adapt(fake_source(), fake_clips(), ZERO_SHOT))
     assert all(torch.equal(p.probabilities, plain[c].probabilities) for c, p in predictions.items())
 
 
 def test_step_that_is_not_finite_falls_back_to_the_source_prompts_and_resets() -> None:
     clips = fake_clips(subjects=1)
-    order = [c.clip_id for c in visiting_order(clips, AdaptConfig())]
-    recorder, results = record(clips, AdaptConfig(protocol="online"), fails_at=order[1])
+    order = [c.clip_id for c in visiting_order(clips, adapt_config())]
+    recorder, results = record(clips, adapt_config(protocol="online"), fails_at=order[1])
     predictions = results["s0"].predictions
     assert [p.status for p in predictions] == ["ok", f"source prompts: the loss of {order[1]} is nan", "ok", "ok"]
     assert [state for state, _ in recorder.seen] == [(), (order[0],), (), (order[2],)]
@@ -280,7 +283,7 @@ def test_step_that_is_not_finite_falls_back_to_the_source_prompts_and_resets() -
 
 @pytest.mark.parametrize("protocol", ["per_video", "per_subject"])
 def test_fit_that_is_not_finite_marks_the_clips_it_was_for(protocol: Any) -> None:
-    _, results = record(fake_clips(), AdaptConfig(protocol=protocol), fails_to_fit=True)
+    _, results = record(fake_clips(), adapt_config(protocol=protocol), fails_to_fit=True)
     statuses = {p.status for result in results.values() for p in result.predictions}
     assert statuses == {"source prompts: the loss of fit is nan"}
 
@@ -289,7 +292,7 @@ def test_fit_that_is_not_finite_marks_the_clips_it_was_for(protocol: Any) -> Non
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, readout: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1, per_subject=2)
-    exploding = AdaptConfig(
+    exploding = adapt_config(
         objective="entropy",
         steps=2,
         learning_rate=1e300,  # more than float32 holds
@@ -298,7 +301,7 @@ def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, r
         readout=readout,
     )
     result = adapt(source, clips, exploding)["s0"]
-    expected = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol, readout=readout)))
+    expected = by_clip(adapt(source, clips, adapt_config(protocol=protocol, readout=readout)))
     for prediction in result.predictions:
         assert prediction.status.startswith("source prompts: the ")
         assert torch.equal(prediction.probabilities, expected[prediction.clip_id].probabilities)
@@ -311,9 +314,9 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_clip(options: 
     clips = fake_clips(subjects=2)
     clips[2].features[3, 1] = float("nan")
     with pytest.raises(NotFiniteError, match="subject 's0', clip 's0c2': features not finite"):
-        adapt(source, clips, AdaptConfig(**options))
+        adapt(source, clips, adapt_config(**options))
     clean = [clip for clip in clips if clip.subject_id == "s1"]
-    assert all(p.status == "ok" for p in adapt(source, clean, AdaptConfig(**options))["s1"].predictions)
+    assert all(p.status == "ok" for p in adapt(source, clean, adapt_config(**options))["s1"].predictions)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -323,17 +326,17 @@ def test_nothing_in_the_source_or_the_clips_changes(protocol: Any) -> None:
     before = copy.deepcopy(tensors)
     features = [clip.features.clone() for clip in clips]
     checkpoint = source.checkpoint.fingerprint
-    first = adapt(source, clips, replace(TUNED, protocol=protocol, subject_baseline="median"))
+    first = adapt(source, clips, changed(TUNED, protocol=protocol, subject_baseline="median"))
     assert source.checkpoint.fingerprint == checkpoint
     assert _fingerprint(source.backbone.model, PREPROCESSING, "fp32") == source.backbone.fingerprint
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
     assert all(torch.equal(clip.features, kept) for clip, kept in zip(clips, features, strict=True))
-    assert_same(first, adapt(source, clips, replace(TUNED, protocol=protocol, subject_baseline="median")))
+    assert_same(first, adapt(source, clips, changed(TUNED, protocol=protocol, subject_baseline="median")))
 
 
 def test_states_are_values_that_no_later_step_changes() -> None:
     source = fake_source()
-    method = ClipAUTT(replace(TUNED, protocol="online"))
+    method = ClipAUTT(changed(TUNED, protocol="online"))
     state = method.start(source, TUNED)
     states, copies = [], []
     for clip in fake_clips(subjects=1):
@@ -350,20 +353,20 @@ def test_states_are_values_that_no_later_step_changes() -> None:
 def test_global_generator_changes_nothing_and_is_not_touched() -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     torch.manual_seed(1)
-    one = adapt(source, clips, replace(TUNED, protocol="online"))
+    one = adapt(source, clips, changed(TUNED, protocol="online"))
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3), drawn)
-    assert_same(one, adapt(source, clips, replace(TUNED, protocol="online")))
+    assert_same(one, adapt(source, clips, changed(TUNED, protocol="online")))
 
 
 def test_every_clip_gets_one_prediction_and_results_are_ordered() -> None:
     clips = fake_clips(subjects=11, per_subject=1)
-    results = adapt(fake_source(), clips[::-1], AdaptConfig())
+    results = adapt(fake_source(), clips[::-1], adapt_config())
     assert list(results) == sorted(clip.subject_id for clip in clips)
     assert sorted(by_clip(results)) == sorted(clip.clip_id for clip in clips)
     assert all(result.seconds > 0 for result in results.values())
-    assert adapt(fake_source(), [], AdaptConfig()) == {}
+    assert adapt(fake_source(), [], adapt_config()) == {}
 
 
 def one_run(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -> SubjectResult:
@@ -389,15 +392,15 @@ def test_collapse_literal(decisions: list[tuple[int, int]], share: float, expect
     assert collapse(decisions, ("neutral", "pain"), share) == expected
 
 
-COLLAPSING = AdaptConfig(objective="entropy", learning_rate=0.1)
+COLLAPSING = adapt_config(objective="entropy", learning_rate=0.1)
 """On the clips of s0, with `fake_source(seed=2)`: entropy over all clips of a subject puts them into one class."""
 
 
 def test_collapsed_subject_gets_the_source_prompts_and_says_so() -> None:
     source, clips = fake_source(seed=2), fake_clips(subjects=2, per_subject=12)
     results = adapt(source, clips, COLLAPSING)
-    plain = by_clip(adapt(source, clips, AdaptConfig()))
-    left = adapt(source, clips, replace(COLLAPSING, collapse_share=1.1))
+    plain = by_clip(adapt(source, clips, adapt_config()))
+    left = adapt(source, clips, changed(COLLAPSING, collapse_share=1.1))
     assert {p.label_index for p in left["s0"].predictions} == {0}
     others = sum(plain[p.clip_id].label_index for p in left["s0"].predictions)
     status = f"source prompts: all 12 clips fell into 'neutral', {others} of them under the tuned prompts only"
@@ -411,9 +414,9 @@ def test_collapsed_subject_gets_the_source_prompts_and_says_so() -> None:
 
 def test_collapse_online_holds_for_the_rest() -> None:
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=14)
-    config = replace(COLLAPSING, protocol="online")
+    config = changed(COLLAPSING, protocol="online")
     result = one_run(source, clips, config)
-    plain = by_clip(adapt(source, clips, AdaptConfig(protocol="online")))
+    plain = by_clip(adapt(source, clips, adapt_config(protocol="online")))
     statuses = [p.status for p in result.predictions]
     at = statuses.index(next(status for status in statuses if status != "ok"))
     assert at == 7 and set(statuses[:at]) == {"ok"} and len(set(statuses[at:])) == 1
@@ -421,20 +424,20 @@ def test_collapse_online_holds_for_the_rest() -> None:
     for prediction in result.predictions[at:]:
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
     assert result.state.context is None and result.state.memory == () and result.course.fallen == statuses[at]
-    left = one_run(source, clips, replace(config, collapse_share=1.1))
+    left = one_run(source, clips, changed(config, collapse_share=1.1))
     assert {p.status for p in left.predictions} == {"ok"} and {p.label_index for p in left.predictions[:8]} == {0}
 
 
 def test_per_video_never_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompts of a collapse, given to every clip: clips that share nothing may well be of one class."""
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
-    config = replace(COLLAPSING, readout="mean_windows")
-    collapsed = one_run(source, clips, replace(config, collapse_share=1.1)).state
+    config = changed(COLLAPSING, readout="mean_windows")
+    collapsed = one_run(source, clips, changed(config, collapse_share=1.1)).state
     given = Tuned(collapsed.context, collapsed.au_embeddings, 1)
     monkeypatch.setattr(Tuner, "tune", lambda self, problems, config: [given] * len(problems))
     (status,) = {p.status for p in one_run(source, clips, config).predictions}
     assert status == "source prompts: all 12 clips fell into 'pain', 4 of them under the tuned prompts only"
-    result = one_run(source, clips, replace(config, protocol="per_video"))
+    result = one_run(source, clips, changed(config, protocol="per_video"))
     assert {(p.status, p.label_index) for p in result.predictions} == {("ok", 1)}
 
 
@@ -442,9 +445,9 @@ def test_per_video_never_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any, tune: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
-    config = replace(TUNED, protocol=protocol, tune=tune, max_drift=1e-6)
+    config = changed(TUNED, protocol=protocol, tune=tune, max_drift=1e-6)
     result = one_run(source, clips, config)
-    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol)))
+    plain = by_clip(adapt(source, clips, adapt_config(protocol=protocol)))
     for prediction in result.predictions:
         drift = re.fullmatch(
             r"source prompts: the prompts ran away \(drift (0\.\d+), max_drift 1e-06\)", prediction.status
@@ -452,7 +455,7 @@ def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any,
         assert drift and float(drift[1]) <= TUNED.steps * TUNED.learning_rate, prediction.status
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
     assert result.state.context is None and result.state.offset is None
-    assert {p.status for p in one_run(source, clips, replace(config, max_drift=30.0)).predictions} == {"ok"}
+    assert {p.status for p in one_run(source, clips, changed(config, max_drift=30.0)).predictions} == {"ok"}
 
 
 @pytest.mark.parametrize("tune", ["context", "feature", "first_order"])
@@ -460,9 +463,9 @@ def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any,
 def test_a_step_size_that_no_prompt_survives_is_noticed(tune: Any, size: float) -> None:
     """Also where the text tower's normalisation keeps the embeddings, and the loss, finite and in place."""
     source, clips = fake_source(), fake_clips(subjects=1)
-    result = one_run(source, clips, replace(TUNED, tune=tune, learning_rate=size))
+    result = one_run(source, clips, changed(TUNED, tune=tune, learning_rate=size))
     assert all(p.status.startswith("source prompts: the ") for p in result.predictions)
-    assert {p.status for p in one_run(source, clips, replace(TUNED, tune=tune, learning_rate=3.0)).predictions} == {
+    assert {p.status for p in one_run(source, clips, changed(TUNED, tune=tune, learning_rate=3.0)).predictions} == {
         "ok"
     }
 
@@ -472,12 +475,12 @@ def test_drift_literal() -> None:
     source = fake_source()
     problem = Problem([v.embeddings[:1] for v in source.views_of(fake_clips(subjects=1))])
     for tune in ("context", "feature"):
-        config = replace(TUNED, objective="entropy", steps=1, learning_rate=0.25, tune=tune)
-        (outcome,) = Tuner(source).tune([problem], config)
+        config = changed(TUNED, objective="entropy", steps=1, learning_rate=0.25, tune=tune)
+        (outcome,) = Tuner(source).tune([problem], *own(config))
         assert isinstance(outcome, Tuned) and outcome.drift == pytest.approx(0.25, rel=1e-2)
     start = PromptState(au_embeddings=source.au_embeddings)
     for limit, fell in ((0.49, True), (0.5, False)):
-        outcome = ClipAUTT(replace(TUNED, max_drift=limit))._checked(
+        outcome = ClipAUTT(changed(TUNED, max_drift=limit))._checked(
             start, source, Tuned(source.context, source.au_embeddings, 1, drift=0.5)
         )
         assert isinstance(outcome, DegenerateError) is fell
@@ -489,8 +492,8 @@ def test_drift_literal() -> None:
 def test_prior_shifts_the_predictions_of_step_zero(protocol: Any) -> None:
     """Trained on equal shares: at 20% positives the odds of the positive class are a quarter."""
     source, clips = fake_source(), fake_clips()
-    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol)))
-    shifted = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol, prior=0.2)))
+    plain = by_clip(adapt(source, clips, adapt_config(protocol=protocol)))
+    shifted = by_clip(adapt(source, clips, adapt_config(protocol=protocol, prior=0.2)))
     for clip_id, prediction in shifted.items():
         negative, positive = plain[clip_id].probabilities.tolist()
         expected = 0.2 * positive / (0.2 * positive + 0.8 * negative)
@@ -505,7 +508,7 @@ def test_prior_is_relative_to_the_shares_of_the_training() -> None:
     source = Source(Checkpoint(checkpoint.model, spec), shared_backbone())
     clips = fake_clips(subjects=1)
     plain, same, half = (
-        by_clip(adapt(source, clips, AdaptConfig(prior=prior))) for prior in (None, float(source.class_shares[1]), 0.5)
+        by_clip(adapt(source, clips, adapt_config(prior=prior))) for prior in (None, float(source.class_shares[1]), 0.5)
     )
     for clip_id, prediction in plain.items():
         negative, positive = prediction.probabilities.tolist()
@@ -516,8 +519,8 @@ def test_prior_is_relative_to_the_shares_of_the_training() -> None:
 
 def test_estimated_prior_is_of_the_subject_and_needs_all_its_clips() -> None:
     source, clips = fake_source(seed=2), fake_clips(subjects=2, per_subject=12)
-    results = adapt(source, clips, AdaptConfig(prior="estimate"))
-    plain = adapt(source, clips, AdaptConfig())
+    results = adapt(source, clips, adapt_config(prior="estimate"))
+    plain = adapt(source, clips, adapt_config())
     found = []
     for subject, result in results.items():
         logits = torch.stack([p.probabilities.log() for p in plain[subject].predictions])
@@ -529,20 +532,20 @@ def test_estimated_prior_is_of_the_subject_and_needs_all_its_clips() -> None:
     assert abs(found[0] - found[1]) > 0.05
     for protocol in ("per_video", "online"):
         with pytest.raises(ValueError, match=rf"prior='estimate' with protocol='{protocol}'; the estimate needs"):
-            AdaptConfig(prior="estimate", protocol=protocol)
+            adapt_config(prior="estimate", protocol=protocol)
 
 
 def test_infomax_with_a_prior_pulls_the_mean_prediction_towards_it() -> None:
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
 
     def mean(config: AdaptConfig) -> float:
-        predictions = one_run(source, clips, replace(config, collapse_share=1.1)).predictions
+        predictions = one_run(source, clips, changed(config, collapse_share=1.1)).predictions
         return sum(float(p.probabilities[1]) for p in predictions) / len(predictions)
 
-    plain = AdaptConfig(readout="whole_clip")
-    pulled = replace(plain, objective="infomax", steps=30, learning_rate=0.02, balance_weight=4.0)
+    plain = adapt_config(readout="whole_clip")
+    pulled = changed(plain, objective="infomax", steps=30, learning_rate=0.02, balance_weight=4.0)
     for prior in (0.15, 0.3, 0.5, 0.7, 0.85):
-        before, after = mean(replace(plain, prior=prior)), mean(replace(pulled, prior=prior))
+        before, after = mean(changed(plain, prior=prior)), mean(changed(pulled, prior=prior))
         assert abs(after - prior) < 0.07 < abs(before - prior), (prior, before, after)
 
 
@@ -550,9 +553,9 @@ def test_infomax_with_a_prior_pulls_the_mean_prediction_towards_it() -> None:
 def test_fallback_keeps_the_prior(protocol: Any) -> None:
     """Both for prompts that ran away and for a collapse, which per video does not have."""
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
-    plain = by_clip(adapt(source, clips, AdaptConfig(protocol=protocol, prior=0.4)))
-    for config in (replace(COLLAPSING, prior=0.4), replace(TUNED, prior=0.4, max_drift=1e-6)):
-        result = one_run(source, clips, replace(config, protocol=protocol))
+    plain = by_clip(adapt(source, clips, adapt_config(protocol=protocol, prior=0.4)))
+    for config in (changed(COLLAPSING, prior=0.4), changed(TUNED, prior=0.4, max_drift=1e-6)):
+        result = one_run(source, clips, changed(config, protocol=protocol))
         fallen = [p for p in result.predictions if p.status != "ok"]
         assert fallen or (protocol == "per_video" and config.max_drift == 30)
         for p in fallen:
@@ -564,9 +567,9 @@ def test_fallback_keeps_the_prior(protocol: Any) -> None:
 def test_a_collapse_takes_the_estimated_prior_back_and_prompts_that_ran_away_keep_it() -> None:
     """An estimate may be what collapsed the subject; it is judged with the prompts."""
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
-    for config, prior in ((COLLAPSING, None), (replace(TUNED, max_drift=1e-6), "estimate")):
-        plain = one_run(source, clips, AdaptConfig(prior=prior))  # type: ignore[arg-type]
-        result = one_run(source, clips, replace(config, prior="estimate"))
+    for config, prior in ((COLLAPSING, None), (changed(TUNED, max_drift=1e-6), "estimate")):
+        plain = one_run(source, clips, adapt_config(prior=prior))  # type: ignore[arg-type]
+        result = one_run(source, clips, changed(config, prior="estimate"))
         assert all(p.status.startswith("source prompts: ") for p in result.predictions)
         for p, q in zip(result.predictions, plain.predictions, strict=True):
             assert torch.equal(p.probabilities, q.probabilities)
@@ -576,9 +579,9 @@ def test_a_collapse_takes_the_estimated_prior_back_and_prompts_that_ran_away_kee
 @pytest.mark.parametrize("options", [{}, {"tune": "feature"}, {"tune": "first_order"}, {"objective": "none"}])
 def test_trace_reproduces_the_predictions(options: dict[str, Any], protocol: Any) -> None:
     source, clips = fake_source(subject_baseline="median"), fake_clips(subjects=1)
-    config = replace(TUNED, protocol=protocol, readout="mean_windows", subject_baseline="median", **options)
+    config = changed(TUNED, protocol=protocol, readout="mean_windows", subject_baseline="median", **options)
     if config.tunes and protocol == "per_video":  # a clip is a single sample here, which only entropy tunes
-        config = replace(config, objective="entropy")
+        config = changed(config, objective="entropy")
     result = one_run(source, clips, config, trace=True)
     assert result.trace is not None and repr(result.trace) == "Trace(4 clips)"
     kept = zip(result.predictions, result.trace.clips, result.trace.au_embeddings, strict=True)
@@ -594,7 +597,7 @@ def test_trace_reproduces_the_predictions(options: dict[str, Any], protocol: Any
 @pytest.mark.parametrize("protocol", ["online", "per_subject"])
 def test_trace_of_clips_that_fell_back_holds_the_source_prompts(protocol: Any) -> None:
     source, clips = fake_source(seed=2), fake_clips(subjects=1, per_subject=12)
-    result = one_run(source, clips, replace(COLLAPSING, protocol=protocol), trace=True)
+    result = one_run(source, clips, changed(COLLAPSING, protocol=protocol), trace=True)
     assert result.trace is not None
     for prediction, embeddings in zip(result.predictions, result.trace.au_embeddings, strict=True):
         assert torch.equal(embeddings, source.au_embeddings) is (prediction.status != "ok")
@@ -607,7 +610,7 @@ def test_units_come_back_in_their_order_and_a_subject_may_have_several() -> None
     parts = [clips[4:], clips[:1], clips[1:4]]
     units = [Unit(part[0].subject_id, tuple(part)) for part in parts]
     for protocol in PROTOCOLS:
-        config = replace(TUNED, protocol=protocol)  # type: ignore[arg-type]
+        config = changed(TUNED, protocol=protocol)  # type: ignore[arg-type]
         results = adapt_units(source, units, config)
         assert [result.subject_id for result in results] == ["s1", "s0", "s0"]
         for result, part in zip(results, parts, strict=True):
@@ -628,17 +631,17 @@ def test_seconds_of_units_are_shared_out_by_their_clips() -> None:
 
 def test_a_past_is_for_online_and_its_clips_are_not_visited_again() -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
-    past = Past(one_run(source, clips[:2], replace(TUNED, protocol="online")).course, tuple(clips[:2]))
+    past = Past(one_run(source, clips[:2], changed(TUNED, protocol="online")).course, tuple(clips[:2]))
     with pytest.raises(ValueError, match=r"subject 's0' goes on from a past; protocol='per_subject' has none"):
         adapt_units(source, [Unit("s0", tuple(clips[2:]), past)], TUNED)
     with pytest.raises(ValueError, match=r"subject 's0' has clips twice: s0c1"):
-        adapt_units(source, [Unit("s0", tuple(clips[1:]), past)], replace(TUNED, protocol="online"))
+        adapt_units(source, [Unit("s0", tuple(clips[1:]), past)], changed(TUNED, protocol="online"))
 
 
 def test_subjects_side_by_side_go_on_each_from_its_own_past() -> None:
     """One is new, one goes on, one has fallen before."""
     source, clips = fake_source(seed=2), fake_clips(subjects=3, per_subject=12)
-    config = replace(COLLAPSING, protocol="online")
+    config = changed(COLLAPSING, protocol="online")
     units = []
     for number, at in enumerate((9, 3, 0)):
         order = visiting_order(clips[12 * number : 12 * number + 12], config)
@@ -657,13 +660,13 @@ def test_subjects_side_by_side_go_on_each_from_its_own_past() -> None:
 
 
 def test_results_print_no_tensors() -> None:
-    assert repr(adapt(fake_source(), [fake_clip()], AdaptConfig())["s0"]).startswith("SubjectResult('s0', 1 clips, 0.")
+    assert repr(adapt(fake_source(), [fake_clip()], adapt_config())["s0"]).startswith("SubjectResult('s0', 1 clips, 0.")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_gpu_gives_what_the_cpu_gives(tmp_path: Path, protocol: Any) -> None:
-    clips, config = fake_clips(), replace(TUNED, protocol=protocol, subject_baseline="median")
+    clips, config = fake_clips(), changed(TUNED, protocol=protocol, subject_baseline="median")
     on_cpu = fake_source(subject_baseline="median")
     on_gpu = Source(on_cpu.checkpoint, fake_backbone().to("cuda"))
     assert on_gpu.au_embeddings.is_cuda and not next(on_cpu.model.parameters()).is_cuda
@@ -675,4 +678,4 @@ def test_a_gpu_gives_what_the_cpu_gives(tmp_path: Path, protocol: Any) -> None:
     personalization = Personalization.of(results["s0"], config)
     save_personalization(personalization, tmp_path / "p.safetensors", checkpoint=on_cpu.checkpoint.fingerprint)
     assert load_personalization(tmp_path / "p.safetensors", on_gpu).state(on_gpu).au_embeddings.is_cuda
-    assert by_clip(adapt(on_gpu, clips, AdaptConfig(method="zero_shot"))).keys() == expected.keys()
+    assert by_clip(adapt(on_gpu, clips, ZERO_SHOT)).keys() == expected.keys()

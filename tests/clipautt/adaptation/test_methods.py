@@ -10,20 +10,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clipautt.adaptation.objectives import peak_window, read_out
 
 from clipautt.adaptation import tuning
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import adapt
-from clipautt.adaptation.methods import ClipAUTT, PromptState, ZeroShot, make_method
-from clipautt.adaptation.objectives import objective_loss, peak_window, read_out
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods import make_method
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
+from clipautt.adaptation.methods.clip_autt.method import PromptState
+from clipautt.adaptation.methods.clip_autt.objectives import objective_loss
+from clipautt.adaptation.methods.clip_autt.tuner import Problem, Tuned, Tuner
+from clipautt.adaptation.methods.zero_shot import ZeroShot
+from clipautt.adaptation.predictions import NotFiniteError
 from clipautt.adaptation.source import Source
-from clipautt.adaptation.tuning import NotFiniteError, Problem, Tuned, Tuner
 from clipautt.model.windows import WindowSpec, entropy
 from tests.golden import regenerate as golden
+from tests.support.configs import ZERO_SHOT, adapt_config, changed, own
 from tests.support.fakes import FEATURE_DIM, fake_checkpoint, fake_clip, fake_clips, fake_source, shared_backbone
 from tests.support.tuned import tune_context
 
-TUNED = AdaptConfig(objective="entropy", steps=3, learning_rate=0.1)
+TUNED = adapt_config(objective="entropy", steps=3, learning_rate=0.1)
 
 
 def windows_of(count: int, *, seed: int = 0) -> torch.Tensor:
@@ -57,28 +63,32 @@ def test_objectives_literal() -> None:
         "infomax_kl": mean_entropy - entropy_of_mean + 0.7 * divergence,
     }
     for objective, value in expected.items():
-        config = AdaptConfig(objective=objective, kl_weight=0.7)  # type: ignore[arg-type]
-        assert float(objective_loss(logits, source, config)) == pytest.approx(value, abs=1e-6), objective
+        config = adapt_config(objective=objective, kl_weight=0.7)  # type: ignore[arg-type]
+        assert float(objective_loss(logits, source, config.method)) == pytest.approx(value, abs=1e-6), objective
         doubled = value if objective == "entropy" else value - entropy_of_mean
-        assert float(objective_loss(logits, source, replace(config, balance_weight=2.0))) == pytest.approx(doubled)
+        assert float(objective_loss(logits, source, changed(config, balance_weight=2.0).method)) == pytest.approx(
+            doubled
+        )
 
 
 def test_infomax_of_agreeing_windows_is_zero_and_of_balanced_certain_ones_is_lowest() -> None:
-    config = AdaptConfig(objective="infomax")
+    config = adapt_config(objective="infomax")
     agreeing = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
     balanced = torch.tensor([[30.0, 0.0], [0.0, 30.0]])
-    assert float(objective_loss(agreeing, agreeing, config)) == pytest.approx(0, abs=1e-6)
-    assert float(objective_loss(balanced, balanced, config)) == pytest.approx(-math.log(2), abs=1e-6)
+    assert float(objective_loss(agreeing, agreeing, config.method)) == pytest.approx(0, abs=1e-6)
+    assert float(objective_loss(balanced, balanced, config.method)) == pytest.approx(-math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["entropy", "infomax", "infomax_kl"])
 def test_tuning_lowers_its_objective_and_leaves_the_start_alone(objective: Any) -> None:
     source, windows = fake_source(), windows_of(8)
-    config = AdaptConfig(objective=objective, steps=10, learning_rate=0.1)
+    config = adapt_config(objective=objective, steps=10, learning_rate=0.1)
     start = source.context.clone()
     tuned = tune_context(source, windows.split(1), start, config)
-    before = objective_loss(source.logits(windows), source.logits(windows), config)
-    after = objective_loss(source.logits(windows, source.au_embeddings_of(tuned)), source.logits(windows), config)
+    before = objective_loss(source.logits(windows), source.logits(windows), config.method)
+    after = objective_loss(
+        source.logits(windows, source.au_embeddings_of(tuned)), source.logits(windows), config.method
+    )
     assert after < before - 1e-3
     assert torch.equal(start, source.context) and tuned.shape == start.shape and not tuned.requires_grad
 
@@ -88,9 +98,9 @@ def test_step_size_is_relative_to_the_root_mean_square_of_the_context() -> None:
     source, windows = fake_source(), windows_of(3)
     rms = float(source.context.square().mean().sqrt())
     assert 0.01 < rms < 0.03
-    relative = tune_context(source, windows.split(1), source.context, replace(TUNED, steps=1, learning_rate=0.5))
+    relative = tune_context(source, windows.split(1), source.context, changed(TUNED, steps=1, learning_rate=0.5))
     assert float((relative - source.context).abs().median()) == pytest.approx(0.5 * rms, rel=1e-2)
-    absolute = replace(TUNED, steps=1, learning_rate=0.5, learning_rate_unit="absolute")
+    absolute = changed(TUNED, steps=1, learning_rate=0.5, learning_rate_unit="absolute")
     moved = tune_context(source, windows.split(1), source.context, absolute) - source.context
     assert float(moved.abs().median()) == pytest.approx(0.5, rel=1e-2)
 
@@ -107,20 +117,20 @@ def test_prompts_without_context_tokens_have_none_to_tune(tune: Any) -> None:
     with pytest.raises(
         ValueError, match=rf"adapt\.tune='{tune}', but this checkpoint's prompts have no context tokens"
     ):
-        tune_context(source, windows_of(2).split(1), None, replace(TUNED, tune=tune))
-    Tuner(source).tune([Problem(windows_of(2).split(1))], replace(TUNED, tune="feature"))
+        tune_context(source, windows_of(2).split(1), None, changed(TUNED, tune=tune))
+    Tuner(source).tune([Problem(windows_of(2).split(1))], *own(changed(TUNED, tune="feature")))
 
 
 @pytest.mark.parametrize("phrase", ["a human face with", ""])
 def test_shared_context_is_one_displacement_for_all_prompts(phrase: str) -> None:
     """Where context stands in the AUs' own words, they keep what distinguishes them."""
     source, windows = source_with_context(phrase, 4 if phrase else 2), windows_of(3)
-    tuned = tune_context(source, windows.split(1), source.context, replace(TUNED, per_au_context=False))
+    tuned = tune_context(source, windows.split(1), source.context, changed(TUNED, per_au_context=False))
     moved = tuned - source.context
     torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-6, rtol=0)
     assert float(moved.abs().max()) > 1e-4
     still = tune_context(
-        source, windows.split(1), source.context, replace(TUNED, per_au_context=False, learning_rate=1e-12)
+        source, windows.split(1), source.context, changed(TUNED, per_au_context=False, learning_rate=1e-12)
     )
     torch.testing.assert_close(still, source.context, atol=1e-9, rtol=0)
     own = tune_context(source, windows.split(1), source.context, TUNED) - source.context
@@ -131,7 +141,7 @@ def test_shared_context_is_one_displacement_for_all_prompts(phrase: str) -> None
 def test_mutual_information_of_one_window_moves_nothing(objective: Any) -> None:
     """It is zero whatever the prompts are; AdamW would turn rounding errors into steps of full size."""
     source = fake_source()
-    config = AdaptConfig(objective=objective, steps=5, learning_rate=0.3)
+    config = adapt_config(objective=objective, steps=5, learning_rate=0.3)
     tuned = tune_context(source, windows_of(1).split(1), source.context, config)
     assert torch.equal(tuned, source.context) and tuned is not source.context
     assert not torch.equal(tune_context(source, windows_of(2).split(1), source.context, config), source.context)
@@ -149,7 +159,7 @@ def test_numbers_that_are_not_finite_stop_the_tuning() -> None:
     with pytest.raises(NotFiniteError, match="the entropy loss of step 0 is nan"):
         tune_context(source, [torch.full((1, FEATURE_DIM), float("nan"))], source.context, TUNED)
     with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned prompts are not finite"):
-        huge = replace(TUNED, learning_rate=1e37, learning_rate_unit="absolute")
+        huge = changed(TUNED, learning_rate=1e37, learning_rate_unit="absolute")
         tune_context(source, windows_of(2).split(1), source.context, huge)
 
 
@@ -158,7 +168,7 @@ def test_the_lowest_entropy_windows_are_selected() -> None:
     views = source.views(clip)
     order = entropy(source.logits(views.embeddings)).argsort()
     for count in (1, 3, 100):
-        method = ClipAUTT(replace(TUNED, windows_per_clip=count))
+        method = ClipAUTT(changed(TUNED, windows_per_clip=count))
         chosen = method._samples(views, source, method.start(source, TUNED))
         assert torch.equal(torch.cat(chosen), views.embeddings[order[:count]])
         assert all(len(sample) == 1 for sample in chosen)
@@ -176,13 +186,13 @@ def test_readouts_literal() -> None:
         "whole_clip": source.logits(source.whole_clip(clip).embeddings)[0],
     }
     for readout, used in expected.items():
-        config = AdaptConfig(readout=readout)  # type: ignore[arg-type]
+        config = adapt_config(readout=readout)  # type: ignore[arg-type]
         prediction = adapt(source, [clip], config)["s0"].predictions[0]
         assert torch.equal(prediction.probabilities, F.softmax(used, dim=-1)), readout
         start = {"whole_clip": 0, "peak_window": peak}.get(readout, best) / 12.5
         assert prediction.window_start_seconds == pytest.approx(start)
     similarities = source.model.similarities(source.views(clip).embeddings, source.au_embeddings)[best]
-    best_window = adapt(source, [clip], AdaptConfig())["s0"].predictions[0]
+    best_window = adapt(source, [clip], adapt_config())["s0"].predictions[0]
     torch.testing.assert_close(best_window.similarities, similarities)
 
 
@@ -193,7 +203,7 @@ def test_what_is_read_out_is_also_what_is_tuned_on(
 ) -> None:
     asked = record_problems(monkeypatch)
     source, clip = fake_source(), fake_clip()
-    adapt(source, [clip], replace(TUNED, protocol=protocol, readout=readout))
+    adapt(source, [clip], changed(TUNED, protocol=protocol, readout=readout))
     views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
     (problem,) = asked
     assert len(problem.samples) == 1 and torch.equal(problem.samples[0], views.embeddings)
@@ -217,12 +227,12 @@ def test_a_sample_is_the_mean_of_the_logits_of_its_windows(monkeypatch: pytest.M
 
     def loss(logits: torch.Tensor, source_logits: torch.Tensor, config: AdaptConfig, **given: Any) -> torch.Tensor:
         seen.append((logits.detach()[0, :3].float(), source_logits[0, :3].float()))  # a fourth is empty
-        return objective_loss(logits, source_logits, config, **given)
+        return objective_loss(logits, source_logits, config.method, **given)
 
     monkeypatch.setattr(tuning, "objective_loss", loss)
     source, windows = fake_source(), windows_of(6)
     samples = [windows[:1], windows[1:4], windows[4:]]
-    tune_context(source, samples, source.context, AdaptConfig(objective="infomax", steps=2, learning_rate=0.3))
+    tune_context(source, samples, source.context, adapt_config(objective="infomax", steps=2, learning_rate=0.3))
     expected = torch.stack([source.logits(sample).mean(0) for sample in samples])
     torch.testing.assert_close(seen[0][0], expected)
     torch.testing.assert_close(seen[0][1], expected)
@@ -238,7 +248,7 @@ def test_more_weight_on_balance_moves_more_decisions() -> None:
     samples = windows[margins.argsort(descending=True)[:12]].split(1)
     left = []
     for weight in (0.5, 1.0, 4.0):
-        config = AdaptConfig(objective="infomax", steps=10, learning_rate=0.3, balance_weight=weight)
+        config = adapt_config(objective="infomax", steps=10, learning_rate=0.3, balance_weight=weight)
         tuned = source.au_embeddings_of(tune_context(source, samples, source.context, config))
         left.append(int((source.logits(torch.cat(samples), tuned).diff(dim=-1) < 0).sum()))
     assert left[0] <= left[1] <= left[2] and left[2] > left[0]
@@ -247,8 +257,8 @@ def test_more_weight_on_balance_moves_more_decisions() -> None:
 def test_one_window_and_two_classes_entropy_sharpens_and_never_changes_a_decision() -> None:
     """The gradient of the entropy has the sign of the margin: the margin moves away from zero."""
     source, clips = fake_source(), fake_clips(subjects=20, per_subject=2, num_frames=12)
-    before = adapt(source, clips, AdaptConfig(protocol="per_video"))
-    config = AdaptConfig(objective="entropy", protocol="per_video", steps=3, learning_rate=0.02)
+    before = adapt(source, clips, adapt_config(protocol="per_video"))
+    config = adapt_config(objective="entropy", protocol="per_video", steps=3, learning_rate=0.02)
     after = adapt(source, clips, config)
     decisions = set()
     for subject, result in before.items():
@@ -261,8 +271,8 @@ def test_one_window_and_two_classes_entropy_sharpens_and_never_changes_a_decisio
 
 def test_infomax_over_several_clips_changes_decisions() -> None:
     source, clips = fake_source(), fake_clips(subjects=6, per_subject=6, num_frames=12)
-    before = adapt(source, clips, AdaptConfig(protocol="per_subject"))
-    after = adapt(source, clips, AdaptConfig(objective="infomax", protocol="per_subject", steps=8, learning_rate=0.3))
+    before = adapt(source, clips, adapt_config(protocol="per_subject"))
+    after = adapt(source, clips, adapt_config(objective="infomax", protocol="per_subject", steps=8, learning_rate=0.3))
     changed = 0
     for subject in before:
         old = {p.clip_id: p.label_index for p in before[subject].predictions}
@@ -276,14 +286,14 @@ def test_prompts_go_on_from_the_last_clip_online_and_from_the_source_otherwise(m
     moved = {"online": [0, 0, 1, 1, 2, 2], "per_video": [0] * 6, "per_subject": [0, 0]}
     for protocol, expected in moved.items():
         asked.clear()
-        adapt(source, clips, replace(TUNED, protocol=protocol))  # type: ignore[arg-type]
+        adapt(source, clips, changed(TUNED, protocol=protocol))  # type: ignore[arg-type]
         starts = [source.context if problem.start is None else problem.start for problem in asked]
         assert [round(float((start - source.context).mean())) for start in starts] == expected, protocol
 
 
 def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = record_problems(monkeypatch)
-    config = replace(TUNED, protocol="online", memory=5, windows_per_clip=2)
+    config = changed(TUNED, protocol="online", memory=5, windows_per_clip=2)
     result = adapt(fake_source(), fake_clips(subjects=1, per_subject=5), config)["s0"]
     assert [len(problem.samples) for problem in asked] == [2, 4, 5, 5, 5]
     assert [sample.shape for sample in result.state.memory] == [(1, FEATURE_DIM)] * 5
@@ -291,7 +301,7 @@ def test_online_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_online_memory_holds_the_most_recent_windows() -> None:
     source = fake_source()
-    config = replace(TUNED, protocol="online", memory=2, steps=1)
+    config = changed(TUNED, protocol="online", memory=2, steps=1)
     result = adapt(source, fake_clips(subjects=1, per_subject=4), config)["s0"]
     clips = {clip.clip_id: clip for clip in fake_clips(subjects=1, per_subject=4)}
     last = [clips[p.clip_id] for p in result.predictions[-2:]]
@@ -302,7 +312,7 @@ def test_online_memory_holds_the_most_recent_windows() -> None:
 
 def test_zero_shot_is_the_cosine_with_the_class_texts() -> None:
     source, clip = fake_source(), fake_clip()
-    prediction = adapt(source, [clip], AdaptConfig(method="zero_shot"))["s0"].predictions[0]
+    prediction = adapt(source, [clip], ZERO_SHOT)["s0"].predictions[0]
     mean = F.normalize(F.normalize(clip.features, dim=-1).mean(0), dim=0)
     logits = source.backbone.model.logit_scale.exp() * source.class_text() @ mean
     torch.testing.assert_close(prediction.probabilities, F.softmax(logits, dim=-1))
@@ -310,9 +320,7 @@ def test_zero_shot_is_the_cosine_with_the_class_texts() -> None:
 
 
 def test_methods_say_what_they_are() -> None:
-    assert isinstance(make_method(AdaptConfig()), ClipAUTT) and isinstance(
-        make_method(AdaptConfig(method="zero_shot")), ZeroShot
-    )
+    assert isinstance(make_method(adapt_config()), ClipAUTT) and isinstance(make_method(ZERO_SHOT), ZeroShot)
     for method in (ClipAUTT, ZeroShot):
         assert method.needs <= {"views", "class_text", "text_tower", "subject_set", "pixels"}
         assert method.fidelity in ("exact", "adapted", "variant") and method.deviations
@@ -362,7 +370,7 @@ def test_methods_say_what_they_are() -> None:
     ],
 )
 def test_names_of_rows(options: dict[str, Any], name: str) -> None:
-    assert AdaptConfig(**options).name == name
+    assert adapt_config(**options).name == name
 
 
 @pytest.mark.parametrize(
@@ -377,7 +385,7 @@ def test_names_of_rows(options: dict[str, Any], name: str) -> None:
     ],
 )
 def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], expected: bool) -> None:
-    assert AdaptConfig(**options).transductive is expected
+    assert adapt_config(**options).transductive is expected
 
 
 @pytest.mark.parametrize(
@@ -414,7 +422,7 @@ def test_transductive_is_what_depends_on_other_clips(options: dict[str, Any], ex
 )
 def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AdaptConfig(**options)
+        adapt_config(**options)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +436,7 @@ def test_configuration_is_checked(options: dict[str, Any], message: str) -> None
     ],
 )
 def test_cheap_is_what_tunes_otherwise_than_exactly(options: dict[str, Any], expected: bool) -> None:
-    assert AdaptConfig(**options).cheap is expected
+    assert adapt_config(**options).cheap is expected
 
 
 def test_state_prints_its_shape() -> None:
@@ -441,7 +449,9 @@ def test_state_prints_its_shape() -> None:
 @pytest.mark.parametrize("protocol", ["per_video", "online", "per_subject"])
 def test_many_states_and_clips_at_once_equal_one_by_one(protocol: Any, readout: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=3, per_subject=2)
-    config = AdaptConfig(objective="entropy", steps=2, learning_rate=0.1, protocol=protocol, readout=readout, prior=0.3)
+    config = adapt_config(
+        objective="entropy", steps=2, learning_rate=0.1, protocol=protocol, readout=readout, prior=0.3
+    )
     method = ClipAUTT(config)
     start = method.start(source, config)
     sets = [clips[:2], clips[2:4], [clips[4]]]
@@ -462,7 +472,7 @@ def test_many_states_and_clips_at_once_equal_one_by_one(protocol: Any, readout: 
 
 def test_another_window_than_the_checkpoint_s_can_be_asked_for() -> None:
     source, clip = fake_source(), fake_clip()
-    longer = adapt(source, [clip], AdaptConfig(window=WindowSpec(length=10)))["s0"].predictions[0]
+    longer = adapt(source, [clip], adapt_config(window=WindowSpec(length=10)))["s0"].predictions[0]
     views = fake_source(window=WindowSpec(length=10)).views(clip)
     best = int(entropy(source.logits(views.embeddings)).argmin())
     assert longer.window_start_seconds == pytest.approx(best / 12.5)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.source import Source
 from clipautt.model.windows import WindowSpec, entropy
 from tests.benchmarks.naive_adaptation import NaiveCLIPAUTT, NaiveResult, naive_window_entropies
+from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clips, fake_source
 
 LENGTH = 6
@@ -23,7 +23,7 @@ def naive_of(source: Source, *, length: int = LENGTH) -> NaiveCLIPAUTT:
 @pytest.mark.parametrize("steps", [0, 4])
 def test_the_naive_loop_gives_clipautts_window_and_probabilities(steps: int) -> None:
     source, clips = fake_source(window=WindowSpec(LENGTH)), fake_clips(subjects=2, per_subject=3)
-    config = AdaptConfig(
+    config = adapt_config(
         objective="entropy",
         protocol="per_video",
         steps=steps,

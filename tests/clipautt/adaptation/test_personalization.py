@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import Course, Past, SubjectResult, Unit, adapt, adapt_units, visiting_order
-from clipautt.adaptation.methods import PromptState
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.clip_autt.method import PromptState
 from clipautt.adaptation.personalization import (
     Personalization,
     clips_of_personalization,
@@ -24,10 +24,11 @@ from clipautt.adaptation.personalization import (
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec
+from tests.support.configs import adapt_config, changed
 from tests.support.fakes import fake_clips, fake_source
 
-TUNED = AdaptConfig(objective="infomax_kl", steps=2, learning_rate=0.3, windows_per_clip=2)
-ONLINE = replace(TUNED, protocol="online", memory=5)
+TUNED = adapt_config(objective="infomax_kl", steps=2, learning_rate=0.3, windows_per_clip=2)
+ONLINE = changed(TUNED, protocol="online", memory=5)
 MODES: list[dict[str, Any]] = [
     {},
     {"tune": "feature"},
@@ -41,7 +42,7 @@ MODES: list[dict[str, Any]] = [
 
 
 def tuned_personalization(source: Source, **options: Any) -> tuple[SubjectResult, Personalization, AdaptConfig]:
-    config = replace(TUNED, subject_baseline=source.checkpoint.spec.subject_baseline, **options)
+    config = changed(TUNED, subject_baseline=source.checkpoint.spec.subject_baseline, **options)
     result = adapt(source, fake_clips(subjects=1), config)["s0"]
     return result, Personalization.of(result, config), config
 
@@ -125,7 +126,7 @@ def test_online_goes_on_as_if_it_had_not_stopped(
     options: dict[str, Any], baseline: Any, saved: bool, tmp_path: Path
 ) -> None:
     source = fake_source(subject_baseline=baseline)
-    config = replace(ONLINE, subject_baseline=baseline, **options)
+    config = changed(ONLINE, subject_baseline=baseline, **options)
     order = visiting_order(fake_clips(subjects=1, per_subject=7), config)
     whole = run(source, order, config)
     first = run(source, order[:3], config)
@@ -139,7 +140,7 @@ def test_online_goes_on_as_if_it_had_not_stopped(
 def test_a_collapse_is_noticed_across_a_stop_and_holds_behind_it(at: int, tmp_path: Path) -> None:
     """Eight clips in one class are needed; the stop is before, at, and behind the eighth."""
     source = fake_source(seed=2)
-    config = AdaptConfig(objective="entropy", protocol="online", learning_rate=0.1)
+    config = adapt_config(objective="entropy", protocol="online", learning_rate=0.1)
     order = visiting_order(fake_clips(subjects=1, per_subject=12), config)
     whole = run(source, order, config)
     assert [p.status == "ok" for p in whole.predictions] == [True] * 7 + [False] * 5
@@ -154,7 +155,7 @@ def test_a_collapse_is_noticed_across_a_stop_and_holds_behind_it(at: int, tmp_pa
 def test_loaded_prompts_are_the_tuned_ones_to_the_last_bit(options: dict[str, Any], tmp_path: Path) -> None:
     """Also where the text tower would say something else: to first order, and in bf16."""
     source = fake_source()
-    config = replace(TUNED, **options)
+    config = changed(TUNED, **options)
     result = run(source, fake_clips(subjects=1), config)
     state = through_a_file(source, result, config, tmp_path / "p.safetensors").state
     assert torch.equal(state.au_embeddings, result.state.au_embeddings)
@@ -168,7 +169,7 @@ def test_prompts_without_au_embeddings_are_read_by_the_tower(tmp_path: Path) -> 
     source = fake_source()
     path = tmp_path / "p.safetensors"
     for options in ({}, {"tune": "feature"}):
-        config = replace(TUNED, **options)  # type: ignore[arg-type]
+        config = changed(TUNED, **options)  # type: ignore[arg-type]
         result = run(source, fake_clips(subjects=1), config)
         save_personalization(Personalization.of(result, config), path, checkpoint=source.checkpoint.fingerprint)
         with safe_open(path, framework="pt") as file:
@@ -186,7 +187,7 @@ def test_everything_of_a_course_is_written(tmp_path: Path) -> None:
     state = PromptState(source.context + 1, source.au_embeddings, None, torch.tensor([0.75, 0.25]), memory)
     course = Course(state, ((0, 1), (1, 1)), "source prompts: why")
     result = SubjectResult("a/b", (), course, torch.ones(16), 0.0)
-    made = Personalization.of(result, replace(ONLINE, window=WindowSpec(5, 2, 3)), earlier=("c1", "c2"))
+    made = Personalization.of(result, changed(ONLINE, window=WindowSpec(5, 2, 3)), earlier=("c1", "c2"))
     save_personalization(made, path, checkpoint=source.checkpoint.fingerprint)
     found = load_personalization(path, source)
     assert (found.subject_id, found.config, found.clips) == ("a/b", made.config, ("c1", "c2"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clipautt.adaptation import source as source_module
-from clipautt.adaptation.source import Prediction, Source, Views
+from clipautt.adaptation.predictions import Prediction
+from clipautt.adaptation.source import Source, Views
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model import network as model_module
 from clipautt.model.checkpoint import Checkpoint

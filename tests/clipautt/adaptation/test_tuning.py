@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clipautt.adaptation import tuning
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig, TuningConfig
+from clipautt.adaptation.methods.clip_autt.tuner import Problem, Tuned, Tuner
+from clipautt.adaptation.predictions import DegenerateError, NotFiniteError
 from clipautt.adaptation.source import Source
-from clipautt.adaptation.tuning import DegenerateError, NotFiniteError, Problem, Tuned, Tuner, TuningConfig
+from tests.support.configs import adapt_config, changed, own
 from tests.support.fakes import FEATURE_DIM, TEXT_WIDTH, fake_source
 
-EXACT = AdaptConfig(objective="infomax_kl", steps=4, learning_rate=0.2)
+EXACT = adapt_config(objective="infomax_kl", steps=4, learning_rate=0.2)
 TUNES = ("context", "feature", "first_order")
 
 
@@ -69,7 +71,7 @@ def alike(source: Source, tune: str) -> list[Problem]:
 
 def tuned(tuner: Tuner, problems: Sequence[Problem], config: AdaptConfig) -> list[Tuned]:
     found = []
-    for outcome in tuner.tune(problems, config):
+    for outcome in tuner.tune(problems, *own(config)):
         assert isinstance(outcome, Tuned), outcome
         found.append(outcome)
     return found
@@ -106,7 +108,7 @@ def assert_together_as_alone(source: Source, problems: Sequence[Problem], config
 )
 def test_many_problems_at_once_equal_one_by_one(options: dict[str, Any], tune: Any) -> None:
     source = fake_source()
-    config = replace(EXACT, tune=tune, **options)
+    config = changed(EXACT, tune=tune, **options)
     together = assert_together_as_alone(source, various(source, tune), config)
     single = 3  # the fourth problem has one sample
     assert [o.steps for o in together] == [0 if i == single and "infomax" in config.objective else 4 for i in range(6)]
@@ -117,7 +119,7 @@ def test_many_problems_at_once_equal_one_by_one(options: dict[str, Any], tune: A
 
 def test_relinearised_problems_in_one_batch_equal_one_by_one_also_when_some_stop() -> None:
     source = fake_source()
-    config = replace(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
+    config = changed(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
     together = assert_together_as_alone(source, various(source, "first_order"), config)
     assert len({outcome.steps for outcome in together}) > 2, "some stop earlier"
 
@@ -163,7 +165,7 @@ def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
 )
 def test_tuning_is_a_plain_loop_with_adamw(options: dict[str, Any]) -> None:
     source = fake_source()
-    config = replace(EXACT, readout="mean_windows", **options)
+    config = changed(EXACT, readout="mean_windows", **options)
     one = problem(4, 2, 7, seed=2, start=other_start(source, "context", seed=1), positives=0.2)
     (found,) = tuned(Tuner(source), [one], config)
     torch.testing.assert_close(found.parameter, reference(source, one, config), atol=1e-5, rtol=0)
@@ -180,25 +182,25 @@ def test_prior_counts_in_objective_and_decision() -> None:
 def test_feature_offset_moves_the_features_and_first_order_the_context() -> None:
     source = fake_source()
     one = problem(2, 3, seed=1)
-    offset = tuned(Tuner(source), [one], replace(EXACT, tune="feature"))[0]
+    offset = tuned(Tuner(source), [one], changed(EXACT, tune="feature"))[0]
     assert offset.parameter.shape == source.text_features.shape
     torch.testing.assert_close(
         offset.au_embeddings, source.model.au_embeddings(source.text_features + offset.parameter)
     )
-    linear = tuned(Tuner(source), [one], replace(EXACT, tune="first_order"))[0]
+    linear = tuned(Tuner(source), [one], changed(EXACT, tune="first_order"))[0]
     model = source.linearised_tower()
     torch.testing.assert_close(linear.au_embeddings, source.model.au_embeddings(model(linear.parameter[None]))[0])
-    again = tuned(Tuner(source), [one], replace(EXACT, tune="first_order", relinearise=2))[0]
+    again = tuned(Tuner(source), [one], changed(EXACT, tune="first_order", relinearise=2))[0]
     torch.testing.assert_close(again.au_embeddings, source.au_embeddings_of(again.parameter), atol=1e-5, rtol=0)
 
 
 def test_relinearising_each_step_takes_the_exact_features() -> None:
     """The features are the tower's and only the gradient is the source prompts'; at the first step that is exact."""
     source = fake_source()
-    config = replace(EXACT, steps=1)
+    config = changed(EXACT, steps=1)
     one = problem(2, 3, seed=1)
     (exact,), (linear,) = (
-        tuned(Tuner(source), [one], c) for c in (config, replace(config, tune="first_order", relinearise=1))
+        tuned(Tuner(source), [one], c) for c in (config, changed(config, tune="first_order", relinearise=1))
     )
     assert_close(exact, linear)
 
@@ -206,7 +208,7 @@ def test_relinearising_each_step_takes_the_exact_features() -> None:
 @pytest.mark.parametrize("tune", TUNES)
 def test_each_problem_stops_by_itself(tune: Any) -> None:
     source = fake_source()
-    config = replace(EXACT, tune=tune, steps=30, tolerance=5e-3)
+    config = changed(EXACT, tune=tune, steps=30, tolerance=5e-3)
     together = assert_together_as_alone(source, various(source, tune), config)
     steps = [outcome.steps for outcome in together]
     assert len(set(steps)) > 3 and max(steps) > 5, steps
@@ -215,24 +217,24 @@ def test_each_problem_stops_by_itself(tune: Any) -> None:
 def test_tolerance_ends_before_the_step_that_would_change_too_little() -> None:
     """The second look at the objective shows the change that the first step made."""
     source, one = fake_source(), problem(2, 3, seed=1)
-    huge = tuned(Tuner(source), [one], replace(EXACT, tolerance=1e9))[0]
-    single = tuned(Tuner(source), [one], replace(EXACT, steps=1))[0]
+    huge = tuned(Tuner(source), [one], changed(EXACT, tolerance=1e9))[0]
+    single = tuned(Tuner(source), [one], changed(EXACT, steps=1))[0]
     assert huge.steps == single.steps == 1
     assert_close(huge, single)
-    assert tuned(Tuner(source), [one], replace(EXACT, tolerance=0.0))[0].steps == EXACT.steps
+    assert tuned(Tuner(source), [one], changed(EXACT, tolerance=0.0))[0].steps == EXACT.steps
 
 
 @pytest.mark.parametrize("tune", TUNES)
 @pytest.mark.parametrize("broken", ["windows", "start"])
 def test_problem_that_is_not_finite_fails_alone(tune: Any, broken: str) -> None:
     source = fake_source()
-    config, problems = replace(EXACT, tune=tune, relinearise=2), various(source, tune)
+    config, problems = changed(EXACT, tune=tune, relinearise=2), various(source, tune)
     expected = tuned(Tuner(source), [problems[i] for i in (0, 1, 3, 4, 5)], config)
     if broken == "windows":
         problems[2] = Problem([units(1, seed=1), torch.full((2, FEATURE_DIM), float("nan"))])
     else:
         problems[2] = replace(problems[2], start=other_start(source, tune, seed=3) + float("nan"))
-    found = Tuner(source).tune(problems, config)
+    found = Tuner(source).tune(problems, *own(config))
     failed = found.pop(2)
     assert isinstance(failed, NotFiniteError) and str(failed) == "the infomax_kl loss of step 0 is nan"
     for one, other in zip(found, expected, strict=True):
@@ -243,7 +245,7 @@ def test_problem_that_is_not_finite_fails_alone(tune: Any, broken: str) -> None:
 def test_problem_that_fails_at_a_later_step_fails_alone(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes a few steps with the others; its loss, which is told by its prior, then stops being a number."""
     source = fake_source()
-    config, problems = replace(EXACT, tune=tune, relinearise=2), various(source, tune)
+    config, problems = changed(EXACT, tune=tune, relinearise=2), various(source, tune)
     kept = (0, 1, 3, 4, 5)
     expected = tuned(Tuner(source), [problems[i] for i in kept], config)
     stock, looks = tuning.objective_loss, [0]
@@ -254,7 +256,7 @@ def test_problem_that_fails_at_a_later_step_fails_alone(tune: Any, monkeypatch: 
         return torch.where(failing, torch.nan, 1.0) * stock(*given, prior=prior, **named)
 
     monkeypatch.setattr(tuning, "objective_loss", loss)
-    found = Tuner(source, TuningConfig(batch_size=6)).tune(problems, config)
+    found = Tuner(source, TuningConfig(batch_size=6)).tune(problems, *own(config))
     assert str(found[2]) == "the infomax_kl loss of step 2 is nan" and isinstance(found[2], NotFiniteError)
     for i, other in zip(kept, expected, strict=True):
         assert_close(found[i], other)
@@ -265,16 +267,16 @@ def test_problem_that_fails_at_a_later_step_fails_alone(tune: Any, monkeypatch: 
 @pytest.mark.parametrize("shared", [False, True])
 def test_single_sample_has_no_mutual_information_and_returns_the_start(objective: Any, tune: Any, shared: bool) -> None:
     source = fake_source()
-    config = replace(EXACT, objective=objective, tune=tune, per_au_context=not shared)
+    config = changed(EXACT, objective=objective, tune=tune, per_au_context=not shared)
     start = other_start(source, tune, seed=1)
     found = tuned(Tuner(source), [problem(5, seed=1, start=start), problem(5, seed=1)], config)
     assert torch.equal(found[0].parameter, start) and found[0].steps == found[1].steps == 0
     assert torch.equal(found[1].au_embeddings, source.au_embeddings)
-    assert tuned(Tuner(source), [problem(5, seed=1)], replace(config, objective="entropy"))[0].steps == config.steps
+    assert tuned(Tuner(source), [problem(5, seed=1)], changed(config, objective="entropy"))[0].steps == config.steps
 
 
 def test_no_problems_no_results() -> None:
-    assert Tuner(fake_source()).tune([], EXACT) == []
+    assert Tuner(fake_source()).tune([], *own(EXACT)) == []
 
 
 def test_records_print_shapes() -> None:
@@ -286,7 +288,7 @@ def test_records_print_shapes() -> None:
 def test_no_weight_and_no_start_gets_a_gradient(tune: Any) -> None:
     source = fake_source()
     problems = various(source, tune)
-    found = tuned(Tuner(source), problems, replace(EXACT, tune=tune))
+    found = tuned(Tuner(source), problems, changed(EXACT, tune=tune))
     weights = [*source.model.parameters(), *source.backbone.model.parameters()]
     assert all(weight.grad is None and not weight.requires_grad for weight in weights)
     given = [source.context, source.text_features, *(p.start for p in problems if p.start is not None)]
@@ -297,7 +299,7 @@ def test_no_weight_and_no_start_gets_a_gradient(tune: Any) -> None:
 def test_many_windows_go_in_parts_with_the_same_result_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source()
     problems = alike(source, "context")
-    config = replace(EXACT, readout="mean_windows")
+    config = changed(EXACT, readout="mean_windows")
     expected = tuned(Tuner(source), problems, config)
     sizes: list[int] = []
     logits = source.logits
@@ -376,18 +378,18 @@ def test_memory_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [problem(1, 1, seed=seed) for seed in range(7)]
     tuned(Tuner(source, TuningConfig(memory_mb=1)), problems, EXACT)
     assert sizes == [2, 2, 2, 1]
-    assert Tuner(source, TuningConfig(memory_mb=1000)).batch_size(EXACT) == 32, "at most"
+    assert Tuner(source, TuningConfig(memory_mb=1000)).batch_size(EXACT.method) == 32, "at most"
     monkeypatch.setattr(Tuner, "bytes_per_problem", lambda *_: 2**40)
-    assert Tuner(source, TuningConfig(memory_mb=1)).batch_size(EXACT) == 1, "at least"
+    assert Tuner(source, TuningConfig(memory_mb=1)).batch_size(EXACT.method) == 1, "at least"
     monkeypatch.setattr(tuning, "free_bytes", lambda device: 3 * 2**40)
-    assert Tuner(source).batch_size(EXACT) == 3, "what is free, without a setting"
+    assert Tuner(source).batch_size(EXACT.method) == 3, "what is free, without a setting"
 
 
 def test_what_a_problem_takes_is_measured() -> None:
     """Layers, tokens and width tell the order of it; the cheap mode keeps far less."""
     tuner = Tuner(fake_source())
     tokens = sum(int(end) for end in fake_source().prompts.tokens.argmax(-1))
-    exact, cheap = (tuner.bytes_per_problem(replace(EXACT, tune=tune)) for tune in ("context", "feature"))
+    exact, cheap = (tuner.bytes_per_problem(changed(EXACT, tune=tune).method) for tune in ("context", "feature"))
     layers, floats = 2, 4
     assert 8 < exact / (tokens * TEXT_WIDTH * layers * floats) < 40
     assert 0 < cheap < exact / 10
@@ -436,7 +438,7 @@ def test_batches_are_halved_where_memory_is_short(error: Exception, monkeypatch:
     assert sizes == [1, 1], "what did not fit is not tried again"
     sizes.clear()
     small = [problem(1, seed=seed) for seed in range(2)]
-    tuned(tuner, small, replace(EXACT, objective="entropy"))
+    tuned(tuner, small, changed(EXACT, objective="entropy"))
     assert sizes == [2, 1, 1], "but problems of another shape are tried together"
 
 
@@ -449,7 +451,7 @@ def test_without_memory_for_two_problems_one_at_a_time_is_tuned(monkeypatch: pyt
     tuner = Tuner(source)
     for one, other in zip(tuned(tuner, problems, EXACT), expected, strict=True):
         assert_close(one, other)
-    assert set(sizes) == {1} and tuner.measure_batch_size(EXACT) == 1
+    assert set(sizes) == {1} and tuner.measure_batch_size(*own(EXACT)) == 1
 
 
 def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,14 +459,14 @@ def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest
     message = r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* or tune=feature"
     for config in (TuningConfig(batch_size=2), TuningConfig()):
         with pytest.raises(MemoryError, match=message):
-            Tuner(fake_source(), config).tune([problem(1, 1), problem(1, 1)], EXACT)
+            Tuner(fake_source(), config).tune([problem(1, 1), problem(1, 1)], *own(EXACT))
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = sizes_of_batches(monkeypatch)
     fail_beyond(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
-        Tuner(fake_source(), TuningConfig(batch_size=2)).tune([problem(1, 1), problem(1, 1)], EXACT)
+        Tuner(fake_source(), TuningConfig(batch_size=2)).tune([problem(1, 1), problem(1, 1)], *own(EXACT))
     assert sizes == [2]
 
 
@@ -483,13 +485,13 @@ def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) ->
 def test_the_fastest_batch_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = clocked(monkeypatch, lambda size: 1.0 + (0.1 if size <= 8 else 0.3) * size)
     tuner = Tuner(fake_source(), TuningConfig(memory_mb=1000))
-    assert tuner.measure_batch_size(EXACT) == 8 == tuner.batch_size(EXACT)
+    assert tuner.measure_batch_size(*own(EXACT)) == 8 == tuner.batch_size(EXACT.method)
     assert tried == [1, 2, 4, 8, 16, 32], "the search ends where two doublings have gained nothing"
     clocked(monkeypatch, lambda size: 1.0)
-    assert tuner.measure_batch_size(EXACT) == 32, "at most"
+    assert tuner.measure_batch_size(*own(EXACT)) == 32, "at most"
     monkeypatch.setattr(Tuner, "bytes_per_problem", lambda *_: 2**20)
     small = Tuner(fake_source(), TuningConfig(memory_mb=5))
-    assert small.measure_batch_size(EXACT) == 4, "the largest power of two that the memory holds"
+    assert small.measure_batch_size(*own(EXACT)) == 4, "the largest power of two that the memory holds"
 
 
 def test_measuring_ends_where_memory_does_and_keeps_a_configured_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,25 +501,25 @@ def test_measuring_ends_where_memory_does_and_keeps_a_configured_size(monkeypatc
         return 1.0
 
     tried = clocked(monkeypatch, seconds)
-    assert Tuner(fake_source()).measure_batch_size(EXACT) == 4
+    assert Tuner(fake_source()).measure_batch_size(*own(EXACT)) == 4
     tried.clear()
-    assert Tuner(fake_source(), TuningConfig(batch_size=7)).measure_batch_size(EXACT) == 7 and tried == []
+    assert Tuner(fake_source(), TuningConfig(batch_size=7)).measure_batch_size(*own(EXACT)) == 7 and tried == []
 
     def broken(size: int) -> float:
         raise RuntimeError("a driver is gone")
 
     clocked(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="a driver is gone"):
-        Tuner(fake_source()).measure_batch_size(EXACT)
+        Tuner(fake_source()).measure_batch_size(*own(EXACT))
 
 
 @pytest.mark.parametrize("tune", TUNES)
 def test_a_measured_size_is_within_its_limits(tune: Any) -> None:
     """The real measurement, whatever it says on this machine."""
     tuner = Tuner(fake_source(), TuningConfig(memory_mb=64))
-    config = replace(EXACT, tune=tune)
-    size = tuner.measure_batch_size(config)
-    assert size in (1, 2, 4, 8, 16, 32) and tuner.batch_size(config) == size
+    config = changed(EXACT, tune=tune)
+    size = tuner.measure_batch_size(*own(config))
+    assert size in (1, 2, 4, 8, 16, 32) and tuner.batch_size(config.method) == size
 
 
 def calls_of_the_tower(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -537,26 +539,26 @@ def test_exact_mode_asks_the_tower_once_per_step_and_once_at_the_end(monkeypatch
 
 def test_feature_mode_never_asks_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
-    tuned(Tuner(source), [problem(1, 2)], replace(EXACT, tune="feature"))
+    tuned(Tuner(source), [problem(1, 2)], changed(EXACT, tune="feature"))
     assert asked == []
 
 
 def test_first_order_asks_the_tower_for_its_jacobian_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
-    tuner, config = Tuner(source, TuningConfig(batch_size=2)), replace(EXACT, tune="first_order", steps=5)
+    tuner, config = Tuner(source, TuningConfig(batch_size=2)), changed(EXACT, tune="first_order", steps=5)
     tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], config)
     assert asked == [1]
     asked.clear()
     tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], config)
     assert asked == []
-    tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], replace(config, relinearise=2))
+    tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], changed(config, relinearise=2))
     assert asked == [2, 2, 2], "before the third and the fifth step, and at the end"
 
 
 def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source()
     problems = alike(source, "context")
-    config = replace(EXACT, steps=30, tolerance=5e-3)
+    config = changed(EXACT, steps=30, tolerance=5e-3)
     steps = [one.steps for one in tuned(Tuner(source, TuningConfig(batch_size=6)), problems, config)]
     asked = calls_of_the_tower(monkeypatch)
     tuned(Tuner(source, TuningConfig(batch_size=6)), problems, config)
@@ -567,7 +569,7 @@ def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_relinearised_problems_ask_the_tower_no_more_often_when_some_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
-    config = replace(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
+    config = changed(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
     found = tuned(Tuner(source, TuningConfig(batch_size=6)), alike(source, "first_order"), config)
     assert len({one.steps for one in found}) > 1
     assert len(asked) <= 1 + 2 + 1, "the Jacobian, before the third and the fifth step, at the end"
@@ -627,9 +629,9 @@ def test_configuration_is_checked(options: dict[str, Any], message: str) -> None
 def test_bf16_tunes_float32_contexts_near_the_exact_ones(tune: Any) -> None:
     """Two small steps: AdamW makes full steps of small gradients too, so that rounding adds up over many."""
     source = fake_source()
-    config = replace(EXACT, tune=tune, steps=2, learning_rate=0.05, relinearise=1)
+    config = changed(EXACT, tune=tune, steps=2, learning_rate=0.05, relinearise=1)
     problems = various(source, tune)
-    coarse = tuned(Tuner(source), problems, replace(config, precision="bf16"))
+    coarse = tuned(Tuner(source), problems, changed(config, precision="bf16"))
     for one, other in zip(coarse, tuned(Tuner(source), problems, config), strict=True):
         assert one.parameter.dtype == one.au_embeddings.dtype == torch.float32
         assert F.cosine_similarity(one.au_embeddings, other.au_embeddings, dim=-1).min() > 0.99

@@ -17,7 +17,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from clipautt.adaptation.source import Prediction, Source
+from clipautt.adaptation.predictions import Prediction
+from clipautt.adaptation.source import Source
 from clipautt.evaluation.openface import OpenFaceTrack
 from clipautt.evaluation.prompt_changes import (
     SubjectExplanation,

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone
@@ -22,6 +21,7 @@ from clipautt.model.checkpoint import load_checkpoint, save_checkpoint
 from clipautt.model.published import ImportConfig, import_checkpoint, read_prompts
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
+from tests.support.configs import adapt_config
 from tests.support.fakes import FEATURE_DIM, fake_backbone, fake_clip_model, fake_clips, numbered_frames, write_video
 
 PROMPTS = ("inner_brow_raiser", "Outer brow raiser", "lips part", "jaw_drop", "cheek_raiser", "upper lip raiser.")
@@ -93,8 +93,8 @@ def test_adaptation_starts_from_it_and_moves(tmp_path: Path, backbone: Backbone,
     source = Source(checkpoint, backbone)
     assert source.context.shape[:2] == (len(PROMPTS), checkpoint.spec.context_tokens)
     clips = fake_clips(subjects=1)
-    plain = adapt(source, clips, AdaptConfig())["s0"]
-    tuned = AdaptConfig(objective="infomax", protocol="per_subject", steps=3, learning_rate=0.3)
+    plain = adapt(source, clips, adapt_config())["s0"]
+    tuned = adapt_config(objective="infomax", protocol="per_subject", steps=3, learning_rate=0.3)
     still = adapt(source, clips, replace(tuned, steps=0))["s0"]
     moved = adapt(source, clips, tuned)["s0"]
     for one, two, three in zip(plain.predictions, still.predictions, moved.predictions, strict=True):

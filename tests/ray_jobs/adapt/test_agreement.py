@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from clipautt.adaptation.agreement import exact_counterparts
-from clipautt.adaptation.config import AdaptConfig
-from clipautt.adaptation.source import Prediction
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.predictions import Prediction
 from clipautt.evaluation.results import COLUMNS, EVERY
 from ray_jobs.adapt.actor import Outcome
 from ray_jobs.adapt.agreement import Agreement, agreement_file, agreement_of, read_agreement, write_agreement
 from ray_jobs.adapt.plan import COMPARED, Assignment
+from tests.support.configs import adapt_config
 
-CHEAP = AdaptConfig(objective="infomax_kl", tune="feature")
+CHEAP = adapt_config(objective="infomax_kl", tune="feature")
 EXACT = exact_counterparts([CHEAP])[CHEAP.name]
 
 
@@ -59,7 +60,7 @@ def test_only_rows_of_every_clip_and_outcomes_that_were_asked_for_count() -> Non
         [
             rows({"a": 0.75}),
             rows({"a": 0.25, "b": 0.25}, cohort="balanced"),
-            rows({"a": 0.25}, method=AdaptConfig()),
+            rows({"a": 0.25}, method=adapt_config()),
         ]
     )
     asked, own = outcome({"a": 0.75, "b": 0.9}), outcome({"a": 0.0}, groups=frozenset({(EVERY, 0)}))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.evaluation.results import Cohort
 from clipautt.model.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint, save_checkpoint
 from ray_jobs import cli
@@ -26,6 +25,7 @@ from ray_jobs.adapt.checks import (
 from ray_jobs.platform.cluster import ClusterConfig, connect
 from tests.support import stored
 from tests.support.adapting import World, assert_same_results, features_of, make_world, run_here
+from tests.support.configs import ZERO_SHOT, adapt_config
 from tests.support.fakes import fake_checkpoint
 
 TUNED = ["adapt=infomax_kl", "adapt.steps=3", "adapt.learning_rate=0.1"]
@@ -80,7 +80,7 @@ def test_splits_without_clips_are_refused(world: World) -> None:
 
 
 def test_one_checkpoint_serves_its_own_baseline_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    methods = (AdaptConfig(subject_baseline="median"), AdaptConfig(method="zero_shot"), AdaptConfig())
+    methods = (adapt_config(subject_baseline="median"), ZERO_SHOT, adapt_config())
     for baseline in ("none", "median"):
         save_checkpoint(fake_checkpoint(subject_baseline=baseline), checkpoint_folder(tmp_path, baseline))  # type: ignore[arg-type]
     single = checkpoint_folder(tmp_path, "median")
@@ -90,9 +90,9 @@ def test_one_checkpoint_serves_its_own_baseline_only(tmp_path: Path, capsys: pyt
     assert "no row 'CLIP-AU, best window'" in capsys.readouterr().out
     assert set(load_checkpoints(methods, tmp_path)) == {"none", "median"}
     with pytest.raises(ValueError, match="subject_baseline='mean', but the checkpoint was trained with 'median'"):
-        load_checkpoints([AdaptConfig(subject_baseline="mean")], single)
+        load_checkpoints([adapt_config(subject_baseline="mean")], single)
     with pytest.raises(FileNotFoundError, match="no checkpoint for subject baseline 'mean'"):
-        load_checkpoints([AdaptConfig(subject_baseline="mean")], tmp_path)
+        load_checkpoints([adapt_config(subject_baseline="mean")], tmp_path)
 
 
 def test_other_checkpoints_are_refused_naming_both(tmp_path: Path) -> None:

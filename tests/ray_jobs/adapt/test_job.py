@@ -17,25 +17,27 @@ import pandas as pd
 import pytest
 import torch
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.driver import Past, Unit, adapt, adapt_units
+from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import clips_of_personalization, load_personalization
 from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, predicted
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
-from ray_jobs.adapt.job import WorkConfig, run_adaptation
+from ray_jobs.adapt.job import run_adaptation
 from ray_jobs.adapt.plan import Assignment, SubjectWork
+from ray_jobs.adapt.run import WorkConfig
 from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.methods import make_methods
 from tests.support import stored
 from tests.support.adapting import World, assert_same_results, features_of, in_order, loaded, make_world, run_here
+from tests.support.configs import adapt_config, changed
 
-PER_SUBJECT = AdaptConfig(objective="infomax_kl", steps=3, learning_rate=0.1)
-ONLINE = replace(PER_SUBJECT, protocol="online")
-PER_VIDEO = replace(PER_SUBJECT, objective="entropy", protocol="per_video")
-CLIP_AU = AdaptConfig()
+PER_SUBJECT = adapt_config(objective="infomax_kl", steps=3, learning_rate=0.1)
+ONLINE = changed(PER_SUBJECT, protocol="online")
+PER_VIDEO = changed(PER_SUBJECT, objective="entropy", protocol="per_video")
+CLIP_AU = adapt_config()
 TUNED = ["adapt=infomax_kl", "adapt.steps=3", "adapt.learning_rate=0.1"]
 """The words for `PER_SUBJECT`."""
 
@@ -105,7 +107,7 @@ def test_eight_actors_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_the_job_gives_what_adapt_gives(world: World) -> None:
     """Of every clip; and a cohort is adapted to by its own clips only."""
-    methods = [replace(PER_SUBJECT, subject_baseline="median"), ONLINE, PER_VIDEO, CLIP_AU]
+    methods = [changed(PER_SUBJECT, subject_baseline="median"), ONLINE, PER_VIDEO, CLIP_AU]
     rows, _ = run(world, "plain", *methods, cohorts=[Cohort(0.2)])
     for method in methods:
         for subject, cohort in (("s1", EVERY), ("s2", "20%")):
@@ -122,7 +124,7 @@ def test_the_job_gives_what_adapt_gives(world: World) -> None:
 @pytest.mark.usefixtures("here")
 def test_company_changes_no_number(world: World) -> None:
     """At the default step size: all subjects together, or each alone."""
-    usual = AdaptConfig(objective="infomax_kl", protocol="online")
+    usual = adapt_config(objective="infomax_kl", protocol="online")
     rows, _ = run(world, "company", usual, cohorts=[])
     others, _ = run(world, "no-company", usual, cohorts=[], work=WorkConfig(clips_per_task=1))
     assert_same_results(others, rows)
@@ -480,7 +482,7 @@ def test_a_cheap_mode_says_how_far_it_agrees_with_the_exact_one(
     assert line in capsys.readouterr().out
     # Against the two computed here.
     exact = adapt(world.source(), [c for s in ("s0", "s1", "s2", "s3") for c in loaded(world, s)], PER_SUBJECT)
-    found = of_every_clip(world.rows("cheap"), replace(PER_SUBJECT, tune="feature"))["probability"]
+    found = of_every_clip(world.rows("cheap"), changed(PER_SUBJECT, tune="feature"))["probability"]
     apart = {
         s: np.mean([abs(float(p.probabilities[-1]) - found[p.clip_id]) for p in exact[s].predictions]) for s in exact
     }
@@ -493,7 +495,7 @@ def test_a_cheap_mode_says_how_far_it_agrees_with_the_exact_one(
 def test_a_prior_is_given_or_estimated(world: World) -> None:
     assert cli.main(["adapt", *world.words("prior", "adapt=clip_au", "adapt.prior=0.2")]) == 0
     rows = world.rows("prior")
-    own, plain = of_every_clip(rows, AdaptConfig(prior=0.2)), of_every_clip(rows, CLIP_AU)
+    own, plain = of_every_clip(rows, adapt_config(prior=0.2)), of_every_clip(rows, CLIP_AU)
     assert set(own["prior"]) == {0.2} and set(plain["prior"]) == {0.5} == set(rows["training_prior"])
     shifted = assume_share(torch.tensor(plain["probability"].to_numpy()), 0.2, made_with=0.5)
     np.testing.assert_allclose(own["probability"], shifted, atol=1e-6)
@@ -501,7 +503,7 @@ def test_a_prior_is_given_or_estimated(world: World) -> None:
     assert set(own["prediction"]) == {"pain", "neutral"}
     assert cli.main(["adapt", *world.words("estimated", *TUNED, "adapt.prior=estimate")]) == 0
     rows = world.rows("estimated")
-    method = replace(PER_SUBJECT, prior="estimate")
+    method = changed(PER_SUBJECT, prior="estimate")
     expected = adapt(world.source(), loaded(world, "s2"), method)["s2"].state.prior
     found = of_every_clip(rows[rows["subject_id"] == "s2"], method)["prior"]
     assert found.tolist() == [pytest.approx(float(expected[-1]))] * 4 and found.iloc[0] > 0.5
@@ -532,7 +534,7 @@ def test_methods_of_one_name_are_refused_and_repeated_ones_stand_once(world: Wor
         "CLIP-AU, best window, median baseline",
     ]
     with pytest.raises(ValueError, match="two settings have the same name in the table: CLIP-AU, best window; leave"):
-        world.job("names", CLIP_AU, replace(CLIP_AU, seed=1))
+        world.job("names", CLIP_AU, changed(CLIP_AU, seed=1))
 
 
 @pytest.mark.parametrize(

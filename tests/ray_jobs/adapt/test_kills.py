@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.evaluation.results import Cohort
-from ray_jobs.adapt.job import WorkConfig, run_adaptation
+from ray_jobs.adapt.job import run_adaptation
+from ray_jobs.adapt.run import WorkConfig
 from ray_jobs.platform.cluster import ClusterConfig
 from tests.support.adapting import World, assert_same_results, in_order, make_world
+from tests.support.configs import adapt_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -193,8 +194,8 @@ def test_a_lost_node_costs_time_only(world: World, undisturbed: Callable[[str], 
 
     threading.Thread(target=lose, daemon=True).start()
     try:
-        own = AdaptConfig(objective="infomax_kl", steps=STEPS, learning_rate=0.02)
-        job = world.job("node", own, AdaptConfig())
+        own = adapt_config(objective="infomax_kl", steps=STEPS, learning_rate=0.02)
+        job = world.job("node", own, adapt_config())
         rows, failed = run_adaptation(
             job,
             world.read(),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from clipautt.adaptation.agreement import exact_counterparts, exact_sample
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig
 from clipautt.clips import Clip
 from clipautt.evaluation.results import COLUMNS, EVERY, Cohort
 from ray_jobs.adapt.plan import (
@@ -26,11 +26,12 @@ from ray_jobs.adapt.plan import (
     make_tasks,
     plan_subject,
 )
+from tests.support.configs import adapt_config
 
-PER_VIDEO = AdaptConfig(objective="entropy", protocol="per_video")
-ONLINE = AdaptConfig(objective="infomax_kl", protocol="online")
-PER_SUBJECT = AdaptConfig(objective="infomax_kl")
-CLIP_AU = AdaptConfig()
+PER_VIDEO = adapt_config(objective="entropy", protocol="per_video")
+ONLINE = adapt_config(objective="infomax_kl", protocol="online")
+PER_SUBJECT = adapt_config(objective="infomax_kl")
+CLIP_AU = adapt_config()
 ALL = frozenset({(EVERY, 0)})
 LABELS = ("neutral", "pain")
 
@@ -125,7 +126,7 @@ def test_all_is_done_anew_where_other_clips_count() -> None:
     found = plan(3, rows(PER_SUBJECT, "ab"), PER_SUBJECT)
     assert assignments(found) == [Assignment(PER_SUBJECT, ("a", "b", "c"), groups=ALL, keep=True)]
     assert found is not None and found.kept.empty
-    centred = AdaptConfig(subject_baseline="median")
+    centred = adapt_config(subject_baseline="median")
     assert assignments(plan(3, rows(centred, "ab"), centred)) == [
         Assignment(centred, ("a", "b", "c"), groups=ALL, keep=True)
     ]
@@ -249,11 +250,11 @@ def test_a_label_that_came_later_is_written_and_nothing_is_done_again() -> None:
 
 
 def test_the_exact_counterpart_of_a_cheap_method_is_asked_for_on_every_clip() -> None:
-    cheap = AdaptConfig(objective="infomax_kl", tune="first_order", relinearise=2, precision="bf16")
+    cheap = adapt_config(objective="infomax_kl", tune="first_order", relinearise=2, precision="bf16")
     exact = exact_counterparts([cheap, CLIP_AU])
-    assert exact == {cheap.name: AdaptConfig(objective="infomax_kl")}
+    assert exact == {cheap.name: adapt_config(objective="infomax_kl")}
     found = plan(2, rows(cheap, "ab"), cheap, exact=tuple(exact.values()))
-    assert assignments(found) == [Assignment(AdaptConfig(objective="infomax_kl"), ("a", "b"), groups=COMPARED)]
+    assert assignments(found) == [Assignment(adapt_config(objective="infomax_kl"), ("a", "b"), groups=COMPARED)]
 
 
 def test_no_label_is_in_the_work() -> None:

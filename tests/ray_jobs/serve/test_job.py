@@ -23,7 +23,6 @@ import pytest
 import torch
 
 from clipautt.action_units import VOCABULARY
-from clipautt.adaptation.config import AdaptConfig
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
@@ -39,6 +38,7 @@ from ray_jobs.serve.job import ServeConfig, config_of, serving, start
 from ray_jobs.serve.uploads import Limits, Refusal, RefusedError, check_video, private_file, without_paths
 from ray_jobs.serve.web import Answer, Health, make_app
 from tests.support.browser import find_chromium, open_page
+from tests.support.configs import adapt_config
 from tests.support.fakes import CONTEXT, fake_checkpoint, numbered_frames, write_video
 
 LIMITS = Limits(max_bytes=300_000, max_seconds=4.0, max_pixels=128 * 128)
@@ -92,7 +92,7 @@ def audio_file(path: Path) -> Path:
 def save_prompts(folder: Path, checkpoint: Checkpoint, source: Source, subject: str, *, shift: float = 1.0) -> Path:
     """Adapted prompts of a subject: the source context moved far enough to change every answer."""
     context = source.context * (1 + shift)
-    config = AdaptConfig(objective="infomax", subject_baseline=checkpoint.spec.subject_baseline)
+    config = adapt_config(objective="infomax", subject_baseline=checkpoint.spec.subject_baseline)
     centre = torch.zeros(source.backbone.feature_dim)
     path = folder / subject_file(subject)
     save_personalization(Personalization(subject, config, centre, context), path, checkpoint=checkpoint.fingerprint)

@@ -7,13 +7,14 @@ from typing import Any
 import optuna
 import pytest
 
-from clipautt.adaptation.config import AdaptConfig
+from clipautt.adaptation.method import AdaptConfig
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
 from ray_jobs.platform.configuration import compose, instantiate, resolved
 from ray_jobs.sweep.space import DIMENSIONS, SearchSpace, SeededSampler, make_space
+from tests.support.configs import ZERO_SHOT, adapt_config
 
-TUNED = AdaptConfig(objective="infomax")
+TUNED = adapt_config(objective="infomax")
 SPACE = {
     "learning_rate": {"low": 0.03, "high": 1.0, "log": True},
     "objective": {"choices": ["none", "infomax_kl"]},
@@ -25,7 +26,7 @@ SPACE = {
 
 
 def make(space: dict[str, Any] | None = None, *, adapt: AdaptConfig | None = None) -> SearchSpace:
-    return make_space(SPACE if space is None else space, train=TrainConfig(), adapt=adapt or AdaptConfig())
+    return make_space(SPACE if space is None else space, train=TrainConfig(), adapt=adapt or adapt_config())
 
 
 def chosen(space: SearchSpace, *, trials: int, seed: int = 0, sessions: tuple[int, ...] = ()) -> list[dict[str, Any]]:
@@ -56,12 +57,12 @@ def test_the_project_s_own_space_is_valid_and_names_every_dimension() -> None:
 
 
 def test_values_become_configurations() -> None:
-    training, adaptation = make(adapt=AdaptConfig(subject_baseline="mean", readout="mean_windows")).configs(
+    training, adaptation = make(adapt=adapt_config(subject_baseline="mean", readout="mean_windows")).configs(
         {"window_length": 12, "objective": "infomax_kl", "steps": 5, "learning_rate": 0.5, "kl_weight": 0.25}
     )
     assert training == TrainConfig(window=WindowSpec(12), subject_baseline="mean")
-    expected = AdaptConfig(objective="infomax_kl", steps=5, learning_rate=0.5, kl_weight=0.25)
-    assert adaptation == AdaptConfig(**{**vars(expected), "subject_baseline": "mean", "readout": "mean_windows"})
+    expected = adapt_config(objective="infomax_kl", steps=5, learning_rate=0.5, kl_weight=0.25)
+    assert adaptation == adapt_config(**{**vars(expected), "subject_baseline": "mean", "readout": "mean_windows"})
 
 
 def test_the_baseline_of_a_trial_is_that_of_its_training() -> None:
@@ -140,14 +141,14 @@ def test_a_wrong_space_is_explained(space: dict[str, Any], message: str) -> None
     [
         (
             {"steps": {"choices": [5, 10]}},
-            AdaptConfig(),
+            adapt_config(),
             r"^space\.steps changes nothing in any trial \(objective none, protocol per_subject, "
             r"readout best_window\); search objective too, or leave it out$",
         ),
         ({"memory": {"choices": [8, 16]}}, TUNED, r"^space\.memory changes nothing in any trial"),
         ({"kl_weight": {"low": 0.1, "high": 1}}, TUNED, r"^space\.kl_weight changes nothing in any trial"),
-        ({"steps": {"choices": [5, 10]}}, AdaptConfig(method="zero_shot"), r"^adapt\.method='zero_shot': a sweep"),
-        ({"steps": {"choices": [5, 10]}}, AdaptConfig(window=WindowSpec()), r"^adapt\.window: expected null"),
+        ({"steps": {"choices": [5, 10]}}, ZERO_SHOT, r"^adapt\.method='zero_shot': a sweep"),
+        ({"steps": {"choices": [5, 10]}}, adapt_config(window=WindowSpec()), r"^adapt\.window: expected null"),
     ],
 )
 def test_what_would_be_searched_for_nothing_is_refused(space: dict[str, Any], adapt: AdaptConfig, message: str) -> None:
