@@ -18,11 +18,13 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
+from pydantic import ValidationError
 
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
+from clipautt.settings import one_line
 from ray_jobs.platform.typed import convert, describe, suggestion
 
 Value = str | int | float | bool
@@ -155,16 +157,22 @@ def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConf
     dimensions = [_dimension(name, space[name]) for name in DIMENSIONS if space.get(name) is not None]
     if not dimensions:
         raise ValueError(f"space is empty: search at least one of {', '.join(DIMENSIONS)}")
-    _refuse_idle(dimensions, adapt)
-    return SearchSpace(tuple(dimensions), train, adapt)
+    found = SearchSpace(tuple(dimensions), train, adapt)
+    _refuse_idle(found)
+    return found
 
 
-def _refuse_idle(dimensions: Sequence[Dimension], adapt: AdaptConfig) -> None:
+def _refuse_idle(space: SearchSpace) -> None:
     """A dimension that matters in no trial would be searched for nothing."""
-    searched = {dimension.name: dimension.choices for dimension in dimensions}
-    deciding = {name: searched.get(name) or (getattr(adapt, name),) for name in ("objective", "protocol", "readout")}
+    searched = {dimension.name: dimension.choices for dimension in space.dimensions}
+    usual = {
+        "objective": cast(ClipAUTT, space.adapt.method).objective,
+        "protocol": space.adapt.protocol,
+        "readout": space.adapt.readout,
+    }
+    deciding = {name: searched.get(name) or (value,) for name, value in usual.items()}
     reachable = [
-        replace(adapt, **dict(zip(deciding, values, strict=True))) for values in itertools.product(*deciding.values())
+        space.configs(dict(zip(deciding, values, strict=True)))[1] for values in itertools.product(*deciding.values())
     ]
     for name in searched:
         if not any(_matters(name, config) for config in reachable):
@@ -227,7 +235,8 @@ def _checked(name: str, value: Any, key: str) -> Value:
     try:
         replace(_example(owner), **{field: converted})
     except ValueError as error:
-        raise ValueError(f"{key}={value!r}: {error}") from None
+        why = one_line(error) if isinstance(error, ValidationError) else error
+        raise ValueError(f"{key}={value!r}: {why}") from None
     return converted
 
 

@@ -102,8 +102,8 @@ def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict
 
     Returns:
         `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of some subjects'
-        decisions that are the exact mode's, where prompts are tuned in another one) and `fallbacks` (clips that
-        kept the source prompts because numbers stopped being finite).
+        decisions that are the exact method's, where the method is an approximation) and `fallbacks` (clips that are
+        predicted without adaptation because it went wrong).
     """
     began = time.perf_counter()
     if not torch.cuda.is_available():

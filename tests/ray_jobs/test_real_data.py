@@ -158,7 +158,7 @@ def test_a_published_checkpoint_is_imported_adapted_and_predicts(
     assert "there is a checkpoint already" in capsys.readouterr().err
     trees.own_videos(tmp_path / "own", ("ann", "bob", "dan"), frames=40)
     data = ["dataset=folder", "root=own", "dataset.validation_subjects=1"]
-    adapt = ["checkpoint=published", "adapt=infomax", "adapt.steps=1", "compare=[zero_shot,clip_au]"]
+    adapt = ["checkpoint=published", "adapt=infomax", "adapt.method.steps=1", "compare=[zero_shot,clip_au]"]
     assert cli.main(["adapt", *data, *adapt]) == 0
     rows = pd.read_parquet("runs/adapt/default/subjects/dan.parquet")
     assert rows["method"].nunique() == 3 and set(rows["status"]) == {"ok"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, read_manifest, write_manifest
-from clipautt.evaluation.results import read_rows
+from clipautt.evaluation.results import Cohort, read_rows
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from clipautt.video.decoding import Sampling
 from ray_jobs.adapt.actor import Outcome
+from ray_jobs.adapt.job import execute, plan_run, rows_of
 from ray_jobs.adapt.plan import SubjectWork
-from ray_jobs.adapt.run import AdaptJob
+from ray_jobs.adapt.run import AdaptJob, AdaptRun, WorkConfig
 from ray_jobs.platform.actor_pool import Done, Failed, PoolConfig
+from ray_jobs.platform.cluster import ClusterConfig
 from tests.support import stored
 from tests.support.fakes import fake_checkpoint, fake_clip
 
@@ -81,7 +83,7 @@ class World:
         return in_order(read_rows((self.run(name) / "subjects").glob("*.parquet")))
 
     def job(self, name: str, *methods: AdaptConfig, **options: Any) -> AdaptJob:
-        """What `main` hands to `run_adaptation`."""
+        """What the actors of a run compute."""
         store = self.store
         return AdaptJob(
             BackboneConfig(),
@@ -126,6 +128,37 @@ def loaded(world: World, subject: str) -> list[ClipFeatures]:
     return list(world.store.load(own).values())
 
 
+def run_adaptation(
+    job: AdaptJob,
+    manifest: Manifest,
+    clips: Sequence[Clip],
+    cohorts: Sequence[Cohort] = (),
+    *,
+    cluster: ClusterConfig | None = None,
+    work: WorkConfig | None = None,
+    seed: int = 0,
+    reasons: Mapping[str, str] | None = None,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A run on the connected Ray, as `main` does it once the features are there.
+
+    Returns:
+        All result rows of the run; and of the subjects that failed, id → reason.
+    """
+    run = AdaptRun(
+        job,
+        manifest,
+        tuple(clips),
+        tuple(cohorts),
+        cluster or ClusterConfig(),
+        work or WorkConfig(),
+        seed,
+        reasons or {},
+    )
+    plan = plan_run(run)
+    execute(plan)
+    return rows_of(run), plan.book.failures
+
+
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows sorted by what identifies them, each of which stands once."""
     assert not rows.duplicated(KEY).any(), rows[rows.duplicated(KEY, keep=False)][[*KEY, "status"]]
@@ -134,7 +167,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 def assert_same_results(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     """The same rows with the same decisions, numbers to 1e-5; time and version of the code may differ."""
-    exact = [*KEY, "label", "prediction", "status", "position", "prior", "steps", "checkpoint", "tune"]
+    exact = [*KEY, "label", "prediction", "status", "position", "prior", "steps", "checkpoint", "tune", "settings"]
     pd.testing.assert_frame_equal(found[exact], expected[exact])
     for name in ("probability", "entropy", "window_start_seconds", "window_end_seconds"):
         np.testing.assert_allclose(found[name].to_numpy(float), expected[name].to_numpy(float), atol=1e-5, err_msg=name)

@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from clipautt.adaptation.predictions import Prediction
+from clipautt.adaptation.readout import Readout
 from clipautt.adaptation.source import Source
 from clipautt.evaluation.openface import OpenFaceTrack
 from clipautt.evaluation.prompt_changes import (
     SubjectExplanation,
     TrackWindows,
-    WindowChoice,
     explain_subject,
     openface_agreement,
     read_explanation,
@@ -133,19 +133,19 @@ def test_before_is_what_the_source_prompts_decide_by_themselves() -> None:
     assert 0 < (found["class_before"] != found["class_after"]).sum() < len(clips)
 
 
-@pytest.mark.parametrize("choice", ["best_window", "mean_windows", "peak_window", "whole_clip"])
-def test_clip_au_chooses_by_the_same_rule(choice: WindowChoice) -> None:
+@pytest.mark.parametrize("readout", ["best_window", "mean_windows", "peak_window", "whole_clip"])
+def test_clip_au_chooses_by_the_same_rule(readout: Readout) -> None:
     source, (clip,) = fake_source(seed=1), fake_clips(subjects=1, per_subject=1)
-    views = source.whole_clip(clip) if choice == "whole_clip" else source.views(clip)
+    views = source.whole_clip(clip) if readout == "whole_clip" else source.views(clip)
     logits = source.logits(views.embeddings)
-    window = {"best_window": 10, "mean_windows": 10, "peak_window": 0, "whole_clip": 0}[choice]
-    assert choice == "whole_clip" or int(entropy(logits).argmin()) == 10  # else this clip shows nothing
+    window = {"best_window": 10, "mean_windows": 10, "peak_window": 0, "whole_clip": 0}[readout]
+    assert readout == "whole_clip" or int(entropy(logits).argmin()) == 10  # else this clip shows nothing
     start, end = float(views.start_seconds[window]), float(views.end_seconds[window])
     given = Prediction(clip.clip_id, clip.subject_id, torch.tensor([0.3, 0.7]), start, end, status="odd")
     found = explain_subject(
-        source, [clip], adapted=source.au_embeddings, predictions=[given], window_choice=choice
+        source, [clip], adapted=source.au_embeddings, predictions=[given], readout=readout
     ).windows.iloc[0]
-    wanted = logits.mean(0) if choice == "mean_windows" else logits[window]
+    wanted = logits.mean(0) if readout == "mean_windows" else logits[window]
     assert found["probability_before"] == pytest.approx(float(wanted.softmax(-1)[1]), abs=1e-6)
     assert found["probability_after"] == pytest.approx(0.7) and found["class_after"] == "pain"
     assert found["status"] == "odd" and not found["other_window"] and found["start_seconds_before"] == start
@@ -250,12 +250,11 @@ def test_what_does_not_belong_together_is_refused() -> None:
     refused("adapted is (3, 6, 16); allowed are", adapted=a.expand(3, 6, 16))
     refused("subject 's0': clips and predictions differ in s0c3; each needs one", predictions=predictions[:3])
     refused("clips and predictions differ in s0c0, s0c1", predictions=[*predictions, predictions[0]])
-    refused("window_choice='middle'; allowed are best_window, mean_windows, peak", window_choice="middle")
     refused("clips is empty", given=[])
     refused("clips are of the subjects s0, s1; allowed is one", given=fake_clips())
     shifted = [replace(one, window_start_seconds=99.0) for one in predictions]
     refused("clip 's0c0' was predicted from 99 to", predictions=shifted)
-    refused("is none of its 1 windows; give the source the windows", window_choice="whole_clip")
+    refused("is none of its 1 windows; give the source the windows", readout="whole_clip")
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ ROW = ResultRow(
     entropy=0.1,
     status="ok",
     method="CLIP-AU, best window",
+    method_key="clip_autt",
+    adapts=False,
+    settings='{"method": {"name": "clip_autt"}}',
     objective="none",
     protocol="per_subject",
     subject_baseline="none",
@@ -124,7 +127,7 @@ ROW = ResultRow(
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    rows = [ROW, replace(ROW, clip_id="c2", status="source prompts: the loss is nan", probability=0.1)]
+    rows = [ROW, replace(ROW, clip_id="c2", status="not adapted: the loss is nan", probability=0.1)]
     write_rows(as_table(rows[:1]), tmp_path / "b.parquet")
     write_rows(as_table(rows[1:]), tmp_path / "a.parquet")
     table = read_rows([tmp_path / "b.parquet", tmp_path / "a.parquet"])

@@ -1,4 +1,4 @@
-"""How far a cheap mode agrees with the exact one: counted by hand."""
+"""Which decisions of a run are compared with the exact method's, and what its files say."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import pandas as pd
 import pytest
 import torch
 
-from clipautt.adaptation.agreement import exact_counterparts
+from clipautt.adaptation.agreement import Agreement, exact_counterparts
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.predictions import Prediction
 from clipautt.evaluation.results import COLUMNS, EVERY
 from ray_jobs.adapt.actor import Outcome
-from ray_jobs.adapt.agreement import Agreement, agreement_file, agreement_of, read_agreement, write_agreement
-from ray_jobs.adapt.plan import COMPARED, Assignment
+from ray_jobs.adapt.agreement import agreement_file, agreement_of, read_agreement, write_agreement
+from ray_jobs.adapt.plan import Assignment, Purpose
 from tests.support.configs import adapt_config
 
 CHEAP = adapt_config(objective="infomax_kl", tune="feature")
 EXACT = exact_counterparts([CHEAP])[CHEAP.name]
 
 
-def outcome(probabilities: dict[str, float], *, groups: frozenset[tuple[str, int]] = COMPARED) -> Outcome:
-    """Of the exact mode: clip → probability of pain."""
+def outcome(probabilities: dict[str, float], *, purpose: Purpose = "comparison") -> Outcome:
+    """Of the exact method: clip → probability of pain."""
     predictions = tuple(
         Prediction(name, "s1", torch.tensor([1 - share, share]), 0.0, 1.0) for name, share in probabilities.items()
     )
-    return Outcome(Assignment(EXACT, tuple(probabilities), groups=groups), predictions, 0.1)
+    return Outcome(Assignment(EXACT, tuple(probabilities), purpose=purpose), predictions, 0.1)
 
 
 def rows(probabilities: dict[str, float], *, cohort: str = EVERY, method: AdaptConfig = CHEAP) -> pd.DataFrame:
-    """Of the cheap mode."""
+    """Of the approximation."""
     table = [
         {
             "clip_id": name,
@@ -63,7 +63,7 @@ def test_only_rows_of_every_clip_and_outcomes_that_were_asked_for_count() -> Non
             rows({"a": 0.25}, method=adapt_config()),
         ]
     )
-    asked, own = outcome({"a": 0.75, "b": 0.9}), outcome({"a": 0.0}, groups=frozenset({(EVERY, 0)}))
+    asked, own = outcome({"a": 0.75, "b": 0.9}), outcome({"a": 0.0}, purpose="rows")
     assert agreement(there, asked, own) == {CHEAP.name: Agreement(videos=1, same=1, difference=0.0)}
     assert agreement(there, own) == {}
     assert agreement(there) == {}

@@ -28,7 +28,7 @@ from tests.support.adapting import World, assert_same_results, features_of, make
 from tests.support.configs import ZERO_SHOT, adapt_config
 from tests.support.fakes import fake_checkpoint
 
-TUNED = ["adapt=infomax_kl", "adapt.steps=3", "adapt.learning_rate=0.1"]
+TUNED = ["adapt=infomax_kl", "adapt.method.steps=3", "adapt.method.learning_rate=0.1"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,29 +16,38 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
-from clipautt.adaptation.driver import Past, Unit, adapt, adapt_units
-from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.driver import History, Unit, adapt, adapt_units
+from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.personalization import clips_of_personalization, load_personalization
 from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, predicted
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
-from ray_jobs.adapt.job import run_adaptation
 from ray_jobs.adapt.plan import Assignment, SubjectWork
 from ray_jobs.adapt.run import WorkConfig
 from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.methods import make_methods
 from tests.support import stored
-from tests.support.adapting import World, assert_same_results, features_of, in_order, loaded, make_world, run_here
+from tests.support.adapting import (
+    World,
+    assert_same_results,
+    features_of,
+    in_order,
+    loaded,
+    make_world,
+    run_adaptation,
+    run_here,
+)
 from tests.support.configs import adapt_config, changed
 
 PER_SUBJECT = adapt_config(objective="infomax_kl", steps=3, learning_rate=0.1)
 ONLINE = changed(PER_SUBJECT, protocol="online")
 PER_VIDEO = changed(PER_SUBJECT, objective="entropy", protocol="per_video")
 CLIP_AU = adapt_config()
-TUNED = ["adapt=infomax_kl", "adapt.steps=3", "adapt.learning_rate=0.1"]
+TUNED = ["adapt=infomax_kl", "adapt.method.steps=3", "adapt.method.learning_rate=0.1"]
 """The words for `PER_SUBJECT`."""
 
 
@@ -65,8 +74,7 @@ def run(world: World, name: str, *methods: AdaptConfig, **options: Any) -> tuple
     """`run_adaptation`, its rows in order."""
     clips = options.pop("clips", world.clips)
     cohorts = options.pop("cohorts", [Cohort()])
-    given = {"cluster": ClusterConfig()} | options
-    rows, failed = run_adaptation(world.job(name, *methods), world.read(), clips, cohorts, **given)
+    rows, failed = run_adaptation(world.job(name, *methods), world.read(), clips, cohorts, **options)
     return in_order(rows), failed
 
 
@@ -150,7 +158,7 @@ def test_labels_change_no_prediction(world: World, monkeypatch: pytest.MonkeyPat
     pd.testing.assert_series_equal(others["probability"], everything["probability"])
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- resuming -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("here")
@@ -178,16 +186,17 @@ def test_new_clips_extend_their_subject(world: World, method: AdaptConfig) -> No
 
 def in_visiting_order(world: World, subject: str, method: AdaptConfig, rows: pd.DataFrame) -> dict[str, float]:
     """Clip → probability of an adaptation that is handed a subject's clips one by one, in the order of the rows."""
-    source, clips = world.source(), {clip.clip_id: clip for clip in loaded(world, subject)}
+    session = Session.open(world.source(), method)
+    clips = {clip.clip_id: clip for clip in loaded(world, subject)}
     own = rows[rows["subject_id"] == subject]
     order = list(own.index) if method.protocol == "per_video" else list(own.sort_values("position").index)
     assert method.protocol == "per_video" or sorted(own["position"]) == list(range(len(own)))
-    found, past = {}, None
+    found, history = {}, None
     for number, clip_id in enumerate(order):
-        (result,) = adapt_units(source, [Unit(subject, (clips[clip_id],), past)], method)
+        (result,) = adapt_units(session, [Unit(subject, (clips[clip_id],), history)])
         found[clip_id] = float(result.predictions[0].probabilities[-1])
         if method.protocol == "online":
-            past = Past(result.course, tuple(clips[name] for name in order[: number + 1]))
+            history = History(result.after, tuple(clips[name] for name in order[: number + 1]))
     return found
 
 
@@ -217,9 +226,9 @@ def test_work_that_is_done_twice_gives_the_same(world: World) -> None:
     actor.run([SubjectWork("s0", clips, (Assignment(ONLINE, ("s0c0", "s0c1"), keep=True),))])
     assert not job.prompts("s0").exists(), "they belong to rows, which are not written yet"
     job.fresh_prompts("s0").replace(job.prompts("s0"))
-    past = clips_of_personalization(job.prompts("s0"))
-    assert past is not None
-    work = SubjectWork("s0", clips, (Assignment(ONLINE, ("s0c2", "s0c3"), past, keep=True),))
+    history = clips_of_personalization(job.prompts("s0"))
+    assert history is not None
+    work = SubjectWork("s0", clips, (Assignment(ONLINE, ("s0c2", "s0c3"), history, keep=True),))
     first, second = (actor.run([work])[0][0].predictions for _ in range(2))
     assert [p.clip_id for p in second] == [p.clip_id for p in first]
     for one, other in zip(first, second, strict=True):
@@ -251,9 +260,7 @@ def test_explaining_an_extended_run_changes_no_result(world: World) -> None:
     part = [clip for clip in world.clips if clip.clip_id not in ("s0c1", "s0c2")]
     run(world, "told", ONLINE, clips=part, cohorts=[])
     before, _ = run(world, "told", ONLINE, cohorts=[])
-    rows, _ = run_adaptation(
-        world.job("told", ONLINE, explain=True), world.read(), world.clips, [], cluster=ClusterConfig()
-    )
+    rows, _ = run_adaptation(world.job("told", ONLINE, explain=True), world.read(), world.clips)
     assert (world.run("told") / "explain" / "s0" / "windows.csv").is_file()
     assert_same_results(in_order(rows), before)
 
@@ -267,7 +274,7 @@ def test_explanations_of_an_extended_run_are_those_of_an_undisturbed_one(
 
     def explained(name: str, clips: Sequence[Clip], *, explain: bool = True) -> dict[str, str]:
         job = world.job(f"{name}-{method.protocol}", method, explain=explain)
-        run_adaptation(job, world.read(), clips, [], cluster=ClusterConfig())
+        run_adaptation(job, world.read(), clips)
         folder = Path(job.folder) / "explain"
         return {str(path.relative_to(folder)): path.read_text() for path in folder.glob("*/*")}
 
@@ -404,9 +411,9 @@ def test_a_finished_run_is_not_done_again_and_refuses_other_settings(
     kept = times_of(world.run("finished") / "subjects") | times_of(world.run("finished") / "prompts")
     assert cli.main(["adapt", *words, "work.actors=1", "tuning.batch_size=1"]) == 0
     assert times_of(world.run("finished") / "subjects") | times_of(world.run("finished") / "prompts") == kept
-    assert cli.main(["adapt", *words, "adapt.steps=4", "cohorts=[{share: 0.2, draws: 1}]"]) == 2
+    assert cli.main(["adapt", *words, "adapt.method.steps=4", "cohorts=[{share: 0.2, draws: 1}]"]) == 2
     said = capsys.readouterr().err
-    assert "adapt.steps: 3 → 4" in said and "cohorts: " in said and "exists with other settings" in said
+    assert "adapt.method.steps: 3 → 4" in said and "cohorts: " in said and "exists with other settings" in said
 
 
 @pytest.mark.usefixtures("here")
@@ -469,15 +476,15 @@ def test_explanations_are_written_also_for_a_run_that_has_ended(world: World, tm
 
 
 @pytest.mark.usefixtures("here")
-def test_a_cheap_mode_says_how_far_it_agrees_with_the_exact_one(
+def test_an_approximation_says_how_far_it_agrees_with_the_exact_method(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = world.words("cheap", *TUNED, "adapt.tune=feature", "work.exact_sample=2")
+    words = world.words("cheap", *TUNED, "adapt.method.tune=feature", "work.exact_sample=2")
     assert cli.main(["adapt", *words]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "agrees with the exact mode" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "agrees with the exact method" in line)
     assert "feature tuning" in line and "of 8 decisions" in line
     assert len(list((world.run("cheap") / "agreement").iterdir())) == 2
-    assert set(world.rows("cheap")["tune"]) == {"feature", "none"}  # the exact mode's predictions become no rows
+    assert set(world.rows("cheap")["tune"]) == {"feature", "none"}  # the exact method's predictions become no rows
     assert cli.main(["adapt", *words]) == 0
     assert line in capsys.readouterr().out
     # Against the two computed here.
@@ -504,7 +511,7 @@ def test_a_prior_is_given_or_estimated(world: World) -> None:
     assert cli.main(["adapt", *world.words("estimated", *TUNED, "adapt.prior=estimate")]) == 0
     rows = world.rows("estimated")
     method = changed(PER_SUBJECT, prior="estimate")
-    expected = adapt(world.source(), loaded(world, "s2"), method)["s2"].state.prior
+    expected = adapt(world.source(), loaded(world, "s2"), method)["s2"].after.prior
     found = of_every_clip(rows[rows["subject_id"] == "s2"], method)["prior"]
     assert found.tolist() == [pytest.approx(float(expected[-1]))] * 4 and found.iloc[0] > 0.5
 
@@ -513,9 +520,15 @@ def test_a_prior_is_given_or_estimated(world: World) -> None:
 def test_degenerate_adaptation_is_marked_and_falls_back(tmp_path: Path) -> None:
     world = make_world(tmp_path, subjects=1, per_subject=8)
     cases = {
-        "far": (["adapt.tune=feature", "adapt.learning_rate=50"], "source prompts: the prompts ran away (drift "),
-        "infinite": (["adapt.learning_rate=1e300", "adapt.learning_rate_unit=absolute"], "source prompts: the "),
-        "one-class": (["adapt.collapse_share=0"], "source prompts: all 8 clips fell into 'pain', 0 of them "),
+        "far": (
+            ["adapt.method.tune=feature", "adapt.method.learning_rate=50"],
+            "not adapted: the prompts ran away (drift ",
+        ),
+        "infinite": (
+            ["adapt.method.learning_rate=1e300", "adapt.method.learning_rate_unit=absolute"],
+            "not adapted: the ",
+        ),
+        "one-class": (["adapt.collapse_share=0"], "not adapted: all 8 clips fell into 'pain', 0 of them "),
     }
     for name, (more, status) in cases.items():
         assert cli.main(["adapt", *world.words(name, *TUNED, *more)]) == 0
@@ -533,19 +546,11 @@ def test_methods_of_one_name_are_refused_and_repeated_ones_stand_once(world: Wor
         "CLIP-AU, best window",
         "CLIP-AU, best window, median baseline",
     ]
-    with pytest.raises(ValueError, match="two settings have the same name in the table: CLIP-AU, best window; leave"):
+    with pytest.raises(ValueError, match="two settings have the same name in the table: CLIP-AU, best window; omit"):
         world.job("names", CLIP_AU, changed(CLIP_AU, seed=1))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"actors": 0}, "actors=0; allowed are whole numbers from 1"),
-        ({"clips_per_task": 0}, "clips_per_task=0; allowed are whole numbers from 1"),
-        ({"exact_sample": 0}, "exact_sample=0; allowed are whole numbers from 1"),
-        ({"seconds_per_video": 0.0}, "seconds_per_video=0.0; allowed are positive numbers"),
-    ],
-)
-def test_work_settings_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        WorkConfig(**options)
+@pytest.mark.parametrize("name", ["actors", "clips_per_task", "exact_sample", "seconds_per_video"])
+def test_work_settings_are_checked(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}\n  Input should be greater than 0"):
+        WorkConfig(**{name: 0})

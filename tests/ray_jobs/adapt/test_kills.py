@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 from clipautt.evaluation.results import Cohort
-from ray_jobs.adapt.job import run_adaptation
 from ray_jobs.adapt.run import WorkConfig
 from ray_jobs.platform.cluster import ClusterConfig
-from tests.support.adapting import World, assert_same_results, in_order, make_world
+from tests.support.adapting import World, assert_same_results, in_order, make_world, run_adaptation
 from tests.support.configs import adapt_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,8 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SUBJECTS = 8
 STEPS = 150
 WORDS = {
-    "per_subject": ["adapt=infomax_kl", f"adapt.steps={STEPS}", "adapt.learning_rate=0.02"],
-    "online": ["adapt=infomax_kl", "adapt.protocol=online", f"adapt.steps={STEPS // 2}", "adapt.learning_rate=0.02"],
+    "per_subject": ["adapt=infomax_kl", f"adapt.method.steps={STEPS}", "adapt.method.learning_rate=0.02"],
+    "online": [
+        "adapt=infomax_kl",
+        "adapt.protocol=online",
+        f"adapt.method.steps={STEPS // 2}",
+        "adapt.method.learning_rate=0.02",
+    ],
 }
 
 
@@ -150,7 +154,7 @@ def test_killed_again_and_again(world: World, undisturbed: Callable[[str], str])
 
 def test_a_killed_extension_gives_the_undisturbed_rows(world: World) -> None:
     """Clips that came later, `online`: a worker and then the driver are killed while they are added."""
-    few = ["adapt.steps=40", "cohorts=[]"]  # a single problem at a time: numbers depend on no company
+    few = ["adapt.method.steps=40", "cohorts=[]"]  # a single problem at a time: numbers depend on no company
     part = [clip for clip in world.clips if clip.clip_id[-1] in "01"]
     for name in ("extended", "extended-undisturbed"):
         manifest = world.manifest(part, name=name)

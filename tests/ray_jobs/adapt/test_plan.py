@@ -9,14 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from clipautt.adaptation.agreement import exact_counterparts, exact_sample
+from clipautt.adaptation.agreement import exact_counterparts
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.clips import Clip
 from clipautt.evaluation.results import COLUMNS, EVERY, Cohort
 from ray_jobs.adapt.plan import (
-    COMPARED,
     FAILED,
-    REPLAYED,
     Assignment,
     Group,
     SubjectPlan,
@@ -75,7 +73,7 @@ def assignments(found: SubjectPlan | None) -> list[Assignment]:
 
 @pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, PER_SUBJECT, CLIP_AU])
 def test_nothing_is_left_where_every_row_stands(method: AdaptConfig) -> None:
-    assert plan(3, rows(method, "abc"), method, went_on_from=("c", "a", "b")) is None
+    assert plan(3, rows(method, "abc"), method, resumable=("c", "a", "b")) is None
 
 
 @pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, PER_SUBJECT, CLIP_AU])
@@ -94,9 +92,9 @@ def test_a_new_clip_is_predicted_alone_where_clips_do_not_matter_to_each_other(m
     assert [clip.clip_id for clip in found.work.clips] == ["c"]
 
 
-def test_an_online_run_goes_on_from_its_prompts() -> None:
-    found = plan(4, rows(ONLINE, "ab"), ONLINE, went_on_from=("b", "a"))
-    assert assignments(found) == [Assignment(ONLINE, ("c", "d"), ("b", "a"), ALL, keep=True)]
+def test_an_online_run_is_resumed_from_its_state() -> None:
+    found = plan(4, rows(ONLINE, "ab"), ONLINE, resumable=("b", "a"))
+    assert assignments(found) == [Assignment(ONLINE, ("c", "d"), ("b", "a"), groups=ALL, keep=True)]
     assert found is not None and found.kept["clip_id"].tolist() == ["a", "b"]
     assert [clip.clip_id for clip in found.work.clips] == [
         "a",
@@ -106,16 +104,16 @@ def test_an_online_run_goes_on_from_its_prompts() -> None:
     ]  # a running centre needs the earlier ones
 
 
-def test_an_online_run_is_done_anew_without_prompts() -> None:
+def test_an_online_run_is_done_anew_without_a_state() -> None:
     found = plan(3, rows(ONLINE, "ab"), ONLINE)
     assert assignments(found) == [Assignment(ONLINE, ("a", "b", "c"), groups=ALL, keep=True)]
     assert found is not None and found.kept.empty
 
 
 def test_an_online_run_that_is_only_compared_with_is_done_anew() -> None:
-    """Its prompts are not kept; those that are kept are of the run's own method."""
+    """Its state is not kept; what is kept is that of the run's own method."""
     there = pd.concat([rows(CLIP_AU, "ab"), rows(ONLINE, "ab")])
-    found = plan(3, there, CLIP_AU, ONLINE, went_on_from=("b", "a"))
+    found = plan(3, there, CLIP_AU, ONLINE, resumable=("b", "a"))
     assert assignments(found) == [
         Assignment(CLIP_AU, ("c",), keep=True),
         Assignment(ONLINE, ("a", "b", "c"), groups=ALL),
@@ -133,9 +131,9 @@ def test_all_is_done_anew_where_other_clips_count() -> None:
 
 
 @pytest.mark.parametrize("prompts", [("b", "a", "c"), ("a",), ("a", "c")])
-def test_prompts_of_other_clips_than_the_rows_are_not_gone_on_from(prompts: tuple[str, ...]) -> None:
-    """Prompts are written before rows, so a job that was killed in between has them ahead."""
-    found = plan(3, rows(ONLINE, "ab"), ONLINE, went_on_from=prompts)
+def test_a_state_of_other_clips_than_the_rows_is_not_resumed_from(prompts: tuple[str, ...]) -> None:
+    """The state is written before rows, so a job that was killed in between has it ahead."""
+    found = plan(3, rows(ONLINE, "ab"), ONLINE, resumable=prompts)
     assert assignments(found) == [Assignment(ONLINE, ("a", "b", "c"), groups=ALL, keep=True)]
 
 
@@ -201,12 +199,12 @@ def test_a_cohort_of_every_clip_needs_no_run_of_its_own() -> None:
     assert plan(2, rows(CLIP_AU, "ab"), CLIP_AU, groups=groups) is None
 
 
-def test_an_online_run_that_goes_on_serves_every_clip_only() -> None:
+def test_an_online_run_that_is_resumed_serves_every_clip_only() -> None:
     """A cohort of the same clips is visited from the start."""
     groups = [*every("abcd"), Group("balanced", 0, frozenset("abcd"))]
-    found = plan(4, rows(ONLINE, "ab"), ONLINE, groups=groups, went_on_from=("b", "a"))
+    found = plan(4, rows(ONLINE, "ab"), ONLINE, groups=groups, resumable=("b", "a"))
     assert assignments(found) == [
-        Assignment(ONLINE, ("c", "d"), ("b", "a"), ALL, keep=True),
+        Assignment(ONLINE, ("c", "d"), ("b", "a"), groups=ALL, keep=True),
         Assignment(ONLINE, ("a", "b", "c", "d"), groups=frozenset({("balanced", 0)})),
     ]
     first, second = assignments(found)
@@ -224,8 +222,8 @@ def test_what_is_not_explained_is_done_again_in_the_same_order_and_makes_no_rows
     for explained in ([], ["a"]):
         found = plan(2, there, ONLINE, CLIP_AU, explained=explained)
         (again,) = assignments(found)
-        assert again == Assignment(ONLINE, ("b", "a"), groups=REPLAYED, in_order=True, explain=True)
-        assert not again.makes_rows and not any(again.serves(group) for group in every("ab"))
+        assert again == Assignment(ONLINE, ("b", "a"), purpose="explanation", in_order=True, explain=True)
+        assert not any(again.serves(group) for group in every("ab"))
         assert found is not None and len(found.kept) == 4
     assert plan(2, there, ONLINE, CLIP_AU, explained=["a", "b"]) is None
 
@@ -234,13 +232,13 @@ def test_an_explanation_is_made_by_the_way_where_all_clips_are_adapted_on_and_el
     fresh = assignments(plan(2, rows(ONLINE, ""), ONLINE, CLIP_AU, explained=[]))
     assert [one.explain for one in fresh] == [True, False] and [one.groups for one in fresh] == [ALL, frozenset()]
     there = pd.concat([rows(ONLINE, "b", position=0), rows(ONLINE, "a", position=1)])
-    again, extended = assignments(plan(4, there, ONLINE, went_on_from=("b", "a"), explained=["a", "b"]))
+    again, extended = assignments(plan(4, there, ONLINE, resumable=("b", "a"), explained=["a", "b"]))
     assert again.clip_ids[:2] == ("b", "a") and sorted(again.clip_ids[2:]) == ["c", "d"] and again.explain
-    assert extended == Assignment(ONLINE, ("c", "d"), ("b", "a"), ALL, keep=True)
+    assert extended == Assignment(ONLINE, ("c", "d"), ("b", "a"), groups=ALL, keep=True)
     again, extended = assignments(plan(3, rows(PER_VIDEO, "ab"), PER_VIDEO, explained=["a", "b"]))
     assert sorted(again.clip_ids) == ["a", "b", "c"] and again.explain and not extended.explain
     (whole,) = assignments(plan(3, rows(PER_SUBJECT, "ab"), PER_SUBJECT, explained=["a", "b"]))
-    assert whole.clip_ids == ("a", "b", "c") and whole.explain and whole.makes_rows
+    assert whole.clip_ids == ("a", "b", "c") and whole.explain and whole.purpose == "rows"
 
 
 def test_a_label_that_came_later_is_written_and_nothing_is_done_again() -> None:
@@ -249,12 +247,14 @@ def test_a_label_that_came_later_is_written_and_nothing_is_done_again() -> None:
     assert assignments(found) == [] and found is not None and len(found.kept) == 2
 
 
-def test_the_exact_counterpart_of_a_cheap_method_is_asked_for_on_every_clip() -> None:
-    cheap = adapt_config(objective="infomax_kl", tune="first_order", relinearise=2, precision="bf16")
-    exact = exact_counterparts([cheap, CLIP_AU])
-    assert exact == {cheap.name: adapt_config(objective="infomax_kl")}
-    found = plan(2, rows(cheap, "ab"), cheap, exact=tuple(exact.values()))
-    assert assignments(found) == [Assignment(adapt_config(objective="infomax_kl"), ("a", "b"), groups=COMPARED)]
+def test_the_exact_counterpart_of_an_approximation_is_asked_for_on_every_clip() -> None:
+    approximate = adapt_config(objective="infomax_kl", tune="feature", precision="bf16")
+    exact = exact_counterparts([approximate, CLIP_AU])
+    assert exact == {approximate.name: adapt_config(objective="infomax_kl")}
+    found = plan(2, rows(approximate, "ab"), approximate, exact=tuple(exact.values()))
+    (asked,) = assignments(found)
+    assert asked == Assignment(adapt_config(objective="infomax_kl"), ("a", "b"), purpose="comparison")
+    assert not asked.serves(every("ab")[0]), "its predictions become no rows"
 
 
 def test_no_label_is_in_the_work() -> None:
@@ -298,12 +298,6 @@ def test_tasks_follow_from_the_work_and_not_from_its_order() -> None:
     assert names(make_tasks(given[::-1], clips_per_task=5, actors=1)) == names(
         make_tasks(given, clips_per_task=5, actors=1)
     )
-
-
-def test_the_sample_of_subjects_is_the_same_in_every_order_and_among_further_ones() -> None:
-    subjects = [f"s{i}" for i in range(10)]
-    assert exact_sample(subjects, 3) == exact_sample(subjects[::-1], 3)
-    assert len(exact_sample(subjects, 3)) == 3 and exact_sample(subjects, 99) == set(subjects)
 
 
 def test_changed_clips_are_named_with_what_changed() -> None:

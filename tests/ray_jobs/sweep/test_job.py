@@ -33,7 +33,7 @@ from clipautt.video.decoding import Sampling
 from clipautt.video.preprocessing import Preprocessing
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
-from ray_jobs.platform.configuration import complete, compose, instantiate, resolved
+from ray_jobs.platform.configuration import complete, compose, flatten, instantiate, resolved
 from ray_jobs.sweep import job as sweep
 from ray_jobs.sweep import results as sweep_results
 from ray_jobs.sweep.space import make_space
@@ -208,9 +208,9 @@ def check_best(folder: Path, trials: pd.DataFrame) -> None:
     assert training.train.window.length == trial["window_length"] and training.train.epochs == 3
     assert trial["subject_baseline"] in training.baselines and "none" in training.baselines
     config = instantiate(adaptation.adapt)
-    assert config.objective == trial["objective"] and config.subject_baseline == trial["subject_baseline"]
-    if config.tunes:
-        assert (config.steps, config.learning_rate) == (trial["steps"], trial["learning_rate"])
+    assert config.method.objective == trial["objective"] and config.subject_baseline == trial["subject_baseline"]
+    if config.method.adapts:
+        assert (config.method.steps, config.method.learning_rate) == (trial["steps"], trial["learning_rate"])
     assert adaptation.checkpoint == str(Path(training.runs) / "train" / training.name)
     assert adaptation.backbone is None and training.backbone.weights.endswith("clip.safetensors")
 
@@ -295,15 +295,17 @@ def test_words_for_a_job_survive_shell_and_hydra() -> None:
     wanted = {
         "manifest": "/data/a b/it's=1.parquet",
         "limits": {"stall_seconds": 5.0},
-        "adapt": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 10},
+        "adapt": {
+            "protocol": "online",
+            "method": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 10},
+        },
         "name": "007",
         "work": {"actors": 3},
     }
     found = sweep_results.words_for("adapt", wanted, ["adapt=clip_au"])
-    assert not any(word.startswith("adapt.steps") for word in found), "10 is the default"
+    assert not any(word.startswith("adapt.method.steps") for word in found), "10 is the default"
     cfg = compose("adapt", shlex.split(shlex.join(found)))
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
-    for key, value in wanted.items():
-        inside = value if isinstance(value, dict) else {}
-        assert {name: plain[key][name] for name in inside} == inside if inside else plain[key] == value
+    given, composed = flatten(wanted), flatten(plain)
+    assert {key: composed[key] for key in given} == given

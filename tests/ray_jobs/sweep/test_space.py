@@ -61,14 +61,30 @@ def test_values_become_configurations() -> None:
         {"window_length": 12, "objective": "infomax_kl", "steps": 5, "learning_rate": 0.5, "kl_weight": 0.25}
     )
     assert training == TrainConfig(window=WindowSpec(12), subject_baseline="mean")
-    expected = adapt_config(objective="infomax_kl", steps=5, learning_rate=0.5, kl_weight=0.25)
-    assert adaptation == adapt_config(**{**vars(expected), "subject_baseline": "mean", "readout": "mean_windows"})
+    shared = {"subject_baseline": "mean", "readout": "mean_windows"}
+    assert adaptation == adapt_config(objective="infomax_kl", steps=5, learning_rate=0.5, kl_weight=0.25, **shared)
 
 
 def test_the_baseline_of_a_trial_is_that_of_its_training() -> None:
     space = make({"subject_baseline": {"choices": ["none", "median"]}, "window_stride": {"low": 1, "high": 2}})
     training, adaptation = space.configs({"subject_baseline": "none", "window_stride": 2})
     assert (training.subject_baseline, adaptation.subject_baseline, training.window.stride) == ("none", "none", 2)
+
+
+def test_a_dimension_matters_where_another_one_that_is_searched_makes_it_so() -> None:
+    """Of the method and of what all methods share."""
+    deciding = {
+        "objective": {"choices": ["none", "infomax_kl"]},
+        "protocol": {"choices": ["per_subject", "online"]},
+        "readout": {"choices": ["peak_window", "best_window"]},
+    }
+    rest = {name: {"choices": [1, 2]} for name in ("memory", "windows_per_clip", "kl_weight")}
+    space = make(deciding | rest, adapt=adapt_config(readout="peak_window"))
+    assert {dimension.name for dimension in space.dimensions} == {*deciding, *rest}
+    for name, setting in (("memory", "protocol"), ("windows_per_clip", "readout"), ("kl_weight", "objective")):
+        left = {key: value for key, value in deciding.items() if key != setting}
+        with pytest.raises(ValueError, match=rf"^space\.{name} changes nothing in any trial"):
+            make(left | {name: rest[name]}, adapt=adapt_config(readout="peak_window"))
 
 
 def test_what_cannot_matter_is_not_chosen() -> None:
@@ -102,7 +118,7 @@ def test_good_trials_are_followed() -> None:
         ({"steps": {"low": 5, "higth": 8}}, r"^space\.steps\.higth: unknown key; did you mean 'high'\?$"),
         ({"steps": {"low": 5, "high": 5}}, r"^space\.steps: low=5 and high=5; expected low below high$"),
         ({"steps": {"low": 5, "high": 8.5}}, r"^space\.steps\.high=8\.5: expected an integer$"),
-        ({"steps": {"low": -1, "high": 8}}, r"^space\.steps\.low=-1: adapt\.steps=-1; allowed are whole numbers from"),
+        ({"steps": {"low": -1, "high": 8}}, r"^space\.steps\.low=-1: steps=-1: should be greater than or equal to 0$"),
         ({"steps": {"low": 1, "high": 8, "step": 3}}, r"^space\.steps\.step=3: expected a positive part of 8 − 1"),
         ({"steps": {"low": 1, "high": 8, "choices": [1]}}, r"^space\.steps=\{.*\}: expected \{low"),
         ({"steps": {"choices": [1, 2], "step": 2}}, r"^space\.steps\.step belongs to a range; a list of choices takes"),
@@ -110,7 +126,7 @@ def test_good_trials_are_followed() -> None:
         ({"steps": {"choices": [5, 5.0]}}, r"^space\.steps\.choices=\[5, 5\.0\]: 5 stands twice$"),
         (
             {"learning_rate": {"low": 0.0, "high": 1, "log": True}},
-            r"^space\.learning_rate\.low=0\.0: adapt\.learning_r",
+            r"^space\.learning_rate\.low=0\.0: learning_rate=0\.0: should be greater than 0$",
         ),
         (
             {"kl_weight": {"low": 0, "high": 1, "log": True}},
@@ -147,7 +163,11 @@ def test_a_wrong_space_is_explained(space: dict[str, Any], message: str) -> None
         ),
         ({"memory": {"choices": [8, 16]}}, TUNED, r"^space\.memory changes nothing in any trial"),
         ({"kl_weight": {"low": 0.1, "high": 1}}, TUNED, r"^space\.kl_weight changes nothing in any trial"),
-        ({"steps": {"choices": [5, 10]}}, ZERO_SHOT, r"^adapt\.method='zero_shot': a sweep"),
+        (
+            {"steps": {"choices": [5, 10]}},
+            ZERO_SHOT,
+            r"^method 'zero_shot': a sweep searches the settings of clip_autt; take adapt=clip_au$",
+        ),
         ({"steps": {"choices": [5, 10]}}, adapt_config(window=WindowSpec()), r"^adapt\.window: expected null"),
     ],
 )

@@ -181,9 +181,9 @@ def test_many_clips_show_those_that_changed_most(tmp_path: Path) -> None:
 
 def test_a_fallback_gives_its_reason_and_names_are_no_html(tmp_path: Path) -> None:
     one = explanation("<script>alert(1)</script>")
-    one = replace(one, windows=one.windows.assign(status=["ok", "source prompts: the loss of step 2 is <nan>"]))
+    one = replace(one, windows=one.windows.assign(status=["ok", "not adapted: the loss of step 2 is <nan>"]))
     page = page_of(tmp_path, one)
-    assert "1 fell back to the source prompts" in page and "source prompts: the loss of step 2 is &lt;nan&gt;" in page
+    assert "1 fell back to the source prompts" in page and "not adapted: the loss of step 2 is &lt;nan&gt;" in page
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
