@@ -206,7 +206,7 @@ class AdaptConfig:
         return ", ".join([title, *baseline, *self._shared_particulars(), *own])
 
     def _shared_particulars(self) -> Iterator[str]:
-        if self.window is not None:
+        if self.window is not None and "views" in self.method.needs:
             yield f"windows of {self.window.length}"
             yield from (f"{part} {value}" for part in ("stride", "hop") if (value := getattr(self.window, part)) > 1)
         if self.prior is not None:

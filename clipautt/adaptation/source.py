@@ -87,8 +87,8 @@ class Source:
             self.class_shares = torch.tensor(checkpoint.spec.class_shares, device=backbone.device)
         self.context = self.prompts.context
         self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
-        self._frames_per_pass = _FRAMES_PER_PASS
         self._kept: dict[Any, Any] = {}  # what is computed at its first use; copies share it
+        self._passes = {"frames": _FRAMES_PER_PASS}  # halved where memory is short, for all copies
         self.granted: frozenset[Need] | None = None
         """What may be used, see `limited_to`; None: everything."""
 
@@ -159,17 +159,17 @@ class Source:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self._frames_per_pass <= longest:
+                if self._passes["frames"] <= longest:
                     raise MemoryError(
                         f"the memory of {self.backbone.device} is too small for a window of {longest} frames of clip "
                         f"{clips[0].clip_id!r} or another one ({error}); free some, or take shorter windows"
                     ) from error
-            self._frames_per_pass //= 2
+            self._passes["frames"] //= 2
 
     def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
         with torch.no_grad():
             frames = [clip.features.to(self.backbone.device) for clip in clips]
-            embedded = self.model.window_embeddings_of(frames, specs, frames_per_pass=self._frames_per_pass)
+            embedded = self.model.window_embeddings_of(frames, specs, frames_per_pass=self._passes["frames"])
         for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
             first = np.asarray(starts) * spec.stride
             count = len(clip.times)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,15 +15,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.adaptation.driver import Past, SubjectResult, Unit, adapt, adapt_units, collapse, visiting_order
-from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.driver import (
+    History,
+    SubjectResult,
+    Unit,
+    adapt,
+    adapt_units,
+    collapse,
+    predict_clips,
+    visiting_order,
+)
+from clipautt.adaptation.method import AdaptConfig, BatchedMethod, Fidelity, LogitSource, Method, SavedState, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.methods.clip_autt.method import PromptState
 from clipautt.adaptation.methods.clip_autt.tuner import Problem, Tuned, Tuner
 from clipautt.adaptation.personalization import Personalization, load_personalization, save_personalization
-from clipautt.adaptation.predictions import DegenerateError, NotFiniteError, Prediction
+from clipautt.adaptation.predictions import ClipOutput, DegenerateError, NotFiniteError, Prediction
 from clipautt.adaptation.priors import estimate_prior
-from clipautt.adaptation.source import Source
+from clipautt.adaptation.source import Need, Source
 from clipautt.backbones.frozen_clip import _fingerprint
 from clipautt.features.clip_features import ClipFeatures, subject_centre
 from clipautt.model.checkpoint import Checkpoint
@@ -93,9 +103,10 @@ def test_step_zero_is_clip_au_bit_for_bit(protocol: Any, objective: Any, steps: 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_prompts_equal_to_the_source_s_predict_as_clip_au_bit_for_bit(protocol: Any) -> None:
     source, clip = fake_source(), fake_clip()
-    state = PromptState(source.context.clone(), source.au_embeddings_of(source.context))
-    method = ClipAUTT(adapt_config(protocol=protocol))
-    assert torch.equal(method.step(state, source, clip)[0].probabilities, clip_au(source, clip))
+    state = PromptState(source.au_embeddings_of(source.context), source.context.clone())
+    session = Session.open(source, adapt_config(protocol=protocol))
+    for output in (ClipAUTT().step(state, session, clip)[0], ClipAUTT().predict(state, session, clip)):
+        assert torch.equal(F.softmax(output.logits, dim=-1), clip_au(source, clip))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -152,55 +163,91 @@ def test_other_protocols_use_the_other_clips() -> None:
 
 @dataclass(frozen=True)
 class Recorder:
-    """Records what the driver hands to a method, and fails where told to."""
+    """Records what the driver hands to a method, and fails where told to; a state is the clips that it has seen."""
 
-    seen: list[tuple[Any, ClipFeatures]]
-    fitted: list[list[str]]
+    stepped: list[tuple[Any, ClipFeatures]] = field(default_factory=list)
+    fitted: list[list[str]] = field(default_factory=list)
+    predicted: list[tuple[Any, ClipFeatures]] = field(default_factory=list)
+    priors: list[torch.Tensor | None] = field(default_factory=list)
+    adapts: bool = True
     fails_at: str = ""
+    not_finite_at: str = ""
     fails_to_fit: bool = False
-    needs: ClassVar[frozenset[str]] = frozenset()
-    fidelity: ClassVar[Any] = "exact"
+    logits_from: LogitSource = "head"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    name: ClassVar[str] = "recorder"
+    fidelity: ClassVar[Fidelity] = "exact"
     deviations: ClassVar[str] = ""
 
-    def start(self, source: Source, config: AdaptConfig) -> tuple[str, ...]:
+    def title(self, config: AdaptConfig) -> tuple[str, ...]:
+        return ("recorder",)
+
+    def start(self, session: Session, prior: torch.Tensor | None) -> tuple[str, ...]:
+        self.priors.append(prior)
         return ()
 
-    def fit(self, state: Any, source: Source, clips: Sequence[ClipFeatures]) -> Any:
+    def fit(self, state: Any, session: Session, clips: Sequence[ClipFeatures]) -> Any:
         self.fitted.append([clip.clip_id for clip in clips])
         if self.fails_to_fit:
             raise NotFiniteError("the loss of fit is nan")
-        return state
+        return (*state, *self.fitted[-1])
 
-    def step(self, state: Any, source: Source, clip: ClipFeatures) -> tuple[Prediction, Any]:
-        self.seen.append((state, clip))
+    def step(self, state: Any, session: Session, clip: ClipFeatures) -> tuple[ClipOutput, Any]:
+        self.stepped.append((state, clip))
         if clip.clip_id == self.fails_at:
             raise NotFiniteError(f"the loss of {clip.clip_id} is nan")
-        return Prediction(clip.clip_id, clip.subject_id, torch.tensor([0.5, 0.5]), 0.0, 1.0), (*state, clip.clip_id)
+        after = (*state, clip.clip_id)
+        return self._output(after, clip), after
+
+    def predict(self, state: Any, session: Session, clip: ClipFeatures) -> ClipOutput:
+        self.predicted.append((state, clip))
+        return self._output(state, clip)
+
+    def _output(self, state: Any, clip: ClipFeatures) -> ClipOutput:
+        wrong = state and clip.clip_id == self.not_finite_at
+        return ClipOutput(torch.tensor([float("nan") if wrong else len(state), 0.0]), 0.0, 1.0)
+
+    def save(self, state: Any) -> SavedState:
+        return SavedState()
+
+    def restore(self, saved: SavedState, session: Session, prior: torch.Tensor | None) -> tuple[str, ...]:
+        return ()
 
 
 def record(clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -> tuple[Recorder, dict[str, Any]]:
-    recorder = Recorder([], [], **options)
-    return recorder, adapt(fake_source(subject_baseline=config.subject_baseline), clips, config, method=recorder)
+    recorder = Recorder(**options)
+    assert isinstance(recorder, Method) and not isinstance(recorder, BatchedMethod)
+    source = fake_source(subject_baseline=config.subject_baseline)
+    return recorder, adapt(source, clips, replace(config, method=recorder))
 
 
 def test_state_goes_from_clip_to_clip_online_and_starts_anew_per_video_and_subject() -> None:
     clips = fake_clips(subjects=2, per_subject=3)
     online, _ = record(clips, adapt_config(protocol="online"))
     for subject in ("s0", "s1"):  # side by side, and nothing passes from one to the other
-        own = [(state, clip.clip_id) for state, clip in online.seen if clip.subject_id == subject]
+        own = [(state, clip.clip_id) for state, clip in online.stepped if clip.subject_id == subject]
         order = [clip_id for _, clip_id in own]
         assert [state for state, _ in own] == [(), tuple(order[:1]), tuple(order[:2])]
-    assert online.fitted == []
     per_video, _ = record(clips, adapt_config(protocol="per_video"))
-    assert [state for state, _ in per_video.seen] == [()] * 6
-    assert sorted(per_video.fitted) == [[clip.clip_id] for clip in clips]
-    per_subject, _ = record(clips, adapt_config(protocol="per_subject"))
-    assert per_subject.fitted == [["s0c0", "s0c1", "s0c2"], ["s1c0", "s1c1", "s1c2"]]
+    assert [state for state, _ in per_video.stepped] == [()] * 6
+    assert sorted(clip.clip_id for _, clip in per_video.stepped) == sorted(clip.clip_id for clip in clips)
+    assert online.fitted == per_video.fitted == per_video.predicted == []
+
+
+def test_per_subject_fits_all_clips_once_and_then_predicts_each_without_a_step() -> None:
+    clips = fake_clips(subjects=2, per_subject=3)
+    recorder, results = record(clips, adapt_config(protocol="per_subject"))
+    sets = [["s0c0", "s0c1", "s0c2"], ["s1c0", "s1c1", "s1c2"]]
+    assert recorder.fitted == sets and recorder.stepped == []
+    with_state = [(state, clip.clip_id) for state, clip in recorder.predicted[:6]]
+    assert with_state == [(tuple(own), clip_id) for own in sets for clip_id in own]
+    assert {state for state, _ in recorder.predicted[6:]} == {()}, "without adaptation, to notice a collapse"
+    assert [result.state for result in results.values()] == [tuple(own) for own in sets]
 
 
 def test_methods_see_no_label() -> None:
     recorder, _ = record(fake_clips(subjects=1), adapt_config(protocol="online"))
-    for _, clip in recorder.seen:
+    for _, clip in recorder.stepped:
         assert sorted(vars(clip)) == ["clip_id", "face_found", "features", "subject_id", "times"]
 
 
@@ -211,7 +258,7 @@ def test_online_order_follows_the_seed_and_nothing_else() -> None:
     assert len({tuple(o) for o in order.values()}) == 5
     assert [c.clip_id for c in visiting_order(clips[::-1], adapt_config(seed=3))] == order[3]
     seen, results = record(clips, adapt_config(protocol="online", seed=2))
-    assert [clip.clip_id for _, clip in seen.seen] == [p.clip_id for p in results["s0"].predictions] == order[2]
+    assert [clip.clip_id for _, clip in seen.stepped] == [p.clip_id for p in results["s0"].predictions] == order[2]
     more = visiting_order([*clips, fake_clip("new", "s0")], adapt_config(seed=2))
     assert [c.clip_id for c in more if c.clip_id != "new"] == order[2]
 
@@ -229,9 +276,12 @@ def test_centre_is_running_online_of_all_frames_per_subject_and_of_the_clip_per_
     clips = {clip.clip_id: clip for clip in fake_clips(subjects=1)}
 
     def check(protocol: Any, centre_of: Any) -> None:
-        recorder, results = record(list(clips.values()), adapt_config(protocol=protocol, subject_baseline=baseline))
-        seen = [clip.clip_id for _, clip in recorder.seen]
-        for number, (_, clip) in enumerate(recorder.seen):
+        config = adapt_config(protocol=protocol, subject_baseline=baseline)
+        recorder, results = record(list(clips.values()), config, adapts=False)
+        handed = [clip for _, clip in (*recorder.stepped, *recorder.predicted)]
+        seen = [clip.clip_id for clip in handed]
+        assert len(seen) == len(clips)
+        for number, clip in enumerate(handed):
             frames = torch.cat([clips[name].features for name in centre_of(seen, number)])
             expected = clips[clip.clip_id].features - subject_centre(frames, baseline)
             torch.testing.assert_close(clip.features, expected)
@@ -245,14 +295,14 @@ def test_centre_is_running_online_of_all_frames_per_subject_and_of_the_clip_per_
 
 def test_without_a_baseline_features_stay_as_they_are() -> None:
     clips = fake_clips(subjects=1)
-    recorder, results = record(clips, adapt_config(protocol="per_subject"))
-    assert all(torch.equal(c.features, d.features) for c, (_, d) in zip(clips, recorder.seen, strict=True))
+    recorder, results = record(clips, adapt_config(protocol="per_subject"), adapts=False)
+    assert all(torch.equal(c.features, d.features) for c, (_, d) in zip(clips, recorder.predicted, strict=True))
     assert results["s0"].centre.abs().sum() == 0
 
 
 def test_clip_given_twice_is_an_error_that_names_it() -> None:
     clips = fake_clips(subjects=2)
-    with pytest.raises(ValueError, match="subject 's1' has clips twice: s1c2"):
+    with pytest.raises(ValueError, match="subject 's1' has duplicate clips: s1c2"):
         adapt(fake_source(), [*clips, clips[6]], adapt_config())
 
 
@@ -270,22 +320,39 @@ def test_zero_shot_runs_with_any_checkpoint() -> None:
     assert all(torch.equal(p.probabilities, plain[c].probabilities) for c, p in predictions.items())
 
 
-def test_step_that_is_not_finite_falls_back_to_the_source_prompts_and_resets() -> None:
+def test_step_that_goes_wrong_falls_back_to_the_start_and_resets() -> None:
     clips = fake_clips(subjects=1)
     order = [c.clip_id for c in visiting_order(clips, adapt_config())]
     recorder, results = record(clips, adapt_config(protocol="online"), fails_at=order[1])
     predictions = results["s0"].predictions
-    assert [p.status for p in predictions] == ["ok", f"source prompts: the loss of {order[1]} is nan", "ok", "ok"]
-    assert [state for state, _ in recorder.seen] == [(), (order[0],), (), (order[2],)]
-    failed = next(c for c in clips if c.clip_id == order[1])
-    assert torch.equal(predictions[1].probabilities, clip_au(fake_source(), failed))
+    assert [p.status for p in predictions] == ["ok", f"not adapted: the loss of {order[1]} is nan", "ok", "ok"]
+    assert [state for state, _ in recorder.stepped] == [(), (order[0],), (), (order[2],)]
+    adapted_to = [0.0, None, 0.0, 1.0]
+    for p, others in zip(predictions, adapted_to, strict=True):
+        logits = torch.tensor([0.0 if others is None else others + 1, 0.0])
+        assert torch.equal(p.probabilities, F.softmax(logits, dim=-1))
 
 
-@pytest.mark.parametrize("protocol", ["per_video", "per_subject"])
-def test_fit_that_is_not_finite_marks_the_clips_it_was_for(protocol: Any) -> None:
-    _, results = record(fake_clips(), adapt_config(protocol=protocol), fails_to_fit=True)
-    statuses = {p.status for result in results.values() for p in result.predictions}
-    assert statuses == {"source prompts: the loss of fit is nan"}
+def test_step_that_goes_wrong_marks_its_clip_alone_per_video() -> None:
+    _, results = record(fake_clips(), adapt_config(protocol="per_video"), fails_at="s0c2")
+    wrong = {clip_id: p.status for clip_id, p in by_clip(results).items() if p.status != "ok"}
+    assert wrong == {"s0c2": "not adapted: the loss of s0c2 is nan"}
+
+
+def test_fit_that_goes_wrong_marks_all_clips_of_the_subject() -> None:
+    recorder, results = record(fake_clips(), adapt_config(protocol="per_subject"), fails_to_fit=True)
+    assert {p.status for p in by_clip(results).values()} == {"not adapted: the loss of fit is nan"}
+    assert {state for state, _ in recorder.predicted} == {()}
+    assert {result.after.fallback for result in results.values()} == {"not adapted: the loss of fit is nan"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_prediction_that_is_not_finite_falls_back_and_says_so(protocol: Any) -> None:
+    _, results = record(fake_clips(), adapt_config(protocol=protocol), not_finite_at="s0c2")
+    predictions = by_clip(results)
+    wrong = {clip_id: p.status for clip_id, p in predictions.items() if p.status != "ok"}
+    assert wrong == {"s0c2": "not adapted: the probabilities of clip 's0c2' are not finite"}
+    assert predictions["s0c2"].probabilities.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("readout", ["best_window", "mean_windows", "peak_window", "whole_clip"])
@@ -303,7 +370,7 @@ def test_exploding_prompts_give_clip_au_s_prediction_and_say_so(protocol: Any, r
     result = adapt(source, clips, exploding)["s0"]
     expected = by_clip(adapt(source, clips, adapt_config(protocol=protocol, readout=readout)))
     for prediction in result.predictions:
-        assert prediction.status.startswith("source prompts: the ")
+        assert prediction.status.startswith("not adapted: the ")
         assert torch.equal(prediction.probabilities, expected[prediction.clip_id].probabilities)
     assert result.state.context is None
 
@@ -336,11 +403,12 @@ def test_nothing_in_the_source_or_the_clips_changes(protocol: Any) -> None:
 
 def test_states_are_values_that_no_later_step_changes() -> None:
     source = fake_source()
-    method = ClipAUTT(changed(TUNED, protocol="online"))
-    state = method.start(source, TUNED)
+    session = Session.open(source, changed(TUNED, protocol="online"))
+    method, _ = own(session.config)
+    state = method.start(session, None)
     states, copies = [], []
     for clip in fake_clips(subjects=1):
-        _, state = method.step(state, source, clip)
+        _, state = method.step(state, session, clip)
         states.append(state)
         copies.append(copy.deepcopy(vars(state)))
     for kept, was in zip(states, copies, strict=True):
@@ -370,20 +438,21 @@ def test_every_clip_gets_one_prediction_and_results_are_ordered() -> None:
 
 
 def one_run(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, **options: Any) -> SubjectResult:
-    (result,) = adapt_units(source, [Unit(clips[0].subject_id, tuple(clips))], config, **options)
+    session = Session.open(source, config)
+    (result,) = adapt_units(session, [Unit(clips[0].subject_id, tuple(clips))], **options)
     return result
 
 
 @pytest.mark.parametrize(
     ("decisions", "share", "expected"),
     [
-        ([(1, 1)] * 4 + [(1, 0)] * 4, 0.2, "all 8 clips fell into 'pain', 4 of them under the tuned prompts only"),
-        ([(0, 0)] * 9 + [(0, 1)], 0.1, "all 10 clips fell into 'neutral', 1 of them under the tuned prompts only"),
+        ([(1, 1)] * 4 + [(1, 0)] * 4, 0.2, "all 8 clips fell into 'pain', 4 of them only with adaptation"),
+        ([(0, 0)] * 9 + [(0, 1)], 0.1, "all 10 clips fell into 'neutral', 1 of them only with adaptation"),
         ([(0, 0)] * 9 + [(0, 1)], 0.2, None),  # too few clips were elsewhere
         ([(1, 0)] * 7, 0.2, None),  # too few clips
         ([(1, 0)] * 8 + [(0, 0)], 0.2, None),  # two classes
         ([(1, 1)] * 8, 0.2, None),  # where the source prompts are
-        ([(1, 0)] * 8, 1.0, "all 8 clips fell into 'pain', 8 of them under the tuned prompts only"),
+        ([(1, 0)] * 8, 1.0, "all 8 clips fell into 'pain', 8 of them only with adaptation"),
         ([(1, 0)] * 8, 1.1, None),  # never
         ([], 0.0, None),
     ],
@@ -403,11 +472,11 @@ def test_collapsed_subject_gets_the_source_prompts_and_says_so() -> None:
     left = adapt(source, clips, changed(COLLAPSING, collapse_share=1.1))
     assert {p.label_index for p in left["s0"].predictions} == {0}
     others = sum(plain[p.clip_id].label_index for p in left["s0"].predictions)
-    status = f"source prompts: all 12 clips fell into 'neutral', {others} of them under the tuned prompts only"
+    status = f"not adapted: all 12 clips fell into 'neutral', {others} of them only with adaptation"
     assert others >= 3 and {p.status for p in results["s0"].predictions} == {status}
     for prediction in results["s0"].predictions:
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
-    assert results["s0"].state.context is None and results["s0"].course.fallen == status
+    assert results["s0"].state.context is None and results["s0"].after.fallback == status
     assert {p.status for p in results["s1"].predictions} == {"ok"}, "the other subject keeps its tuned prompts"
     assert_same({"s1": results["s1"]}, {"s1": left["s1"]})
 
@@ -420,10 +489,10 @@ def test_collapse_online_holds_for_the_rest() -> None:
     statuses = [p.status for p in result.predictions]
     at = statuses.index(next(status for status in statuses if status != "ok"))
     assert at == 7 and set(statuses[:at]) == {"ok"} and len(set(statuses[at:])) == 1
-    assert statuses[at].startswith("source prompts: all 8 clips fell into 'neutral', 3 of them under the")
+    assert statuses[at].startswith("not adapted: all 8 clips fell into 'neutral', 3 of them only with adaptation")
     for prediction in result.predictions[at:]:
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
-    assert result.state.context is None and result.state.memory == () and result.course.fallen == statuses[at]
+    assert result.state.context is None and result.state.memory == () and result.after.fallback == statuses[at]
     left = one_run(source, clips, changed(config, collapse_share=1.1))
     assert {p.status for p in left.predictions} == {"ok"} and {p.label_index for p in left.predictions[:8]} == {0}
 
@@ -434,37 +503,38 @@ def test_per_video_never_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(COLLAPSING, readout="mean_windows")
     collapsed = one_run(source, clips, changed(config, collapse_share=1.1)).state
     given = Tuned(collapsed.context, collapsed.au_embeddings, 1)
-    monkeypatch.setattr(Tuner, "tune", lambda self, problems, config: [given] * len(problems))
+    monkeypatch.setattr(Tuner, "tune", lambda self, problems, *_: [given] * len(problems))
     (status,) = {p.status for p in one_run(source, clips, config).predictions}
-    assert status == "source prompts: all 12 clips fell into 'pain', 4 of them under the tuned prompts only"
+    assert status == "not adapted: all 12 clips fell into 'pain', 4 of them only with adaptation"
     result = one_run(source, clips, changed(config, protocol="per_video"))
     assert {(p.status, p.label_index) for p in result.predictions} == {("ok", 1)}
 
 
-@pytest.mark.parametrize("tune", ["context", "feature", "first_order"])
+@pytest.mark.parametrize("tune", ["context", "feature"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any, tune: Any) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     config = changed(TUNED, protocol=protocol, tune=tune, max_drift=1e-6)
+    tuned, _ = own(config)
     result = one_run(source, clips, config)
     plain = by_clip(adapt(source, clips, adapt_config(protocol=protocol)))
     for prediction in result.predictions:
         drift = re.fullmatch(
-            r"source prompts: the prompts ran away \(drift (0\.\d+), max_drift 1e-06\)", prediction.status
+            r"not adapted: the prompts ran away \(drift (0\.\d+), max_drift 1e-06\)", prediction.status
         )
-        assert drift and float(drift[1]) <= TUNED.steps * TUNED.learning_rate, prediction.status
+        assert drift and float(drift[1]) <= tuned.steps * tuned.learning_rate, prediction.status
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
     assert result.state.context is None and result.state.offset is None
     assert {p.status for p in one_run(source, clips, changed(config, max_drift=30.0)).predictions} == {"ok"}
 
 
-@pytest.mark.parametrize("tune", ["context", "feature", "first_order"])
+@pytest.mark.parametrize("tune", ["context", "feature"])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e10])
 def test_a_step_size_that_no_prompt_survives_is_noticed(tune: Any, size: float) -> None:
     """Also where the text tower's normalisation keeps the embeddings, and the loss, finite and in place."""
     source, clips = fake_source(), fake_clips(subjects=1)
     result = one_run(source, clips, changed(TUNED, tune=tune, learning_rate=size))
-    assert all(p.status.startswith("source prompts: the ") for p in result.predictions)
+    assert all(p.status.startswith("not adapted: the ") for p in result.predictions)
     assert {p.status for p in one_run(source, clips, changed(TUNED, tune=tune, learning_rate=3.0)).predictions} == {
         "ok"
     }
@@ -478,11 +548,10 @@ def test_drift_literal() -> None:
         config = changed(TUNED, objective="entropy", steps=1, learning_rate=0.25, tune=tune)
         (outcome,) = Tuner(source).tune([problem], *own(config))
         assert isinstance(outcome, Tuned) and outcome.drift == pytest.approx(0.25, rel=1e-2)
-    start = PromptState(au_embeddings=source.au_embeddings)
+    start = PromptState(source.au_embeddings)
     for limit, fell in ((0.49, True), (0.5, False)):
-        outcome = ClipAUTT(changed(TUNED, max_drift=limit))._checked(
-            start, source, Tuned(source.context, source.au_embeddings, 1, drift=0.5)
-        )
+        tuned = Tuned(source.context, source.au_embeddings, 1, drift=0.5)
+        outcome = ClipAUTT("entropy", max_drift=limit)._checked(start, tuned)
         assert isinstance(outcome, DegenerateError) is fell
         if fell:
             assert str(outcome) == "the prompts ran away (drift 0.5, max_drift 0.49)"
@@ -515,6 +584,20 @@ def test_prior_is_relative_to_the_shares_of_the_training() -> None:
         assert torch.allclose(same[clip_id].probabilities, prediction.probabilities, atol=1e-6)
         expected = 2.5 * positive / (2.5 * positive + 0.625 * negative)
         assert float(half[clip_id].probabilities[1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_prior_is_relative_to_equal_shares_where_logits_are_of_class_descriptions() -> None:
+    checkpoint = fake_checkpoint()
+    spec = replace(checkpoint.spec, training={"class_shares": [0.8, 0.2]})
+    source = Source(Checkpoint(checkpoint.model, spec), shared_backbone())
+    expected = {"head": math.e / (math.e + 1), "class_text": 0.8 * math.e / (0.8 * math.e + 0.2)}
+    for logits_from, neutral in expected.items():
+        recorder = Recorder(logits_from=logits_from)  # type: ignore[arg-type]
+        config = AdaptConfig(recorder, protocol="per_video", prior=0.2)
+        (prediction,) = adapt(source, [fake_clip()], config)["s0"].predictions
+        assert float(prediction.probabilities[0]) == pytest.approx(neutral, abs=1e-6)
+        (given,) = recorder.priors
+        assert given is not None and given.tolist() == pytest.approx([0.8, 0.2])
 
 
 def test_estimated_prior_is_of_the_subject_and_needs_all_its_clips() -> None:
@@ -557,10 +640,11 @@ def test_fallback_keeps_the_prior(protocol: Any) -> None:
     for config in (changed(COLLAPSING, prior=0.4), changed(TUNED, prior=0.4, max_drift=1e-6)):
         result = one_run(source, clips, changed(config, protocol=protocol))
         fallen = [p for p in result.predictions if p.status != "ok"]
-        assert fallen or (protocol == "per_video" and config.max_drift == 30)
+        assert fallen or (protocol == "per_video" and own(config)[0].max_drift == 30)
         for p in fallen:
             assert torch.equal(p.probabilities, plain[p.clip_id].probabilities)
             assert p.prior is not None and float(p.prior[1]) == pytest.approx(0.4)
+        assert result.state.prior is result.after.prior
         assert float(result.state.prior[1]) == pytest.approx(0.4)
 
 
@@ -570,17 +654,17 @@ def test_a_collapse_takes_the_estimated_prior_back_and_prompts_that_ran_away_kee
     for config, prior in ((COLLAPSING, None), (changed(TUNED, max_drift=1e-6), "estimate")):
         plain = one_run(source, clips, adapt_config(prior=prior))  # type: ignore[arg-type]
         result = one_run(source, clips, changed(config, prior="estimate"))
-        assert all(p.status.startswith("source prompts: ") for p in result.predictions)
+        assert all(p.status.startswith("not adapted: ") for p in result.predictions)
         for p, q in zip(result.predictions, plain.predictions, strict=True):
             assert torch.equal(p.probabilities, q.probabilities)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("options", [{}, {"tune": "feature"}, {"tune": "first_order"}, {"objective": "none"}])
+@pytest.mark.parametrize("options", [{}, {"tune": "feature"}, {"objective": "none"}])
 def test_trace_reproduces_the_predictions(options: dict[str, Any], protocol: Any) -> None:
     source, clips = fake_source(subject_baseline="median"), fake_clips(subjects=1)
     config = changed(TUNED, protocol=protocol, readout="mean_windows", subject_baseline="median", **options)
-    if config.tunes and protocol == "per_video":  # a clip is a single sample here, which only entropy tunes
+    if config.method.adapts and protocol == "per_video":  # a clip is a single sample here, which only entropy tunes
         config = changed(config, objective="entropy")
     result = one_run(source, clips, config, trace=True)
     assert result.trace is not None and repr(result.trace) == "Trace(4 clips)"
@@ -591,7 +675,7 @@ def test_trace_reproduces_the_predictions(options: dict[str, Any], protocol: Any
         torch.testing.assert_close(prediction.probabilities, F.softmax(logits, dim=-1), atol=1e-6, rtol=0)
     assert one_run(source, clips, config).trace is None
     different = len({tuple(a.flatten().tolist()) for a in result.trace.au_embeddings})
-    assert different == (1 if not config.tunes or protocol == "per_subject" else 4)
+    assert different == (1 if not config.method.adapts or protocol == "per_subject" else 4)
 
 
 @pytest.mark.parametrize("protocol", ["online", "per_subject"])
@@ -611,7 +695,7 @@ def test_units_come_back_in_their_order_and_a_subject_may_have_several() -> None
     units = [Unit(part[0].subject_id, tuple(part)) for part in parts]
     for protocol in PROTOCOLS:
         config = changed(TUNED, protocol=protocol)  # type: ignore[arg-type]
-        results = adapt_units(source, units, config)
+        results = adapt_units(Session.open(source, config), units)
         assert [result.subject_id for result in results] == ["s1", "s0", "s0"]
         for result, part in zip(results, parts, strict=True):
             assert_close({"s": result}, {"s": one_run(source, part, config)})
@@ -619,44 +703,54 @@ def test_units_come_back_in_their_order_and_a_subject_may_have_several() -> None
         for p in (*results[1].predictions, *results[2].predictions):
             same = torch.allclose(p.probabilities, whole[p.clip_id].probabilities, atol=1e-5)
             assert same or protocol != "per_video", "clips that share nothing may come in any units"
-    assert adapt_units(source, [], TUNED) == []
+    assert adapt_units(Session.open(source, TUNED), []) == []
 
 
 def test_seconds_of_units_are_shared_out_by_their_clips() -> None:
     clips = fake_clips(subjects=2, per_subject=4)
     units = [Unit("s0", tuple(clips[:1])), Unit("s1", tuple(clips[4:]))]
-    one, other = adapt_units(fake_source(), units, TUNED)
+    one, other = adapt_units(Session.open(fake_source(), TUNED), units)
     assert other.seconds == pytest.approx(4 * one.seconds)
 
 
-def test_a_past_is_for_online_and_its_clips_are_not_visited_again() -> None:
+def test_a_history_is_for_online_and_its_clips_are_not_visited_again() -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
-    past = Past(one_run(source, clips[:2], changed(TUNED, protocol="online")).course, tuple(clips[:2]))
-    with pytest.raises(ValueError, match=r"subject 's0' goes on from a past; protocol='per_subject' has none"):
-        adapt_units(source, [Unit("s0", tuple(clips[2:]), past)], TUNED)
-    with pytest.raises(ValueError, match=r"subject 's0' has clips twice: s0c1"):
-        adapt_units(source, [Unit("s0", tuple(clips[1:]), past)], changed(TUNED, protocol="online"))
+    online = changed(TUNED, protocol="online")
+    history = History(one_run(source, clips[:2], online).after, tuple(clips[:2]))
+    with pytest.raises(ValueError, match=r"subject 's0' resumes an online run; protocol='per_subject' cannot"):
+        adapt_units(Session.open(source, TUNED), [Unit("s0", tuple(clips[2:]), history)])
+    with pytest.raises(ValueError, match=r"subject 's0' has duplicate clips: s0c1"):
+        adapt_units(Session.open(source, online), [Unit("s0", tuple(clips[1:]), history)])
 
 
-def test_subjects_side_by_side_go_on_each_from_its_own_past() -> None:
-    """One is new, one goes on, one has fallen before."""
+def test_subjects_side_by_side_go_on_each_from_its_own_history() -> None:
+    """One is new, one goes on, one has collapsed before."""
     source, clips = fake_source(seed=2), fake_clips(subjects=3, per_subject=12)
     config = changed(COLLAPSING, protocol="online")
     units = []
     for number, at in enumerate((9, 3, 0)):
         order = visiting_order(clips[12 * number : 12 * number + 12], config)
-        course = one_run(source, order[:at], config).course if at else None
-        past = None if course is None else Past(course, tuple(order[:at]))
-        units.append(Unit(f"s{number}", tuple(order[at:]), past))
-    together = adapt_units(source, units, config)
-    assert together[0].course.fallen and not together[1].course.fallen
+        history = History(one_run(source, order[:at], config).after, tuple(order[:at])) if at else None
+        units.append(Unit(f"s{number}", tuple(order[at:]), history))
+    together = adapt_units(Session.open(source, config), units)
+    assert together[0].after.fallback and not together[1].after.fallback
     for unit, result in zip(units, together, strict=True):
-        whole = one_run(source, [*(unit.past.clips if unit.past else ()), *unit.clips], config)
+        whole = one_run(source, [*(unit.history.clips if unit.history else ()), *unit.clips], config)
         left = len(result.predictions)
         for p, q in zip(result.predictions, whole.predictions[-left:], strict=True):
             assert (p.clip_id, p.label_index, p.status) == (q.clip_id, q.label_index, q.status)
             torch.testing.assert_close(p.probabilities, q.probabilities, atol=1e-5, rtol=0)
-        assert result.course.fallen == whole.course.fallen
+        assert result.after.fallback == whole.after.fallback
+
+
+@pytest.mark.parametrize("prior", [None, 0.3, "estimate"])
+def test_further_clips_are_predicted_as_those_that_were_adapted_to(prior: Any) -> None:
+    """The same clips again: without adapting to them, under the subject's state and prior."""
+    source, clips = fake_source(), fake_clips(subjects=1)
+    config = changed(TUNED, prior=prior)
+    result = one_run(source, clips, config)
+    for p, q in zip(predict_clips(Session.open(source, config), result.after, clips), result.predictions, strict=True):
+        assert p.clip_id == q.clip_id and torch.equal(p.probabilities, q.probabilities)
 
 
 def test_results_print_no_tensors() -> None:
@@ -677,5 +771,6 @@ def test_a_gpu_gives_what_the_cpu_gives(tmp_path: Path, protocol: Any) -> None:
         torch.testing.assert_close(prediction.probabilities, expected[clip_id].probabilities, atol=1e-3, rtol=0)
     personalization = Personalization.of(results["s0"], config)
     save_personalization(personalization, tmp_path / "p.safetensors", checkpoint=on_cpu.checkpoint.fingerprint)
-    assert load_personalization(tmp_path / "p.safetensors", on_gpu).state(on_gpu).au_embeddings.is_cuda
+    loaded = load_personalization(tmp_path / "p.safetensors", on_gpu)
+    assert loaded.after(loaded.session(on_gpu)).state.au_embeddings.is_cuda
     assert by_clip(adapt(on_gpu, clips, ZERO_SHOT)).keys() == expected.keys()

@@ -15,16 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipautt.adaptation import tuning
 from clipautt.adaptation.method import AdaptConfig, TuningConfig
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
+from clipautt.adaptation.methods.clip_autt import tuner as tuner_module
+from clipautt.adaptation.methods.clip_autt.objectives import objective_loss
 from clipautt.adaptation.methods.clip_autt.tuner import Problem, Tuned, Tuner
 from clipautt.adaptation.predictions import DegenerateError, NotFiniteError
 from clipautt.adaptation.source import Source
+from tests.golden import regenerate as golden
 from tests.support.configs import adapt_config, changed, own
-from tests.support.fakes import FEATURE_DIM, TEXT_WIDTH, fake_source
+from tests.support.fakes import FEATURE_DIM, TEXT_WIDTH, fake_checkpoint, fake_source, shared_backbone
+from tests.support.tuned import tune_context
 
-EXACT = adapt_config(objective="infomax_kl", steps=4, learning_rate=0.2)
-TUNES = ("context", "feature", "first_order")
+STEPS = 4
+EXACT = adapt_config(objective="infomax_kl", steps=STEPS, learning_rate=0.2)
+ENTROPY = adapt_config(objective="entropy", steps=3, learning_rate=0.1)
+TUNES = ("context", "feature")
 
 
 def units(*shape: int, seed: int) -> Tensor:
@@ -111,24 +117,19 @@ def test_many_problems_at_once_equal_one_by_one(options: dict[str, Any], tune: A
     config = changed(EXACT, tune=tune, **options)
     together = assert_together_as_alone(source, various(source, tune), config)
     single = 3  # the fourth problem has one sample
-    assert [o.steps for o in together] == [0 if i == single and "infomax" in config.objective else 4 for i in range(6)]
+    assert [o.steps for o in together] == [
+        0 if i == single and "infomax" in own(config)[0].objective else 4 for i in range(6)
+    ]
     start = torch.zeros(6, FEATURE_DIM) if tune == "feature" else source.context
     moved = [float((o.parameter - start).abs().max()) > 1e-3 for o in together]
     assert moved == [o.steps > 0 for o in together]
 
 
-def test_relinearised_problems_in_one_batch_equal_one_by_one_also_when_some_stop() -> None:
-    source = fake_source()
-    config = changed(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
-    together = assert_together_as_alone(source, various(source, "first_order"), config)
-    assert len({outcome.steps for outcome in together}) > 2, "some stop earlier"
-
-
-def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
+def reference(source: Source, one: Problem, method: ClipAUTT) -> Tensor:
     """One problem by a plain loop: PyTorch's AdamW, the model's own functions, nothing batched."""
     start = source.context if one.start is None else one.start
-    moved = torch.zeros_like(start if config.per_au_context else start[:1]).requires_grad_(True)
-    rate = config.learning_rate * float(source.context.square().mean().sqrt())
+    moved = torch.zeros_like(start if method.per_au_context else start[:1]).requires_grad_(True)
+    rate = method.learning_rate * float(source.context.square().mean().sqrt())
     optimizer = torch.optim.AdamW([moved], lr=rate, weight_decay=0.0)
     trained = source.class_shares
     shift = torch.zeros(2) if one.prior is None else (one.prior.float() / trained).log()
@@ -139,15 +140,15 @@ def reference(source: Source, one: Problem, config: AdaptConfig) -> Tensor:
 
     with torch.no_grad():
         before = F.softmax(predictions(source.au_embeddings), -1)
-    for _ in range(config.steps):
+    for _ in range(method.steps):
         logits = predictions(source.au_embeddings_of(start + moved))
         p = F.softmax(logits, -1)
         loss = -(p * p.log()).sum(-1).mean()
-        if config.objective != "entropy":
+        if method.objective != "entropy":
             mean = p.mean(0)
-            loss = loss + config.balance_weight * (mean * (mean / expected).log()).sum()
-        if config.objective == "infomax_kl":
-            loss = loss + config.kl_weight * (before * (before / p).log()).sum(-1).mean()
+            loss = loss + method.balance_weight * (mean * (mean / expected).log()).sum()
+        if method.objective == "infomax_kl":
+            loss = loss + method.kl_weight * (before * (before / p).log()).sum(-1).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -168,7 +169,7 @@ def test_tuning_is_a_plain_loop_with_adamw(options: dict[str, Any]) -> None:
     config = changed(EXACT, readout="mean_windows", **options)
     one = problem(4, 2, 7, seed=2, start=other_start(source, "context", seed=1), positives=0.2)
     (found,) = tuned(Tuner(source), [one], config)
-    torch.testing.assert_close(found.parameter, reference(source, one, config), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.parameter, reference(source, one, own(config)[0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.au_embeddings, source.au_embeddings_of(found.parameter), atol=1e-5, rtol=0)
 
 
@@ -179,30 +180,13 @@ def test_prior_counts_in_objective_and_decision() -> None:
     assert (one.parameter - other.parameter).abs().max() > 1e-3
 
 
-def test_feature_offset_moves_the_features_and_first_order_the_context() -> None:
+def test_feature_offset_moves_the_features() -> None:
     source = fake_source()
-    one = problem(2, 3, seed=1)
-    offset = tuned(Tuner(source), [one], changed(EXACT, tune="feature"))[0]
+    (offset,) = tuned(Tuner(source), [problem(2, 3, seed=1)], changed(EXACT, tune="feature"))
     assert offset.parameter.shape == source.text_features.shape
     torch.testing.assert_close(
         offset.au_embeddings, source.model.au_embeddings(source.text_features + offset.parameter)
     )
-    linear = tuned(Tuner(source), [one], changed(EXACT, tune="first_order"))[0]
-    model = source.linearised_tower()
-    torch.testing.assert_close(linear.au_embeddings, source.model.au_embeddings(model(linear.parameter[None]))[0])
-    again = tuned(Tuner(source), [one], changed(EXACT, tune="first_order", relinearise=2))[0]
-    torch.testing.assert_close(again.au_embeddings, source.au_embeddings_of(again.parameter), atol=1e-5, rtol=0)
-
-
-def test_relinearising_each_step_takes_the_exact_features() -> None:
-    """The features are the tower's and only the gradient is the source prompts'; at the first step that is exact."""
-    source = fake_source()
-    config = changed(EXACT, steps=1)
-    one = problem(2, 3, seed=1)
-    (exact,), (linear,) = (
-        tuned(Tuner(source), [one], c) for c in (config, changed(config, tune="first_order", relinearise=1))
-    )
-    assert_close(exact, linear)
 
 
 @pytest.mark.parametrize("tune", TUNES)
@@ -221,14 +205,14 @@ def test_tolerance_ends_before_the_step_that_would_change_too_little() -> None:
     single = tuned(Tuner(source), [one], changed(EXACT, steps=1))[0]
     assert huge.steps == single.steps == 1
     assert_close(huge, single)
-    assert tuned(Tuner(source), [one], changed(EXACT, tolerance=0.0))[0].steps == EXACT.steps
+    assert tuned(Tuner(source), [one], changed(EXACT, tolerance=0.0))[0].steps == STEPS
 
 
 @pytest.mark.parametrize("tune", TUNES)
 @pytest.mark.parametrize("broken", ["windows", "start"])
 def test_problem_that_is_not_finite_fails_alone(tune: Any, broken: str) -> None:
     source = fake_source()
-    config, problems = changed(EXACT, tune=tune, relinearise=2), various(source, tune)
+    config, problems = changed(EXACT, tune=tune), various(source, tune)
     expected = tuned(Tuner(source), [problems[i] for i in (0, 1, 3, 4, 5)], config)
     if broken == "windows":
         problems[2] = Problem([units(1, seed=1), torch.full((2, FEATURE_DIM), float("nan"))])
@@ -245,17 +229,17 @@ def test_problem_that_is_not_finite_fails_alone(tune: Any, broken: str) -> None:
 def test_problem_that_fails_at_a_later_step_fails_alone(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes a few steps with the others; its loss, which is told by its prior, then stops being a number."""
     source = fake_source()
-    config, problems = changed(EXACT, tune=tune, relinearise=2), various(source, tune)
+    config, problems = changed(EXACT, tune=tune), various(source, tune)
     kept = (0, 1, 3, 4, 5)
     expected = tuned(Tuner(source), [problems[i] for i in kept], config)
-    stock, looks = tuning.objective_loss, [0]
+    stock, looks = tuner_module.objective_loss, [0]
 
     def loss(*given: Any, prior: Tensor, **named: Any) -> Tensor:
         looks[0] += 1
         failing = (prior[:, 1] == 0.2) & (looks[0] == 3)
         return torch.where(failing, torch.nan, 1.0) * stock(*given, prior=prior, **named)
 
-    monkeypatch.setattr(tuning, "objective_loss", loss)
+    monkeypatch.setattr(tuner_module, "objective_loss", loss)
     found = Tuner(source, TuningConfig(batch_size=6)).tune(problems, *own(config))
     assert str(found[2]) == "the infomax_kl loss of step 2 is nan" and isinstance(found[2], NotFiniteError)
     for i, other in zip(kept, expected, strict=True):
@@ -272,7 +256,7 @@ def test_single_sample_has_no_mutual_information_and_returns_the_start(objective
     found = tuned(Tuner(source), [problem(5, seed=1, start=start), problem(5, seed=1)], config)
     assert torch.equal(found[0].parameter, start) and found[0].steps == found[1].steps == 0
     assert torch.equal(found[1].au_embeddings, source.au_embeddings)
-    assert tuned(Tuner(source), [problem(5, seed=1)], changed(config, objective="entropy"))[0].steps == config.steps
+    assert tuned(Tuner(source), [problem(5, seed=1)], changed(config, objective="entropy"))[0].steps == STEPS
 
 
 def test_no_problems_no_results() -> None:
@@ -317,18 +301,137 @@ def test_many_windows_go_in_parts_with_the_same_result_and_gradient(monkeypatch:
         return result
 
     monkeypatch.setattr(source, "logits", counted)
-    monkeypatch.setattr(tuning, "checkpoint", noted)
+    monkeypatch.setattr(tuner_module, "checkpoint", noted)
     tuned(Tuner(source), problems, config)
     assert not again, "few windows are kept for the way back"
     assert max(len(torch.cat(list(one.samples))) for one in problems) == 8
     for most in (6, 24):  # fewer than a problem has, and fewer than the batch has
         sizes.clear()
         again.clear()
-        monkeypatch.setattr(tuning, "_WINDOWS_PER_PASS", most)
+        monkeypatch.setattr(tuner_module, "_WINDOWS_PER_PASS", most)
         found = tuned(Tuner(source), problems, config)
-        assert max(sizes) <= most and len(again) > EXACT.steps, "many are computed again on the way back"
+        assert max(sizes) <= most and len(again) > STEPS, "many are computed again on the way back"
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other)
+
+
+@pytest.mark.parametrize("objective", ["entropy", "infomax", "infomax_kl"])
+def test_tuning_lowers_its_objective_and_leaves_the_start_alone(objective: Any) -> None:
+    source, windows = fake_source(), units(8, seed=0)
+    config = adapt_config(objective=objective, steps=10, learning_rate=0.1)
+    start = source.context.clone()
+    tuned = tune_context(source, windows.split(1), start, config)
+    before = objective_loss(source.logits(windows), source.logits(windows), config.method)
+    after = objective_loss(
+        source.logits(windows, source.au_embeddings_of(tuned)), source.logits(windows), config.method
+    )
+    assert after < before - 1e-3
+    assert torch.equal(start, source.context) and tuned.shape == start.shape and not tuned.requires_grad
+
+
+def test_step_size_is_relative_to_the_root_mean_square_of_the_context() -> None:
+    """AdamW's first step moves every coordinate by the learning rate."""
+    source, windows = fake_source(), units(3, seed=0)
+    rms = float(source.context.square().mean().sqrt())
+    assert 0.01 < rms < 0.03
+    relative = tune_context(source, windows.split(1), source.context, changed(ENTROPY, steps=1, learning_rate=0.5))
+    assert float((relative - source.context).abs().median()) == pytest.approx(0.5 * rms, rel=1e-2)
+    absolute = changed(ENTROPY, steps=1, learning_rate=0.5, learning_rate_unit="absolute")
+    moved = tune_context(source, windows.split(1), source.context, absolute) - source.context
+    assert float(moved.abs().median()) == pytest.approx(0.5, rel=1e-2)
+
+
+def source_with_context(phrase: str, tokens: int) -> Source:
+    checkpoint = fake_checkpoint()
+    spec = replace(checkpoint.spec, context=phrase, context_tokens=tokens)
+    return Source(replace(checkpoint, spec=spec), shared_backbone())
+
+
+def test_prompts_without_context_tokens_have_none_to_tune() -> None:
+    source = source_with_context("", 0)
+    with pytest.raises(
+        ValueError, match=r"adapt\.method\.tune='context', but this checkpoint's prompts have no context tokens"
+    ):
+        tune_context(source, units(2, seed=0).split(1), None, ENTROPY)
+    Tuner(source).tune([Problem(units(2, seed=0).split(1))], *own(changed(ENTROPY, tune="feature")))
+
+
+@pytest.mark.parametrize("phrase", ["a human face with", ""])
+def test_shared_context_is_one_displacement_for_all_prompts(phrase: str) -> None:
+    """Where context stands in the AUs' own words, they keep what distinguishes them."""
+    source, windows = source_with_context(phrase, 4 if phrase else 2), units(3, seed=0)
+    tuned = tune_context(source, windows.split(1), source.context, changed(ENTROPY, per_au_context=False))
+    moved = tuned - source.context
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-6, rtol=0)
+    assert float(moved.abs().max()) > 1e-4
+    still = tune_context(
+        source, windows.split(1), source.context, changed(ENTROPY, per_au_context=False, learning_rate=1e-12)
+    )
+    torch.testing.assert_close(still, source.context, atol=1e-9, rtol=0)
+    free = tune_context(source, windows.split(1), source.context, ENTROPY) - source.context
+    assert not torch.allclose(free[0], free[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["infomax", "infomax_kl"])
+def test_mutual_information_of_one_window_moves_nothing(objective: Any) -> None:
+    """It is zero whatever the prompts are; AdamW would turn rounding errors into steps of full size."""
+    source = fake_source()
+    config = adapt_config(objective=objective, steps=5, learning_rate=0.3)
+    tuned = tune_context(source, units(1, seed=0).split(1), source.context, config)
+    assert torch.equal(tuned, source.context) and tuned is not source.context
+    assert not torch.equal(tune_context(source, units(2, seed=0).split(1), source.context, config), source.context)
+
+
+def test_numbers_that_are_not_finite_stop_the_tuning() -> None:
+    source = fake_source()
+    with pytest.raises(NotFiniteError, match="the entropy loss of step 0 is nan"):
+        tune_context(source, [torch.full((1, FEATURE_DIM), float("nan"))], source.context, ENTROPY)
+    with pytest.raises(NotFiniteError, match=r"the entropy loss of step 1 is nan|the tuned prompts are not finite"):
+        huge = changed(ENTROPY, learning_rate=1e37, learning_rate_unit="absolute")
+        tune_context(source, units(2, seed=0).split(1), source.context, huge)
+
+
+def test_a_sample_is_the_mean_of_the_logits_of_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of different length, under the tuned prompts and under the source prompts alike."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss(logits: torch.Tensor, source_logits: torch.Tensor, method: ClipAUTT, **given: Any) -> torch.Tensor:
+        seen.append((logits.detach()[0, :3].float(), source_logits[0, :3].float()))  # a fourth is empty
+        return objective_loss(logits, source_logits, method, **given)
+
+    monkeypatch.setattr(tuner_module, "objective_loss", loss)
+    source, windows = fake_source(), units(6, seed=0)
+    samples = [windows[:1], windows[1:4], windows[4:]]
+    tune_context(source, samples, source.context, adapt_config(objective="infomax", steps=2, learning_rate=0.3))
+    expected = torch.stack([source.logits(sample).mean(0) for sample in samples])
+    torch.testing.assert_close(seen[0][0], expected)
+    torch.testing.assert_close(seen[0][1], expected)
+    torch.testing.assert_close(seen[1][1], expected)
+    assert not torch.allclose(seen[1][0], expected)
+
+
+def test_more_weight_on_balance_moves_more_decisions() -> None:
+    """All clips begin in one class; the heavier the entropy of the mean prediction, the more of them leave it."""
+    source = fake_source()
+    windows = units(200, seed=0)
+    margins = source.logits(windows).diff(dim=-1)[:, 0]
+    samples = windows[margins.argsort(descending=True)[:12]].split(1)
+    left = []
+    for weight in (0.5, 1.0, 4.0):
+        config = adapt_config(objective="infomax", steps=10, learning_rate=0.3, balance_weight=weight)
+        tuned = source.au_embeddings_of(tune_context(source, samples, source.context, config))
+        left.append(int((source.logits(torch.cat(samples), tuned).diff(dim=-1) < 0).sum()))
+    assert left[0] <= left[1] <= left[2] and left[2] > left[0]
+
+
+def test_golden_logits_gradient_and_tuned_context() -> None:
+    source, windows, expected = golden.load()
+    found = golden.compute(source, windows)
+    assert set(found) == set(expected) == {"logits", "gradient", "tuned_context"}
+    for name, value in expected.items():
+        scale = max(1.0, float(value.abs().max()))
+        assert (found[name] - value).abs().max() <= 1e-5 * scale, name
+    assert (expected["tuned_context"] - source.context).abs().max() > 1e-3
 
 
 def sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -356,16 +459,16 @@ def test_batch_size_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_problems_of_like_size_stand_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is least when small problems are not in a batch with large ones; the order of the results stays."""
     longest: list[int] = []
-    stock = tuning._batch
+    stock = tuner_module._batch
 
     def counted(problems: Sequence[Problem], *rest: Any) -> Any:
         longest.append(max(sum(map(len, p.samples)) for p in problems))
         return stock(problems, *rest)
 
-    monkeypatch.setattr(tuning, "_batch", counted)
+    monkeypatch.setattr(tuner_module, "_batch", counted)
     source = fake_source()
     problems = [problem(*[1] * count, seed=count) for count in (17, 2, 9, 3)]
-    assert [tuning._shape(one) for one in problems] == [(32, 32, 1), (16, 2, 1), (16, 16, 1), (16, 4, 1)]
+    assert [tuner_module._shape(one) for one in problems] == [(32, 32, 1), (16, 2, 1), (16, 16, 1), (16, 4, 1)]
     found = tuned(Tuner(source, TuningConfig(batch_size=2)), problems, EXACT)
     assert longest == [2, 3, 9, 17]
     for one, alone in zip(found, problems, strict=True):
@@ -381,7 +484,7 @@ def test_memory_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Tuner(source, TuningConfig(memory_mb=1000)).batch_size(EXACT.method) == 32, "at most"
     monkeypatch.setattr(Tuner, "bytes_per_problem", lambda *_: 2**40)
     assert Tuner(source, TuningConfig(memory_mb=1)).batch_size(EXACT.method) == 1, "at least"
-    monkeypatch.setattr(tuning, "free_bytes", lambda device: 3 * 2**40)
+    monkeypatch.setattr(tuner_module, "free_bytes", lambda device: 3 * 2**40)
     assert Tuner(source).batch_size(EXACT.method) == 3, "what is free, without a setting"
 
 
@@ -456,7 +559,7 @@ def test_without_memory_for_two_problems_one_at_a_time_is_tuned(monkeypatch: pyt
 
 def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_beyond(monkeypatch, 0)
-    message = r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* or tune=feature"
+    message = r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* or take adapt\.method\.tune=feature"
     for config in (TuningConfig(batch_size=2), TuningConfig()):
         with pytest.raises(MemoryError, match=message):
             Tuner(fake_source(), config).tune([problem(1, 1), problem(1, 1)], *own(EXACT))
@@ -474,7 +577,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) ->
     """A step of so many problems takes so long; the sizes that were tried."""
     tried: list[int] = []
 
-    def step(self: Tuner, config: Any, size: int) -> float:
+    def step(self: Tuner, method: Any, readout: Any, size: int) -> float:
         tried.append(size)
         return seconds(size)
 
@@ -531,28 +634,16 @@ def test_exact_mode_asks_the_tower_once_per_step_and_once_at_the_end(monkeypatch
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
     problems = [problem(1, 2, seed=seed) for seed in range(3)]
     tuned(Tuner(source, TuningConfig(batch_size=3)), problems, EXACT)
-    assert asked == [3] * (EXACT.steps + 1)
+    assert asked == [3] * (STEPS + 1)
     asked.clear()
     tuned(Tuner(source, TuningConfig(batch_size=2)), problems, EXACT)
-    assert asked == [2] * (EXACT.steps + 1) + [1] * (EXACT.steps + 1)
+    assert asked == [2] * (STEPS + 1) + [1] * (STEPS + 1)
 
 
 def test_feature_mode_never_asks_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, source = calls_of_the_tower(monkeypatch), fake_source()
     tuned(Tuner(source), [problem(1, 2)], changed(EXACT, tune="feature"))
     assert asked == []
-
-
-def test_first_order_asks_the_tower_for_its_jacobian_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, source = calls_of_the_tower(monkeypatch), fake_source()
-    tuner, config = Tuner(source, TuningConfig(batch_size=2)), changed(EXACT, tune="first_order", steps=5)
-    tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], config)
-    assert asked == [1]
-    asked.clear()
-    tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], config)
-    assert asked == []
-    tuned(tuner, [problem(1, 2, seed=seed) for seed in range(2)], changed(config, relinearise=2))
-    assert asked == [2, 2, 2], "before the third and the fifth step, and at the end"
 
 
 def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,28 +655,21 @@ def test_stopped_problems_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> N
     tuned(Tuner(source, TuningConfig(batch_size=6)), problems, config)
     moving = [count for count, one in zip(steps, problems, strict=True) if len(one.samples) > 1]
     looked = [sum(count >= step for count in moving) for step in range(max(moving) + 1)]
-    assert asked == [*[count for count in looked if count][: config.steps], 6]
-
-
-def test_relinearised_problems_ask_the_tower_no_more_often_when_some_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, source = calls_of_the_tower(monkeypatch), fake_source()
-    config = changed(EXACT, tune="first_order", relinearise=2, steps=6, tolerance=0.02)
-    found = tuned(Tuner(source, TuningConfig(batch_size=6)), alike(source, "first_order"), config)
-    assert len({one.steps for one in found}) > 1
-    assert len(asked) <= 1 + 2 + 1, "the Jacobian, before the third and the fifth step, at the end"
+    assert asked == [*[count for count in looked if count][:30], 6]
 
 
 REAL_SHORTAGE = """
 import resource
 import torch
 from clipautt.memory import is_out_of_memory
-from clipautt.tuning import Problem, Tuned, Tuner, TuningConfig
-from tests.clipautt.adaptation.test_tuning import EXACT, fake_source, problem
+from tests.clipautt.adaptation.methods.clip_autt.test_tuner import *
+
+GIVEN = own(EXACT)
 
 source = fake_source()
 tuner = Tuner(source, TuningConfig(batch_size=4))
 problems = [problem(*[20_000] * 8, seed=seed) for seed in range(4)]
-(before,) = Tuner(source).tune([problem(1, 1)], EXACT)  # every library is loaded before the limit
+(before,) = Tuner(source).tune([problem(1, 1)], *GIVEN)  # every library is loaded before the limit
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 48 * 2**20,) * 2)
 try:
@@ -593,11 +677,11 @@ try:
 except RuntimeError as error:
     print("recognised", is_out_of_memory(error))
 try:
-    tuner.tune(problems, EXACT)
+    tuner.tune(problems, *GIVEN)
 except MemoryError as error:
     print("raised", str(error)[:62])
-(after,) = tuner.tune([problem(1, 1)], EXACT)
-print("goes on", torch.equal(before.parameter, after.parameter), tuner.batch_size(EXACT))
+(after,) = tuner.tune([problem(1, 1)], *GIVEN)
+print("goes on", torch.equal(before.parameter, after.parameter), tuner.batch_size(EXACT.method))
 """
 
 
@@ -612,25 +696,11 @@ def test_a_real_shortage_is_recognised() -> None:
     ], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"memory_mb": 0}, r"tuning\.memory_mb=0; allowed are whole numbers from 1, or null"),
-        ({"batch_size": 0}, r"tuning\.batch_size=0; allowed are whole numbers from 1, or null"),
-        ({"compile": "max"}, r"tuning\.compile='max'; allowed are none, default, cuda_graphs"),
-    ],
-)
-def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TuningConfig(**options)
-
-
-@pytest.mark.parametrize("tune", ["context", "first_order"])
-def test_bf16_tunes_float32_contexts_near_the_exact_ones(tune: Any) -> None:
+def test_bf16_tunes_float32_contexts_near_the_exact_ones() -> None:
     """Two small steps: AdamW makes full steps of small gradients too, so that rounding adds up over many."""
     source = fake_source()
-    config = changed(EXACT, tune=tune, steps=2, learning_rate=0.05, relinearise=1)
-    problems = various(source, tune)
+    config = changed(EXACT, steps=2, learning_rate=0.05)
+    problems = various(source, "context")
     coarse = tuned(Tuner(source), problems, changed(config, precision="bf16"))
     for one, other in zip(coarse, tuned(Tuner(source), problems, config), strict=True):
         assert one.parameter.dtype == one.au_embeddings.dtype == torch.float32
@@ -645,6 +715,6 @@ def test_compiled_tower_gives_the_same() -> None:
     problems = various(source, "context")
     expected = tuned(Tuner(source), problems, EXACT)
     compiled = Tuner(source, TuningConfig(compile="default"))
-    assert compiled._exact_reader(EXACT) is not source.prompt_reader()
+    assert compiled._reader(own(EXACT)[0]) is not source.prompt_reader()
     for one, other in zip(tuned(compiled, problems, EXACT), expected, strict=True):
         assert_close(one, other, atol=1e-4)
