@@ -191,4 +191,6 @@ def print_best(trials: pd.DataFrame, space: SearchSpace) -> None:
     table(rows, ["trial", *map(str.upper, METRICS), *(dimension.name for dimension in space.dimensions)])
     compared = good.head(1).dropna(subset="agreement")
     for _, best in compared.iterrows():
-        print(f"trial {best['number']} agrees with the exact method in {100 * best['agreement']:.1f} % of some decisions")
+        print(
+            f"trial {best['number']} agrees with the exact method in {100 * best['agreement']:.1f} % of some decisions"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_type_hints
 
@@ -234,9 +234,10 @@ def _checked(name: str, value: Any, key: str) -> Value:
     converted: Value = convert(value, _hint(name), key)
     try:
         replace(_example(owner), **{field: converted})
+    except ValidationError as error:
+        raise ValueError(key + one_line(error).removeprefix(field)) from None
     except ValueError as error:
-        why = one_line(error) if isinstance(error, ValidationError) else error
-        raise ValueError(f"{key}={value!r}: {why}") from None
+        raise ValueError(f"{key}={value!r}: {error}") from None
     return converted
 
 

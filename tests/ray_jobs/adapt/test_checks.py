@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.t3a import T3A
+from clipautt.adaptation.methods.tda import TDA
 from clipautt.evaluation.results import Cohort
 from clipautt.model.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint, save_checkpoint
 from ray_jobs import cli
@@ -93,6 +96,71 @@ def test_one_checkpoint_serves_its_own_baseline_only(tmp_path: Path, capsys: pyt
         load_checkpoints([adapt_config(subject_baseline="mean")], single)
     with pytest.raises(FileNotFoundError, match="no checkpoint for subject baseline 'mean'"):
         load_checkpoints([adapt_config(subject_baseline="mean")], tmp_path)
+
+
+def without_context(folder: Path) -> Checkpoint:
+    """A checkpoint whose prompts have no context tokens and whose task has no class descriptions."""
+    checkpoint = fake_checkpoint()
+    spec = replace(checkpoint.spec, context="", context_tokens=0, descriptions=())
+    save_checkpoint(Checkpoint(checkpoint.model, spec), checkpoint_folder(folder, "none"))
+    return load_checkpoint(checkpoint_folder(folder, "none"))
+
+
+def test_rows_whose_needs_cannot_be_met_are_named_and_omitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = without_context(tmp_path)
+    tuned = adapt_config(objective="infomax")
+    feature = adapt_config(objective="infomax", tune="feature")
+    on_frames, on_windows = (AdaptConfig(TDA(on=on), protocol="online") for on in ("frames", "windows"))
+    prototypes = AdaptConfig(T3A(), protocol="online")
+    asked = (adapt_config(), ZERO_SHOT, tuned, feature, on_frames, on_windows, prototypes)
+    assert rows_that_can_be_made(asked, checkpoint, tmp_path) == (adapt_config(), feature, on_windows, prototypes)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("': ")[0] for line in lines] == [
+        f"no row '{config.name}" for config in (ZERO_SHOT, tuned, on_frames)
+    ]
+    assert "method 'zero_shot' needs descriptions of the classes, and this checkpoint has none for neutral" in lines[0]
+    assert "take adapt.method.tune=feature" in lines[1]
+    assert "method 'tda' needs descriptions of the classes" in lines[2] and "such as adapt=clip_au" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            ZERO_SHOT,
+            "method 'zero_shot' needs descriptions .*; take a method that uses the trained classifier, such as",
+        ),
+        (AdaptConfig(TDA()), "method 'tda' needs descriptions of the classes, .*, such as adapt=clip_au$"),
+        (adapt_config(objective="entropy"), "method 'clip_autt' tunes context tokens, .*; take adapt.method.tune=feat"),
+    ],
+    ids=lambda one: one.method.name if isinstance(one, AdaptConfig) else "",
+)
+def test_an_own_method_whose_needs_cannot_be_met_is_refused(tmp_path: Path, own: AdaptConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows_that_can_be_made((own, adapt_config()), without_context(tmp_path), tmp_path)
+
+
+def test_what_a_method_needs_is_told_before_anything_is_computed(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command whose own method cannot work leaves no run folder; one that only compares with it does the rest."""
+    folder = checkpoint_folder(world.checkpoint, "none")
+    checkpoint = load_checkpoint(folder)
+    shutil.rmtree(folder)
+    save_checkpoint(Checkpoint(checkpoint.model, replace(checkpoint.spec, descriptions=())), folder)
+    with monkeypatch.context() as patch:
+        for step in ("connect", "extract", "open_run"):
+            patch.setattr(f"ray_jobs.adapt.job.{step}", lambda *_, **__: pytest.fail("something is computed"))
+        for option in ("zero_shot", "tda"):
+            said = said_on_refusal(world.words("needs", f"adapt={option}"), capsys)
+            assert f"method {option!r} needs descriptions of the classes" in said and "such as adapt=clip_au" in said
+    assert not world.run("needs").exists()
+    assert cli.main(["adapt", *world.words("needs", "adapt=t3a", "compare=[zero_shot,tda,clip_au]")]) == 0
+    said = capsys.readouterr().out
+    assert "no row 'zero-shot': method 'zero_shot' needs" in said and "no row 'TDA, online': method 'tda' needs" in said
+    assert set(world.rows("needs")["method_key"]) == {"t3a", "clip_autt"}
 
 
 def test_other_checkpoints_are_refused_naming_both(tmp_path: Path) -> None:

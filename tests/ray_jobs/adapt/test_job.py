@@ -20,6 +20,8 @@ from pydantic import ValidationError
 
 from clipautt.adaptation.driver import History, Unit, adapt, adapt_units
 from clipautt.adaptation.method import AdaptConfig, Session
+from clipautt.adaptation.methods.t3a import T3A
+from clipautt.adaptation.methods.tda import TDA
 from clipautt.adaptation.personalization import clips_of_personalization, load_personalization
 from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
@@ -46,6 +48,8 @@ from tests.support.configs import adapt_config, changed
 PER_SUBJECT = adapt_config(objective="infomax_kl", steps=3, learning_rate=0.1)
 ONLINE = changed(PER_SUBJECT, protocol="online")
 PER_VIDEO = changed(PER_SUBJECT, objective="entropy", protocol="per_video")
+CACHE = AdaptConfig(TDA(on="windows"), protocol="online")
+PROTOTYPES = AdaptConfig(T3A(), protocol="online")
 CLIP_AU = adapt_config()
 TUNED = ["adapt=infomax_kl", "adapt.method.steps=3", "adapt.method.learning_rate=0.1"]
 """The words for `PER_SUBJECT`."""
@@ -162,10 +166,10 @@ def test_labels_change_no_prediction(world: World, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE], ids=lambda method: str(method.protocol))
+@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, CACHE, PROTOTYPES], ids=lambda method: str(method.name))
 def test_new_clips_extend_their_subject(world: World, method: AdaptConfig) -> None:
     """What stands is kept, number for number; files of subjects without new clips are not touched."""
-    name = f"extended-{method.protocol}"
+    name = f"extended-{method.method.name}-{method.protocol}"
     part = [clip for clip in world.clips if clip.clip_id not in ("s0c1", "s0c2", "s2c0")]
     before, _ = run(world, name, method, CLIP_AU, clips=part, cohorts=[])
     kept = times_of(world.run(name) / "subjects")
@@ -198,6 +202,49 @@ def in_visiting_order(world: World, subject: str, method: AdaptConfig, rows: pd.
         if method.protocol == "online":
             history = History(result.after, tuple(clips[name] for name in order[: number + 1]))
     return found
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("method", [ONLINE, CACHE, PROTOTYPES], ids=lambda method: str(method.method.name))
+def test_an_online_run_is_resumed_from_its_saved_state(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: AdaptConfig
+) -> None:
+    """The state of the file is what an undisturbed run has after the same clips, and only new clips are visited."""
+    given: list[Assignment] = []
+
+    def spied(make_actor: Any, arguments: Any, tasks: Any, **options: Any) -> Any:
+        tasks = list(tasks)
+        given.extend(one for task in tasks for work in task for one in work.assignments)
+        return run_here(make_actor, arguments, tasks, **options)
+
+    name, clips = f"resumed-{method.method.name}", world.clips[:4]
+    run(world, name, method, clips=clips[:2], cohorts=[])
+    monkeypatch.setattr("ray_jobs.adapt.job.run_pool", spied)
+    rows, _ = run(world, name, method, clips=clips, cohorts=[])
+    own = of_every_clip(rows, method)
+    order = own.sort_values("position").index.tolist()
+    assert given == [Assignment(method, ("s0c2", "s0c3"), tuple(order[:2]), groups=frozenset({(EVERY, 0)}), keep=True)]
+    assert set(order[:2]) == {"s0c0", "s0c1"}
+    # At once, in the order in which the clips came.
+    features = {clip.clip_id: clip for clip in loaded(world, "s0")}
+    session = Session.open(world.source(), method)
+    (whole,) = adapt_units(session, [Unit("s0", tuple(features[clip_id] for clip_id in order), in_order=True)])
+    assert [prediction.clip_id for prediction in whole.predictions] == order
+    np.testing.assert_allclose(
+        own.loc[order, "probability"], [float(p.probabilities[-1]) for p in whole.predictions], atol=1e-5
+    )
+    kept, expected = (
+        load_personalization(world.job(name, method).prompts("s0"), world.source()),
+        method.method.save(whole.after.state),
+    )
+    assert kept.clips == tuple(order) and kept.saved.tensors.keys() == expected.tensors.keys()
+    assert any(len(tensor) for tensor in expected.tensors.values()), "there is something to resume from"
+    for part, tensor in expected.tensors.items():
+        torch.testing.assert_close(kept.saved.tensors[part], tensor, atol=1e-5, rtol=1e-5)
+    # What the first two clips left behind counts for the others.
+    (anew,) = adapt_units(session, [Unit("s0", tuple(features[clip_id] for clip_id in order[2:]), in_order=True)])
+    pairs = zip(anew.predictions, whole.predictions[2:], strict=True)
+    assert any(abs(float(a.probabilities[-1] - b.probabilities[-1])) > 1e-4 for a, b in pairs)
 
 
 @pytest.mark.usefixtures("here")
@@ -539,6 +586,29 @@ def test_degenerate_adaptation_is_marked_and_falls_back(tmp_path: Path) -> None:
         assert own["status"].str.startswith(status).all(), set(own["status"])
         np.testing.assert_allclose(own["probability"], plain.loc[own.index, "probability"], atol=1e-6)
         assert set(plain["status"]) == {"ok"}
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_name_their_method_and_hold_all_its_settings(world: World) -> None:
+    methods = [CACHE, PROTOTYPES, PER_VIDEO, CLIP_AU]
+    rows, failed = run(world, "columns", *methods, cohorts=[])
+    assert not failed and len(rows) == 4 * 16
+    for method in methods:
+        own = rows[rows["method"] == method.name]
+        (settings,) = set(own["settings"])
+        assert AdaptConfig.from_facts(json.loads(settings)) == method
+        assert set(own["method_key"]) == {method.method.name} and set(own["adapts"]) == {method.method.adapts}
+    facts = rows.groupby("method")[["objective", "steps", "learning_rate", "tune"]].first()
+    assert facts.loc[CACHE.name].tolist() == ["tda", 0, 0.0, "none"]
+    assert facts.loc[PROTOTYPES.name].tolist() == ["t3a", 0, 0.0, "none"]
+    assert facts.loc[PER_VIDEO.name].tolist() == ["entropy", 3, 0.1, "context"]
+    assert facts.loc[CLIP_AU.name].tolist() == ["none", 0, 0.0, "none"]
+
+
+def test_a_method_that_moves_no_prompts_is_not_explained(world: World) -> None:
+    with pytest.raises(ValueError, match="explain=true with method 'tda', which moves no AU prompts; take explain=fal"):
+        world.job("moves-none", CACHE, explain=True)
+    world.job("moves-none", CLIP_AU, CACHE, explain=True)
 
 
 def test_methods_of_one_name_are_refused_and_repeated_ones_stand_once(world: World) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from clipautt.adaptation.agreement import exact_counterparts
 from clipautt.adaptation.method import AdaptConfig
+from clipautt.adaptation.methods.t3a import T3A
+from clipautt.adaptation.methods.tda import TDA
 from clipautt.clips import Clip
 from clipautt.evaluation.results import COLUMNS, EVERY, Cohort
 from ray_jobs.adapt.plan import (
@@ -28,6 +30,8 @@ from tests.support.configs import adapt_config
 
 PER_VIDEO = adapt_config(objective="entropy", protocol="per_video")
 ONLINE = adapt_config(objective="infomax_kl", protocol="online")
+CACHE = AdaptConfig(TDA(), protocol="online")
+PROTOTYPES = AdaptConfig(T3A(), protocol="online")
 PER_SUBJECT = adapt_config(objective="infomax_kl")
 CLIP_AU = adapt_config()
 ALL = frozenset({(EVERY, 0)})
@@ -71,12 +75,12 @@ def assignments(found: SubjectPlan | None) -> list[Assignment]:
     return list(found.work.assignments)
 
 
-@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, PER_SUBJECT, CLIP_AU])
+@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, CACHE, PROTOTYPES, PER_SUBJECT, CLIP_AU])
 def test_nothing_is_left_where_every_row_stands(method: AdaptConfig) -> None:
     assert plan(3, rows(method, "abc"), method, resumable=("c", "a", "b")) is None
 
 
-@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, PER_SUBJECT, CLIP_AU])
+@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, CACHE, PROTOTYPES, PER_SUBJECT, CLIP_AU])
 def test_a_new_subject_is_done_on_all_its_clips(method: AdaptConfig) -> None:
     found = plan(3, rows(method, ""), method)
     groups = ALL if method.transductive else frozenset()
@@ -92,9 +96,10 @@ def test_a_new_clip_is_predicted_alone_where_clips_do_not_matter_to_each_other(m
     assert [clip.clip_id for clip in found.work.clips] == ["c"]
 
 
-def test_an_online_run_is_resumed_from_its_state() -> None:
-    found = plan(4, rows(ONLINE, "ab"), ONLINE, resumable=("b", "a"))
-    assert assignments(found) == [Assignment(ONLINE, ("c", "d"), ("b", "a"), groups=ALL, keep=True)]
+@pytest.mark.parametrize("method", [ONLINE, CACHE, PROTOTYPES])
+def test_an_online_run_is_resumed_from_its_state(method: AdaptConfig) -> None:
+    found = plan(4, rows(method, "ab"), method, resumable=("b", "a"))
+    assert assignments(found) == [Assignment(method, ("c", "d"), ("b", "a"), groups=ALL, keep=True)]
     assert found is not None and found.kept["clip_id"].tolist() == ["a", "b"]
     assert [clip.clip_id for clip in found.work.clips] == [
         "a",
@@ -137,7 +142,7 @@ def test_a_state_of_other_clips_than_the_rows_is_not_resumed_from(prompts: tuple
     assert assignments(found) == [Assignment(ONLINE, ("a", "b", "c"), groups=ALL, keep=True)]
 
 
-@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, PER_SUBJECT, CLIP_AU])
+@pytest.mark.parametrize("method", [PER_VIDEO, ONLINE, CACHE, PROTOTYPES, PER_SUBJECT, CLIP_AU])
 def test_what_failed_is_tried_again(method: AdaptConfig) -> None:
     found = plan(2, rows(method, "ab", status=FAILED + "out of luck"), method)
     groups = ALL if method.transductive else frozenset()
