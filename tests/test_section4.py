@@ -131,7 +131,7 @@ def test_mistake_5_no_target_label_chooses_an_epoch(monkeypatch: pytest.MonkeyPa
     assert epochs == [0, 1, 2] and torch.equal(model.temporal.weight, snapshots[-1])
     assert not torch.equal(snapshots[0], snapshots[-1])
     assert list(inspect.signature(fit).parameters)[:4] == ["model", "text_features", "examples", "config"]
-    assert list(inspect.signature(adapt).parameters) == ["source", "clips", "config", "method", "tuner"]
+    assert list(inspect.signature(adapt).parameters) == ["source", "clips", "config", "tuning"]
     assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
 
 

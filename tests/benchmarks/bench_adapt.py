@@ -27,12 +27,11 @@ from unittest import mock
 
 from ray_jobs.platform.progress import table
 from tests.benchmarks.machine import machine
-from tests.support.configs import adapt_config
 
 if TYPE_CHECKING:
     import torch
 
-    from clipautt.adaptation.method import AdaptConfig
+    from clipautt.adaptation.method import AdaptConfig, TuningConfig
     from clipautt.adaptation.source import Source
     from clipautt.backbones.loading import Backbone
     from clipautt.features.clip_features import ClipFeatures
@@ -49,8 +48,8 @@ class Mode:
 
     title: str
     """In the table."""
-    tune: Literal["naive", "context", "first_order", "feature"]
-    """`naive`: the loop; else as in `AdaptConfig`."""
+    tune: Literal["naive", "context", "feature"]
+    """`naive`: the loop; else as in `ClipAUTT`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the text tower."""
     batched: bool = True
@@ -65,7 +64,6 @@ MODES = {
     "batched": Mode("exact, batched", "context"),
     "bf16": Mode("exact, batched, bf16", "context", precision="bf16"),
     "compiled": Mode("exact, batched, bf16, compiled", "context", precision="bf16", compile="default"),
-    "first_order": Mode("first order", "first_order"),
     "feature": Mode("feature", "feature"),
 }
 _USUAL = tuple(name for name in MODES if name != "compiled")
@@ -97,8 +95,6 @@ class Start:
     """Operations of the text tower per video and step, there and back; 0 where there is no tower."""
     read_flops: float
     """Operations of the text tower per prediction."""
-    once_seconds: float
-    """What must be computed once per model: the Jacobian."""
     base_mb: float
     """Memory with the model loaded, MiB."""
 
@@ -132,30 +128,22 @@ class _Ready:
         import torch
 
         from clipautt.adaptation.method import TuningConfig
-        from clipautt.adaptation.methods.clip_autt.tuner import Tuner
 
         self.work, self.round = work, 0
         self.source = make_source(work.backbone)
-        self._tuner = Tuner(self.source, TuningConfig(batch_size=work.batch, compile=work.mode.compile))
+        self._tuning = TuningConfig(batch_size=work.batch, compile=work.mode.compile)
         self._naive = naive_of(self.source) if work.mode.tune == "naive" else None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the peak of loading does not count
         self._base_mb = memory_mb()
-        once = time.perf_counter()
-        if work.mode.tune == "first_order":
-            self.source.linearised_tower()
-            _wait()
-        self._once_seconds = time.perf_counter() - once
-        if not torch.cuda.is_available():
-            Path("/proc/self/clear_refs").write_text("5")  # nor that of the Jacobian, which stays in memory
         self.seconds_per_video(steps=1)
 
     def start(self) -> Start:
         """What is known before the first round."""
-        step, read = (0.0, 0.0) if self.work.mode.tune in ("first_order", "feature") else self._flops()
-        return Start(step, read, self._once_seconds, self._base_mb)
+        step, read = (0.0, 0.0) if self.work.mode.tune == "feature" else self._flops()
+        return Start(step, read, self._base_mb)
 
     def _flops(self) -> tuple[float, float]:
         if self._naive is not None:
@@ -171,12 +159,12 @@ class _Ready:
             frames = [clip.features.to(self.source.backbone.device) for clip in clips]
             found = [self._naive.adapt(one, steps=steps, learning_rate=LEARNING_RATE) for one in frames]
             return statistics.mean(one.seconds(self.work.steps) for one in found)
-        config = adapt_config(self.work.mode, steps)
+        config = published(self.work.mode, steps)
         units = [clips] if self.work.mode.batched else [[clip] for clip in clips]
         _wait()
         began = time.perf_counter()
         for unit in units:
-            adapt_all(self.source, unit, config, self._tuner)
+            adapt_all(self.source, unit, config, self._tuning)
         _wait()
         return (time.perf_counter() - began) / len(clips)
 
@@ -278,8 +266,9 @@ def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]
     ]
 
 
-def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
+def published(mode: Mode, steps: int) -> AdaptConfig:
     """As published: each video on its own, entropy of the best window, an absolute step size."""
+    from tests.support.configs import adapt_config
 
     assert mode.tune != "naive"
     return adapt_config(
@@ -293,11 +282,11 @@ def adapt_config(mode: Mode, steps: int) -> AdaptConfig:
     )
 
 
-def adapt_all(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, tuner: Any) -> None:
-    """Select, tune and predict; a video that fell back to the source prompts would be no measurement."""
+def adapt_all(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, tuning: TuningConfig) -> None:
+    """Select, tune and predict; a video that was not adapted to would be no measurement."""
     from clipautt.adaptation.driver import adapt
 
-    found = adapt(source, clips, config, tuner=tuner)
+    found = adapt(source, clips, config, tuning=tuning)
     wrong = [p.status for one in found.values() for p in one.predictions if p.status != "ok"]
     assert not wrong, wrong[0]
 
@@ -406,7 +395,6 @@ class Measured:
 def measure(works: Mapping[str, Work], rounds: int) -> Measured:
     """All rounds of one backbone."""
     with processes(list(works)) as pools:
-        # One after the other: what is timed here, the Jacobian, has the machine to itself.
         starts = {}
         for name, work in works.items():
             began = time.perf_counter()
@@ -453,11 +441,9 @@ def remarks(measured: Measured, steps: int) -> Iterator[str]:
         f"Seconds per video-step: (window selection + {steps} steps + prediction) / {steps}, {FRAMES} frames, windows "
         f"of {WINDOW}; videos/s: at {steps} steps. Memory in MiB{', of the GPU' if gpu else ''}."
     )
-    for name, work in measured.works.items():
+    for work in measured.works.values():
         if work.measured_steps != work.steps:
             yield f"  {work.mode.title}: {work.measured_steps} steps are measured, {work.steps} have as much each."
-        if work.mode.tune == "first_order":
-            yield f"  {work.mode.title}: once per model, the Jacobian in {measured.starts[name].once_seconds:.1f} s."
     tower = [f"{w.mode.title} {measured.starts[n].step_flops / 1e9:.1f}" for n, w in measured.works.items()]
     counted = [one for one, name in zip(tower, measured.works, strict=True) if measured.flops(name)]
     if counted:

@@ -38,7 +38,7 @@ from tests.support.configs import adapt_config
 
 CLASSES = ("neutral", "pain")
 METHOD = adapt_config(objective="infomax_kl", tune="feature")
-WORDS = ["adapt=infomax_kl", "adapt.tune=feature", "compare=[clip_au]", "cohorts=[]", "cluster.address=local"]
+WORDS = ["adapt=infomax_kl", "adapt.method.tune=feature", "compare=[clip_au]", "cohorts=[]", "cluster.address=local"]
 _CORES = len(os.sched_getaffinity(0))
 _CLIPS_PER_FILE = 2000
 
@@ -102,18 +102,16 @@ def bare_seconds(folder: str, clips: Sequence[Clip]) -> float:
     import torch
 
     from clipautt.adaptation.driver import adapt
-    from clipautt.adaptation.methods.clip_autt.tuner import Tuner
 
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(checkpoint_folder(Path(folder) / "train", "none"))
     source = Source(checkpoint, load_backbone(BackboneConfig()))
     features = list(FeatureStore(Path(folder) / "store", checkpoint.spec.features).load(clips).values())
-    tuner = Tuner(source)
-    adapt(source, features[:64], METHOD, tuner=tuner)
+    adapt(source, features[:64], METHOD)
     began = time.perf_counter()
     for first in range(0, len(features), 128):
         for method in (METHOD, adapt_config()):
-            adapt(source, features[first : first + 128], method, tuner=tuner)
+            adapt(source, features[first : first + 128], method)
     return time.perf_counter() - began
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.methods.clip_autt.objectives import objective_loss
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone
@@ -29,7 +30,7 @@ def compute(source: Source, windows: Tensor) -> dict[str, Tensor]:
     """What is expected: logits under the source prompts, the gradient of their entropy, the tuned context."""
     context = source.context.requires_grad_(True)
     logits = source.logits(windows, source.au_embeddings_of(context))
-    (gradient,) = torch.autograd.grad(objective_loss(logits, logits, adapt_config(objective="entropy").method), context)
+    (gradient,) = torch.autograd.grad(objective_loss(logits, logits, ClipAUTT("entropy")), context)
     source.context = context.detach()
     tuned = tune_context(source, windows.split(1), source.context, CONFIG)
     return {"logits": logits.detach(), "gradient": gradient, "tuned_context": tuned}

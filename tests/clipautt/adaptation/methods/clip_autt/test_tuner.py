@@ -559,7 +559,10 @@ def test_without_memory_for_two_problems_one_at_a_time_is_tuned(monkeypatch: pyt
 
 def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_beyond(monkeypatch, 0)
-    message = r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* or take adapt\.method\.tune=feature"
+    message = (
+        r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* "
+        r"or take adapt\.method\.tune=feature"
+    )
     for config in (TuningConfig(batch_size=2), TuningConfig()):
         with pytest.raises(MemoryError, match=message):
             Tuner(fake_source(), config).tune([problem(1, 1), problem(1, 1)], *own(EXACT))
