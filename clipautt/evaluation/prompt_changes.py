@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from clipautt.adaptation.readout import Readout, read_clip
 from clipautt.adaptation.source import Source, Views
 from clipautt.evaluation.openface import OpenFaceTrack
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.files import write_json, write_text
 from clipautt.model.windows import entropy
 
 _TABLES = ("prompts", "similarities", "windows", "openface")
@@ -334,21 +334,15 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
         if table is None:
             (own / f"{part}.csv").unlink(missing_ok=True)
         else:
-            _write_aside(own / f"{part}.csv", table.to_csv(index=False))
+            write_text(own / f"{part}.csv", table.to_csv(index=False))
     facts = {
         "subject_id": explanation.subject_id,
         "classes": list(explanation.classes),
         "clip_ids": explanation.windows["clip_id"].tolist(),
     }
     facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
-    _write_aside(own / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_json(own / FACTS_FILE, facts)
     return own
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def read_explanation(folder: Path) -> SubjectExplanation:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
+from clipautt.files import write_json, write_tensors
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
 
@@ -111,13 +111,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: value.contiguous() for name, value in checkpoint.model.state_dict().items()})
-    (folder / "weights.safetensors").write_bytes(weights)  # save_file would let nobody else read it
-    facts = asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint}
-    aside = folder / f"checkpoint.json.{os.getpid()}.tmp"
-    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, folder / "checkpoint.json")
+    (folder / "checkpoint.json").unlink(missing_ok=True)
+    write_tensors(folder / "weights.safetensors", checkpoint.model.state_dict())
+    write_json(folder / "checkpoint.json", asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint})
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:

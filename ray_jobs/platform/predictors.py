@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from clipautt.files import hidden
 from clipautt.model.checkpoint import find_checkpoint
 from clipautt.predictor import Predictor
 from ray_jobs.platform.configuration import instantiate
@@ -17,9 +18,9 @@ from ray_jobs.platform.configuration import instantiate
 
 def newest(pattern: str, *, unless: Sequence[str] = (), root: str = "runs") -> Path | None:
     """The most recently written path below `root` that matches and holds none of the other texts, or None."""
-    paths = [path for path in Path(root).glob(pattern) if not any(text in path.as_posix() for text in unless)]
-    found = sorted(paths, key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+    paths = (path for path in Path(root).glob(pattern) if not hidden(path, below=Path(root)))
+    meant = [path for path in paths if not any(text in path.as_posix() for text in unless)]
+    return max(meant, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def resolve_checkpoint(given: str | None) -> Path:

@@ -27,12 +27,13 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from clipautt.clips import Manifest
+from clipautt.files import write_text
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import extract, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
-from ray_jobs.platform.runs import IGNORED, open_run, write_atomic
+from ray_jobs.platform.runs import IGNORED, open_run
 from ray_jobs.sweep.results import write_results
 from ray_jobs.sweep.space import SearchSpace, SeededSampler, make_space
 from ray_jobs.sweep.trial import METRICS, SweepData, SweepJob, load_data, run_trial
@@ -159,7 +160,7 @@ def _explained_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData, 
     try:
         return run_trial(config, job=job, data=data)
     except Exception as error:
-        write_atomic(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error).encode())
+        write_text(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error))
         raise
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -29,6 +27,7 @@ from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
+from clipautt.files import atomic
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
@@ -199,12 +198,11 @@ def model_folder(job: SweepJob, config: TrainConfig) -> Path:
 
 
 def _keep(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write aside and rename; of two trials that trained the same model at once, the first one's is kept."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    save_checkpoint(checkpoint, aside)
+    """Write it as a whole; of two trials that trained the same model at once, the first one's is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        aside.rename(folder)
+        with atomic(folder) as temporary:
+            save_checkpoint(checkpoint, temporary)
     except OSError:
-        shutil.rmtree(aside)
         if not (folder / "checkpoint.json").is_file():
             raise
