@@ -43,19 +43,21 @@ class CheckpointSpec:
     window: WindowSpec
     """Length and stride that the model was trained with."""
     training: dict[str, Any]
-    """The training configuration."""
+    """The training configuration and the fingerprint of its manifest; of an imported one, the file it came from."""
     metrics: dict[str, float]
     """On source-validation subjects."""
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Per class, phrases for the zero-shot row; empty when the task has none."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """How the backbone was loaded; its weights may lie elsewhere by now."""
+    class_shares: tuple[float, ...] = ()
+    """Shares of the classes among the training clips; equal ones where they are not known, as by default."""
 
-    @property
-    def class_shares(self) -> tuple[float, ...]:
-        """Shares of the classes among the training clips; equal ones where the checkpoint does not know them."""
-        equal = (1 / len(self.classes),) * len(self.classes)
-        return tuple(self.training.get("class_shares") or equal)
+    def __post_init__(self) -> None:
+        if not self.class_shares:
+            object.__setattr__(self, "class_shares", (1 / len(self.classes),) * len(self.classes))
+        elif len(self.class_shares) != len(self.classes):
+            raise ValueError(f"class_shares={self.class_shares}: expected one for each of {', '.join(self.classes)}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +79,6 @@ class Checkpoint:
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         facts = asdict(self.spec) | {"features": self.spec.features.facts}
         used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
-        used["class_shares"] = self.spec.class_shares
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -143,14 +144,18 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
+    training = dict(facts["training"])
+    earlier = training.pop("class_shares", None)  # where checkpoints once had them
     return CheckpointSpec(
         **{
             **facts,
             "backbone": BackboneConfig(**facts["backbone"]),
             "classes": tuple(facts["classes"]),
+            "class_shares": tuple(facts.get("class_shares") or earlier or ()),
             "phrases": tuple(facts["phrases"]),
             "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
             "features": FeatureSpec.from_json(facts["features"]),
+            "training": training,
             "window": WindowSpec(**facts["window"]),
         }
     )

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipautt.action_units import TASKS
 from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled, subjects_to_compare
 from clipautt.adaptation.driver import SubjectResult, adapt
 from clipautt.adaptation.method import AdaptConfig
@@ -29,9 +28,9 @@ from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.files import atomic
 from clipautt.metrics import score
-from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, load_checkpoint, save_checkpoint
+from clipautt.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
-from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, class_shares, fit
+from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
 from ray_jobs.sweep.space import SearchSpace
 
 _COMPARED_SUBJECTS = 3
@@ -171,22 +170,16 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
     centred = centre_subjects([example.clip for example in data.train], config.subject_baseline)
     model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
     fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
-    task = next((task for task in TASKS.values() if task.classes == job.classes), None)
-    spec = CheckpointSpec(
+    checkpoint = make_checkpoint(
+        model,
+        config,
+        labels=[*labels.values()],
         classes=job.classes,
-        phrases=PHRASES,
-        context=config.context,
-        context_tokens=prompts.num_context,
         features=job.features,
-        subject_baseline=config.subject_baseline,
-        window=config.window,
-        training=asdict(config)
-        | {"manifest": job.manifest, "class_shares": class_shares([*labels.values()], num_classes=len(job.classes))},
-        metrics={},
-        descriptions=task.descriptions if task else (),
         backbone=job.backbone,
+        context_tokens=prompts.num_context,
+        manifest=job.manifest,
     )
-    checkpoint = Checkpoint(model.cpu().requires_grad_(False), spec)
     _keep(checkpoint, folder)
     return checkpoint, True
 

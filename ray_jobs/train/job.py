@@ -21,20 +21,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.action_units import TASKS
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip, Manifest, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
-from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, checkpoint_folder, save_checkpoint
+from clipautt.model.checkpoint import checkpoint_folder, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import (
     PHRASES,
     Example,
     TrainConfig,
     centre_subjects,
-    class_shares,
     fit,
+    make_checkpoint,
     subject_centres,
     validate,
 )
@@ -154,10 +153,19 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config.subject_baseline)
     metrics = dict(validate(model.eval(), text, held_out, config))
     if rank == 0:
-        spec = _spec(job, config, metrics, prompts.num_context)
-        save_checkpoint(
-            Checkpoint(model.requires_grad_(False), spec), checkpoint_folder(job.folder, config.subject_baseline)
+        manifest = job.manifest
+        checkpoint = make_checkpoint(
+            model,
+            config,
+            labels=[manifest.label_index(clip) for clip in manifest.of_split("source_train")],
+            classes=manifest.classes,
+            features=job.features,
+            backbone=job.backbone,
+            context_tokens=prompts.num_context,
+            manifest=manifest.fingerprint,
+            metrics=metrics,
         )
+        save_checkpoint(checkpoint, checkpoint_folder(job.folder, config.subject_baseline))
     return metrics
 
 
@@ -266,26 +274,6 @@ def load_examples(
     loaded = store.load(clips)
     labels = {clip.clip_id: manifest.label_index(clip) for clip in clips}
     return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(list(loaded.values()), baseline)]
-
-
-def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context_tokens: int) -> CheckpointSpec:
-    classes = job.manifest.classes
-    task = next((task for task in TASKS.values() if task.classes == classes), None)
-    labels = [job.manifest.label_index(clip) for clip in job.manifest.of_split("source_train")]
-    shares = class_shares(labels, num_classes=len(classes))
-    return CheckpointSpec(
-        classes=classes,
-        phrases=PHRASES,
-        context=config.context,
-        context_tokens=context_tokens,
-        features=job.features,
-        subject_baseline=config.subject_baseline,
-        window=config.window,
-        training=asdict(config) | {"manifest": job.manifest.fingerprint, "class_shares": shares},
-        metrics=metrics,
-        descriptions=task.descriptions if task else (),
-        backbone=job.backbone,
-    )
 
 
 def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:

@@ -164,6 +164,26 @@ def test_fingerprint_is_of_what_changes_a_prediction() -> None:
     assert fake_checkpoint(seed=1).fingerprint != original.fingerprint
 
 
+def test_class_shares_are_equal_where_they_are_not_known_and_one_per_class() -> None:
+    spec = fake_checkpoint().spec
+    assert spec.class_shares == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"class_shares=\(1\.0,\): expected one for each of "):
+        replace(spec, class_shares=(1.0,))
+
+
+def test_a_checkpoint_with_class_shares_among_the_training_settings_loads_with_the_same_fingerprint(
+    tmp_path: Path,
+) -> None:
+    known = fake_checkpoint()
+    known = Checkpoint(known.model, replace(known.spec, class_shares=(0.75, 0.25)))
+    save_checkpoint(known, tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    facts["training"]["class_shares"] = facts.pop("class_shares")
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.spec == known.spec and loaded.fingerprint == facts["fingerprint"]
+
+
 def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> None:
     checkpoint = fake_checkpoint()
     mine = checkpoint.spec.features
