@@ -30,7 +30,7 @@ from clipautt.clips import Manifest
 from clipautt.files import write_text
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.extraction.extract import extract, extraction_config, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
 from ray_jobs.platform.runs import IGNORED, open_run
@@ -298,23 +298,16 @@ def main(cfg: DictConfig) -> int:
     if train.features != "cached":
         raise ValueError(f"train.features={train.features!r}; a sweep works on stored features: allowed is cached")
     space = make_space(settings.get("space") or {}, train=train, adapt=instantiate(cfg.adapt))
-    cluster, backbone = instantiate(cfg.cluster), instantiate(cfg.backbone)
+    extraction = extraction_config(cfg)
     settings["manifest_fingerprint"] = manifest.fingerprint
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=(*IGNORED, "trials", "concurrent"))
     clips = manifest.of_split("source_train", "source_val")
-    with connect(cluster):
-        store, summary = extract(
-            clips,
-            backbone,
-            instantiate(cfg.sampling),
-            cfg.store,
-            cluster=cluster,
-            faces=instantiate(cfg.faces),
-            limits=instantiate(cfg.limits),
-            pipeline=instantiate(cfg.pipeline),
-        )
+    with connect(extraction.cluster):
+        store, summary = extract(clips, extraction)
         report_failures(summary)
-        job = SweepJob(backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
+        job = SweepJob(extraction.backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
         options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}
-        trials = sweep(job, load_data(manifest, store), cluster=cluster, concurrent=cfg.concurrent, **options)
+        trials = sweep(
+            job, load_data(manifest, store), cluster=extraction.cluster, concurrent=cfg.concurrent, **options
+        )
     return write_results(job, trials, open_study(run.folder, cfg.name), settings)

@@ -15,13 +15,13 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Manifest, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
@@ -37,13 +37,13 @@ from clipautt.model.training import (
     subject_centres,
     validate,
 )
-from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share
+from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, extraction_config, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
-from ray_jobs.train.streaming import TRAINER_CPUS, StreamConfig, StreamedClips, beside_trainer
+from ray_jobs.train.streaming import TRAINER_CPUS, StreamedClips, beside_trainer
 
 EPOCHS_FILE = "epochs.jsonl"
 """In the run folder: a line per epoch that was trained on streamed features."""
@@ -57,18 +57,14 @@ class TrainJob:
 
     manifest: Manifest
     """Source clips are taken from it."""
-    store_root: str
-    """Folder of the feature store."""
-    backbone: BackboneConfig
-    """For the text features, and to name the features."""
+    extraction: ExtractionConfig
+    """Where the features are, and how clips are decoded and encoded where features are streamed."""
     features: FeatureSpec
     """Of the store."""
     configs: tuple[TrainConfig, ...]
     """One per checkpoint."""
     folder: str
     """Checkpoints are written to `<folder>/checkpoints/<subject baseline>`."""
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    """For configurations whose features are streamed."""
 
     @property
     def streamed(self) -> bool:
@@ -76,7 +72,7 @@ class TrainJob:
         return any(config.features == "streamed" for config in self.configs)
 
 
-def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[str, dict[str, float]]:
+def train(job: TrainJob, *, workers: int = 1) -> dict[str, dict[str, float]]:
     """Train every configuration that has no checkpoint yet, on the connected Ray.
 
     Returns:
@@ -94,8 +90,8 @@ def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[st
     ]
     if todo:
         for config in todo:
-            check_streaming(config, job.stream, workers=workers)
-        gpu = 0.0 if job.streamed else gpu_share(cluster)  # the encoders need it, and the model is small
+            check_streaming(config, job.extraction, workers=workers)
+        gpu = 0.0 if job.streamed else gpu_share(job.extraction.cluster)  # the encoders need it, and the model is small
         resources = {"GPU": gpu} if gpu else {"CPU": TRAINER_CPUS}
         trainer = TorchTrainer(
             _train_worker,
@@ -127,7 +123,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
-    backbone = load_backbone(job.backbone)
+    backbone = load_backbone(job.extraction.backbone)
     for config in job.configs:
         metrics = _train_one(job, config, backbone, rank=rank, world=world)
         ray.train.report({"subject_baseline": config.subject_baseline, **metrics})
@@ -138,7 +134,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     import ray.train.torch
     import torch
 
-    store = FeatureStore(job.store_root, job.features)
+    store = FeatureStore(job.extraction.store, job.features)
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
         text = backbone.encode_prompts(prompts)
@@ -160,7 +156,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
             labels=[manifest.label_index(clip) for clip in manifest.of_split("source_train")],
             classes=manifest.classes,
             features=job.features,
-            backbone=job.backbone,
+            backbone=job.extraction.backbone,
             context_tokens=prompts.num_context,
             manifest=manifest.fingerprint,
             metrics=metrics,
@@ -190,14 +186,13 @@ def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> S
         labels,
         centres,
         config,
-        backbone=job.backbone,
+        extraction=job.extraction,
         fingerprint=job.features.backbone_fingerprint,
         frames=job.features.frames,
-        stream=job.stream,
     )
 
 
-def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) -> None:
+def check_streaming(config: TrainConfig, extraction: ExtractionConfig, *, workers: int) -> None:
     """Refuse what cannot be streamed on the connected Ray, before anything is computed.
 
     Raises:
@@ -210,7 +205,7 @@ def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) 
             f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
             "take the rest of the cluster; take workers=1 or train.features=cached"
         )
-    beside_trainer(stream.pipeline, stream.cluster)
+    beside_trainer(extraction.pipeline, extraction.cluster)
 
 
 def _note_epochs(job: TrainJob, config: TrainConfig, stream: StreamedClips) -> Callable[[int, float], None]:
@@ -285,24 +280,6 @@ def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
     return tuple(replace(base, subject_baseline=baseline) for baseline in cfg.baselines)
 
 
-def make_job(cfg: DictConfig, manifest: Manifest, features: FeatureSpec, folder: Path) -> TrainJob:
-    """The job that a composed configuration describes."""
-    return TrainJob(
-        manifest,
-        str(Path(cfg.store).absolute()),
-        instantiate(cfg.backbone),
-        features,
-        train_configs(cfg),
-        str(folder),
-        stream_config(cfg),
-    )
-
-
-def stream_config(cfg: DictConfig) -> StreamConfig:
-    """What decoding and encoding may take."""
-    return StreamConfig(instantiate(cfg.cluster), instantiate(cfg.pipeline), instantiate(cfg.limits))
-
-
 def stored_splits(configs: Sequence[TrainConfig]) -> tuple[Split, ...]:
     """The splits whose features training takes from the store; streamed clips are needed there for centres only."""
     if all(config.features == "streamed" and config.subject_baseline == "none" for config in configs):
@@ -312,23 +289,15 @@ def stored_splits(configs: Sequence[TrainConfig]) -> tuple[Split, ...]:
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    configs, stream = train_configs(cfg), stream_config(cfg)
+    configs, extraction = train_configs(cfg), extraction_config(cfg)
     manifest = load_manifest(cfg)
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
-    with connect(stream.cluster):
-        check_streaming(configs[0], stream, workers=cfg.workers)
-        store, summary = extract(
-            manifest.of_split(*stored_splits(configs)),
-            instantiate(cfg.backbone),
-            instantiate(cfg.sampling),
-            cfg.store,
-            cluster=stream.cluster,
-            faces=instantiate(cfg.faces),
-            limits=stream.limits,
-            pipeline=stream.pipeline,
-        )
+    with connect(extraction.cluster):
+        check_streaming(configs[0], extraction, workers=cfg.workers)
+        store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
         report_failures(summary)
-        figures = train(make_job(cfg, manifest, store.spec, run.folder), cluster=stream.cluster, workers=cfg.workers)
+        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder))
+        figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0
