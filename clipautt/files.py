@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,19 @@ def hidden(path: Path, *, below: Path) -> bool:
     For searches through whole trees: `**` and `*` of `Path.glob` match such names, too.
     """
     return any(part.startswith(".") for part in path.relative_to(below).parts)
+
+
+def newest(folder: str | Path, pattern: str, *, unless: Sequence[str] = ()) -> Path | None:
+    """The path below a folder that was written last, of those that match.
+
+    Args:
+        folder: where to look; it may be missing.
+        pattern: of `Path.glob`; what is hidden does not match.
+        unless: a path that holds one of these texts does not match.
+    """
+    paths = (path for path in Path(folder).glob(pattern) if not hidden(path, below=Path(folder)))
+    meant = [path for path in paths if not any(text in path.as_posix() for text in unless)]
+    return max(meant, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
@@ -38,6 +37,7 @@ from clipautt.datasets.synthetic.identity import draw_identity, total_intensitie
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import reencode
 from clipautt.files import write_tensors
+from clipautt.metrics import roc_auc
 
 LEADING_PHRASE = "a human face with"
 """Four tokens; also the source context of the AU prompts, so training and test time see the same prompt."""
@@ -339,8 +339,7 @@ def au_auc(similarities: npt.NDArray[np.floating], intensities: npt.NDArray[np.f
     for column, code in enumerate(RENDERED):
         clear = (intensities[:, column] > VISIBLE) | (intensities[:, column] < ABSENT)
         shown = intensities[clear, column] > VISIBLE
-        defined = 0 < shown.sum() < len(shown)
-        result[code] = float(roc_auc_score(shown, similarities[clear, column])) if defined else math.nan
+        result[code] = roc_auc(similarities[clear, column], shown)
     return result
 
 

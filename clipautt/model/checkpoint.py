@@ -19,9 +19,13 @@ from safetensors.torch import load_file
 
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
-from clipautt.files import write_json, write_tensors
+from clipautt.files import newest, write_json, write_tensors
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
+
+FACTS_FILE = "checkpoint.json"
+"""In the folder of a checkpoint; written last."""
+_PREFERRED: tuple[SubjectBaseline, ...] = ("median", "none", "mean")
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
     folder = Path(folder)
-    (folder / "checkpoint.json").unlink(missing_ok=True)
+    (folder / FACTS_FILE).unlink(missing_ok=True)
     write_tensors(folder / "weights.safetensors", checkpoint.model.state_dict())
-    write_json(folder / "checkpoint.json", asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint})
+    write_json(folder / FACTS_FILE, asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint})
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -125,9 +129,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         ValueError: if weights and facts do not belong together.
     """
     folder = Path(folder)
-    if not (folder / "checkpoint.json").is_file():
+    if not is_checkpoint(folder):
         raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is not there); `clipautt train` makes one")
-    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     fingerprint = facts.pop("fingerprint")
     spec = _spec_from_json(facts)
     model = ClipAU(spec.features.feature_dim, len(spec.phrases), len(spec.classes))
@@ -161,29 +165,48 @@ def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
     )
 
 
-def checkpoint_folder(folder: str | Path, baseline: str) -> Path:
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder holds a checkpoint."""
+    return Path(folder, FACTS_FILE).is_file()
+
+
+def checkpoint_folder(run: str | Path, baseline: str) -> Path:
     """Where a run keeps the checkpoint of a subject baseline."""
-    return Path(folder) / "checkpoints" / baseline
+    return Path(run) / "checkpoints" / baseline
 
 
-def find_checkpoint(path: str | Path, baseline: str) -> Path:
+def find_checkpoint(path: str | Path, baseline: str | None = None) -> Path:
     """The checkpoint folder of a subject baseline, from a run folder or a checkpoint folder.
+
+    Args:
+        path: folder of a run, or of a checkpoint.
+        baseline: of the subjects; None takes any, best the default one of training.
 
     Raises:
         FileNotFoundError: if there is none, naming those that are there.
     """
-    path = Path(path)
-    if (path / "checkpoint.json").is_file():
-        return path
-    found = checkpoint_folder(path, baseline)
-    if (found / "checkpoint.json").is_file():
-        return found
-    there = sorted(p.parent.name for p in path.glob("checkpoints/*/checkpoint.json"))
+    wanted = _PREFERRED if baseline is None else (baseline,)
+    for folder in (Path(path), *(checkpoint_folder(path, name) for name in wanted)):
+        if is_checkpoint(folder):
+            return folder
+    there = sorted(folder.name for folder in Path(path).glob("checkpoints/*") if is_checkpoint(folder))
+    kind = "" if baseline is None else f" for subject baseline {baseline!r}"
     raise FileNotFoundError(
-        f"no checkpoint for subject baseline {baseline!r} in {path}; "
+        f"no checkpoint{kind} in {path}; "
         + (
             f"there are: {', '.join(there)}; train it with baselines=[{baseline}]"
             if there
             else "`clipautt train` makes one"
         )
     )
+
+
+def newest_checkpoint(runs: str | Path) -> Path | None:
+    """The checkpoint folder below a folder of runs that was written last; None where there is none.
+
+    Of a training the one with the default baseline is taken; the many models of a sweep are not meant.
+    """
+    others = tuple(f"checkpoints/{name}/" for name in _PREFERRED[1:])
+    found = newest(runs, f"**/{FACTS_FILE}", unless=(*others, "/models/"))
+    found = found or newest(runs, f"**/checkpoints/*/{FACTS_FILE}")
+    return found and found.parent

@@ -17,7 +17,7 @@ from clipautt.adaptation.method import AdaptConfig, check_needs
 from clipautt.clips import SPLITS, Clip, Manifest, read_manifest, write_manifest
 from clipautt.evaluation.results import Cohort, predicted, read_rows
 from clipautt.files import write_json, write_table
-from clipautt.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from clipautt.model.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, load_checkpoint
 from ray_jobs.adapt.plan import changed_clips, result_file
 
 _SHOWN = 12
@@ -66,7 +66,7 @@ def rows_that_can_be_made(
         ValueError: if it cannot serve the run's own method, the first one.
     """
     check_needs(own.spec, methods[0])
-    single = (Path(checkpoint) / "checkpoint.json").is_file()
+    single = is_checkpoint(checkpoint)
     kept = list(methods[:1])
     for config in methods[1:]:
         try:

@@ -28,7 +28,7 @@ from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.files import atomic
 from clipautt.metrics import score
-from clipautt.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
 from ray_jobs.sweep.space import SearchSpace
@@ -161,7 +161,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         The checkpoint, and whether it was trained now.
     """
     folder = model_folder(job, config)
-    if (folder / "checkpoint.json").is_file():
+    if is_checkpoint(folder):
         return load_checkpoint(folder), False
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
@@ -197,5 +197,5 @@ def _keep(checkpoint: Checkpoint, folder: Path) -> None:
         with atomic(folder) as temporary:
             save_checkpoint(checkpoint, temporary)
     except OSError:
-        if not (folder / "checkpoint.json").is_file():
+        if not is_checkpoint(folder):
             raise

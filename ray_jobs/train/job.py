@@ -25,7 +25,7 @@ from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Manifest, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
-from clipautt.model.checkpoint import checkpoint_folder, save_checkpoint
+from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import (
     PHRASES,
@@ -85,9 +85,7 @@ def train(job: TrainJob, *, workers: int = 1) -> dict[str, dict[str, float]]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    todo = [
-        c for c in job.configs if not (checkpoint_folder(job.folder, c.subject_baseline) / "checkpoint.json").is_file()
-    ]
+    todo = [c for c in job.configs if not is_checkpoint(checkpoint_folder(job.folder, c.subject_baseline))]
     if todo:
         for config in todo:
             check_streaming(config, job.extraction, workers=workers)
@@ -105,8 +103,6 @@ def train(job: TrainJob, *, workers: int = 1) -> dict[str, dict[str, float]]:
         )
         with _epochs_shown(Path(job.folder) / EPOCHS_FILE):
             trainer.fit()
-    from clipautt.model.checkpoint import load_checkpoint
-
     return {
         c.subject_baseline: load_checkpoint(checkpoint_folder(job.folder, c.subject_baseline)).spec.metrics
         for c in job.configs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from clipautt.model.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    find_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from clipautt.model.network import ClipAU, count_parameters, initial_model
 from clipautt.model.windows import WindowSpec
 from clipautt.video.decoding import Sampling
@@ -200,3 +208,26 @@ def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> N
         checkpoint.check_features(replace(mine, frames=replace(mine.frames, preprocessing=shape)))
     with pytest.raises(ValueError, match=r"frames\.faces\.detector: checkpoint none, given cascade"):
         checkpoint.check_features(replace(mine, frames=replace(mine.frames, faces=FaceConfig("cascade"))))
+
+
+def test_a_checkpoint_is_found_in_a_run_or_is_the_folder_itself(tmp_path: Path) -> None:
+    for baseline in ("mean", "none"):
+        save_checkpoint(fake_checkpoint(subject_baseline=baseline), checkpoint_folder(tmp_path, baseline))  # type: ignore[arg-type]
+    assert find_checkpoint(tmp_path, "mean") == find_checkpoint(tmp_path / "checkpoints" / "mean", "none")
+    assert find_checkpoint(tmp_path).name == "none", "before mean, where there is no median"
+    with pytest.raises(FileNotFoundError, match=r"baseline 'median' in .*there are: mean, none; train it with baselin"):
+        find_checkpoint(tmp_path, "median")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*gone; `clipautt train` makes one"):
+        find_checkpoint(tmp_path / "gone")
+
+
+def test_the_newest_checkpoint_is_no_model_of_a_sweep_and_nothing_unfinished(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "gone") is None
+    places = ["train/a/checkpoints/none", "train/b/checkpoints/median", "train/c/checkpoints/none", "sweep/d/models/1"]
+    places += ["train/c/checkpoints/.median.0123.tmp", "sweep/d/.1.4567.tmp"]
+    for seconds, place in enumerate(places):
+        save_checkpoint(fake_checkpoint(), tmp_path / place)
+        os.utime(tmp_path / place / "checkpoint.json", (seconds, seconds))
+        if seconds == 0:
+            assert newest_checkpoint(tmp_path) == tmp_path / place, "of another baseline, where there is no other"
+    assert newest_checkpoint(tmp_path) == tmp_path / "train/b/checkpoints/median"
