@@ -79,12 +79,6 @@ def roc_auc(values: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -
     return float(roc_auc_score(positive, values)) if 0 < positive.sum() < len(positive) else math.nan
 
 
-def majority(labels: Labels) -> npt.NDArray[np.int64]:
-    """The constant prediction of the most frequent class of these very labels; ties go to the lower index."""
-    true = np.asarray(labels)
-    return np.full(len(true), int(np.bincount(true).argmax()), dtype=np.int64)
-
-
 def confusion(predictions: Labels, labels: Labels, *, num_classes: int) -> npt.NDArray[np.int64]:
     """Counts [C, C]; rows are true classes, columns predicted ones."""
     counts = np.zeros((num_classes, num_classes), np.int64)

@@ -19,7 +19,7 @@ from clipautt.model.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from clipautt.model.network import ClipAU, count_parameters, initial_model
+from clipautt.model.network import ClipAU, initial_model
 from clipautt.model.windows import WindowSpec
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
@@ -33,6 +33,10 @@ from tests.support.fakes import (
     fake_model,
     shared_backbone,
 )
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def test_number_of_parameters_of_the_paper() -> None:
