@@ -21,7 +21,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from clipautt.adaptation.config import AdaptConfig
 
 from clipautt.action_units import VOCABULARY
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
