@@ -168,3 +168,8 @@ def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
     """The AU code of each phrase of the vocabulary; other phrases stand for themselves."""
     codes = {unit.phrase: unit.code for unit in VOCABULARY}
     return [codes.get(phrase, phrase) for phrase in prompts]
+
+
+def descriptions_of(classes: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Per class, phrases for zero-shot prediction, of the task with these classes; empty where there is none."""
+    return next((task.descriptions for task in TASKS.values() if task.classes == classes), ())

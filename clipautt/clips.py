@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from clipautt.files import write_table
 
 Split = Literal["source_train", "source_val", "target"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -299,7 +300,7 @@ def _span_problems(table: pd.DataFrame) -> Iterator[str]:
 
 
 def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] = ()) -> None:
-    """Write a manifest as Parquet, aside and renamed; sources below its folder are written relative to it.
+    """Write a manifest as Parquet, whole or not at all; sources below its folder are written relative to it.
 
     Args:
         clips: its rows.
@@ -313,6 +314,4 @@ def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] 
         rows.append(vars(clip) | {"source": str(source.relative_to(folder)) if inside else clip.source})
     table = pa.Table.from_pandas(pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]), preserve_index=False)
     noted = {_CLASSES: json.dumps(list(classes)).encode()} if classes else {}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **noted}), aside)
-    os.replace(aside, path)
+    write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **noted}))

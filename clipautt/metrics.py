@@ -1,4 +1,4 @@
-"""WAR, UAR, macro F1 and intervals. Pure functions of class indices.
+"""WAR, UAR, macro F1 and intervals, rank correlation and the area under the ROC curve. Pure functions of arrays.
 
 WAR (weighted average recall) is the accuracy; UAR is the unweighted mean of the recalls of the classes that occur. In
 the evaluation the unit is the video, figures are computed per target subject, and the headline is their mean.
@@ -6,6 +6,7 @@ the evaluation the unit is the video, figures are computed per target subject, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,10 +57,26 @@ def figures_of(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float6
     }
 
 
-def majority(labels: Labels) -> npt.NDArray[np.int64]:
-    """The constant prediction of the most frequent class of these very labels; ties go to the lower index."""
-    true = np.asarray(labels)
-    return np.full(len(true), int(np.bincount(true).argmax()), dtype=np.int64)
+def rank_correlation(values: npt.NDArray[np.floating], others: npt.NDArray[np.floating], *, fewest: int = 2) -> float:
+    """Spearman's rho; NaN where a side is constant, for which it is not defined, or there are too few pairs.
+
+    Args:
+        values: [N].
+        others: [N].
+        fewest: pairs that it takes.
+    """
+    from scipy.stats import spearmanr
+
+    if len(others) < fewest or np.ptp(values) == 0 or np.ptp(others) == 0:
+        return math.nan
+    return float(spearmanr(values, others).statistic)
+
+
+def roc_auc(values: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> float:
+    """The chance that a positive has the higher value of two, [N] and [N]; NaN where all are alike."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, values)) if 0 < positive.sum() < len(positive) else math.nan
 
 
 def confusion(predictions: Labels, labels: Labels, *, num_classes: int) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 METHOD = {
     "": [
+        "files",
         "action_units",
         "clips",
         "metrics",

@@ -7,7 +7,6 @@ predict or to go on with. How a method's own state is written is the method's af
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clipautt.adaptation.driver import SubjectResult, SubjectState
 from clipautt.adaptation.method import AdaptConfig, SavedState, Session, TuningConfig
 from clipautt.adaptation.source import Source
+from clipautt.files import write_tensors
 
 FORMAT = 2
 """Version of the files."""
@@ -107,13 +106,7 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
         "decisions": personalization.decisions,
         "fallback": personalization.fallback,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, aside, metadata={"personalization": json.dumps(facts)})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_tensors(path, tensors, {"personalization": json.dumps(facts)})
 
 
 def clips_of_personalization(path: Path) -> tuple[str, ...] | None:

@@ -26,8 +26,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from safetensors.torch import save
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
@@ -38,6 +36,8 @@ from clipautt.backbones.text_tower import read_text_tower, stock_tokenizer
 from clipautt.datasets.synthetic.identity import draw_identity, total_intensities
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import reencode
+from clipautt.files import write_tensors
+from clipautt.metrics import roc_auc
 
 LEADING_PHRASE = "a human face with"
 """Four tokens; also the source context of the AU prompts, so training and test time see the same prompt."""
@@ -339,8 +339,7 @@ def au_auc(similarities: npt.NDArray[np.floating], intensities: npt.NDArray[np.f
     for column, code in enumerate(RENDERED):
         clear = (intensities[:, column] > VISIBLE) | (intensities[:, column] < ABSENT)
         shown = intensities[clear, column] > VISIBLE
-        defined = 0 < shown.sum() < len(shown)
-        result[code] = float(roc_auc_score(shown, similarities[clear, column])) if defined else math.nan
+        result[code] = roc_auc(similarities[clear, column], shown)
     return result
 
 
@@ -363,9 +362,7 @@ def save_small_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"shape": asdict(config.shape), "recipe": asdict(config), "auc": auc, "command": command}
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    path.write_bytes(
-        save(pack_small_clip(model, shipped_tokens()), metadata)
-    )  # save_file: only its owner could read it
+    write_tensors(path, pack_small_clip(model, shipped_tokens()), metadata)
     path.with_name("MODEL_CARD.md").write_text(model_card(config, auc, command=command, num_bytes=path.stat().st_size))
 
 

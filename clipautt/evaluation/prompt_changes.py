@@ -11,8 +11,6 @@ model's opinion and no truth.
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +21,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from clipautt.action_units import action_unit_columns
@@ -33,6 +30,8 @@ from clipautt.adaptation.readout import Readout, read_clip
 from clipautt.adaptation.source import Source, Views
 from clipautt.evaluation.openface import OpenFaceTrack
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.files import write_json, write_text
+from clipautt.metrics import rank_correlation, roc_auc
 from clipautt.model.windows import entropy
 
 _TABLES = ("prompts", "similarities", "windows", "openface")
@@ -264,40 +263,21 @@ def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFr
         intensity = windows.intensities.get(code, nothing).to_numpy(float)
         presence = windows.presences.get(code, nothing).to_numpy(float)
         before, after = windows.before[:, column], windows.after[:, column]
-        present = np.where(np.isnan(presence), np.nan, presence >= 0.5)
+        rated, decided = ~np.isnan(intensity), ~np.isnan(presence)
+        present = presence[decided] >= 0.5
         rows.append(
             {
                 "code": code,
-                "rho_before": _rank_correlation(before, intensity),
-                "rho_after": _rank_correlation(after, intensity),
-                "auc_before": _roc_auc(before, present),
-                "auc_after": _roc_auc(after, present),
-                "num_windows": int((~np.isnan(intensity) | ~np.isnan(presence)).sum()),
-                "num_present": int(np.nansum(present)),
+                "rho_before": rank_correlation(before[rated], intensity[rated], fewest=_MIN_WINDOWS),
+                "rho_after": rank_correlation(after[rated], intensity[rated], fewest=_MIN_WINDOWS),
+                "auc_before": roc_auc(before[decided], present),
+                "auc_after": roc_auc(after[decided], present),
+                "num_windows": int((rated | decided).sum()),
+                "num_present": int(present.sum()),
             }
         )
     columns = ["code", "rho_before", "rho_after", "auc_before", "auc_after", "num_windows", "num_present"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _rank_correlation(values: Array, wanted: Array) -> float:
-    """Spearman's rho over the windows that have both; NaN below three of them, or where a side is constant."""
-    known = ~np.isnan(wanted)
-    values, wanted = values[known], wanted[known]
-    if len(wanted) < _MIN_WINDOWS or np.ptp(values) == 0 or np.ptp(wanted) == 0:
-        return math.nan
-    return float(spearmanr(values, wanted).statistic)
-
-
-def _roc_auc(values: Array, present: Array) -> float:
-    """The chance that a window with the AU has the higher similarity of two; NaN where all windows are alike."""
-    known = ~np.isnan(present)
-    values, positive = values[known], present[known] == 1
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return math.nan
-    ranks = rankdata(values)[positive].sum()
-    return float((ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
 def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
@@ -334,21 +314,15 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
         if table is None:
             (own / f"{part}.csv").unlink(missing_ok=True)
         else:
-            _write_aside(own / f"{part}.csv", table.to_csv(index=False))
+            write_text(own / f"{part}.csv", table.to_csv(index=False))
     facts = {
         "subject_id": explanation.subject_id,
         "classes": list(explanation.classes),
         "clip_ids": explanation.windows["clip_id"].tolist(),
     }
     facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
-    _write_aside(own / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_json(own / FACTS_FILE, facts)
     return own
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def read_explanation(folder: Path) -> SubjectExplanation:

@@ -6,7 +6,6 @@ labels enter here, in the design of the evaluation, and never in a method.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipautt.clips import Clip, by_subject, id_number
+from clipautt.files import write_table
 from clipautt.metrics import figures_of
 
 EVERY = "every clip"
@@ -159,13 +159,8 @@ def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
 
 
 def write_rows(table: pd.DataFrame, path: Path) -> None:
-    """Write a table of rows as Parquet, aside and renamed, so that it is there as a whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        table.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Write a table of rows as Parquet; the file is there as a whole or not at all."""
+    write_table(path, table)
 
 
 def predicted(rows: pd.DataFrame) -> pd.DataFrame:

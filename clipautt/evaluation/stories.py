@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import spearmanr
+
+from clipautt.metrics import rank_correlation
 
 Array = npt.NDArray[np.floating]
 
@@ -113,16 +114,9 @@ def au_agreement(
         if code not in truth:
             continue
         true = truth[code].to_numpy(float)
-        after = None if adapted is None else _rank_correlation(adapted[:, column], true)
-        found.append(AuAgreement(code, _rank_correlation(similarities[:, column], true), after, len(truth)))
+        after = None if adapted is None else rank_correlation(adapted[:, column], true)
+        found.append(AuAgreement(code, rank_correlation(similarities[:, column], true), after, len(truth)))
     return found
-
-
-def _rank_correlation(values: Array, true: Array) -> float:
-    """Spearman's rho; NaN where a side is constant, for which it is not defined."""
-    if len(true) < 2 or np.ptp(values) == 0 or np.ptp(true) == 0:
-        return float("nan")
-    return float(spearmanr(values, true).statistic)
 
 
 def truth_of_windows(truth: pd.DataFrame, start_seconds: Array, end_seconds: Array) -> pd.DataFrame:

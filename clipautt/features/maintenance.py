@@ -40,12 +40,13 @@ from clipautt.features.store import (
     stored_frames,
     write_part,
 )
+from clipautt.files import hidden, write_bytes
 
 Kind = Literal["leftover", "damaged", "replaced", "unreferred", "folder"]
 KINDS: tuple[str, ...] = get_args(Kind)
 GRACE_SECONDS = 3600.0
 """What was written later than this before now is never removed."""
-_LEFTOVERS = (".part-*.tmp", ".spec-*.tmp", "part-*.tmp", "_spec.json.*.tmp")
+_LEFTOVERS = (".part-*.tmp", f".{SPEC_FILE}.*.tmp", ".spec-*.tmp", "part-*.tmp", f"{SPEC_FILE}.*.tmp")
 _SET_ASIDE = "_damaged-"
 _FACTS = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", *SPAN)
 
@@ -522,11 +523,12 @@ def _collect_folder(folder: Path, leftovers: set[Path], *, apply: bool) -> Itera
     try:
         folder.rmdir()
     except OSError:  # someone began to write here just now
-        spec.write_bytes(content)
+        write_bytes(spec, content)
 
 
 def _walk(runs: Path, name: str) -> list[Path]:
-    return sorted(Path(folder) / name for folder, _, files in os.walk(runs) if name in files)
+    found = (Path(folder) / name for folder, _, files in os.walk(runs) if name in files)
+    return sorted(path for path in found if not hidden(path, below=runs))
 
 
 def _checkpoints_used(

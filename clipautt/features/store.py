@@ -11,13 +11,12 @@ What this module does not know: which rows nobody needs any more. `store_care` l
 from __future__ import annotations
 
 import errno
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ import torch
 
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key
+from clipautt.files import atomic, sync_folder, write_json
 
 OK = "ok"
 TRIED_AGAIN = frozenset({"lost", "not_encoded"})
@@ -111,11 +111,10 @@ class FeatureStore:
         table = _to_table(rows, self.schema, self.spec.feature_dim)
         if not self.path.is_dir():
             self.path.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         spec_file = self.path / SPEC_FILE
         if not spec_file.exists():
-            content = json.dumps(self.spec.facts, indent=2).encode()
-            _write_aside(spec_file, lambda file: file.write(content))
+            write_json(spec_file, self.spec.facts)
         return write_part(self.path, table)
 
     def status(self) -> pd.DataFrame:
@@ -333,33 +332,9 @@ def write_part(folder: Path, table: pa.Table) -> Path:
     # A dictionary of floats that are all different costs time and saves nothing.
     # Small groups of rows, so that a few clips can be read without the others.
     options = {"use_dictionary": False, "write_page_checksum": True, "row_group_size": _ROWS_PER_GROUP}
-    _write_aside(file, lambda aside: pq.write_table(table, aside, **options))
+    with atomic(file) as temporary:
+        pq.write_table(table, temporary, **options)
     return file
-
-
-def _write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a hidden name, see it to the disk and give it its name."""
-    aside = path.with_name(f".{path.stem.lstrip('_')}-{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """See to the disk which names a folder has."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _check(row: dict[str, Any], feature_dim: int) -> None:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
+from clipautt.files import newest, write_json, write_tensors
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
+
+FACTS_FILE = "checkpoint.json"
+"""In the folder of a checkpoint; written last."""
+_PREFERRED: tuple[SubjectBaseline, ...] = ("median", "none", "mean")
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,21 @@ class CheckpointSpec:
     window: WindowSpec
     """Length and stride that the model was trained with."""
     training: dict[str, Any]
-    """The training configuration."""
+    """The training configuration and the fingerprint of its manifest; of an imported one, the file it came from."""
     metrics: dict[str, float]
     """On source-validation subjects."""
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Per class, phrases for the zero-shot row; empty when the task has none."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """How the backbone was loaded; its weights may lie elsewhere by now."""
+    class_shares: tuple[float, ...] = ()
+    """Shares of the classes among the training clips; equal ones where they are not known, as by default."""
 
-    @property
-    def class_shares(self) -> tuple[float, ...]:
-        """Shares of the classes among the training clips; equal ones where the checkpoint does not know them."""
-        equal = (1 / len(self.classes),) * len(self.classes)
-        return tuple(self.training.get("class_shares") or equal)
+    def __post_init__(self) -> None:
+        if not self.class_shares:
+            object.__setattr__(self, "class_shares", (1 / len(self.classes),) * len(self.classes))
+        elif len(self.class_shares) != len(self.classes):
+            raise ValueError(f"class_shares={self.class_shares}: expected one for each of {', '.join(self.classes)}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +83,6 @@ class Checkpoint:
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         facts = asdict(self.spec) | {"features": self.spec.features.facts}
         used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
-        used["class_shares"] = self.spec.class_shares
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -111,13 +116,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: value.contiguous() for name, value in checkpoint.model.state_dict().items()})
-    (folder / "weights.safetensors").write_bytes(weights)  # save_file would let nobody else read it
-    facts = asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint}
-    aside = folder / f"checkpoint.json.{os.getpid()}.tmp"
-    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, folder / "checkpoint.json")
+    (folder / FACTS_FILE).unlink(missing_ok=True)
+    write_tensors(folder / "weights.safetensors", checkpoint.model.state_dict())
+    write_json(folder / FACTS_FILE, asdict(checkpoint.spec) | {"fingerprint": checkpoint.fingerprint})
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -128,9 +129,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         ValueError: if weights and facts do not belong together.
     """
     folder = Path(folder)
-    if not (folder / "checkpoint.json").is_file():
+    if not is_checkpoint(folder):
         raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is not there); `clipautt train` makes one")
-    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     fingerprint = facts.pop("fingerprint")
     spec = _spec_from_json(facts)
     model = ClipAU(spec.features.feature_dim, len(spec.phrases), len(spec.classes))
@@ -147,42 +148,65 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
+    training = dict(facts["training"])
+    earlier = training.pop("class_shares", None)  # where checkpoints once had them
     return CheckpointSpec(
         **{
             **facts,
             "backbone": BackboneConfig(**facts["backbone"]),
             "classes": tuple(facts["classes"]),
+            "class_shares": tuple(facts.get("class_shares") or earlier or ()),
             "phrases": tuple(facts["phrases"]),
             "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
             "features": FeatureSpec.from_json(facts["features"]),
+            "training": training,
             "window": WindowSpec(**facts["window"]),
         }
     )
 
 
-def checkpoint_folder(folder: str | Path, baseline: str) -> Path:
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder holds a checkpoint."""
+    return Path(folder, FACTS_FILE).is_file()
+
+
+def checkpoint_folder(run: str | Path, baseline: str) -> Path:
     """Where a run keeps the checkpoint of a subject baseline."""
-    return Path(folder) / "checkpoints" / baseline
+    return Path(run) / "checkpoints" / baseline
 
 
-def find_checkpoint(path: str | Path, baseline: str) -> Path:
+def find_checkpoint(path: str | Path, baseline: str | None = None) -> Path:
     """The checkpoint folder of a subject baseline, from a run folder or a checkpoint folder.
+
+    Args:
+        path: folder of a run, or of a checkpoint.
+        baseline: of the subjects; None takes any, best the default one of training.
 
     Raises:
         FileNotFoundError: if there is none, naming those that are there.
     """
-    path = Path(path)
-    if (path / "checkpoint.json").is_file():
-        return path
-    found = checkpoint_folder(path, baseline)
-    if (found / "checkpoint.json").is_file():
-        return found
-    there = sorted(p.parent.name for p in path.glob("checkpoints/*/checkpoint.json"))
+    wanted = _PREFERRED if baseline is None else (baseline,)
+    for folder in (Path(path), *(checkpoint_folder(path, name) for name in wanted)):
+        if is_checkpoint(folder):
+            return folder
+    there = sorted(folder.name for folder in Path(path).glob("checkpoints/*") if is_checkpoint(folder))
+    kind = "" if baseline is None else f" for subject baseline {baseline!r}"
     raise FileNotFoundError(
-        f"no checkpoint for subject baseline {baseline!r} in {path}; "
+        f"no checkpoint{kind} in {path}; "
         + (
             f"there are: {', '.join(there)}; train it with baselines=[{baseline}]"
             if there
             else "`clipautt train` makes one"
         )
     )
+
+
+def newest_checkpoint(runs: str | Path) -> Path | None:
+    """The checkpoint folder below a folder of runs that was written last; None where there is none.
+
+    Of a training the one with the default baseline is taken; the many models of a sweep are not meant.
+    """
+    others = tuple(f"checkpoints/{name}/" for name in _PREFERRED[1:])
+    found = newest(runs, f"**/{FACTS_FILE}", unless=(*others, "/models/"))
+    found = found or newest(runs, f"**/checkpoints/*/{FACTS_FILE}")
+    return found and found.parent

@@ -140,11 +140,6 @@ def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
     return frozen_linear(F.relu(frozen_linear(inputs, first.weight, first.bias)), last.weight, last.bias)
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable scalars."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
 def initial_model(feature_dim: int, num_prompts: int, num_classes: int, *, seed: int) -> ClipAU:
     """An untrained CLIP-AU whose weights follow from the seed alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipautt.action_units import TASKS
+from clipautt.action_units import TASKS, descriptions_of
 from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
@@ -115,7 +115,6 @@ def import_checkpoint(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"weights={weights} does not have the layers of CLIP-AU: {error}") from error
-    task = next((task for task in TASKS.values() if task.classes == config.classes), None)
     spec = CheckpointSpec(
         classes=config.classes,
         phrases=tuple(prompts),
@@ -126,7 +125,7 @@ def import_checkpoint(
         window=config.window,
         training={"imported": Path(weights).name},
         metrics={},
-        descriptions=task.descriptions if task else (),
+        descriptions=descriptions_of(config.classes),
         backbone=loaded_from or BackboneConfig(),
     )
     return Checkpoint(model.eval().requires_grad_(False), spec)

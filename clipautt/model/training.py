@@ -9,7 +9,7 @@ know: whether features lie in a store or were made a moment ago from decoded cli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,10 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipautt.action_units import VOCABULARY, phrases
+from clipautt.action_units import VOCABULARY, descriptions_of, phrases
+from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import id_number
-from clipautt.features.clip_features import SUBJECT_BASELINES, ClipFeatures, SubjectBaseline, subject_centre
+from clipautt.features.clip_features import (
+    SUBJECT_BASELINES,
+    ClipFeatures,
+    FeatureSpec,
+    SubjectBaseline,
+    subject_centre,
+)
 from clipautt.metrics import score
+from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec, entropy
 from clipautt.video.augmentation import Augmentation
@@ -104,7 +112,7 @@ def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) ->
     return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
 
 
-def class_shares(labels: Sequence[int], *, num_classes: int) -> list[float]:
+def class_shares(labels: Sequence[int], *, num_classes: int) -> tuple[float, ...]:
     """Shares of the classes among training clips, none of them zero: one that is missing counts as a single clip.
 
     Args:
@@ -112,7 +120,49 @@ def class_shares(labels: Sequence[int], *, num_classes: int) -> list[float]:
         num_classes: C.
     """
     counts = np.maximum(np.bincount(np.asarray(labels, int), minlength=num_classes), 1)
-    return [float(share) for share in counts / counts.sum()]
+    return tuple(float(share) for share in counts / counts.sum())
+
+
+def make_checkpoint(
+    model: ClipAU,
+    config: TrainConfig,
+    *,
+    labels: Sequence[int],
+    classes: tuple[str, ...],
+    features: FeatureSpec,
+    backbone: BackboneConfig,
+    context_tokens: int,
+    manifest: str,
+    metrics: Mapping[str, float] | None = None,
+) -> Checkpoint:
+    """The checkpoint of a trained model.
+
+    Args:
+        model: trained with `PHRASES`; it is moved to the CPU and needs no gradients afterwards.
+        config: what it was trained with.
+        labels: class indices of the training clips.
+        classes: names in label order.
+        features: what it was trained on.
+        backbone: how the backbone was loaded.
+        context_tokens: M, the tokens of `config.context`.
+        manifest: fingerprint of the training clips' manifest.
+        metrics: on source-validation subjects.
+    """
+    spec = CheckpointSpec(
+        classes=classes,
+        phrases=PHRASES,
+        context=config.context,
+        context_tokens=context_tokens,
+        features=features,
+        subject_baseline=config.subject_baseline,
+        window=config.window,
+        training=asdict(config) | {"manifest": manifest},
+        metrics=dict(metrics or {}),
+        descriptions=descriptions_of(classes),
+        backbone=backbone,
+        class_shares=class_shares(labels, num_classes=len(classes)),
+    )
+    return Checkpoint(model.cpu().eval().requires_grad_(False), spec)
 
 
 def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:

@@ -16,8 +16,8 @@ from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import subject_file
 from clipautt.evaluation.results import EVERY
+from clipautt.files import write_json
 from ray_jobs.adapt.actor import Outcome
-from ray_jobs.platform.runs import write_json
 
 FOLDER = "agreement"
 """In the run folder."""

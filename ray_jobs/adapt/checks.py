@@ -16,9 +16,9 @@ from clipautt.adaptation.driver import check_baseline
 from clipautt.adaptation.method import AdaptConfig, check_needs
 from clipautt.clips import SPLITS, Clip, Manifest, read_manifest, write_manifest
 from clipautt.evaluation.results import Cohort, predicted, read_rows
-from clipautt.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from clipautt.files import write_json, write_table
+from clipautt.model.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, load_checkpoint
 from ray_jobs.adapt.plan import changed_clips, result_file
-from ray_jobs.platform.runs import write_atomic, write_json
 
 _SHOWN = 12
 
@@ -66,7 +66,7 @@ def rows_that_can_be_made(
         ValueError: if it cannot serve the run's own method, the first one.
     """
     check_needs(own.spec, methods[0])
-    single = (Path(checkpoint) / "checkpoint.json").is_file()
+    single = is_checkpoint(checkpoint)
     kept = list(methods[:1])
     for config in methods[1:]:
         try:
@@ -142,7 +142,7 @@ def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip])
             )
         if len(clips) > len(before):
             print(f"{len(clips) - len(before)} clips have come since this run was last started")
-    write_atomic(sources, files.to_parquet(index=False))
+    write_table(sources, files)
     write_manifest(clips, file, classes=manifest.classes)
 
 

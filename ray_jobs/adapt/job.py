@@ -43,7 +43,7 @@ from ray_jobs.adapt.run import AdaptJob, AdaptRun
 from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, num_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.metrics import JobMetrics
@@ -125,16 +125,16 @@ def make_run(cfg: DictConfig) -> AdaptRun:
 def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     """The run once the store has the features of its clips, on the connected Ray; and why some have none."""
     frames = run.job.features.frames
-    store, summary = extract(
-        run.clips,
+    config = ExtractionConfig(
         run.job.backbone,
-        frames.sampling,
         run.job.store,
-        cluster=run.cluster,
+        sampling=frames.sampling,
         faces=frames.faces,
         limits=instantiate(cfg.limits),
         pipeline=instantiate(cfg.pipeline),
+        cluster=run.cluster,
     )
+    store, summary = extract(run.clips, config)
     report_failures(summary)
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     return replace(run, job=replace(run.job, features=store.spec), reasons=reasons)

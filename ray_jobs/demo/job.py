@@ -17,11 +17,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from clipautt.files import write_json
 from ray_jobs.platform.cluster import connect
 from ray_jobs.platform.configuration import compose, instantiate, resolved
 from ray_jobs.platform.jobs import entry_of, find_job
 from ray_jobs.platform.progress import table
-from ray_jobs.platform.runs import open_run, write_json
+from ray_jobs.platform.runs import open_run
 
 _SHARED = ("train", "adapt", "cluster", "baselines", "compare", "cohorts", "splits", "seed")
 

@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from clipautt.evaluation.reports.extraction import Tile, write_extraction_report
 from clipautt.features.store import FeatureStore
 from ray_jobs.platform.cluster import connect
-from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import ExtractSummary, extract, report_failures
+from ray_jobs.platform.configuration import resolved
+from ray_jobs.platform.extraction.extract import ExtractSummary, extract, extraction_config, report_failures
 from ray_jobs.platform.extraction.pipeline import Usage
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
@@ -64,21 +64,11 @@ def _run_name(cfg: DictConfig) -> str:
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     clips = load_manifest(cfg).clips
-    cluster = instantiate(cfg.cluster)
+    config = extraction_config(cfg)
     ignored = (*IGNORED, "retry_failed")
     run = open_run("extract", cfg.name or _run_name(cfg), cfg, root=cfg.runs, ignore=ignored)
-    with connect(cluster):
-        store, summary = extract(
-            clips,
-            instantiate(cfg.backbone),
-            instantiate(cfg.sampling),
-            cfg.store,
-            cluster=cluster,
-            faces=instantiate(cfg.faces),
-            limits=instantiate(cfg.limits),
-            pipeline=instantiate(cfg.pipeline),
-            retry_failed=cfg.retry_failed,
-        )
+    with connect(config.cluster):
+        store, summary = extract(clips, config)
     report_failures(summary)
     print(f"{summary.extracted} clips encoded, {summary.present} were there, {len(summary.failures)} without features")
     page = write_report(run.folder, store, summary, clips=len(clips))

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.face_sheet import draw_contact_sheet, evenly_chosen, write_annotated_video
+from clipautt.files import move
 from clipautt.video.decoding import Sampling, stream_clip
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.preprocessing import Frames
@@ -60,7 +61,7 @@ def look(video: Path, out: Path, *, faces: FaceConfig, sampling: Sampling, limit
         arguments = {"folder": os.path.abspath(aside), "faces": asdict(faces), "sampling": asdict(sampling)}
         found, count = work_on_clip(write_outputs, clip, arguments, limits)
         for name in OUTPUTS:
-            os.replace(Path(aside, name), out / name)
+            move(Path(aside, name), out / name)
     return found, count
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.backbones.loading import load_backbone
-from clipautt.model.checkpoint import save_checkpoint
+from clipautt.model.checkpoint import is_checkpoint, save_checkpoint
 from clipautt.model.published import import_checkpoint, read_prompts
 from ray_jobs.platform.configuration import instantiate
 
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> int:
     """Run the job."""
     prompts = read_prompts(cfg.prompts)
     config, out = instantiate(cfg.given), Path(cfg.out)
-    if (out / "checkpoint.json").exists():
+    if is_checkpoint(out):
         raise FileExistsError(f"out={out}: there is a checkpoint already; give another folder")
     backbone = instantiate(cfg.backbone)
     checkpoint = import_checkpoint(cfg.weights, prompts, load_backbone(backbone), config=config, loaded_from=backbone)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from clipautt.clips import Manifest, is_written_manifest, read_manifest, write_manifest
 from clipautt.datasets.layout import Reading
+from clipautt.files import write_text
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.progress import table
 
@@ -55,7 +56,7 @@ def _write(reading: Reading, path: Path) -> None:
         print(f"left out: {problem}")
     if reading.problems:
         every = path.with_suffix(".problems.txt")
-        every.write_text("".join(f"{problem}\n" for problem in reading.problems), encoding="utf-8")
+        write_text(every, "".join(f"{problem}\n" for problem in reading.problems))
         print(f"{len(reading.problems)} problems, all of them in {every}")
     _print_counts(reading.manifest.counts(by="split"))
     print(f"manifest: {path}")

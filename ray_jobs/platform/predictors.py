@@ -1,54 +1,64 @@
-"""The predictor that a job's settings describe.
+"""The predictor that a job's settings describe, and what is meant where they name no checkpoint or personalizations.
 
-TODO
+In: composed settings with `checkpoint` and `prompts`. Out: folders, and a `Predictor`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from clipautt.model.checkpoint import find_checkpoint
+from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.files import newest
+from clipautt.model.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
 from clipautt.predictor import Predictor
-from ray_jobs.platform.configuration import instantiate
+from clipautt.video.reader_process import ReadLimits
+
+_RUNS = "runs"
 
 
-def newest(pattern: str, *, unless: Sequence[str] = (), root: str = "runs") -> Path | None:
-    """The most recently written path below `root` that matches and holds none of the other texts, or None."""
-    paths = [path for path in Path(root).glob(pattern) if not any(text in path.as_posix() for text in unless)]
-    found = sorted(paths, key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
-
-
-def resolve_checkpoint(given: str | None) -> Path:
-    """A checkpoint folder from the user's word, or the newest one below `runs`.
+def chosen_checkpoint(cfg: DictConfig) -> Path:
+    """The checkpoint folder that the user names, or the newest one below `runs`.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    if given:
-        for baseline in ("median", "none", "mean"):
-            try:
-                return find_checkpoint(given, baseline)
-            except FileNotFoundError:
-                continue
-        return find_checkpoint(given, "median")
-    # Of a training the one with the default baseline; a sweep's many models are not meant.
-    found = newest("**/checkpoint.json", unless=("checkpoints/none/", "checkpoints/mean/", "/models/"))
-    found = found or newest("**/checkpoints/*/checkpoint.json")
+    found = find_checkpoint(cfg.checkpoint) if cfg.checkpoint else newest_checkpoint(_RUNS)
     if found is None:
         raise FileNotFoundError(
             "no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER"
         )
-    return found.parent
+    return found
 
 
-def load_predictor(cfg: DictConfig) -> Predictor:
-    """The predictor that a configuration with backbone, checkpoint and prompts describes."""
-    folder = resolve_checkpoint(cfg.checkpoint)
-    prompts = Path(cfg.prompts) if cfg.prompts else newest("**/prompts")
-    return Predictor.load(
-        folder, backbone=instantiate(cfg.backbone), personalizations=prompts, limits=instantiate(cfg.limits)
-    )
+def chosen_personalizations(cfg: DictConfig) -> Path | None:
+    """The folder of adapted prompts that the user names, or the newest one below `runs`; None where there is none."""
+    return Path(cfg.prompts) if cfg.prompts else newest(_RUNS, "**/prompts")
+
+
+def load_predictor(
+    checkpoint: Path,
+    personalizations: Path | None,
+    *,
+    backbone: BackboneConfig | None,
+    limits: ReadLimits,
+    device: str = "cpu",
+) -> Predictor:
+    """The predictor of a checkpoint.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        personalizations: folder of adapted prompts; None predicts with the source prompts only.
+        backbone: how the checkpoint's CLIP is loaded; None: as it was for training.
+        limits: of reading a video.
+        device: where the backbone computes.
+
+    Raises:
+        FileNotFoundError: if a folder is not there.
+        ValueError: if backbone and checkpoint do not belong together.
+    """
+    if personalizations is not None and not personalizations.is_dir():
+        raise FileNotFoundError(f"prompts={personalizations}: no such folder; `clipautt adapt` makes one")
+    loaded = load_backbone(backbone or load_checkpoint(checkpoint).spec.backbone).to(device)
+    return Predictor.load(checkpoint, backbone=loaded, personalizations=personalizations, limits=limits)

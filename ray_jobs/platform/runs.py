@@ -7,12 +7,10 @@ settings in one folder look like results of one. What this module does not know:
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from clipautt.files import write_json, write_text
 from ray_jobs.platform.configuration import checkout, flatten, resolved
 
 IGNORED = ("cluster", "limits", "pipeline", "name", "runs")
@@ -103,7 +102,7 @@ def open_run(
         _refuse_other_settings(folder, yaml.safe_load(file.read_text(encoding="utf-8")) or {}, settings, tuple(ignore))
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True).encode())
+        write_text(file, yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True))
     _note_versions(folder / "versions.json")
     return Run(job=job, name=name, folder=folder, resumed=resumed)
 
@@ -126,26 +125,6 @@ def differences(
     keys = [key for key in dict.fromkeys([*old, *new]) if not any(f"{key}.".startswith(f"{skip}.") for skip in skipped)]
     pairs = {key: (old.get(key, ...), new.get(key, ...)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees part of it: written aside in the same folder, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write plain containers as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @cache

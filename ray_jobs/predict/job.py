@@ -14,7 +14,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.predictor import VideoPrediction
-from ray_jobs.platform.predictors import load_predictor
+from ray_jobs.platform.configuration import instantiate
+from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
 
 POSITIONAL = "video"
@@ -37,5 +38,11 @@ def main(cfg: DictConfig) -> int:
     """Run the job."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
-    show(load_predictor(cfg).predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
+    predictor = load_predictor(
+        chosen_checkpoint(cfg),
+        chosen_personalizations(cfg),
+        backbone=instantiate(cfg.backbone),
+        limits=instantiate(cfg.limits),
+    )
+    show(predictor.predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
     return 0

@@ -32,13 +32,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.model.checkpoint import load_checkpoint
+from clipautt.backbones.loading import BackboneConfig
 from clipautt.predictor import Predictor
 from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate
-from ray_jobs.platform.predictors import newest, resolve_checkpoint
+from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.serve.answers import Service
 from ray_jobs.serve.ingress import ANSWER_SECONDS, WebReplica
 from ray_jobs.serve.uploads import Limits, Refusal, RefusedError
@@ -97,7 +96,7 @@ class ModelReplica:
 
     def __init__(self, config: ServeConfig, on_gpu: bool) -> None:
         torch.set_num_threads(1)
-        self._service = Service(load_predictor(config, device="cuda" if on_gpu else "cpu"), config.limits)
+        self._service = Service(served_predictor(config, device="cuda" if on_gpu else "cpu"), config.limits)
         self._turn = asyncio.Semaphore(_PREDICTIONS_AT_ONCE)
 
     async def predict(self, video: bytes, subject: str | None) -> dict[str, Any] | Refusal:
@@ -117,18 +116,10 @@ class ModelReplica:
         return await asyncio.to_thread(self._service.facts)
 
 
-def load_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
-    """The predictor that is served.
-
-    Raises:
-        FileNotFoundError: A folder is not there.
-        ValueError: Backbone and checkpoint do not belong together.
-    """
-    if config.prompts is not None and not config.prompts.is_dir():
-        raise FileNotFoundError(f"prompts={config.prompts}: no such folder; `clipautt adapt` makes one")
-    backbone = load_backbone(config.backbone or load_checkpoint(config.checkpoint).spec.backbone).to(device)
+def served_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
+    """The predictor that is served; raises as `load_predictor` does."""
     limits = ReadLimits(total_seconds=ANSWER_SECONDS, max_pixels=config.limits.max_pixels)
-    return Predictor.load(config.checkpoint, backbone=backbone, personalizations=config.prompts, limits=limits)
+    return load_predictor(config.checkpoint, config.prompts, backbone=config.backbone, limits=limits, device=device)
 
 
 def start(config: ServeConfig) -> str:
@@ -196,7 +187,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
 def main(cfg: DictConfig) -> int:
     """Run the job, until Ctrl-C or SIGTERM."""
     config = config_of(cfg)
-    load_predictor(config)  # A mistake in the settings shows here at once, in one line, and not in a worker.
+    served_predictor(config)  # A mistake in the settings shows here at once, in one line, and not in a worker.
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
@@ -207,9 +198,9 @@ def main(cfg: DictConfig) -> int:
 
 def config_of(cfg: DictConfig) -> ServeConfig:
     """The settings, with the newest checkpoint and prompts where none are named."""
-    prompts = Path(cfg.prompts) if cfg.prompts else newest("**/prompts")
+    prompts = chosen_personalizations(cfg)
     return ServeConfig(
-        checkpoint=resolve_checkpoint(cfg.checkpoint).absolute(),
+        checkpoint=chosen_checkpoint(cfg).absolute(),
         prompts=prompts.absolute() if prompts else None,
         backbone=instantiate(cfg.backbone),
         host=cfg.host,
@@ -320,7 +311,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.IPv4Address(host).is_loopback
     except ValueError:
         return False
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]

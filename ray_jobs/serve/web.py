@@ -16,24 +16,19 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ray_jobs.serve.uploads import Limits, Refusal
 
 _FRAMING_BYTES = 64 * 1024
 """What a multipart body may hold beside the file."""
-_ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
-    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
-}
+_PAGE = resources.files("ray_jobs.serve") / "page"
 _ERRORS = {
-    400: "no file `video`, or not multipart/form-data",
-    403: "asked under another name than this machine's, or by another site's page",
+    400: "no file `video`, not multipart/form-data, or asked under another name than this machine's",
+    403: "asked by another site's page",
     404: "nobody has adapted prompts under this subject_id",
     409: "the subject's prompts belong to another checkpoint",
     413: "more bytes than are taken",
@@ -130,12 +125,12 @@ class Problem(BaseModel):
 
 
 class Door:
-    """The ASGI layer around the application.
+    """The ASGI layer around the application: reads bodies up to a limit, and refuses what other sites' pages send.
 
     Args:
         app: The application.
         max_body_bytes: Of a request.
-        hosts: Names under which this server may be addressed.
+        hosts: Names of this server, from whose pages requests may come.
     """
 
     def __init__(self, app: ASGI, *, max_body_bytes: int, hosts: frozenset[str]) -> None:
@@ -148,7 +143,6 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _with_headers(send)
         refusal = self._refusal(dict(scope["headers"]))
         if refusal is None and scope["method"] == "POST":
             body = await self._read(receive)
@@ -165,9 +159,6 @@ class Door:
 
     def _refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
         """What the headers alone are refused for."""
-        host = _hostname("//" + headers.get(b"host", b"").decode("latin-1"))
-        if host not in self.hosts:
-            return Refusal(403, f"this server answers only to {' and '.join(sorted(self.hosts))}")
         origin = headers.get(b"origin")
         if origin is not None and _hostname(origin.decode("latin-1")) not in self.hosts:
             return Refusal(403, "requests from other sites' pages are not answered")
@@ -213,12 +204,14 @@ def make_app(model: Model, limits: Limits, *, host: str = "127.0.0.1") -> ASGI:
         redoc_url=None,
     )
     _add_routes(app, model, limits)
-    for path, (name, media_type) in _ASSETS.items():
-        app.add_api_route(path, _asset(name, media_type), include_in_schema=False)
+    app.add_api_route("/docs", lambda: FileResponse(str(_PAGE / "docs.html")), include_in_schema=False)
+    app.mount("/", StaticFiles(directory=str(_PAGE), html=True))
     app.add_exception_handler(RequestValidationError, _answer_malformed)
     app.add_exception_handler(Exception, _answer_bug)
     hosts = frozenset({"127.0.0.1", "localhost", host})
-    return Door(app, max_body_bytes=limits.max_bytes + _FRAMING_BYTES, hosts=hosts)
+    door = Door(app, max_body_bytes=limits.max_bytes + _FRAMING_BYTES, hosts=hosts)
+    # Against DNS rebinding: a name of another site that leads to this machine is not answered, whatever is asked.
+    return _with_headers(TrustedHostMiddleware(door, allowed_hosts=sorted(hosts), www_redirect=False))
 
 
 def _add_routes(app: FastAPI, model: Model, limits: Limits) -> None:
@@ -247,15 +240,6 @@ def _add_routes(app: FastAPI, model: Model, limits: Limits) -> None:
     @app.get("/healthz", summary="Whether the server works, and what it serves")
     async def healthz() -> Health:
         return Health(status="ok", limits=vars(limits), **_value(await model.facts()))
-
-
-def _asset(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
-    content = (resources.files("ray_jobs.serve") / "page" / name).read_bytes()
-
-    async def answer() -> Response:
-        return Response(content, media_type=media_type)
-
-    return answer
 
 
 def _value(answer: Any) -> Any:
@@ -297,13 +281,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def _with_headers(send: Send) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *_HEADERS]
-        await send(message)
+def _with_headers(app: ASGI) -> ASGI:
+    """The application with `_HEADERS` on every answer, refusals among them."""
 
-    return send_with_headers
+    async def headed(scope: Message, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return headed
 
 
 async def _refuse(refusal: Refusal, send: Send) -> None:

@@ -27,12 +27,13 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from clipautt.clips import Manifest
+from clipautt.files import write_text
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.extraction.extract import extract, extraction_config, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
-from ray_jobs.platform.runs import IGNORED, open_run, write_atomic
+from ray_jobs.platform.runs import IGNORED, open_run
 from ray_jobs.sweep.results import write_results
 from ray_jobs.sweep.space import SearchSpace, SeededSampler, make_space
 from ray_jobs.sweep.trial import METRICS, SweepData, SweepJob, load_data, run_trial
@@ -159,7 +160,7 @@ def _explained_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData, 
     try:
         return run_trial(config, job=job, data=data)
     except Exception as error:
-        write_atomic(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error).encode())
+        write_text(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error))
         raise
 
 
@@ -297,23 +298,16 @@ def main(cfg: DictConfig) -> int:
     if train.features != "cached":
         raise ValueError(f"train.features={train.features!r}; a sweep works on stored features: allowed is cached")
     space = make_space(settings.get("space") or {}, train=train, adapt=instantiate(cfg.adapt))
-    cluster, backbone = instantiate(cfg.cluster), instantiate(cfg.backbone)
+    extraction = extraction_config(cfg)
     settings["manifest_fingerprint"] = manifest.fingerprint
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=(*IGNORED, "trials", "concurrent"))
     clips = manifest.of_split("source_train", "source_val")
-    with connect(cluster):
-        store, summary = extract(
-            clips,
-            backbone,
-            instantiate(cfg.sampling),
-            cfg.store,
-            cluster=cluster,
-            faces=instantiate(cfg.faces),
-            limits=instantiate(cfg.limits),
-            pipeline=instantiate(cfg.pipeline),
-        )
+    with connect(extraction.cluster):
+        store, summary = extract(clips, extraction)
         report_failures(summary)
-        job = SweepJob(backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
+        job = SweepJob(extraction.backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
         options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}
-        trials = sweep(job, load_data(manifest, store), cluster=cluster, concurrent=cfg.concurrent, **options)
+        trials = sweep(
+            job, load_data(manifest, store), cluster=extraction.cluster, concurrent=cfg.concurrent, **options
+        )
     return write_results(job, trials, open_study(run.folder, cfg.name), settings)

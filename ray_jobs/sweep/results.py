@@ -17,9 +17,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from clipautt.evaluation.reports import sweep_figures
+from clipautt.files import write_table, write_text
 from ray_jobs.platform.configuration import compose, flatten, quoted
 from ray_jobs.platform.progress import table
-from ray_jobs.platform.runs import write_atomic
 from ray_jobs.sweep.space import SearchSpace
 from ray_jobs.sweep.trial import METRICS, SweepJob, model_folder
 
@@ -46,9 +46,7 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
         The exit code: 1 where no trial finished well.
     """
     folder = Path(job.folder)
-    aside = folder / ".trials.parquet"
-    trials.to_parquet(aside, index=False)
-    aside.replace(folder / "trials.parquet")
+    write_table(folder / "trials.parquet", trials)
     print_counts(trials, job.space)
     best = best_trial(trials)
     if best is None:
@@ -56,7 +54,7 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
         return 1
     facts = best_settings(job, best, settings)
     text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
-    write_atomic(folder / "best.yaml", text.encode())
+    write_text(folder / "best.yaml", text)
     for note in draw(job.space, trials, study, folder / "figures"):
         print(note)
     print_best(trials, job.space)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipautt.action_units import TASKS
 from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled, subjects_to_compare
 from clipautt.adaptation.driver import SubjectResult, adapt
 from clipautt.adaptation.method import AdaptConfig
@@ -29,10 +26,11 @@ from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Manifest, Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
+from clipautt.files import atomic
 from clipautt.metrics import score
-from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, load_checkpoint, save_checkpoint
+from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
-from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, class_shares, fit
+from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
 from ray_jobs.sweep.space import SearchSpace
 
 _COMPARED_SUBJECTS = 3
@@ -163,7 +161,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         The checkpoint, and whether it was trained now.
     """
     folder = model_folder(job, config)
-    if (folder / "checkpoint.json").is_file():
+    if is_checkpoint(folder):
         return load_checkpoint(folder), False
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
@@ -172,22 +170,16 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
     centred = centre_subjects([example.clip for example in data.train], config.subject_baseline)
     model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
     fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
-    task = next((task for task in TASKS.values() if task.classes == job.classes), None)
-    spec = CheckpointSpec(
+    checkpoint = make_checkpoint(
+        model,
+        config,
+        labels=[*labels.values()],
         classes=job.classes,
-        phrases=PHRASES,
-        context=config.context,
-        context_tokens=prompts.num_context,
         features=job.features,
-        subject_baseline=config.subject_baseline,
-        window=config.window,
-        training=asdict(config)
-        | {"manifest": job.manifest, "class_shares": class_shares([*labels.values()], num_classes=len(job.classes))},
-        metrics={},
-        descriptions=task.descriptions if task else (),
         backbone=job.backbone,
+        context_tokens=prompts.num_context,
+        manifest=job.manifest,
     )
-    checkpoint = Checkpoint(model.cpu().requires_grad_(False), spec)
     _keep(checkpoint, folder)
     return checkpoint, True
 
@@ -199,12 +191,11 @@ def model_folder(job: SweepJob, config: TrainConfig) -> Path:
 
 
 def _keep(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write aside and rename; of two trials that trained the same model at once, the first one's is kept."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    save_checkpoint(checkpoint, aside)
+    """Write it as a whole; of two trials that trained the same model at once, the first one's is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        aside.rename(folder)
+        with atomic(folder) as temporary:
+            save_checkpoint(checkpoint, temporary)
     except OSError:
-        shutil.rmtree(aside)
-        if not (folder / "checkpoint.json").is_file():
+        if not is_checkpoint(folder):
             raise

@@ -15,36 +15,35 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.action_units import TASKS
-from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
+from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Manifest, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
-from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, checkpoint_folder, save_checkpoint
+from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import (
     PHRASES,
     Example,
     TrainConfig,
     centre_subjects,
-    class_shares,
     fit,
+    make_checkpoint,
     subject_centres,
     validate,
 )
-from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share
+from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, report_failures
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, extraction_config, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
-from ray_jobs.train.streaming import TRAINER_CPUS, StreamConfig, StreamedClips, beside_trainer
+from ray_jobs.train.streaming import TRAINER_CPUS, StreamedClips, beside_trainer
 
 EPOCHS_FILE = "epochs.jsonl"
 """In the run folder: a line per epoch that was trained on streamed features."""
@@ -58,18 +57,14 @@ class TrainJob:
 
     manifest: Manifest
     """Source clips are taken from it."""
-    store_root: str
-    """Folder of the feature store."""
-    backbone: BackboneConfig
-    """For the text features, and to name the features."""
+    extraction: ExtractionConfig
+    """Where the features are, and how clips are decoded and encoded where features are streamed."""
     features: FeatureSpec
     """Of the store."""
     configs: tuple[TrainConfig, ...]
     """One per checkpoint."""
     folder: str
     """Checkpoints are written to `<folder>/checkpoints/<subject baseline>`."""
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    """For configurations whose features are streamed."""
 
     @property
     def streamed(self) -> bool:
@@ -77,7 +72,7 @@ class TrainJob:
         return any(config.features == "streamed" for config in self.configs)
 
 
-def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[str, dict[str, float]]:
+def train(job: TrainJob, *, workers: int = 1) -> dict[str, dict[str, float]]:
     """Train every configuration that has no checkpoint yet, on the connected Ray.
 
     Returns:
@@ -90,13 +85,11 @@ def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[st
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    todo = [
-        c for c in job.configs if not (checkpoint_folder(job.folder, c.subject_baseline) / "checkpoint.json").is_file()
-    ]
+    todo = [c for c in job.configs if not is_checkpoint(checkpoint_folder(job.folder, c.subject_baseline))]
     if todo:
         for config in todo:
-            check_streaming(config, job.stream, workers=workers)
-        gpu = 0.0 if job.streamed else gpu_share(cluster)  # the encoders need it, and the model is small
+            check_streaming(config, job.extraction, workers=workers)
+        gpu = 0.0 if job.streamed else gpu_share(job.extraction.cluster)  # the encoders need it, and the model is small
         resources = {"GPU": gpu} if gpu else {"CPU": TRAINER_CPUS}
         trainer = TorchTrainer(
             _train_worker,
@@ -110,8 +103,6 @@ def train(job: TrainJob, *, cluster: ClusterConfig, workers: int = 1) -> dict[st
         )
         with _epochs_shown(Path(job.folder) / EPOCHS_FILE):
             trainer.fit()
-    from clipautt.model.checkpoint import load_checkpoint
-
     return {
         c.subject_baseline: load_checkpoint(checkpoint_folder(job.folder, c.subject_baseline)).spec.metrics
         for c in job.configs
@@ -128,7 +119,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
-    backbone = load_backbone(job.backbone)
+    backbone = load_backbone(job.extraction.backbone)
     for config in job.configs:
         metrics = _train_one(job, config, backbone, rank=rank, world=world)
         ray.train.report({"subject_baseline": config.subject_baseline, **metrics})
@@ -139,7 +130,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     import ray.train.torch
     import torch
 
-    store = FeatureStore(job.store_root, job.features)
+    store = FeatureStore(job.extraction.store, job.features)
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
         text = backbone.encode_prompts(prompts)
@@ -154,10 +145,19 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config.subject_baseline)
     metrics = dict(validate(model.eval(), text, held_out, config))
     if rank == 0:
-        spec = _spec(job, config, metrics, prompts.num_context)
-        save_checkpoint(
-            Checkpoint(model.requires_grad_(False), spec), checkpoint_folder(job.folder, config.subject_baseline)
+        manifest = job.manifest
+        checkpoint = make_checkpoint(
+            model,
+            config,
+            labels=[manifest.label_index(clip) for clip in manifest.of_split("source_train")],
+            classes=manifest.classes,
+            features=job.features,
+            backbone=job.extraction.backbone,
+            context_tokens=prompts.num_context,
+            manifest=manifest.fingerprint,
+            metrics=metrics,
         )
+        save_checkpoint(checkpoint, checkpoint_folder(job.folder, config.subject_baseline))
     return metrics
 
 
@@ -182,14 +182,13 @@ def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> S
         labels,
         centres,
         config,
-        backbone=job.backbone,
+        extraction=job.extraction,
         fingerprint=job.features.backbone_fingerprint,
         frames=job.features.frames,
-        stream=job.stream,
     )
 
 
-def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) -> None:
+def check_streaming(config: TrainConfig, extraction: ExtractionConfig, *, workers: int) -> None:
     """Refuse what cannot be streamed on the connected Ray, before anything is computed.
 
     Raises:
@@ -202,7 +201,7 @@ def check_streaming(config: TrainConfig, stream: StreamConfig, *, workers: int) 
             f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
             "take the rest of the cluster; take workers=1 or train.features=cached"
         )
-    beside_trainer(stream.pipeline, stream.cluster)
+    beside_trainer(extraction.pipeline, extraction.cluster)
 
 
 def _note_epochs(job: TrainJob, config: TrainConfig, stream: StreamedClips) -> Callable[[int, float], None]:
@@ -268,26 +267,6 @@ def load_examples(
     return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(list(loaded.values()), baseline)]
 
 
-def _spec(job: TrainJob, config: TrainConfig, metrics: dict[str, float], context_tokens: int) -> CheckpointSpec:
-    classes = job.manifest.classes
-    task = next((task for task in TASKS.values() if task.classes == classes), None)
-    labels = [job.manifest.label_index(clip) for clip in job.manifest.of_split("source_train")]
-    shares = class_shares(labels, num_classes=len(classes))
-    return CheckpointSpec(
-        classes=classes,
-        phrases=PHRASES,
-        context=config.context,
-        context_tokens=context_tokens,
-        features=job.features,
-        subject_baseline=config.subject_baseline,
-        window=config.window,
-        training=asdict(config) | {"manifest": job.manifest.fingerprint, "class_shares": shares},
-        metrics=metrics,
-        descriptions=task.descriptions if task else (),
-        backbone=job.backbone,
-    )
-
-
 def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
     """One training configuration per subject baseline."""
     unknown = [b for b in cfg.baselines if b not in SUBJECT_BASELINES]
@@ -295,24 +274,6 @@ def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
         raise ValueError(f"baselines={list(cfg.baselines)}; allowed are {', '.join(SUBJECT_BASELINES)}, at least one")
     base = instantiate(cfg.train)
     return tuple(replace(base, subject_baseline=baseline) for baseline in cfg.baselines)
-
-
-def make_job(cfg: DictConfig, manifest: Manifest, features: FeatureSpec, folder: Path) -> TrainJob:
-    """The job that a composed configuration describes."""
-    return TrainJob(
-        manifest,
-        str(Path(cfg.store).absolute()),
-        instantiate(cfg.backbone),
-        features,
-        train_configs(cfg),
-        str(folder),
-        stream_config(cfg),
-    )
-
-
-def stream_config(cfg: DictConfig) -> StreamConfig:
-    """What decoding and encoding may take."""
-    return StreamConfig(instantiate(cfg.cluster), instantiate(cfg.pipeline), instantiate(cfg.limits))
 
 
 def stored_splits(configs: Sequence[TrainConfig]) -> tuple[Split, ...]:
@@ -324,23 +285,15 @@ def stored_splits(configs: Sequence[TrainConfig]) -> tuple[Split, ...]:
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    configs, stream = train_configs(cfg), stream_config(cfg)
+    configs, extraction = train_configs(cfg), extraction_config(cfg)
     manifest = load_manifest(cfg)
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
-    with connect(stream.cluster):
-        check_streaming(configs[0], stream, workers=cfg.workers)
-        store, summary = extract(
-            manifest.of_split(*stored_splits(configs)),
-            instantiate(cfg.backbone),
-            instantiate(cfg.sampling),
-            cfg.store,
-            cluster=stream.cluster,
-            faces=instantiate(cfg.faces),
-            limits=stream.limits,
-            pipeline=stream.pipeline,
-        )
+    with connect(extraction.cluster):
+        check_streaming(configs[0], extraction, workers=cfg.workers)
+        store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
         report_failures(summary)
-        figures = train(make_job(cfg, manifest, store.spec, run.folder), cluster=stream.cluster, workers=cfg.workers)
+        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder))
+        figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0

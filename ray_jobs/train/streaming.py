@@ -16,31 +16,18 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.features.store import TRIED_AGAIN
 from clipautt.model.training import Example, TrainConfig, epoch_order
 from clipautt.video.reader import FrameSpec
-from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus
+from ray_jobs.platform.extraction.extract import ExtractionConfig
 from ray_jobs.platform.extraction.pipeline import CPU_SLOT, EncodedClip, Pipeline, PipelineConfig
 
 TRAINER_CPUS = 1.0
 """Cores that the worker with the model holds while others decode and encode for it."""
 _HELD_CLIPS = 256
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """What decoding and encoding take, as in an extraction; plain values that travel to the training worker."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """For the share of a GPU."""
-    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    """How much of the cluster to take, before the trainer has its part."""
-    limits: ReadLimits = field(default_factory=ReadLimits)
-    """Of reading one clip."""
 
 
 @dataclass
@@ -70,10 +57,9 @@ class StreamedClips:
         labels: clip id → class index.
         centres: subject → what is removed from its frame features, [d]; empty removes nothing.
         config: order, batches and augmentation.
-        backbone: what encodes.
+        extraction: what encodes, and what decoding and encoding may take before the trainer has its part.
         fingerprint: of the backbone.
         frames: how a clip becomes frames.
-        stream: see `StreamConfig`.
     """
 
     def __init__(
@@ -83,13 +69,12 @@ class StreamedClips:
         centres: Mapping[str, Tensor],
         config: TrainConfig,
         *,
-        backbone: BackboneConfig,
+        extraction: ExtractionConfig,
         fingerprint: str,
         frames: FrameSpec,
-        stream: StreamConfig,
     ) -> None:
         self.clips, self.labels, self.centres, self.config = list(clips), labels, centres, config
-        self.backbone, self.fingerprint, self.frames, self.stream = backbone, fingerprint, frames, stream
+        self.extraction, self.fingerprint, self.frames = extraction, fingerprint, frames
         self.figures = EpochFigures()
         self._unusable: set[str] = set()
 
@@ -107,12 +92,12 @@ class StreamedClips:
     def _pipeline(self, epoch: int) -> Pipeline:
         augmentation = self.config.augmentation
         return Pipeline(
-            self.backbone,
+            self.extraction.backbone,
             self.fingerprint,
             self.frames,
-            config=beside_trainer(self.stream.pipeline, self.stream.cluster),
-            cluster=self.stream.cluster,
-            limits=self.stream.limits,
+            config=beside_trainer(self.extraction.pipeline, self.extraction.cluster),
+            cluster=self.extraction.cluster,
+            limits=self.extraction.limits,
             augment=partial(augmentation.transform, seed=self.config.seed, epoch=epoch) if augmentation.on else None,
         )
 

@@ -185,7 +185,7 @@ def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[s
     """Extract, and say how fast and with how much memory, of this process and of the object store."""
     from clipautt.backbones.loading import BackboneConfig
     from ray_jobs.platform.cluster import ClusterConfig, connect
-    from ray_jobs.platform.extraction.extract import extract
+    from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
     from ray_jobs.platform.extraction.pipeline import PipelineConfig
 
     backbone = BackboneConfig(case.name, case.weights, case.precision)  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[s
         base = resident_mb()
         # Little waits between the two: decoding goes on beside encoding and is not over before it begins.
         config = PipelineConfig(memory_mb=MEMORY_MB)
-        _, summary = extract(clips, backbone, Sampling(MOMENTS), store, cluster=ClusterConfig(), pipeline=config)
+        _, summary = extract(clips, ExtractionConfig(backbone, store, Sampling(MOMENTS), pipeline=config))
     usage = summary.usage
     assert usage is not None and not summary.failures
     return {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from clipautt.metrics import Scores, bootstrap, confusion, majority, score
+from clipautt.metrics import Scores, bootstrap, confusion, rank_correlation, roc_auc, score
 
 
 def test_literal_scores() -> None:
@@ -29,18 +30,39 @@ def test_class_that_does_not_occur() -> None:
 
 
 @pytest.mark.parametrize("positives", [1, 5, 8, 10])
-def test_majority_predictor_scores_p_over_one_plus_p(positives: int) -> None:
+def test_a_constant_prediction_scores_p_over_one_plus_p(positives: int) -> None:
     labels = [1] * positives + [0] * (20 - positives)
-    constant = score(majority(labels), labels, num_classes=2)
+    constant = score([0] * 20, labels, num_classes=2)
     share = (20 - positives) / 20
     assert constant.war == pytest.approx(share)
     assert constant.uar == pytest.approx(0.5)
     assert constant.f1 == pytest.approx(share / (1 + share))
 
 
-def test_majority_ties_go_to_the_lower_index() -> None:
-    assert majority([1, 0, 1, 0]).tolist() == [0, 0, 0, 0]
-    assert majority([2, 1, 2]).tolist() == [2, 2, 2]
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_scores_are_those_of_scikit_learn(num_classes: int) -> None:
+    """Ours take the counts of thousands of groups at once."""
+    rng = np.random.default_rng(num_classes)
+    for length in (1, 3, 14):
+        predicted, true = rng.integers(0, num_classes, (2, length))
+        found, every = score(predicted, true, num_classes=num_classes), range(num_classes)
+        options = {"average": "macro", "zero_division": 0}
+        assert found.war == pytest.approx(accuracy_score(true, predicted), abs=1e-12)
+        assert found.uar == pytest.approx(recall_score(true, predicted, labels=np.unique(true), **options), abs=1e-12)
+        assert found.f1 == pytest.approx(f1_score(true, predicted, labels=every, **options), abs=1e-12)
+
+
+def test_rank_correlation_is_defined_for_enough_pairs_that_differ() -> None:
+    rising = np.array([1.0, 2.0, 4.0])
+    assert rank_correlation(rising, np.array([3.0, 5.0, 4.0])) == pytest.approx(0.5)
+    assert np.isnan(rank_correlation(rising, np.ones(3)))
+    assert np.isnan(rank_correlation(rising, rising, fewest=4))
+
+
+def test_roc_auc_counts_ties_as_half() -> None:
+    values = np.array([0.1, 0.4, 0.4, 0.8])
+    assert roc_auc(values, np.array([False, False, True, True])) == pytest.approx(0.875)
+    assert np.isnan(roc_auc(values, np.ones(4, bool)))
 
 
 def test_confusion_rows_are_true_classes() -> None:

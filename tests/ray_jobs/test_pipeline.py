@@ -13,10 +13,9 @@ from clipautt import Predictor
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import read_manifest
 from clipautt.evaluation.results import EVERY
-from clipautt.video.decoding import Sampling
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
-from ray_jobs.platform.extraction.extract import extract
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.report.job import without_prediction
 
 SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
@@ -114,8 +113,9 @@ def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
     manifest.loc[2, "source"] = str(tmp_path / "gone.mp4")
     manifest.to_parquet(tmp_path / "manifest.parquet")
     clips = read_manifest(tmp_path / "manifest.parquet", classes=("neutral", "pain")).clips
-    store, summary = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())
-    again = extract(clips, BackboneConfig(), Sampling(), str(tmp_path / "store"), cluster=ClusterConfig())[1]
+    config = ExtractionConfig(BackboneConfig(), str(tmp_path / "store"))
+    store, summary = extract(clips, config)
+    again = extract(clips, config)[1]
     assert summary.extracted == 1 and again.extracted == 0
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     assert "broken.mp4" in reasons[clips[1].clip_id] and "gone.mp4" in reasons[clips[2].clip_id]

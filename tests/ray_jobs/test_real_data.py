@@ -21,11 +21,10 @@ from clipautt.action_units import VOCABULARY
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import Clip
 from clipautt.model.checkpoint import load_checkpoint
-from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
-from ray_jobs.platform.extraction.extract import extract
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from tests.clipautt.model.test_published import Published
 from tests.support import trees
 from tests.support.fakes import numbered_frames, write_video
@@ -101,14 +100,8 @@ def test_mistakes_in_the_settings_of_faces_are_one_error(tmp_path: Path) -> None
     clips = [Clip("c", "s", str(tmp_path / "v.mp4"), "target")]
     (tmp_path / "other.onnx").write_text("no network")
     with pytest.raises(ValueError, match=r"faces\.model=.*other\.onnx' is no YuNet ONNX file"):
-        extract(
-            clips,
-            BackboneConfig(),
-            Sampling(),
-            str(tmp_path / "store"),
-            cluster=ClusterConfig(),
-            faces=FaceConfig("yunet", model=str(tmp_path / "other.onnx")),
-        )
+        faces = FaceConfig("yunet", model=str(tmp_path / "other.onnx"))
+        extract(clips, ExtractionConfig(BackboneConfig(), str(tmp_path / "store"), faces=faces))
 
 
 def test_classes_of_ones_own_keep_their_order(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +32,7 @@ from clipautt.datasets.synthetic.identity import Identity, draw_identity
 from clipautt.datasets.synthetic.renderer import MIN_SIZE, render
 from clipautt.datasets.synthetic.sheet import contact_sheet
 from clipautt.datasets.synthetic.video import write_mp4
+from clipautt.files import write_bytes, write_json, write_table
 
 FORMAT_VERSION = 1
 """Raised whenever the same configuration gives other files: layout, drawing or dynamics changed."""
@@ -188,7 +188,7 @@ def prepare(config: SyntheticConfig, out: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     classes = TASKS[config.task].classes
     content = {"format_version": FORMAT_VERSION, "name": config.name, "class_names": list(classes), "seed": config.seed}
-    _write_json(facts, content | {"action_units": list(RENDERED), "configuration": asdict(config)})
+    write_json(facts, content | {"action_units": list(RENDERED), "configuration": asdict(config)})
     return folder
 
 
@@ -243,7 +243,7 @@ def _write_clip(video: Path, person: Identity, clip: ClipPlan, config: Synthetic
     table.unlink(missing_ok=True)
     movements, frames = render_clip(person, clip, config)
     write_mp4(video, frames, fps=config.fps)
-    _write_table(table, _truth_table(movements, config.fps).replace_schema_metadata({b"clip_key": key}))
+    write_table(table, _truth_table(movements, config.fps).replace_schema_metadata({b"clip_key": key}))
 
 
 def _clip_key(person: Identity, clip: ClipPlan, config: SyntheticConfig) -> bytes:
@@ -333,11 +333,11 @@ def finish(config: SyntheticConfig, rows: Iterable[Row], out: str | Path) -> Pat
         )
         for s in subjects
     }
-    _write_json(folder / "subjects.json", {name: _describe(person) for name, person in people.items()})
+    write_json(folder / "subjects.json", {name: _describe(person) for name, person in people.items()})
     shown = [subject.identity_seed for subject in subjects][:: max(1, len(subjects) // _SHEET_ROWS)][:_SHEET_ROWS]
     _write_png(folder / "contact_sheet.png", shown)
     columns = {name: [row[name] for row in ordered] for name in _MANIFEST_SCHEMA.names}
-    _write_table(folder / "manifest.parquet", pa.table(columns, schema=_MANIFEST_SCHEMA))
+    write_table(folder / "manifest.parquet", pa.table(columns, schema=_MANIFEST_SCHEMA))
     return folder / "manifest.parquet"
 
 
@@ -399,27 +399,8 @@ def _write_all(subjects: list[SubjectPlan], folder: Path, config: SyntheticConfi
                 future.cancel()
 
 
-def _aside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = _aside(path)
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, path)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    aside = _aside(path)
-    pq.write_table(table, aside)
-    os.replace(aside, path)
-
-
 def _write_png(path: Path, seeds: list[int]) -> None:
     encoded, data = cv2.imencode(".png", contact_sheet(seeds)[..., ::-1])
     if not encoded:
         raise RuntimeError("OpenCV could not encode the contact sheet as PNG")
-    aside = _aside(path)
-    aside.write_bytes(data.tobytes())
-    os.replace(aside, path)
+    write_bytes(path, data.tobytes())

@@ -8,7 +8,6 @@ that others made; `clipautt.clips` does that.
 from __future__ import annotations
 
 import io
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
@@ -16,6 +15,8 @@ from typing import IO
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from clipautt.files import atomic
 
 Frames = NDArray[np.uint8]
 """RGB frames [T, height, width, 3]."""
@@ -37,13 +38,8 @@ def write_mp4(path: str | Path, frames: Frames, *, fps: int = 25) -> None:
     _check(frames, fps)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            _encode(file, frames, fps)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic(target) as temporary, temporary.open("wb") as file:
+        _encode(file, frames, fps)
 
 
 def reencode(frames: Frames, *, fps: int = 25) -> Frames:

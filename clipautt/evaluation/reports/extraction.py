@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from clipautt.evaluation.reports.templates import render
+from clipautt.files import write_text
 
 PAGE, TABLE = "report.html", "failures.csv"
 _SHOWN_FAILURES = 1000
@@ -80,5 +81,5 @@ def write_extraction_report(
         facts=facts,
     )
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path

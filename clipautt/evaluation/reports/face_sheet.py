@@ -8,7 +8,6 @@ Colours: Okabe and Ito, *Color Universal Design* (2008), https://jfly.uni-koeln.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from clipautt.files import atomic
 from clipautt.video.preprocessing import Frames
 from clipautt.video.tracks import FaceTrack
 
@@ -63,15 +63,11 @@ def write_annotated_video(
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
+    with atomic(target) as temporary:
+        with temporary.open("wb") as file:
             count = _encode(file, frames, track, longest)
         if count != len(track.side):
             raise ValueError(f"frames has {count} frames, but track has {len(track.side)}; the same number is needed")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
     return target
 
 

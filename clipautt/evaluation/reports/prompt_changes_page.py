@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from clipautt.evaluation.prompt_changes import SubjectExplanation
 from clipautt.evaluation.reports.extraction import Tile
 from clipautt.evaluation.reports.figures import shorten
 from clipautt.evaluation.reports.templates import render
+from clipautt.files import write_text
 
 PAGE = "explain.html"
 MAX_SUBJECTS = 24
@@ -183,9 +183,7 @@ def write_explanation_page(
         facts=facts,
     )
     path = folder / PAGE
-    aside = folder / f"{PAGE}.{os.getpid()}.tmp"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, page)
     return path
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
@@ -20,17 +23,50 @@ from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig
+from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.extraction.pipeline import EncodedClip, Pipeline, PipelineConfig, Usage
 from ray_jobs.platform.metrics import JobMetrics
 from ray_jobs.platform.progress import Progress, table
 
 _WRITE_EVERY_SECONDS = 5.0
-
-
 _ROWS_PER_FILE = 256
-
-
 _SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """How clips become features in a store: what they are, where they lie, and what making them may take."""
+
+    backbone: BackboneConfig
+    """What encodes."""
+    store: str
+    """Folder of the feature store."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Which moments of a clip are encoded."""
+    faces: FaceConfig = field(default_factory=FaceConfig)
+    """How faces are found."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """Of reading one clip."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How much of the cluster to take."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Which cluster, and the share of a GPU for an encoder."""
+    retry_failed: bool = False
+    """Whether clips that failed before are tried again."""
+
+
+def extraction_config(cfg: DictConfig) -> ExtractionConfig:
+    """The extraction that a job's composed settings describe."""
+    return ExtractionConfig(
+        backbone=instantiate(cfg.backbone),
+        store=str(Path(cfg.store).absolute()),
+        sampling=instantiate(cfg.sampling),
+        faces=instantiate(cfg.faces),
+        limits=instantiate(cfg.limits),
+        pipeline=instantiate(cfg.pipeline),
+        cluster=instantiate(cfg.cluster),
+        retry_failed=cfg.get("retry_failed", False),
+    )
 
 
 @dataclass(frozen=True)
@@ -47,18 +83,7 @@ class ExtractSummary:
     """Speed and start-up; None where nothing was left to do."""
 
 
-def extract(
-    clips: Sequence[Clip],
-    backbone: BackboneConfig,
-    sampling: Sampling,
-    store_root: str,
-    *,
-    cluster: ClusterConfig,
-    faces: FaceConfig | None = None,
-    limits: ReadLimits | None = None,
-    pipeline: PipelineConfig | None = None,
-    retry_failed: bool = False,
-) -> tuple[FeatureStore, ExtractSummary]:
+def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
     """Fill the store with the features of these clips, on the connected Ray.
 
     Returns:
@@ -68,21 +93,22 @@ def extract(
         ValueError: for a backbone or a face detector that cannot be loaded.
         BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
     """
-    faces = faces or FaceConfig()
-    if faces.detector != "none":
-        make_detector(faces)  # a mistake in its settings is one error here, and not a failure of every clip
-    store = FeatureStore(store_root, FeatureSpec.of(load_backbone(backbone), sampling, faces))
+    if config.faces.detector != "none":
+        make_detector(config.faces)  # a mistake in its settings is one error here, and not a failure of every clip
+    spec = FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces)
+    store = FeatureStore(config.store, spec)
     keys = {clip.clip_id: clip_key(clip) for clip in clips}  # as the files are now, whatever happens to them meanwhile
-    missing = list({keys[clip.clip_id]: clip for clip in store.missing(clips, retry_failed=retry_failed)}.values())
+    to_make = store.missing(clips, retry_failed=config.retry_failed)
+    missing = list({keys[clip.clip_id]: clip for clip in to_make}.values())
     usage = None
     if missing:
         stream = Pipeline(
-            backbone,
+            config.backbone,
             store.spec.backbone_fingerprint,
             store.spec.frames,
-            config=pipeline or PipelineConfig(),
-            cluster=cluster,
-            limits=limits or ReadLimits(),
+            config=config.pipeline,
+            cluster=config.cluster,
+            limits=config.limits,
         )
         usage = stream.usage
         _fill(store, stream, missing, keys)

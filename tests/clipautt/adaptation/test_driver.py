@@ -573,7 +573,7 @@ def test_prior_shifts_the_predictions_of_step_zero(protocol: Any) -> None:
 
 def test_prior_is_relative_to_the_shares_of_the_training() -> None:
     checkpoint = fake_checkpoint()
-    spec = replace(checkpoint.spec, training={"class_shares": [0.8, 0.2]})
+    spec = replace(checkpoint.spec, class_shares=(0.8, 0.2))
     source = Source(Checkpoint(checkpoint.model, spec), shared_backbone())
     clips = fake_clips(subjects=1)
     plain, same, half = (
@@ -588,7 +588,7 @@ def test_prior_is_relative_to_the_shares_of_the_training() -> None:
 
 def test_prior_is_relative_to_equal_shares_where_logits_are_of_class_descriptions() -> None:
     checkpoint = fake_checkpoint()
-    spec = replace(checkpoint.spec, training={"class_shares": [0.8, 0.2]})
+    spec = replace(checkpoint.spec, class_shares=(0.8, 0.2))
     source = Source(Checkpoint(checkpoint.model, spec), shared_backbone())
     expected = {"head": math.e / (math.e + 1), "class_text": 0.8 * math.e / (0.8 * math.e + 0.2)}
     for logits_from, neutral in expected.items():

@@ -170,8 +170,7 @@ def test_views_are_computed_once_per_clip_and_window_for_as_long_as_the_clip_liv
 def test_class_shares_are_those_of_the_checkpoint_s_training() -> None:
     checkpoint = fake_checkpoint()
     assert Source(checkpoint, shared_backbone()).class_shares.tolist() == [0.5, 0.5], "of one that does not know"
-    spec = replace(checkpoint.spec, training={"class_shares": [0.75, 0.25]})
-    assert spec.class_shares == (0.75, 0.25)
+    spec = replace(checkpoint.spec, class_shares=(0.75, 0.25))
     assert Source(Checkpoint(checkpoint.model, spec), shared_backbone()).class_shares.tolist() == [0.75, 0.25]
 
 

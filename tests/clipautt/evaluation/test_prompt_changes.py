@@ -303,7 +303,7 @@ def test_writing_that_is_cut_short_leaves_no_mixture(tmp_path: Path, monkeypatch
     def full(path: Path, text: str) -> None:
         raise OSError(f"no space left for {path} of {len(text)} letters")
 
-    monkeypatch.setattr("clipautt.evaluation.prompt_changes._write_aside", full)
+    monkeypatch.setattr("clipautt.evaluation.prompt_changes.write_text", full)
     with pytest.raises(OSError, match="no space left"):
         write_explanation(found, tmp_path, name="s0")
     assert read_explanations(tmp_path) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipautt.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from clipautt.model.network import ClipAU, count_parameters, initial_model
+from clipautt.model.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    find_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from clipautt.model.network import ClipAU, initial_model
 from clipautt.model.windows import WindowSpec
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
@@ -25,6 +33,10 @@ from tests.support.fakes import (
     fake_model,
     shared_backbone,
 )
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def test_number_of_parameters_of_the_paper() -> None:
@@ -164,6 +176,26 @@ def test_fingerprint_is_of_what_changes_a_prediction() -> None:
     assert fake_checkpoint(seed=1).fingerprint != original.fingerprint
 
 
+def test_class_shares_are_equal_where_they_are_not_known_and_one_per_class() -> None:
+    spec = fake_checkpoint().spec
+    assert spec.class_shares == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"class_shares=\(1\.0,\): expected one for each of "):
+        replace(spec, class_shares=(1.0,))
+
+
+def test_a_checkpoint_with_class_shares_among_the_training_settings_loads_with_the_same_fingerprint(
+    tmp_path: Path,
+) -> None:
+    known = fake_checkpoint()
+    known = Checkpoint(known.model, replace(known.spec, class_shares=(0.75, 0.25)))
+    save_checkpoint(known, tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    facts["training"]["class_shares"] = facts.pop("class_shares")
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.spec == known.spec and loaded.fingerprint == facts["fingerprint"]
+
+
 def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> None:
     checkpoint = fake_checkpoint()
     mine = checkpoint.spec.features
@@ -180,3 +212,26 @@ def test_features_of_another_backbone_or_sampling_are_refused_naming_both() -> N
         checkpoint.check_features(replace(mine, frames=replace(mine.frames, preprocessing=shape)))
     with pytest.raises(ValueError, match=r"frames\.faces\.detector: checkpoint none, given cascade"):
         checkpoint.check_features(replace(mine, frames=replace(mine.frames, faces=FaceConfig("cascade"))))
+
+
+def test_a_checkpoint_is_found_in_a_run_or_is_the_folder_itself(tmp_path: Path) -> None:
+    for baseline in ("mean", "none"):
+        save_checkpoint(fake_checkpoint(subject_baseline=baseline), checkpoint_folder(tmp_path, baseline))  # type: ignore[arg-type]
+    assert find_checkpoint(tmp_path, "mean") == find_checkpoint(tmp_path / "checkpoints" / "mean", "none")
+    assert find_checkpoint(tmp_path).name == "none", "before mean, where there is no median"
+    with pytest.raises(FileNotFoundError, match=r"baseline 'median' in .*there are: mean, none; train it with baselin"):
+        find_checkpoint(tmp_path, "median")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*gone; `clipautt train` makes one"):
+        find_checkpoint(tmp_path / "gone")
+
+
+def test_the_newest_checkpoint_is_no_model_of_a_sweep_and_nothing_unfinished(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "gone") is None
+    places = ["train/a/checkpoints/none", "train/b/checkpoints/median", "train/c/checkpoints/none", "sweep/d/models/1"]
+    places += ["train/c/checkpoints/.median.0123.tmp", "sweep/d/.1.4567.tmp"]
+    for seconds, place in enumerate(places):
+        save_checkpoint(fake_checkpoint(), tmp_path / place)
+        os.utime(tmp_path / place / "checkpoint.json", (seconds, seconds))
+        if seconds == 0:
+            assert newest_checkpoint(tmp_path) == tmp_path / place, "of another baseline, where there is no other"
+    assert newest_checkpoint(tmp_path) == tmp_path / "train/b/checkpoints/median"

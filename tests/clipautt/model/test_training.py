@@ -58,7 +58,7 @@ def trained(examples: Sequence[Example], *, seed: int = 0, **options: Any) -> Cl
 )
 def test_class_shares_literal(labels: list[int], num_classes: int, shares: list[float]) -> None:
     found = class_shares(labels, num_classes=num_classes)
-    assert found == shares and all(type(share) is float for share in found), "plain numbers, which JSON takes"
+    assert found == tuple(shares) and all(type(share) is float for share in found), "plain numbers, which JSON takes"
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:

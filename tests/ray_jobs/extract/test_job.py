@@ -27,7 +27,7 @@ from clipautt.video.reader_process import ReadLimits
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.platform.extraction.decode_stage import Batch, DecodeStage
-from ray_jobs.platform.extraction.extract import ExtractSummary, extract
+from ray_jobs.platform.extraction.extract import ExtractionConfig, ExtractSummary, extract
 from ray_jobs.platform.extraction.pipeline import BackboneError, EncodeStage, Pipeline, PipelineConfig
 from tests.support.corpus import write_corpus, write_pipe
 from tests.support.fakes import numbered_frames, write_video
@@ -73,7 +73,7 @@ def spans(video: Path, lengths: Sequence[int]) -> list[Clip]:
 
 def on_cpus(clips: Sequence[Clip], root: Path, **options: Any) -> tuple[FeatureStore, ExtractSummary]:
     cluster = ClusterConfig(num_gpus_per_actor=0)
-    return extract(clips, BackboneConfig(), EVERY, str(root), cluster=cluster, **options)
+    return extract(clips, ExtractionConfig(BackboneConfig(), str(root), EVERY, cluster=cluster, **options))
 
 
 def part_rows(store: FeatureStore) -> Counter[str]:
@@ -131,7 +131,8 @@ def test_a_pool_of_quarters_of_a_gpu_grows_while_frames_wait(video: Path, tmp_pa
     """Four actors fit on the GPU."""
     cluster, clips = ClusterConfig(num_gpus_per_actor=0.25), spans(video, [200] * 100)
     pipeline = PipelineConfig(min_encoders=1, clips_per_task=1, batch_frames=4)
-    _, summary = extract(clips, BackboneConfig(), EVERY, str(tmp_path), cluster=cluster, pipeline=pipeline)
+    config = ExtractionConfig(BackboneConfig(), str(tmp_path), EVERY, cluster=cluster, pipeline=pipeline)
+    _, summary = extract(clips, config)
     assert summary.extracted == 100 and summary.usage is not None and 2 <= len(summary.usage.encoders) <= 4
 
 

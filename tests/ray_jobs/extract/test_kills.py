@@ -21,8 +21,7 @@ from clipautt.clips import Clip, read_manifest, write_manifest
 from clipautt.features.clip_features import FeatureSpec, encode_clip
 from clipautt.features.store import FeatureStore
 from clipautt.video.decoding import Sampling
-from ray_jobs.platform.cluster import ClusterConfig
-from ray_jobs.platform.extraction.extract import extract
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import PipelineConfig
 from tests.support.fakes import numbered_frames, write_video
 
@@ -141,9 +140,8 @@ def test_a_lost_node_costs_time_only(manifest: Path, tmp_path: Path) -> None:
     try:
         clips: Sequence[Clip] = read_manifest(manifest).clips
         config = PipelineConfig(encoders=2, batch_frames=8, clips_per_task=1)
-        _, summary = extract(
-            clips, BackboneConfig(), Sampling(None), str(tmp_path), cluster=ClusterConfig(), pipeline=config
-        )
+        extraction = ExtractionConfig(BackboneConfig(), str(tmp_path), Sampling(None), pipeline=config)
+        _, summary = extract(clips, extraction)
         assert lost.is_set() and summary.extracted == CLIPS and not summary.failures
     finally:
         ray.shutdown()

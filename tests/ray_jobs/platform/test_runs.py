@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from ray_jobs.platform import runs
-from ray_jobs.platform.runs import differences, open_run, write_atomic
+from ray_jobs.platform.runs import differences, open_run
 
 SETTINGS = {
     "name": "first",
@@ -86,31 +85,3 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.root has no value; set it with data\.root=…"):
         open_run("adapt", "first", OmegaConf.create({"data": {"root": "???"}}), root=tmp_path)
     assert not (tmp_path / "adapt").exists()
-
-
-def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
-    path, seen, stop = tmp_path / "deep" / "file", set(), threading.Event()
-    contents = [bytes([value]) * 200_000 for value in (1, 2)]
-    write_atomic(path, contents[0])
-
-    def read() -> None:
-        while not stop.is_set():
-            seen.add(path.read_bytes())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for turn in range(30):
-        write_atomic(path, contents[turn % 2])
-    stop.set()
-    reader.join()
-    assert seen <= set(contents)
-    assert [item.name for item in path.parent.iterdir()] == ["file"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomic(path, "text")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old"
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]

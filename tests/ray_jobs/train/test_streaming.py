@@ -24,10 +24,10 @@ from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
-from ray_jobs.platform.extraction.extract import extract
+from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import EncodedClip, PipelineConfig
 from ray_jobs.train.job import TrainJob, check_streaming, epoch_lines, load_examples, stored_splits, streamed_clips
-from ray_jobs.train.streaming import StreamConfig, beside_trainer, in_listed_order
+from ray_jobs.train.streaming import beside_trainer, in_listed_order
 from tests.support.fakes import write_video
 
 STREAMED = TrainConfig(window=WindowSpec(length=4), batch_size=4, features="streamed")
@@ -94,7 +94,11 @@ def fitted(examples: Any, config: TrainConfig) -> tuple[ClipAU, list[float]]:
 
 
 def job_of(data: Path, *configs: TrainConfig) -> TrainJob:
-    return TrainJob(manifest_of(data), str(data / "store"), BackboneConfig(), spec(), configs, str(data))
+    return TrainJob(manifest_of(data), extraction_of(data), spec(), configs, str(data))
+
+
+def extraction_of(data: Path) -> ExtractionConfig:
+    return ExtractionConfig(BackboneConfig(), str(data / "store"))
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +112,7 @@ def run(data: Path) -> Path:
 @pytest.fixture(scope="module")
 def stored(data: Path, run: Path) -> FeatureStore:
     """With all clips, once the run without them is done."""
-    return extract(manifest_of(data).clips, BackboneConfig(), Sampling(), str(data / "store"), cluster=ClusterConfig())[
-        0
-    ]
+    return extract(manifest_of(data).clips, extraction_of(data))[0]
 
 
 def compare(model: ClipAU, losses: list[float], data: Path, baseline: SubjectBaseline) -> None:
@@ -200,7 +202,7 @@ def test_several_workers_are_refused(data: Path, capsys: pytest.CaptureFixture[s
 def test_the_trainer_leaves_room_for_decoders_and_encoders() -> None:
     pipeline = beside_trainer(PipelineConfig(min_encoders=2, encoders=4), ClusterConfig())
     assert (pipeline.encoders, pipeline.min_encoders) == (1, 1)
-    greedy = StreamConfig(pipeline=PipelineConfig(decoder_cpus=1.0))
+    greedy = ExtractionConfig(BackboneConfig(), "store", pipeline=PipelineConfig(decoder_cpus=1.0))
     message = r"streamed needs 2\.5 cores, 1 to train, 1 to decode and 0\.5 to encode, and the cluster has 2; take "
     with pytest.raises(ValueError, match=message):
         check_streaming(STREAMED, greedy, workers=1)
