@@ -10,7 +10,7 @@ ARGS ?=
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=hard"'
+	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=standard"'
 
 setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it is up to date
 
