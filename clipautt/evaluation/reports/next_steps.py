@@ -29,7 +29,7 @@ _SYNTHETIC = (
     Step(
         "Compare more methods on more videos, also where positives are rare",
         ("clipautt demo size=full",),
-        "About a quarter of an hour. In a checkout, `make demo-hard` does this for three seeds and joins their reports.",
+        "A quarter of an hour. In a checkout, `make demo-hard` does this for three seeds and joins their reports.",
     ),
 )
 _OWN_DATA = Step(
