@@ -10,7 +10,7 @@ ARGS ?=
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=hard"'
+	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=standard"'
 
 setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it is up to date
 
@@ -20,9 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Generate videos, train, personalise, report: the whole path, a few minutes
 	$(BIN)/clipautt demo $(ARGS)
 
-demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint report: the figures of the README, 45 minutes
+demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint report: the figures and the picture of the README, 45 minutes
 	for seed in 0 1 2; do $(BIN)/clipautt demo difficulty=hard size=full seed=$$seed out=runs/hard/$$seed $(ARGS) || exit 1; done
 	$(BIN)/clipautt report "run=[runs/hard/0/adapt/demo,runs/hard/1/adapt/demo,runs/hard/2/adapt/demo]" out=runs/hard/report
+	cp runs/hard/report/figures/methods.png .github/report.png
 
 bench-demo: $(STAMP) ## Seconds per stage of the demo, beside what the bare work costs here
 	$(BIN)/python -m tests.benchmarks.bench_demo $(ARGS)

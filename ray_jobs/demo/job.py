@@ -6,17 +6,19 @@ work on real data. A second run continues where the first one stopped.
 
 Example:
     clipautt demo
-    clipautt demo seed=1 difficulty=hard size=full out=runs/hard-1
+    clipautt demo seed=1 size=full out=runs/full-1
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from clipautt.evaluation.reports.page import VERDICT
 from clipautt.files import write_json
 from ray_jobs.platform.cluster import connect
 from ray_jobs.platform.configuration import compose, instantiate, resolved
@@ -57,8 +59,14 @@ def main(cfg: DictConfig) -> int:
         ["stage", "time"],
     )
     page = run.folder / "report" / "report.html"
-    print(f"\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
+    print(f"\n{first_words(page.parent)}\n\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
     return 0
+
+
+def first_words(report: Path) -> str:
+    """What the report of a folder says first: whether personalization helped, with the figures."""
+    said = json.loads((report / VERDICT).read_text(encoding="utf-8"))
+    return f"{said['headline']}. {said['sentence']}"
 
 
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:

@@ -1,6 +1,6 @@
 """Seconds per stage of the demo in a fresh folder, beside what rendering and encoding alone cost on this machine.
 
-    make bench-demo                        # ARGS="difficulty=hard" is passed on to the demo
+    make bench-demo                        # ARGS="seed=1" is passed on to the demo
 
 The baseline is one process without Ray: so many clips rendered and written, decoded, and encoded, before and after the
 demo (the mean of both, since machines are shared), scaled to the demo's number of clips and divided by the cores.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from clipautt.metrics import Scores, bootstrap, confusion, rank_correlation, roc_auc, score
+from clipautt.metrics import Scores, bootstrap, confusion, detectable_effect, rank_correlation, roc_auc, score
 
 
 def test_literal_scores() -> None:
@@ -104,3 +105,34 @@ def test_interval_is_narrower_at_lower_confidence_and_repeats() -> None:
 def test_interval_refuses_what_is_not_finite(values: list[float]) -> None:
     with pytest.raises(ValueError, match="bootstrap needs finite values, got"):
         bootstrap(values)
+
+
+def test_the_detectable_effect_is_the_one_of_the_power_tables() -> None:
+    """Cohen's d of a paired t-test with 20 subjects, 5% two-sided, power 80%: 0.66; with 34: 0.50."""
+    for num_subjects, expected in ((20, 0.66), (34, 0.50)):
+        values = np.random.default_rng(1).normal(size=num_subjects)
+        standard = (values - values.mean()) / values.std(ddof=1)
+        assert detectable_effect(7 + 3 * standard) == pytest.approx(3 * expected, abs=3 * 0.006)
+
+
+def test_an_effect_of_that_size_is_found_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    effect = 2 * detectable_effect(np.repeat([-1.0, 1.0], 10)) / np.std(np.repeat([-1, 1], 10), ddof=1)
+    changes = rng.normal(effect, 2, (4000, 20))
+    found = (ttest_1samp(changes, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.77 < found < 0.83
+
+
+def test_the_detectable_effect_follows_size_and_certainty_and_not_the_mean() -> None:
+    values = np.array([0.1, 0.3, -0.2, 0.4, 0.0, 0.2])
+    effect = detectable_effect(values)
+    assert detectable_effect(values + 5) == pytest.approx(effect)
+    assert detectable_effect(np.tile(values, 4)) < effect / 2
+    assert detectable_effect(values, power=0.5) < effect < detectable_effect(values, confidence=0.99)
+    assert detectable_effect([0.2, 0.2, 0.2]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("values", [[], [0.1], [0.1, float("nan")]])
+def test_the_detectable_effect_needs_two_finite_values(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="detectable_effect needs at least two finite values, got"):
+        detectable_effect(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +55,9 @@ def test_demo_leaves_every_artefact(demo: Path) -> None:
     assert rows.groupby(["method", "cohort", "draw"])["clip_id"].nunique().loc[(slice(None), EVERY, 0)].eq(12).all()
 
 
-def test_a_second_run_does_nothing_twice(demo: Path) -> None:
+def test_a_second_run_does_nothing_twice_and_ends_with_what_the_page_says_first(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = [
         *demo.rglob("*.mp4"),
         *demo.rglob("part-*.parquet"),
@@ -64,6 +68,11 @@ def test_a_second_run_does_nothing_twice(demo: Path) -> None:
     assert cli.main(["demo", *SMALL, f"out={demo}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     assert len(list(demo.rglob("part-*.parquet"))) == len([p for p in kept if p.name.startswith("part-")])
+    before_open, _, rest = capsys.readouterr().out.rpartition("\n\nOpen ")
+    page = html.unescape((demo / "report" / "report.html").read_text())
+    first = re.search(r"<strong>(.*?)</strong>\s*<p>(.*?)</p>", page)
+    assert first and before_open.splitlines()[-1] == f"{first[1]}. {first[2]}"
+    assert rest.splitlines()[1].startswith("Try  clipautt predict ")
 
 
 def test_other_settings_are_refused_and_named(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

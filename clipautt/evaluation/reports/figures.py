@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipautt.action_units import VOCABULARY
-from clipautt.evaluation.reports.tables import cohort_title, figures_at, percent, points, share_name
+from clipautt.evaluation.reports.tables import (
+    ASSUMED_SHARES,
+    cohort_title,
+    figures_at,
+    percent,
+    points,
+    share_name,
+)
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 
 HELPED, HURT, UNCHANGED = "#009E73", "#D55E00", "#767676"
@@ -29,6 +36,10 @@ _UNITS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BURST, _WINDOW = "#E69F00", "#56B4E9"
 _DPI = 150
 _MAX_NAMED_SUBJECTS = 40
+_ROOMY = 15
+"""So many subjects have wide rows; more stand closer together."""
+_TICK_GAP = 0.45
+"""Log odds between labelled shares, so that their labels do not touch."""
 _STRIP = 8
 _NAMES = {unit.code: unit.name for unit in VOCABULARY}
 
@@ -49,7 +60,9 @@ def shorten(text: str, limit: int) -> str:
 
 
 def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: str, title: str) -> Path:
-    """For whom it helped and for whom it hurt: each subject's change of UAR and WAR, in points.
+    """For whom it helped and for whom it hurt: each subject's change of UAR and, where it is another, of WAR.
+
+    With balanced classes the two are the same, and one panel shows both.
 
     Args:
         path: of the PNG.
@@ -60,20 +73,23 @@ def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: s
     """
     num_people = len(uar)
     named = num_people <= _MAX_NAMED_SUBJECTS
-    height = 1.5 + 0.3 * max(2, num_people) if named else 7
-    figure = Figure(figsize=(10, height), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    row_height = 0.3 if num_people <= _ROOMY else 0.24
     ordered = war.set_index("person").reindex(uar["person"]).reset_index()
-    for axes, people, name in ((left, uar, "UAR"), (right, ordered, "WAR")):
+    same = bool(np.allclose(ordered["change"].to_numpy(float), uar["change"].to_numpy(float), rtol=0, atol=1e-9))
+    shown = [(uar, "UAR and WAR")] if same else [(uar, "UAR"), (ordered, "WAR")]
+    figure = Figure(figsize=(10, 1.5 + row_height * max(2, num_people) if named else 7), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (people, name) in zip(panels, shown, strict=True):
         _change_panel(axes, people, name=name, labelled=named)
     labels = [
         f"{shorten(person, 24)}  ({percent(before)} \N{RIGHTWARDS ARROW} {percent(after)})"
         for person, before, after in zip(uar["person"], uar["before"], uar["after"], strict=True)
     ]
-    left.set_yticks(range(num_people) if named else [], labels if named else [])
-    left.set_ylim(num_people - 0.4, -0.6)
+    first = panels[0]
+    first.set_yticks(range(num_people) if named else [], labels if named else [], fontsize=9)
+    first.set_ylim(num_people - 0.4, -0.6)
     if not named:
-        left.set_ylabel(f"{num_people} subjects, from the largest gain to the largest loss")
+        first.set_ylabel(f"{num_people} subjects, from the largest gain to the largest loss")
     figure.suptitle(f"{title}\nchange against {against}", fontsize=11, color=_INK)
     return save(figure, path)
 
@@ -93,9 +109,10 @@ def _change_panel(axes: Axes, people: pd.DataFrame, *, name: str, labelled: bool
             where, offset = (100 * value, row), (away, 0)
             axes.annotate(points(value), where, offset, textcoords="offset points", va="center", ha=aligned, fontsize=9)
     axes.axvline(0, color=_INK, lw=0.8)
+    axes.axvline(100 * float(np.nanmean(change)), color=_WITH, lw=1.2, ls=(0, (4, 3)), zorder=0.5)
     unchanged = int((np.abs(change) <= 1e-9).sum())
     axes.set_title(f"{name}: {helped} helped, {hurt} hurt, {unchanged} unchanged", fontsize=11, fontweight="bold")
-    axes.set_xlabel(f"change of {name}, points")
+    axes.set_xlabel(f"change of {name}, points; dashed: the mean, {points(float(np.nanmean(change)))}")
     _plain(axes)
 
 
@@ -115,7 +132,9 @@ def method_bars(
     rows: list[tuple[str, str | None, str]] = []
     for number, (heading, methods) in enumerate(groups):
         rows += [(heading, None, _INK), *((name, name, _WITH if number else _WITHOUT) for name in methods)]
-    figure = Figure(figsize=(4.0 + 2.2 * len(cohorts), 1.0 + 0.31 * len(rows)), layout="constrained")
+    names = [textwrap.fill(shorten(label, 92), 50) for label, _, _ in rows]
+    row_height = 0.4 if any("\n" in name for name in names) else 0.31
+    figure = Figure(figsize=(4.0 + 2.2 * len(cohorts), 1.0 + row_height * len(rows)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(cohorts), sharey=True))
     low = min(
         (value for value in table.xs("uar_low", axis=1, level=1).to_numpy(float).ravel() if value == value), default=0
@@ -124,10 +143,9 @@ def method_bars(
     for axes, cohort in zip(panels, cohorts, strict=True):
         _method_panel(axes, table, rows, cohort, floor=floor, reference=reference)
     first = panels[0]
-    first.set_yticks(range(len(rows)), [textwrap.fill(shorten(label, 88), 48) for label, _, _ in rows])
+    first.set_yticks(range(len(rows)), names)
     for tick, (label, method, _) in zip(first.get_yticklabels(), rows, strict=True):
-        tick.set_fontsize(8 if "\n" in tick.get_text() else 9)  # a row has room for two small lines
-        tick.set_linespacing(0.95)
+        tick.set_fontsize(9)
         tick.set_fontweight("bold" if label == personalised else "normal")
         tick.set_fontstyle("normal" if method else "italic")
     first.set_ylim(len(rows) - 0.4, -0.6)
@@ -206,10 +224,20 @@ def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str,
     axes.axvline(
         float(_odds(here["positive_share"]).mean()), color=_BURST, lw=5, alpha=0.45, zorder=0, label="true share"
     )
-    axes.set_xticks(_odds(shares), [share_name(share) for share in shares], fontsize=9)
+    labelled = _apart(shares, {share: float(odds) for share, odds in zip(shares, _odds(shares), strict=True)})
+    axes.set_xticks(_odds(labelled), [share_name(share) for share in labelled], fontsize=9)
     axes.minorticks_off()
     _plain(axes)
     axes.grid(axis="y", color=_FAINT, lw=0.6)
+
+
+def _apart(shares: Sequence[float], places: Mapping[float, float]) -> list[float]:
+    """The shares that get a label: the usual ones first, then others that are far enough from all labelled ones."""
+    kept: list[float] = []
+    for share in sorted(shares, key=lambda one: (one not in ASSUMED_SHARES, one)):
+        if all(abs(places[share] - places[other]) >= _TICK_GAP for other in kept):
+            kept.append(share)
+    return sorted(kept)
 
 
 def _odds(shares: Sequence[float] | pd.Series[float]) -> npt.NDArray[np.floating]:
@@ -386,7 +414,7 @@ def agreement_bars(path: Path, agreement: Sequence[AuAgreement]) -> Path:
     axes.set_xlim(min(-0.1, float(np.nanmin([*before, *after, 0])) - 0.05), 1)
     windows = max((one.num_windows for one in ordered), default=0)
     axes.set_xlabel(f"Spearman rank correlation with the true intensity, {windows} windows")
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=9, frameon=False)
     _plain(axes)
     return save(figure, path)
 

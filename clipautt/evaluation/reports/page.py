@@ -6,16 +6,19 @@ What this module does not know: what made the rows. It reads their columns, neve
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 
 from clipautt.evaluation.reports import figures, views
+from clipautt.evaluation.reports.next_steps import next_steps
 from clipautt.evaluation.reports.sentences import (
     MethodFacts,
+    Verdict,
     addition_sentence,
     additions,
     caveats,
@@ -86,8 +89,17 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "Where the mean difference falls in 95 of 100 resamplings of the subjects. An interval that includes zero does "
         "not tell a gain from chance.",
     ),
+    (
+        "can be detected",
+        "The smallest true effect that such a comparison finds in four cases of five (power 80%, 5% two-sided): the "
+        "spread of the changes over the subjects, divided by the root of their number, times about 2.9 (the sum of two "
+        "quantiles of Student's t; Bloom, Minimum Detectable Effects, Evaluation Review 19(5), 1995). It does not "
+        "depend on the effect that was found. Where no clear effect was found, one of this size is unlikely.",
+    ),
 )
 
+VERDICT = "verdict.json"
+"""What the page says first, for other programs: the fields of `sentences.Verdict`."""
 OPTIONAL = (*PRIORS, "tune", "position")
 """Columns that rows of earlier versions lack, and that the page does without."""
 _SHOWN = 0.74
@@ -141,7 +153,7 @@ def write_report(
     notes: Sequence[str] = (),
     synthetic: bool = False,
 ) -> Path:
-    """Write report.html, report.md, figures/*.png, results.parquet, methods.parquet and subjects.parquet.
+    """Write report.html, report.md, verdict.json, figures/*.png, results.parquet, methods.parquet and subjects.parquet.
 
     With two classes also priors.parquet: every method's figures under other shares of the positive class.
 
@@ -183,9 +195,17 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
     _write_tables(folder, rows, content, selection)
-    words = _words(content, selection, rows) | {"prior": _prior(folder, rows, content)}
+    said = _verdict(content)
+    (folder / VERDICT).write_text(json.dumps(asdict(said), indent=2) + "\n", encoding="utf-8")
+    words = _words(content, selection, rows) | {"verdict": said, "prior": _prior(folder, rows, content)}
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
-    given = {"title": title, "notes": list(notes), "facts": dict(facts or {}), "synthetic": synthetic}
+    given: dict[str, object] = {
+        "title": title,
+        "notes": list(notes),
+        "facts": dict(facts or {}),
+        "synthetic": synthetic,
+    }
+    given["steps"] = next_steps(synthetic=synthetic)
     tables = {"markdown_table": markdown(table), "markdown_selection": markdown(selection) if len(selection) else ""}
     text = render("report.md.j2", escape=False, **given, **words, **pictures, **tables)
     (folder / "report.md").write_text(text, encoding="utf-8")
@@ -234,6 +254,16 @@ def _write_tables(folder: Path, rows: pd.DataFrame, content: _Content, selection
     pd.concat(long, ignore_index=True).to_parquet(folder / "methods.parquet", index=False)
 
 
+def _verdict(content: _Content) -> Verdict:
+    return verdict(
+        content.scores,
+        personalised=content.personalised,
+        reference=content.reference,
+        cohort=content.cohorts[0],
+        shared_people=content.shared_people,
+    )
+
+
 def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
     """Everything the page says, computed."""
     scores, shared = content.scores, content.shared_people
@@ -244,7 +274,6 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
     seeds = int(rows.loc[rows["split"] == "target", "seed"].nunique())
     selected = views.grouped(content.facts, list(selection.index))
     return {
-        "verdict": verdict(scores, cohort=cohort, shared_people=shared, **pair),
         "gained": gained,
         "lost": lost,
         "caveats": [*caveats(content.table, scores, cohort=cohort, shared_people=shared, **pair), *_fallbacks(content)],

@@ -30,7 +30,7 @@ from clipautt.evaluation.reports.tables import (
     selection_means,
     share_name,
 )
-from clipautt.metrics import Interval
+from clipautt.metrics import Interval, detectable_effect
 
 Effect = Literal["helped", "hurt", "unclear"]
 MIN_SUBJECTS = 6
@@ -77,6 +77,14 @@ class Verdict:
     """Subjects whose UAR fell."""
     unchanged: int
     """The others."""
+    detectable: float | None
+    """The smallest effect that a comparison of this size and spread would find, in 0..1, from
+    `metrics.detectable_effect`; None below `MIN_SUBJECTS` subjects."""
+
+    @property
+    def counts(self) -> str:
+        """How many were helped and hurt, as a sentence."""
+        return f"{self.helped} helped, {self.hurt} hurt, {self.unchanged} unchanged."
 
 
 def effect_of(difference: Interval, num_subjects: int) -> Effect:
@@ -98,23 +106,26 @@ def verdict(
     difference = comparison(scores, personalised, reference, "uar", cohort, shared_people=shared_people)
     effect = effect_of(difference, len(people))
     helped, hurt = int((people["change"] > _UNCHANGED).sum()), int((people["change"] < -_UNCHANGED).sum())
-    counts = f"{helped} helped, {hurt} hurt, {len(people) - helped - hurt} unchanged"
+    visible = _detectable(people)
+    sentence = _said(personalised, people, difference, effect, visible)
+    unchanged = len(people) - helped - hurt
+    return Verdict(effect, _HEADLINES[effect], sentence, difference, helped, hurt, unchanged, visible)
+
+
+def _detectable(people: pd.DataFrame) -> float | None:
+    return None if len(people) < MIN_SUBJECTS else detectable_effect(people["change"].to_numpy(float))
+
+
+def _said(name: str, people: pd.DataFrame, difference: Interval, effect: Effect, visible: float | None) -> str:
+    verb = {"helped": "raised", "hurt": "lowered", "unclear": "moved"}[effect]
+    size = points(difference.mean) if effect == "unclear" else points(abs(difference.mean)).lstrip("+")
+    unseen = f"{len(people)} unseen subject{'' if len(people) == 1 else 's'}"
     before, after = percent(people["before"].mean()), percent(people["after"].mean())
-    sentence = f"{_said(personalised, before, after, difference, len(people), effect)}; {counts}."
-    return Verdict(effect, _HEADLINES[effect], sentence, difference, helped, hurt, len(people) - helped - hurt)
-
-
-def _said(name: str, before: str, after: str, difference: Interval, num_subjects: int, effect: Effect) -> str:
-    name = quoted(name)
-    unseen = f"{num_subjects} unseen subject{'' if num_subjects == 1 else 's'}"
-    span = f"95% interval of the difference {_span(difference)}"
-    if effect != "unclear":
-        moved = "raised" if effect == "helped" else "lowered"
-        return f"{name} {moved} mean UAR from {before} to {after} over {unseen} ({span})"
-    if num_subjects < MIN_SUBJECTS:
-        why = f"too few for a verdict, which takes {MIN_SUBJECTS}"
-        return f"{name} moved mean UAR from {before} to {after} over {unseen}, {why}"
-    return f"{name} moved mean UAR from {before} to {after} over {unseen}, and the {span} includes zero"
+    moved = f"{quoted(name)} {verb} mean UAR by {size} points, from {before} to {after}, over {unseen}"
+    if visible is None:
+        return f"{moved}: too few for a verdict, which takes {MIN_SUBJECTS}."
+    interval = f"95% interval {_span(difference)}" + (", which includes zero" if effect == "unclear" else "")
+    return f"{moved} ({interval}; with this many subjects, {percent(visible)} points or more can be detected)."
 
 
 def _span(interval: Interval) -> str:
@@ -198,7 +209,9 @@ def _no_gain(
     if effect == "hurt":
         return [f"At {cohort}, {metric.upper()} fell from {before} to {after} ({_span(change)})."]
     if effect == "unclear" and metric == "uar":
-        return [f"At {cohort}, UAR shows no clear effect: {before} to {after} ({_span(change)})."]
+        visible = _detectable(people)
+        power = "" if visible is None else f"; {percent(visible)} points or more can be detected"
+        return [f"At {cohort}, UAR shows no clear effect: {before} to {after} ({_span(change)}{power})."]
     return []
 
 

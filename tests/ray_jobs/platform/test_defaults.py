@@ -46,7 +46,9 @@ CHANGED: dict[str, dict[str, Any]] = {
     "demo.yaml": {
         "adapt.subject_baseline": "median",
         "dataset.clips_per_source_subject": 8,
-        "dataset.clips_per_target_subject": 14,
+        "dataset.clips_per_target_subject": 8,
+        "dataset.difficulty": "hard",
+        "dataset.target_subjects": 30,
     },
     "faces.yaml": {"faces.detector": "cascade"},
     "import_checkpoint.yaml": {"backbone.name": MISSING},

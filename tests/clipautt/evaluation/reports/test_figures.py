@@ -10,18 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from clipautt.evaluation.reports import figures
 from clipautt.evaluation.reports.figures import (
     HELPED,
     HURT,
     agreement_bars,
     clip_story,
     confusion_matrices,
+    method_bars,
     prior_lines,
     shorten,
     subject_bars,
 )
+from clipautt.evaluation.reports.tables import ASSUMED_SHARES, method_table
 from clipautt.evaluation.stories import AuAgreement, ClipStory, au_agreement, truth_of_windows
 
 WINDOW_OVER_WHITE = (207, 235, 248)  # #56B4E9 at 28%
@@ -216,3 +222,88 @@ def test_a_panel_per_cohort_over_assumed_shares(tmp_path: Path) -> None:
     )
     narrow = prior_lines(tmp_path / "one.png", prior_figures(("old", "new")), reference="old", personalised="new")
     assert (pixels(narrow).shape[1], pixels(wide).shape[1]) == (675, 1665)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that would be saved, as an object."""
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, path: Path) -> Path:
+        kept.append(figure)
+        return path
+
+    monkeypatch.setattr(figures, "save", keep)
+    return kept
+
+
+def touching(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts of a figure whose boxes overlap; ticks outside the axes are not drawn and do not count."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    outside = {
+        tick.label1
+        for axis in axes
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    seen = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in seen if text not in outside]
+    return [(one, other) for n, (one, a) in enumerate(boxes) for other, b in boxes[n + 1 :] if a.overlaps(b)]
+
+
+def test_the_search_for_touching_texts_finds_some() -> None:
+    figure = Figure()
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.5, 0.51, "two")
+    assert touching(figure) == [("one", "two")]
+
+
+@pytest.mark.parametrize("num_people", [2, 20, 30, 40])
+def test_no_text_touches_another_for_so_many_subjects(tmp_path: Path, drawn: list[Figure], num_people: int) -> None:
+    names = [f"a-long-name-of-a-subject-{i:03d}, seed 2" for i in range(num_people)]
+    uar = changes(list(np.linspace(-0.35, 0.6, num_people))).assign(person=names)
+    for war in (uar, uar.assign(change=uar["change"] / 2 - 0.1)):
+        subject_bars(tmp_path / "who.png", uar=uar, war=war, against="CLIP-AU, best window", title="the default")
+        assert touching(drawn[-1]) == []
+    assert len(drawn[0].axes) == 1, "equal panels are drawn once"
+    assert len(drawn[1].axes) == 2
+
+
+def test_no_text_touches_another_over_assumed_shares(tmp_path: Path, drawn: list[Figure]) -> None:
+    shares = sorted([*ASSUMED_SHARES, 0.12, 0.22])
+    one = prior_figures(("old", "new"), cohorts=("balanced", "20%", "5%"))
+    table = pd.concat([one[one["own"]], *(one[~one["own"]].assign(assumed_share=share) for share in shares)])
+    prior_lines(tmp_path / "p.png", table, reference="old", personalised="new")
+    assert touching(drawn[-1]) == []
+    ticks = [label.get_text() for label in drawn[-1].axes[-1].get_xticklabels()]
+    assert ticks == ["5%", "10%", "20%", "30%", "50%", "70%"]
+
+
+def test_no_text_touches_another_in_a_long_list_of_methods(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = [f"CLIP-AUTT infomax, per subject, peak window, median baseline, balance weight {n}" for n in range(14)]
+    rng = np.random.default_rng(0)
+    scores = pd.DataFrame(
+        {"method": name, "split": "target", "cohort": cohort, "seed": 0, "subject_id": f"s{subject}"}
+        | {"war": 0.8, "uar": rng.uniform(0.5, 1), "f1": 0.7, "num_clips": 20.0, "positive_share": share}
+        | {"majority_war": 1 - share, "majority_uar": 0.5, "majority_f1": 0.4}
+        for name in names
+        for cohort, share in (("balanced", 0.5), ("20%", 0.2), ("5%", 0.05))
+        for subject in range(8)
+    )
+    table = method_table(scores, reference=names[0])
+    method_bars(
+        tmp_path / "m.png",
+        table,
+        [("Without subject baseline", names[:8]), ("With median subject baseline", names[8:])],
+        reference=names[0],
+        personalised=names[-1],
+    )
+    assert touching(drawn[-1]) == []
+
+
+def test_no_text_touches_another_over_a_clip_and_over_action_units(tmp_path: Path, drawn: list[Figure]) -> None:
+    clip_story(tmp_path / "c.png", replace(make_story(), clip_id="a-clip-of-which-the-name-is-very-long-indeed-0001"))
+    agreement_bars(tmp_path / "a.png", [AuAgreement(f"AU{n}", 0.9, 0.95, 50) for n in (1, 4, 6, 12)])
+    assert [touching(figure) for figure in drawn] == [[], []]

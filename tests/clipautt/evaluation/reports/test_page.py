@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clipautt.evaluation.reports.next_steps import next_steps
 from clipautt.evaluation.reports.page import OPTIONAL, write_report
 from clipautt.evaluation.results import ResultRow
 from clipautt.evaluation.stories import AuAgreement, ClipStory
@@ -151,6 +153,7 @@ def test_everything_is_written(report: Path) -> None:
         "report.md",
         "results.parquet",
         "subjects.parquet",
+        "verdict.json",
     }
     figures = {path.name for path in (report / "figures").iterdir()}
     own = {
@@ -182,12 +185,46 @@ def test_text_is_escaped(report: Path) -> None:
 
 def test_the_top_says_whether_it_worked(report: Path) -> None:
     page = (report / "report.html").read_text()
-    top = page[page.index("<main>") : page.index("All methods")]
+    top = page[page.index("<main>") : page.index("Whom did it help?")]
     assert '<span class="badge synthetic">synthetic faces</span>' in top
     assert '<section class="verdict helped">' in top
     assert "<strong>Personalization helped</strong>" in top
-    assert re.search(r"raised mean UAR from \d\d\.\d to \d\d\.\d over 12 unseen subjects \(95% interval of the", top)
+    assert re.search(
+        r"raised mean UAR by \d+\.\d points, from \d\d\.\d to \d\d\.\d, over 12 unseen subjects \(95% interval", top
+    )
+    assert re.search(r"with this many subjects, \d+\.\d points or more can be detected", top)
     assert "below the majority predictor&#39;s 95.0." in top
+
+
+def test_the_page_answers_in_the_order_of_the_questions(report: Path) -> None:
+    page, text = (report / "report.html").read_text(), (report / "report.md").read_text()
+    questions = ["Whom did it help?", "What does it see?", "How do the methods compare?", "What next?", "Small print"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == questions
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == questions
+    assert page.index("<strong>Personalization helped") < page.index(questions[0])
+
+
+def test_tables_of_all_rows_are_folded(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    without = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert page.count("<table") == 5 and "<table" not in without
+    assert page.count("<details") == page.count("</details>")
+    assert without.count("<figure>") == 3, "who, one clip and the methods are seen at once"
+
+
+def test_the_page_says_what_to_run_next(report: Path) -> None:
+    page, text = (report / "report.html").read_text(), (report / "report.md").read_text()
+    for step in next_steps(synthetic=True):
+        for command in step.commands:
+            assert command in page and command in text
+    assert next_steps(synthetic=False) != next_steps(synthetic=True)
+
+
+def test_the_verdict_is_written_for_programs(report: Path) -> None:
+    said = json.loads((report / "verdict.json").read_text())
+    assert f"<p>{said['sentence']}</p>" in (report / "report.html").read_text()
+    assert said["effect"] == "helped" and said["difference"]["low"] > 0 and said["detectable"] > 0
+    assert said["helped"] + said["hurt"] + said["unchanged"] == 12
 
 
 def test_the_page_groups_by_baseline_and_flags_the_constant_row(report: Path) -> None:
@@ -227,7 +264,9 @@ def test_the_markdown_says_the_same(report: Path) -> None:
 
 def test_other_shares_of_the_positive_class_are_shown(report: Path) -> None:
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
-    section = page[page.index("<h2>What if pain is rarer, or more common?</h2>") : page.index("<h2>Clips, explained")]
+    section = page[
+        page.index("<summary>What if pain is rarer, or more common?</summary>") : page.index("<h2>How do the methods")
+    ]
     sentence = re.search(
         r"At 5% positives, assuming 5% instead of 50% \w+ WAR from [^;]+; always saying .* 95\.0\.", text
     )

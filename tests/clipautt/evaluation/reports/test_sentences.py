@@ -22,7 +22,7 @@ from clipautt.evaluation.reports.sentences import (
     verdict,
 )
 from clipautt.evaluation.reports.tables import differences, method_table
-from clipautt.metrics import Interval
+from clipautt.metrics import Interval, detectable_effect
 
 MINUS = "\N{MINUS SIGN}"
 FACTS = MethodFacts("m", "none", "per_video", "none", "best_window", "16", "1", "4", "0", "0.001", 10, 0, "", 5.0)
@@ -62,31 +62,42 @@ def say(before: list[float], after: list[float]) -> tuple[str, str]:
 def test_it_helped() -> None:
     headline, sentence = say([0.6] * 8, [0.7] * 6 + [0.6, 0.55])
     assert headline == "Personalization helped"
-    start, _, end = sentence.partition("interval of the difference ")
-    assert start == "“new” raised mean UAR from 60.0 to 66.9 over 8 unseen subjects (95% "
-    assert end == "+2.5 to +10.0); 6 helped, 1 hurt, 1 unchanged."
-
-
-def test_it_hurt_and_the_page_says_so() -> None:
-    headline, sentence = say([0.7] * 8, [0.6] * 8)
-    assert headline == "Personalization hurt"
     assert sentence == (
-        "“new” lowered mean UAR from 70.0 to 60.0 over 8 unseen subjects "
-        f"(95% interval of the difference {MINUS}10.0 to {MINUS}10.0); 0 helped, 8 hurt, 0 unchanged."
+        "“new” raised mean UAR by 6.9 points, from 60.0 to 66.9, over 8 unseen subjects "
+        "(95% interval +2.5 to +10.0; with this many subjects, 6.8 points or more can be detected)."
     )
 
 
-def test_an_interval_with_zero_is_no_effect() -> None:
+def test_it_hurt_and_the_page_says_so() -> None:
+    headline, sentence = say([0.7] * 8, [0.6] * 6 + [0.7, 0.7])
+    assert headline == "Personalization hurt"
+    assert sentence.startswith("“new” lowered mean UAR by 7.5 points, from 70.0 to 62.5, over 8 unseen subjects (95% ")
+
+
+def test_an_interval_with_zero_is_no_effect_and_tells_what_could_have_been_seen() -> None:
     headline, sentence = say([0.7] * 8, [0.8, 0.6] * 4)
     assert headline == "No clear effect of personalization"
-    assert "moved mean UAR from 70.0 to 70.0 over 8 unseen subjects, and the 95% interval" in sentence
-    assert sentence.endswith("includes zero; 4 helped, 4 hurt, 0 unchanged.")
+    assert "moved mean UAR by 0.0 points, from 70.0 to 70.0, over 8 unseen subjects (95% interval" in sentence
+    assert sentence.endswith("includes zero; with this many subjects, 12.3 points or more can be detected).")
 
 
 def test_a_few_subjects_are_no_proof_however_they_agree() -> None:
-    headline, sentence = say([0.6] * 3, [0.9] * 3)
-    assert headline == "No clear effect of personalization"
-    assert "over 3 unseen subjects, too few for a verdict, which takes 6; 3 helped" in sentence
+    scores = make_scores({"old": [0.6] * 3, "new": [0.9] * 3})
+    found = verdict(scores, personalised="new", reference="old")
+    assert found.headline == "No clear effect of personalization"
+    assert found.sentence == (
+        "“new” moved mean UAR by +30.0 points, from 60.0 to 90.0, over 3 unseen subjects: "
+        "too few for a verdict, which takes 6."
+    )
+    assert found.detectable is None
+
+
+def test_the_verdict_counts_people() -> None:
+    scores = make_scores({"old": [0.6] * 8, "new": [0.7] * 6 + [0.6, 0.55]})
+    found = verdict(scores, personalised="new", reference="old")
+    assert found.counts == "6 helped, 1 hurt, 1 unchanged."
+    changes = [0.1] * 6 + [0.0, -0.05]
+    assert found.detectable == approx(detectable_effect(changes))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What a reader can do next: a reason and the command for it. What this module does not know: how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do after reading."""
+
+    reason: str
+    """What it is good for, as a heading."""
+    commands: tuple[str, ...]
+    """To be run one after the other; capital words stand for what the reader has to fill in."""
+    note: str = ""
+    """What to know before."""
+
+
+_WEIGHTS = "backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt"
+_SYNTHETIC = (
+    Step(
+        "Look at one video",
+        ("clipautt predict VIDEO.mp4", "clipautt predict VIDEO.mp4 subject=target-000"),
+        "Take a video of the run (`data/videos/`). With its subject, the person's resting face is removed first.",
+    ),
+    Step("See whether other people give the same answer", ("clipautt demo seed=1",)),
+    Step(
+        "Compare more methods on more videos, also where positives are rare",
+        ("clipautt demo size=full",),
+        "A quarter of an hour. In a checkout, `make demo-hard` does this for three seeds and joins their reports.",
+    ),
+)
+_OWN_DATA = Step(
+    "Use your own videos",
+    (
+        "clipautt faces VIDEO.mp4 out=FOLDER",
+        f"clipautt train dataset=folder root=DATA faces=cascade {_WEIGHTS}",
+        "clipautt adapt dataset=folder root=DATA",
+        "clipautt predict VIDEO.mp4",
+    ),
+    "The embedded CLIP knows rendered faces only, so real faces take another backbone and a model trained on real "
+    "videos. DATA holds SUBJECT/CLIP.mp4 and labels.csv. Look at the detected faces first.",
+)
+_REAL = (
+    Step("Look at one video", ("clipautt predict VIDEO.mp4", "clipautt predict VIDEO.mp4 subject=SUBJECT")),
+    Step(
+        "See what prompt tuning changes, person by person",
+        ("clipautt adapt adapt=infomax_kl explain=true",),
+        "With the data set's own settings added; writes one page.",
+    ),
+)
+
+
+def next_steps(*, synthetic: bool) -> Sequence[Step]:
+    """What to do after a run on rendered faces, or after one on real ones."""
+    return (*_SYNTHETIC, _OWN_DATA) if synthetic else _REAL
