@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METHOD = {
     "": [
         "action_units",
+        "clip",
         "clips",
         "metrics",
         "memory",
@@ -29,6 +30,8 @@ METHOD = {
     "video": ["preprocessing", "augmentation", "decoding", "faces", "tracks", "reader", "reader_process"],
     "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
+        "names",
+        "small_clip",
         "text_tower",
         "frozen_linear",
         "packed_tower",

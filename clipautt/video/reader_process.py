@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from clipautt.clips import Clip
+from clipautt.clip import Clip
 from clipautt.video.decoding import DecodeError, Decoder, decoders_of
 from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
 
@@ -178,7 +178,7 @@ class _Child:
         # The child imports what this process would, and nothing that happens to lie in the current folder; it has one
         # thread in each library.
         environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        code = "import sys; sys.path[:] = sys.argv[2:]; from clipautt.reader_process import main; main()"
+        code = "import sys; sys.path[:] = sys.argv[2:]; from clipautt.video.reader_process import main; main()"
         command = [sys.executable, "-c", code, str(theirs.fileno()), *filter(None, sys.path)]
         with theirs:
             self.process = subprocess.Popen(
