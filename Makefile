@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects bes
 
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning beside the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)
+
+bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, beside a bare import of torch
+	$(BIN)/python -m tests.benchmarks.bench_predict $(ARGS)
 
 test: $(STAMP) ## The fast tests
 	$(BIN)/python -m pytest tests $(ARGS)

@@ -57,8 +57,9 @@ class SmallClip(nn.Module):
         self.visual = _ImageTower(image_size, layers, width, embed_dim)
         self.transformer = _TextBlocks(text_width, text_heads, text_layers)
         self.context_length = context_length
-        # Not drawn: drawing normal numbers on the meta device makes PyTorch import its compiler, which takes seconds.
-        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(vocabulary, text_width), freeze=False)
+        # Given, not drawn: drawing normal numbers on the meta device makes PyTorch import its compiler, which takes
+        # seconds.
+        self.token_embedding = nn.Embedding(vocabulary, text_width, _weight=torch.zeros(vocabulary, text_width))
         self.positional_embedding = nn.Parameter(torch.zeros(context_length, text_width))
         self.ln_final = nn.LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.zeros(text_width, embed_dim))

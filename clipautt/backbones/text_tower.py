@@ -152,7 +152,7 @@ def read_text_tower(
     hidden = embeddings + text.positional_embedding[:length]
     mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
     hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
-    pooled = hidden[torch.arange(len(tokens), device=tokens.device), _read_out(tokens, pool, eos_id)]
+    pooled: Tensor = hidden[torch.arange(len(tokens), device=tokens.device), _read_out(tokens, pool, eos_id)]
     projection = text.text_projection
     if projection is None:
         return pooled
@@ -164,7 +164,7 @@ def _read_out(tokens: Tensor, pool: str, eos_id: int | None) -> Tensor:
     """Position [N] of the token that is read out, by open_clip's name of the read-out."""
     if pool in ("first", "last"):
         return torch.full_like(tokens[:, 0], 0 if pool == "first" else tokens.shape[1] - 1)
-    return tokens.argmax(-1) if pool == "argmax" else (tokens == eos_id).int().argmax(-1)
+    return tokens.argmax(-1) if pool == "argmax" else torch.eq(tokens, eos_id or 0).int().argmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
