@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes gpu-check test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict gpu-check test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects bes
 
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning beside the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)
+
+bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, beside a bare import of torch
+	$(BIN)/python -m tests.benchmarks.bench_predict $(ARGS)
 
 gpu-check: $(STAMP) ## The method on one GPU, in one table and gpu_check.json, under eight minutes; one line where there is no GPU
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

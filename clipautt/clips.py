@@ -19,9 +19,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipautt.clip import Clip, Split, id_number
 from clipautt.files import write_table
 
-Split = Literal["source_train", "source_val", "target"]
+__all__ = [
+    "NEUTRAL",
+    "SPLITS",
+    "Clip",
+    "Manifest",
+    "ManifestError",
+    "Split",
+    "by_subject",
+    "find_problems",
+    "id_number",
+    "is_written_manifest",
+    "read_manifest",
+    "write_manifest",
+]
+
 SPLITS: tuple[str, ...] = get_args(Split)
 _REQUIRED = ("clip_id", "subject_id", "source", "split")
 _TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset")
@@ -36,34 +51,6 @@ NEUTRAL = "neutral"
 
 class ManifestError(ValueError):
     """The manifest breaks its contract; the message lists every problem with row, column and value."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One piece of video of one subject."""
-
-    clip_id: str
-    """Unique in its manifest."""
-    subject_id: str
-    """Whose face it shows."""
-    source: str
-    """Path of the video file or of the folder of frames, absolute once read."""
-    split: Split
-    """`source_train` and `source_val` to learn from and select on, `target` to be personalised."""
-    label: str | None = None
-    """Class name, or None where it is not known."""
-    start_seconds: float | None = None
-    """Where the clip begins in the file; None is its beginning."""
-    end_seconds: float | None = None
-    """Where the clip ends, exclusive; None is the end of the file."""
-    dataset: str = ""
-    """Name of the data set."""
-    start_frame: int | None = None
-    """First frame of the clip in the file, counted from 0, instead of `start_seconds`."""
-    end_frame: int | None = None
-    """Frame before which the clip ends, instead of `end_seconds`."""
-    frames_per_second: float | None = None
-    """Of a folder of frames: the rate at which the numbers in the file names count; 1000 for milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +114,6 @@ class Manifest:
             result.insert(0, "subjects", groups["subject"].nunique())
         result = result.rename_axis(columns=None).reset_index()
         return result.assign(split=[SPLITS[number] for number in result["split"]])
-
-
-def id_number(text: str) -> int:
-    """A stable 63-bit number of an identifier, to seed generators with."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def by_subject(clips: Iterable[Clip]) -> dict[str, list[Clip]]:

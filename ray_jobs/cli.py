@@ -12,9 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ray_jobs.platform import configuration, usage
 from ray_jobs.platform.actor_pool import PoolError
-from ray_jobs.platform.jobs import EXIT_INTERRUPTED, EXIT_USER_ERROR, entry_of, find_job, overrides
+from ray_jobs.platform.jobs import EXIT_INTERRUPTED, EXIT_USER_ERROR, entry_of, find_job, overrides, overview
 
 _USER_ERRORS = (
     ValueError,
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage.overview())
+        print(overview())
         return 0
     if words[0] in ("-V", "--version"):
         from ray_jobs.platform.runs import code_version
@@ -65,6 +64,8 @@ def run_job(package: str | None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
+    from ray_jobs.platform import configuration, usage  # with Hydra, which takes longer than the overview
+
     job = find_job(name)
     if "--help" in words or "-h" in words:
         given = [word for word in words if word not in ("--help", "-h")]

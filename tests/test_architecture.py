@@ -15,6 +15,7 @@ METHOD = {
     "": [
         "files",
         "action_units",
+        "clip",
         "clips",
         "metrics",
         "memory",
@@ -31,6 +32,8 @@ METHOD = {
     "video": ["preprocessing", "augmentation", "decoding", "faces", "tracks", "reader", "reader_process"],
     "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
+        "names",
+        "small_clip",
         "text_tower",
         "frozen_linear",
         "packed_tower",

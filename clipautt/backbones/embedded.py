@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipautt.backbones.frozen_clip import Backbone, Precision
+from clipautt.backbones.small_clip import SmallClip
 from clipautt.video.preprocessing import Preprocessing
 
 EMBEDDED = "embedded"
@@ -26,6 +26,7 @@ RENDERED_FACES = Preprocessing(96, (0.48, 0.455, 0.41), (0.265, 0.26, 0.275), "a
 _WEIGHTS = "embedded_clip.safetensors"
 _VOCABULARY = 49408
 """Tokens of open_clip's stock vocabulary."""
+_CONTEXT_LENGTH = 77
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,23 @@ class SmallClipShape:
             raise ValueError(f"shape.image_size={self.image_size}; its preprocessing has {self.preprocessing.size}")
 
 
-def build_small_clip(shape: SmallClipShape) -> CLIP:
-    """An untrained CLIP of this shape with open_clip's stock vocabulary."""
-    return CLIP(
-        embed_dim=shape.embed_dim,
-        vision_cfg={
-            "image_size": shape.image_size,
-            "layers": list(shape.layers),
-            "width": shape.width,
-            "head_width": shape.width,
-        },
-        text_cfg={
-            "context_length": 77,
-            "vocab_size": _VOCABULARY,
-            "width": shape.text_width,
-            "heads": shape.text_heads,
-            "layers": shape.text_layers,
-        },
-    )
+def _empty_small_clip(shape: SmallClipShape) -> SmallClip:
+    """A CLIP of this shape without weights, which `load_state_dict` brings: there is nothing to draw and to copy."""
+    with torch.device("meta"):
+        return SmallClip(
+            image_size=shape.image_size,
+            layers=shape.layers,
+            width=shape.width,
+            embed_dim=shape.embed_dim,
+            context_length=_CONTEXT_LENGTH,
+            vocabulary=_VOCABULARY,
+            text_width=shape.text_width,
+            text_heads=shape.text_heads,
+            text_layers=shape.text_layers,
+        )
 
 
-def pack_small_clip(model: CLIP, token_ids: Iterable[int]) -> dict[str, Tensor]:
+def pack_small_clip(model: nn.Module, token_ids: Iterable[int]) -> dict[str, Tensor]:
     """The weights to ship: everything, but of the token embedding only the rows that were trained."""
     rows = torch.tensor(sorted(set(token_ids)))
     state = {
@@ -97,12 +94,14 @@ def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EM
     state = load_file(path)
     ids, table = _token_table(path, state, shape.text_width)
     try:
-        model = build_small_clip(shape)
-        missing, unexpected = model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+        model = _empty_small_clip(shape)
+        missing, unexpected = model.load_state_dict(
+            {**state, "token_embedding.weight": table}, strict=False, assign=True
+        )
     except (RuntimeError, TypeError, AssertionError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{path} is not a small CLIP of the shape that it states, {shape}: {reason}") from error
-    if unexpected or set(missing) - {"attn_mask"}:
+    if unexpected or missing:
         raise ValueError(f"{path} is not a small CLIP of this version: missing {missing}, unexpected {unexpected}")
     model = model.to(memory_format=torch.channels_last)
     return Backbone(

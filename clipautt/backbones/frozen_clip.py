@@ -23,7 +23,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from clipautt.action_units import content_hash
@@ -69,7 +68,8 @@ class Backbone:
     """A frozen CLIP with its preprocessing and its fingerprint.
 
     Args:
-        model: an open_clip model; it is put into evaluation mode and float32, and its weights lose their gradients.
+        model: an open_clip model or a `SmallClip`; it is put into evaluation mode and float32, and its weights lose
+            their gradients.
         name: what to call it in result rows.
         preprocessing: see `Preprocessing`.
         known_tokens: token ids that the text tower was trained with; None where every token is known.
@@ -82,7 +82,7 @@ class Backbone:
 
     def __init__(
         self,
-        model: CLIP | CustomTextCLIP,
+        model: Any,
         *,
         name: str,
         preprocessing: Preprocessing,

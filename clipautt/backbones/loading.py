@@ -1,7 +1,7 @@
 """Which frozen CLIP encodes frames and prompts, by name: the embedded one, or one of open_clip.
 
 What this module does not know: how a CLIP is read (`frozen_clip`), and where models and weights are found
-(`small_clip`, `open_clip_models`).
+(`embedded`, `open_clip_models`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip
 from clipautt.backbones.frozen_clip import Backbone, Precision, Prompts
-from clipautt.backbones.open_clip_models import FOLDER, HUB, load_open_clip
+from clipautt.backbones.names import FOLDER, HUB
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneConfig", "Precision", "Prompts", "load_backbone"]
 
@@ -63,4 +63,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.name == EMBEDDED:
         path = Path(config.weights) if config.weights else embedded_weights()
         return load_small_clip(path, precision=config.precision)
+    # Imported here because open_clip brings torchvision and timm along: without them a prediction takes half as long.
+    from clipautt.backbones.open_clip_models import load_open_clip
+
     return load_open_clip(config.name, config.weights, precision=config.precision)

@@ -30,12 +30,11 @@ from open_clip.pretrained import (
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clipautt.backbones.frozen_clip import Backbone, Precision
+from clipautt.backbones.names import FOLDER, HUB
 from clipautt.backbones.text_tower import refuse, why_no_context
 from clipautt.backbones.weight_files import SUFFIXES, WeightFile, load_weights, read_weights
 from clipautt.video.preprocessing import Preprocessing
 
-HUB, FOLDER = "hf-hub:", "local-dir:"
-"""What stands before the name of a hub repository or a local folder, as in open_clip."""
 CONFIG_FILE = "open_clip_config.json"
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from clipautt.backbones.frozen_linear import frozen_linear
-from clipautt.backbones.text_tower import TextTower
+from clipautt.backbones.small_clip import TextBlock
+from clipautt.backbones.text_tower import TextTower, class_names
 
 TextPrecision = Literal["fp32", "bf16"]
 _GAIN = 1.702
@@ -66,11 +66,11 @@ def can_pack(tower: TextTower) -> bool:
     transformer = tower.module.transformer
     blocks = getattr(transformer, "resblocks", [None])
     return tower.cuttable and all(
-        type(block) is ResidualAttentionBlock
+        (type(block) is TextBlock or class_names(block)[0] == "open_clip.transformer.ResidualAttentionBlock")
         and isinstance(block.attn, nn.MultiheadAttention)
         and block.attn.in_proj_weight is not None
         and block.attn.in_proj_bias is not None
-        and isinstance(block.ln_1, LayerNorm | nn.LayerNorm)
+        and isinstance(block.ln_1, nn.LayerNorm)
         for block in blocks
     )
 
@@ -163,7 +163,8 @@ class PackedTower:
                 )
             )
             plain = type(block.ls_2) is nn.Identity and block.ln_2.weight is not None and block.ln_2.bias is not None
-            gain = _GAIN if type(block.mlp.gelu) is QuickGELU and plain else 1.0
+            quick = class_names(block.mlp.gelu)[0] == "open_clip.transformer.QuickGELU"
+            gain = _GAIN if quick and plain else 1.0
             up = (up[0], up[1] * gain)
             nothing = hidden.new_zeros(self._heads, 0, hidden.shape[-1] // self._heads, dtype=self._dtype)
             layer = _Layer(block, qkv, out, up, down, gain, nothing, nothing)

@@ -29,7 +29,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
-from clipautt.backbones.embedded import SmallClipShape, build_small_clip, pack_small_clip
+from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.frozen_clip import normalise_frames
 from clipautt.backbones.loading import Backbone
 from clipautt.backbones.text_tower import read_text_tower, stock_tokenizer
@@ -201,6 +201,20 @@ def _augment(frames: Tensor, config: PretrainConfig, rng: np.random.Generator) -
     gain = torch.from_numpy(rng.normal(1, 0.15, (len(images), 1, 1, 1))).float().to(images.device)
     offset = torch.from_numpy(rng.normal(0, 0.15, (len(images), 3, 1, 1))).float().to(images.device)
     return images * gain + offset
+
+
+def build_small_clip(shape: SmallClipShape) -> CLIP:
+    """An untrained CLIP of this shape with open_clip's stock vocabulary and first weights."""
+    return CLIP(
+        embed_dim=shape.embed_dim,
+        vision_cfg={
+            "image_size": shape.image_size,
+            "layers": list(shape.layers),
+            "width": shape.width,
+            "head_width": shape.width,
+        },
+        text_cfg={"width": shape.text_width, "heads": shape.text_heads, "layers": shape.text_layers},
+    )
 
 
 class Trainee(nn.Module):

@@ -3,26 +3,36 @@
 A causal tower that reads out at the end of the text sees nothing behind it, so a sequence is cut to its real length.
 Every other tower sees its padding, so its sequences stay as long as the tower is: a cut would change the features.
 
+Models of open_clip are recognised without importing it: that takes longer than everything a prediction needs.
+
 What this module does not know: images, weights, and where a model or a tokenizer comes from.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
+
+from clipautt.backbones.small_clip import SmallClip
 
 POOLS = ("argmax", "eos", "last", "first")
 """open_clip's names of a read-out at one token: of the highest id, of the end-of-text id, the last or the first one."""
+_MODELS = frozenset({"open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"})
+_TEXT_TOWERS = frozenset({"open_clip.model.CLIP", "open_clip.transformer.TextTransformer"})
 _PROBES = ("a", "the", "with", "face")
 """Words whose tokens begin and end differently, so what their token sequences share is not part of a word."""
+
+
+def class_names(thing: object) -> list[str]:
+    """The full names of an object's class and of those that it inherits from, its own first."""
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(thing).__mro__]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +40,7 @@ class TextTower:
     """A text tower of open_clip, read from token embeddings."""
 
     module: Any
-    """`CLIP`, or the `text` part of `CustomTextCLIP`."""
+    """`CLIP` or `SmallClip`, or the `text` part of `CustomTextCLIP`."""
     pool: str
     """One of `POOLS`."""
     eos_id: int | None
@@ -78,15 +88,15 @@ class TextTower:
         return int(torch.maximum(lengths, ends + 1).max())
 
 
-def text_tower(model: CLIP | CustomTextCLIP, *, name: str) -> TextTower:
+def text_tower(model: Any, *, name: str) -> TextTower:
     """The text tower of a model.
 
     Raises:
         ValueError: for a tower that takes no context vectors.
     """
     text: Any = getattr(model, "text", model)
-    plain = isinstance(model, CLIP | CustomTextCLIP) and isinstance(text, CLIP | TextTransformer)
-    if not plain:
+    plain = not _MODELS.isdisjoint(class_names(model)) and not _TEXT_TOWERS.isdisjoint(class_names(text))
+    if not plain and not isinstance(model, SmallClip):
         refuse(name, f"a {type(text).__name__} is no plain transformer of open_clip")
     pool, eos_id = (text.text_pool_type, text.text_eos_id) if text is model else (text.pool_type, text.eos_id)
     causal = text.attn_mask is not None
@@ -129,7 +139,7 @@ def read_text_tower(
     """Run an open_clip text tower from token embeddings, at the length that is given.
 
     Args:
-        text: `CLIP`, or the `text` part of `CustomTextCLIP`.
+        text: `CLIP` or `SmallClip`, or the `text` part of `CustomTextCLIP`.
         embeddings: float32 [N, n, d_text].
         tokens: int64 [N, n], to find the read-out position.
         pool: open_clip's name of the read-out.
@@ -142,12 +152,19 @@ def read_text_tower(
     hidden = embeddings + text.positional_embedding[:length]
     mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
     hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
-    pooled: Tensor = text_global_pool(hidden, tokens, pool, eos_token_id=eos_id)
+    pooled: Tensor = hidden[torch.arange(len(tokens), device=tokens.device), _read_out(tokens, pool, eos_id)]
     projection = text.text_projection
     if projection is None:
         return pooled
     projected: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
     return projected
+
+
+def _read_out(tokens: Tensor, pool: str, eos_id: int | None) -> Tensor:
+    """Position [N] of the token that is read out, by open_clip's name of the read-out."""
+    if pool in ("first", "last"):
+        return torch.full_like(tokens[:, 0], 0 if pool == "first" else tokens.shape[1] - 1)
+    return tokens.argmax(-1) if pool == "argmax" else torch.eq(tokens, eos_id or 0).int().argmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,5 +232,15 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
 
 @lru_cache(maxsize=1)
 def stock_tokenizer() -> Any:
-    """open_clip's byte-pair tokenizer with CLIP's vocabulary of 49,408 tokens."""
-    return open_clip.get_tokenizer("RN50")
+    """open_clip's byte-pair tokenizer with CLIP's vocabulary of 49,408 tokens.
+
+    Its file is run by itself, without the package around it, and the one that it makes at once is taken.
+    """
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None and package.origin is not None
+    path = Path(package.origin).with_name("tokenizer.py")
+    spec = importlib.util.spec_from_file_location("clipautt_stock_tokenizer", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._tokenizer

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clipautt.clips import id_number
+from clipautt.clip import id_number
 from clipautt.video.preprocessing import Frames
 
 FrameChange = Callable[[Frames], Frames]

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clipautt.clips import Clip
+from clipautt.clip import Clip
 from clipautt.video.preprocessing import Frames
 
 Decoder = Literal["decord", "pyav", "images"]

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from clipautt.clips import Clip
+from clipautt.clip import Clip
 from clipautt.video.decoding import DecodeError, Decoder, decoders_of
 from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
 

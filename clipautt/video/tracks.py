@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from clipautt.video.faces import Face, FaceConfig
 from clipautt.video.preprocessing import Frames, Interpolation, resize
@@ -241,7 +240,8 @@ def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, co
 
 def _follow(times: Array, seen: Array, values: Array, seconds: float) -> Array:
     """Values at all times [T, k] from those seen at some [n, k]: outliers out, gaps bridged, smoothed."""
-    calm = ndimage.median_filter(values, size=(_MEDIAN, 1), mode="nearest")
+    padded = np.pad(values, ((_MEDIAN // 2, _MEDIAN // 2), (0, 0)), mode="edge")
+    calm = np.median(np.lib.stride_tricks.sliding_window_view(padded, _MEDIAN, axis=0), axis=-1)
     bridged = np.stack([np.interp(times, seen, column) for column in calm.T], axis=1)
     return smooth(times, bridged, seconds).clip(calm.min(axis=0), calm.max(axis=0))
 

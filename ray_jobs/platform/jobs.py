@@ -1,6 +1,7 @@
 """The jobs there are, found without importing them, and the words of a command line as settings of one.
 
-In: the packages of `ray_jobs` that have a module `job`. Out: `Job` records, Hydra overrides, and a job's `main`.
+In: the packages of `ray_jobs` that have a module `job`. Out: `Job` records, their overview, Hydra overrides, and a
+job's `main`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray_jobs
-from ray_jobs.platform import configuration
 from ray_jobs.platform.typed import nearest
 
 EXIT_USER_ERROR = 2
@@ -94,12 +94,34 @@ def find_job(name: str) -> Job:
     return known[name]
 
 
+def overview() -> str:
+    """What `clipautt --help` prints."""
+    known = jobs()
+    width = max((len(name) for name in known), default=0)
+    lines = [f"  {name.ljust(width)}  {job.purpose}" for name, job in known.items()]
+    return "\n".join(
+        [
+            "clipautt: video emotion recognition from action units, personalised to people it has never seen",
+            "",
+            "Usage: clipautt <job> key=value …",
+            "",
+            "Jobs:",
+            *lines,
+            "",
+            "`clipautt <job> --help` tells what a job takes, with an example. `clipautt --version` prints the version.",
+            "CLIPAUTT_DEBUG=1 in the environment shows where an error came from. RAY_ADDRESS names a cluster to join.",
+        ]
+    )
+
+
 def overrides(job: Job, words: Sequence[str]) -> list[str]:
     """The words of a command line as settings: a first word for the job's positional setting is quoted for Hydra.
 
     Raises:
         ValueError: A word is not a setting.
     """
+    from ray_jobs.platform import configuration  # with Hydra, which takes longer than the overview
+
     settings = list(words)
     first = settings[0] if settings else None
     if first is not None and job.positional and (not _SETTING.fullmatch(first) or os.path.exists(first)):

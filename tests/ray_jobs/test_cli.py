@@ -203,6 +203,8 @@ def test_help_of_every_real_job_is_printed(name: str, capsys: pytest.CaptureFixt
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = "import sys; from ray_jobs import cli; cli.main(['--help'])"
-    code += "; print([name for name in ('torch', 'ray') if name in sys.modules])"
+    code += (
+        "; print([name for name in ('torch', 'ray', 'pandas', 'numpy', 'hydra', 'omegaconf') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

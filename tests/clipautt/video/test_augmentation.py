@@ -126,7 +126,7 @@ def test_switching_one_on_leaves_the_others_as_they_were() -> None:
 
 
 def test_decoding_workers_need_no_torch() -> None:
-    code = "import sys, clipautt.augmentation; print('torch' in sys.modules)"
+    code = "import sys, clipautt.video.augmentation; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

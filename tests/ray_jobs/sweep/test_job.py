@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.source import Source
-from clipautt.backbones.embedded import SmallClipShape, build_small_clip, pack_small_clip
+from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.backbones.pretraining import build_small_clip
 from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.clips import Clip, Manifest, id_number, read_manifest, write_manifest
 from clipautt.features.clip_features import FeatureSpec, clip_key
