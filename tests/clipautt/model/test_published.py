@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from clipautt.model.checkpoint import load_checkpoint, save_checkpoint
 from clipautt.model.published import ImportConfig, import_checkpoint, read_prompts
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
-from tests.support.configs import adapt_config
+from tests.support.configs import adapt_config, changed
 from tests.support.fakes import FEATURE_DIM, fake_backbone, fake_clip_model, fake_clips, numbered_frames, write_video
 
 PROMPTS = ("inner_brow_raiser", "Outer brow raiser", "lips part", "jaw_drop", "cheek_raiser", "upper lip raiser.")
@@ -95,7 +94,7 @@ def test_adaptation_starts_from_it_and_moves(tmp_path: Path, backbone: Backbone,
     clips = fake_clips(subjects=1)
     plain = adapt(source, clips, adapt_config())["s0"]
     tuned = adapt_config(objective="infomax", protocol="per_subject", steps=3, learning_rate=0.3)
-    still = adapt(source, clips, replace(tuned, steps=0))["s0"]
+    still = adapt(source, clips, changed(tuned, steps=0))["s0"]
     moved = adapt(source, clips, tuned)["s0"]
     for one, two, three in zip(plain.predictions, still.predictions, moved.predictions, strict=True):
         assert torch.equal(one.probabilities, two.probabilities)

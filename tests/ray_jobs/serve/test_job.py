@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from clipautt.action_units import VOCABULARY
+from clipautt.adaptation.method import SavedState
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
@@ -94,7 +95,9 @@ def save_prompts(folder: Path, checkpoint: Checkpoint, source: Source, subject: 
     config = adapt_config(objective="infomax", subject_baseline=checkpoint.spec.subject_baseline)
     centre = torch.zeros(source.backbone.feature_dim)
     path = folder / subject_file(subject)
-    save_personalization(Personalization(subject, config, centre, context), path, checkpoint=checkpoint.fingerprint)
+    with torch.no_grad():
+        saved = SavedState({"context": context, "au_embeddings": source.au_embeddings_of(context)})
+    save_personalization(Personalization(subject, config, centre, saved), path, checkpoint=checkpoint.fingerprint)
     return path
 
 
