@@ -31,6 +31,8 @@ STRICT = ConfigDict(
 """How settings are checked."""
 
 _Class = TypeVar("_Class")
+_FIELDS: dict[str, tuple[str, ...]] = {}
+"""Class → its fields: of an argument without a name, pydantic tells the position only."""
 _TYPES = {
     "bool_type": "true or false",
     "dataclass_exact_type": "a group of settings",
@@ -54,7 +56,9 @@ def settings(cls: type[_Class]) -> type[_Class]:
     Limits are pydantic's (`PositiveInt`, `Annotated[float, Field(gt=0, lt=1)]`), options are a `Literal`. A field's
     docstring is what the command line's help says of it. `__post_init__` is for checks across several fields.
     """
-    return cast(type[_Class], dataclass(frozen=True, config=STRICT)(cls))
+    made = dataclass(frozen=True, config=STRICT)(cls)
+    _FIELDS[made.__name__] = tuple(made.__dataclass_fields__)
+    return cast(type[_Class], made)
 
 
 def one_line(error: ValidationError, prefix: str = "") -> str:
@@ -66,7 +70,7 @@ def one_line(error: ValidationError, prefix: str = "") -> str:
     """
     details = error.errors(include_url=False)
     first = details[0]
-    key = _key(first, prefix)
+    key = _key(first, prefix, error.title)
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}={first['input']!r}: {message}" if first["loc"] else message
@@ -74,13 +78,15 @@ def one_line(error: ValidationError, prefix: str = "") -> str:
         return f"{key} has no value; set it with {key}=…"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r}"
-    allowed = [_allowed(other) for other in details if _key(other, prefix) == key]
+    allowed = [_allowed(other) for other in details if _key(other, prefix, error.title) == key]
     return f"{key}={first['input']!r}: should be {' or '.join(dict.fromkeys(allowed))}"
 
 
-def _key(error: ErrorDetails, prefix: str) -> str:
+def _key(error: ErrorDetails, prefix: str, owner: str) -> str:
     """The dotted key of a setting, and the place in it where it is a list; the option of a union does not enter."""
     name, *within = error["loc"] or ("",)
+    if isinstance(name, int) and name < len(_FIELDS.get(owner, ())):
+        name = _FIELDS[owner][name]
     place = f"[{within[0]}]" if within and isinstance(within[0], int) else ""
     return ".".join(filter(None, (prefix, str(name)))) + place
 

@@ -83,6 +83,13 @@ def _message(error: BaseException) -> str:
     error = cause if isinstance(cause, BaseException) else error
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if "pydantic_core" in sys.modules:  # whose import would cost more than `--help` may take
+        from pydantic import ValidationError
+
+        from clipautt.settings import one_line
+
+        if isinstance(error, ValidationError):
+            return one_line(error)
     return str(error) or type(error).__name__
 
 

@@ -62,7 +62,9 @@ METHOD = {
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 
 PLATFORM = [
-    "typed",
+    "nearest",
+    "schema",
+    "objects",
     "configuration",
     "jobs",
     "usage",

@@ -7,29 +7,29 @@ What this module does not know: how a CLIP is read (`frozen_clip`), and where mo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip
 from clipautt.backbones.frozen_clip import Backbone, Precision, Prompts
 from clipautt.backbones.names import FOLDER, HUB
+from clipautt.settings import settings
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneConfig", "Precision", "Prompts", "load_backbone"]
 
 
-@dataclass(frozen=True)
+@settings
 class BackboneConfig:
     """Which CLIP encodes frames and prompts."""
 
     name: str = EMBEDDED
-    """`embedded`, an open_clip model such as `ViT-B-32-quickgelu`, `hf-hub:org/repo` or `local-dir:FOLDER`.
-
-    A path here or in `weights` becomes absolute, `~` included, since workers and later runs may be in another folder.
+    """`embedded`, an open_clip model such as `ViT-B-32-quickgelu`, `hf-hub:ORGANISATION/MODEL` or `local-dir:FOLDER`. A
+    path, here or in `weights`, becomes absolute, `~` included, since workers and later runs may be in another folder.
     """
     weights: str | None = None
-    """Of an open_clip model: a pretrained tag, `hf-hub:org/repo`, a `.pt` or `.safetensors` file, or `TAG:FILE`."""
+    """A local `.pt` or `.safetensors` file, a pretrained tag of the model, `TAG:FILE`, or `hf-hub:ORGANISATION/MODEL`;
+    None: the weights that come with the model."""
     precision: Precision = "fp32"
-    """Arithmetic of the image tower: `fp32`, `tf32` (fp32 on CPUs) or `bf16`; prompts and losses are always fp32."""
+    """Arithmetic of the image tower; `tf32` is fp32 on CPUs. Prompts and losses are always fp32."""
 
     def __post_init__(self) -> None:
         if self.name.startswith(FOLDER):

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
@@ -38,6 +39,7 @@ from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import reencode
 from clipautt.files import write_tensors
 from clipautt.metrics import roc_auc
+from clipautt.settings import settings
 
 LEADING_PHRASE = "a human face with"
 """Four tokens; also the source context of the AU prompts, so training and test time see the same prompt."""
@@ -51,30 +53,30 @@ Frames = npt.NDArray[np.uint8]
 Intensities = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@settings
 class PretrainConfig:
     """The recipe of the embedded CLIP."""
 
-    seed: int = 0
-    """Seeds identities, intensities, captions, initial weights and batches."""
-    identities: int = 3600
+    seed: NonNegativeInt = 0
+    """Seed of identities, intensities, captions, initial weights and batches."""
+    identities: PositiveInt = 3600
     """Rendered people to train on."""
-    validation_identities: int = 200
-    """Further people that are only measured on."""
-    frames_per_identity: int = 12
-    """Frames per person; neighbours in one small mp4."""
-    steps: int = 4600
+    validation_identities: PositiveInt = 200
+    """Further people, used for measurements only."""
+    frames_per_identity: PositiveInt = 12
+    """Frames per person, one small mp4."""
+    steps: PositiveInt = 4600
     """Optimiser steps."""
-    identities_per_batch: int = 10
+    identities_per_batch: PositiveInt = 10
     """People in a batch."""
-    frames_per_batch_identity: int = 6
-    """Frames of each of them: captions must tell expressions of one person apart."""
-    learning_rate: float = 1.5e-3
+    frames_per_batch_identity: PositiveInt = 6
+    """Frames of each person in a batch: captions must tell expressions of one person apart."""
+    learning_rate: PositiveFloat = 1.5e-3
     """Peak of the cosine schedule, AdamW."""
-    au_loss_weight: float = 1.0
+    au_loss_weight: NonNegativeFloat = 1.0
     """Weight of the per-AU sigmoid loss beside the contrastive loss."""
-    shape: SmallClipShape = field(default_factory=SmallClipShape)
-    """Of the model."""
+    shape: SmallClipShape = SmallClipShape()
+    """Layers and widths of the model."""
 
 
 def draw_intensities(bias: npt.NDArray[np.floating], rng: np.random.Generator) -> Intensities:

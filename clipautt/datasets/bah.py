@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import DatasetError, Layout, Problem, Tree
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
+from clipautt.settings import settings
 
 Unit = Literal["videos", "segments"]
 TARGETS = ("82711", "82687", "82585", "82592", "82598", "82632", "82681", "82683", "82708", "82714")
@@ -38,38 +41,34 @@ _WORDS = {
 _CLASS_OF = {word: label for label, words in _WORDS.items() for word in words.split()}
 
 
-@dataclass(frozen=True)
+@settings
 class BAH:
     """Where a copy of BAH lies and how it is used."""
 
     root: str
     """Folder below which the label files and the clips lie, at any depth."""
     strict: bool = True
-    """False leaves out what has a problem instead of refusing."""
+    """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = TARGETS
-    """Subjects to be personalised; all others are source subjects."""
-    validation_subjects: int | tuple[str, ...] = 10
-    """How many source subjects select settings instead of training, or which."""
+    """Subjects to personalise for, the paper's by default; all others are source subjects."""
+    validation_subjects: NonNegativeInt | tuple[str, ...] = 10
+    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     unit: Unit = "videos"
     """What a clip is: a whole video, labelled by the split files, or a segment of one."""
-    clip_frames: int | None = None
-    """Length in frames into which segments are cut; the tail is a clip of its own. None cuts nothing."""
+    clip_frames: PositiveInt | None = None
+    """Length of the pieces into which segments are cut, frames; the rest is a clip of its own. None cuts nothing."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
+    """`auto`: videos or frames, whichever has more of the clips; videos where both have all."""
     labels: str | None = None
-    """Label file, or folder of split files, from the root; None looks for them."""
+    """Label file, or folder of split files, relative to the root; None looks for them."""
     within: str = ""
-    """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
-    frames_per_second: float = 24.0
+    """Sub-folder of the root that holds the clips; needed where several hold copies of them."""
+    frames_per_second: PositiveFloat = 24.0
     """Rate at which the frames in folders were taken."""
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            raise ValueError(f"unit={self.unit!r}; allowed are {', '.join(get_args(Unit))}")
-        if self.clip_frames is not None and self.clip_frames < 1:
-            raise ValueError(f"clip_frames={self.clip_frames}; allowed are whole numbers from 1, or null for no cut")
         if self.clip_frames is not None and self.unit == "videos":
             raise ValueError(f"clip_frames={self.clip_frames} needs unit=segments; whole videos are not cut")
         _ = self._rules  # checks the others

@@ -17,12 +17,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import NonNegativeInt
 
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
+from clipautt.settings import settings
 
 TARGETS = (
     "081014_w_27", "101609_m_36", "112009_w_43", "091809_w_43", "071309_w_21",
@@ -38,26 +40,26 @@ _LEVEL_IN_NAME = re.compile(r"(?:^|-)(BL1|PA[1-4])(?:-|$)", re.IGNORECASE)
 _MILLISECONDS = 1000.0
 
 
-@dataclass(frozen=True)
+@settings
 class BioVid:
     """Where a copy of BioVid lies and how it is used."""
 
     root: str
     """Folder below which the label file and the clips lie, at any depth."""
     strict: bool = True
-    """False leaves out what has a problem instead of refusing."""
+    """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = TARGETS
-    """Subjects to be personalised; all others are source subjects."""
-    validation_subjects: int | tuple[str, ...] = 10
-    """How many source subjects select settings instead of training, or which."""
+    """Subjects to personalise for, the paper's by default; all others are source subjects."""
+    validation_subjects: NonNegativeInt | tuple[str, ...] = 10
+    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
+    """`auto`: videos or frames, whichever has more of the clips; videos where both have all."""
     labels: str | None = None
-    """Label file, from the root; None looks for `samples.csv`, or `labels.txt` for frames."""
+    """Label file, relative to the root; None looks for `samples.csv`, or `labels.txt` for frames."""
     within: str = ""
-    """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
+    """Sub-folder of the root that holds the clips; needed where several hold copies of them."""
 
     def __post_init__(self) -> None:
         _ = self._rules  # checks them

@@ -11,52 +11,53 @@ says anything, or only that they are `source`, are source subjects, and validati
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
+
+from pydantic import NonNegativeInt, PositiveFloat
 
 from clipautt.clips import SPLITS, Split
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem, Tree
 from clipautt.datasets.label_files import Table
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
+from clipautt.settings import settings
 
 _LABELS = ("labels.csv",)
 _DRAWN = ("", "source")
 _ALLOWED = (*SPLITS, "source")
 
 
-@dataclass(frozen=True)
+@settings
 class Folder:
     """Where a data set lies and how it is used."""
 
     root: str
     """Folder of the subjects' folders and of `labels.csv`."""
     strict: bool = True
-    """False leaves out what has a problem instead of refusing."""
+    """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = ()
-    """Subjects to be personalised; all others are source subjects. Empty leaves it to the column `split`."""
-    validation_subjects: int | tuple[str, ...] = 2
-    """How many of the source subjects without a split select settings instead of training, or which."""
+    """Subjects to personalise for; all others are source subjects. If empty, the column `split` decides."""
+    validation_subjects: NonNegativeInt | tuple[str, ...] = 2
+    """Source subjects without a split that select settings instead of training: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     classes: tuple[str, ...] = ()
     """Class names, neutral class first; empty takes `neutral` and then the other labels in alphabetical order."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: either."""
+    """`auto`: for each clip its video, or else its frames."""
     labels: str | None = None
-    """Label file, from the root; None is `labels.csv`."""
+    """Label file, relative to the root; None is `labels.csv`."""
     within: str = ""
-    """Sub-folder of the root that holds the subjects' folders; needed where copies of them lie in several."""
-    frames_per_second: float = 25.0
+    """Sub-folder of the root that holds the subjects' folders; needed where several hold copies of them."""
+    frames_per_second: PositiveFloat = 25.0
     """Rate at which the numbers in the names of frames count; 1000 for milliseconds."""
     name: str = "folder"
     """Name of the data set in results and reports."""
 
     def __post_init__(self) -> None:
-        if isinstance(cast(object, self.classes), str) or len(set(self.classes)) < len(self.classes):
-            raise ValueError(
-                f"classes={self.classes!r}; a list of different class names is needed, neutral class first"
-            )
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes={self.classes!r}: should be different names, the neutral class first")
         self._rules(self.classes)
 
     def read(self) -> Reading:

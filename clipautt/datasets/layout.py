@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 from clipautt.clips import Clip, Manifest, Split, id_number
 from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, choose, name_parts, nfc, some, walk
@@ -96,10 +96,6 @@ class Subjects:
     """Another seed draws other validation subjects."""
 
     def __post_init__(self) -> None:
-        given: dict[str, object] = {"target_subjects": self.target, "validation_subjects": self.validation}
-        for name, value in given.items():
-            if isinstance(value, str):
-                raise ValueError(f"{name}={value!r} is one text; a list of subject ids is needed")
         object.__setattr__(self, "target", tuple(map(nfc, self.target)))
         if not isinstance(self.validation, int):
             object.__setattr__(self, "validation", tuple(map(nfc, self.validation)))
@@ -110,8 +106,6 @@ class Subjects:
                     f"target_subjects and validation_subjects both name {', '.join(both)}; "
                     "a subject is either a target or a source"
                 )
-        elif self.validation < 0:
-            raise ValueError(f"validation_subjects={self.validation}; allowed are 0 or more, or a list of subject ids")
 
     def absent(self, subjects: Iterable[str]) -> list[Problem]:
         """The subjects that the settings name and the data lack."""
@@ -181,12 +175,6 @@ class Rules:
     """Rate at which the numbers in the names of frames count."""
     whole_path: bool = False
     """Whether a clip must lie under its whole path, or the name is enough."""
-
-    def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"layout={self.layout!r}; allowed are {', '.join(get_args(Layout))}")
-        if not self.frames_per_second > 0:
-            raise ValueError(f"frames_per_second={self.frames_per_second}; allowed are positive numbers")
 
 
 class Copy(Protocol):

@@ -14,12 +14,14 @@ Subjects agreed to different recordings, so that rows without a label or without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import NonNegativeInt, PositiveFloat
 
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
+from clipautt.settings import settings
 
 TARGETS = ("kycf", "uymz", "h8s1", "ctzy", "p9i3", "7h5u", "g7r2", "b9w0", "r3zm", "x1q3")
 """The target subjects of arXiv 2603.27999."""
@@ -29,27 +31,27 @@ _FRAME_LISTS = ("all_sub_labels.txt", "labels.txt", "label.txt")
 _CLASS_OF = {"0": CLASSES[0], "1": CLASSES[1]}
 
 
-@dataclass(frozen=True)
+@settings
 class StressID:
     """Where a copy of StressID lies and how it is used."""
 
     root: str
     """Folder below which the label file and the clips lie, at any depth."""
     strict: bool = True
-    """False leaves out what has a problem instead of refusing."""
+    """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = TARGETS
-    """Subjects to be personalised; all others are source subjects."""
-    validation_subjects: int | tuple[str, ...] = 10
-    """How many source subjects select settings instead of training, or which."""
+    """Subjects to personalise for, the paper's by default; all others are source subjects."""
+    validation_subjects: NonNegativeInt | tuple[str, ...] = 10
+    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"
-    """`videos`, `frames`, or `auto`: the one that has more of the clips; videos where both have all."""
+    """`auto`: videos or frames, whichever has more of the clips; videos where both have all."""
     labels: str | None = None
-    """Label file, from the root; None looks for `labels.csv`, or `all_sub_labels.txt` for frames."""
+    """Label file, relative to the root; None looks for `labels.csv`, or `all_sub_labels.txt` for frames."""
     within: str = ""
-    """Sub-folder of the root that holds the clips; needed where copies of them lie in several."""
-    frames_per_second: float = 25.0
+    """Sub-folder of the root that holds the clips; needed where several hold copies of them."""
+    frames_per_second: PositiveFloat = 25.0
     """Rate at which the frames in folders were taken, if their numbers count frames."""
 
     def __post_init__(self) -> None:

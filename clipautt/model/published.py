@@ -11,43 +11,40 @@ of each prompt's own words, so that zero steps give CLIP-AU exactly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
-from clipautt.action_units import TASKS, descriptions_of
+from clipautt.action_units import descriptions_of
 from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
+from clipautt.settings import settings
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 
 _PARTS = {"text_adapter": "adapter", "temporal": "temporal", "temporal_classifier": "classifier"}
 
 
-@dataclass(frozen=True)
+@settings
 class ImportConfig:
     """What a published file does not say."""
 
-    classes: tuple[str, ...] = TASKS["pain"].classes
+    classes: tuple[str, ...] = ("neutral", "pain")
     """Class names in the order of the classifier's outputs."""
-    window: WindowSpec = WindowSpec(length=16)  # noqa: RUF009 - frozen
-    """Of the training; L = 16 was published for BioVid, L = 6 for StressID."""
-    sampling: Sampling = Sampling(12.5)  # noqa: RUF009 - frozen
-    """Of the training; every second frame of 25 per second was published for BioVid."""
-    faces: FaceConfig = FaceConfig()  # noqa: RUF009 - frozen
-    """How faces are cropped; the published models saw crops that were there already."""
-    context_tokens: int = 4
-    """How many leading tokens of each prompt CLIP-AUTT tunes; fewer where the shortest prompt has fewer."""
-
-    def __post_init__(self) -> None:
-        if self.context_tokens < 0:
-            raise ValueError(f"context_tokens={self.context_tokens}; allowed are whole numbers from 0")
+    window: WindowSpec = WindowSpec()
+    """Windows of the training; length 16 was published for BioVid, 6 for StressID."""
+    sampling: Sampling = Sampling()
+    """Frames of the training; every second frame of 25 per second was published for BioVid."""
+    faces: FaceConfig = FaceConfig()
+    """How faces are cropped; the published models saw footage that was cropped already."""
+    context_tokens: NonNegativeInt = 4
+    """How many leading tokens of each prompt are tuned; fewer where the shortest prompt has fewer."""
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:

@@ -9,28 +9,24 @@ know: whether features lie in a store or were made a moment ago from decoded cli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from clipautt.action_units import VOCABULARY, descriptions_of, phrases
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import id_number
-from clipautt.features.clip_features import (
-    SUBJECT_BASELINES,
-    ClipFeatures,
-    FeatureSpec,
-    SubjectBaseline,
-    subject_centre,
-)
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, SubjectBaseline, subject_centre
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec, entropy
+from clipautt.settings import settings
 from clipautt.video.augmentation import Augmentation
 
 PHRASES = phrases(VOCABULARY)
@@ -38,49 +34,38 @@ FeatureSource = Literal["cached", "streamed"]
 """`cached`: from the feature store. `streamed`: decoded and encoded again in each epoch."""
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """How CLIP-AU is fitted; the defaults are the paper's."""
 
-    window: WindowSpec = field(default_factory=WindowSpec)
-    """Length and stride of the training windows."""
+    window: WindowSpec = WindowSpec()
+    """Windows to train on; one is drawn at random from every clip in each epoch."""
     subject_baseline: SubjectBaseline = "median"
     """Centre removed from every subject's frame features, here and at test time."""
     context: str = "a human face with"
-    """Leading phrase of the AU prompts; its tokens become the context that CLIP-AUTT tunes."""
-    epochs: int = 10
+    """Leading phrase of the AU prompts; its tokens become the context that prompt tuning changes."""
+    epochs: PositiveInt = 10
     """Passes over the clips; the last one is kept."""
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Clips per step."""
-    learning_rate: float = 1e-3
-    """AdamW."""
-    weight_decay: float = 1e-4
-    """AdamW."""
+    learning_rate: PositiveFloat = 1e-3
+    """Step size of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW."""
     seed: int = 0
-    """Of initial weights, order, windows and augmentation."""
+    """Seed of initial weights, order, windows and augmentation."""
     features: FeatureSource = "cached"
-    """Where the features of the training clips come from; both give the same model where every clip can be read and no
-    picture is augmented."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Changes of the pictures; only where features are `streamed`."""
+    """Where the features of the training clips come from. `cached`: every frame is encoded once and stored; `streamed`:
+    decoded and encoded again in each epoch, which augmentation needs. Without augmentation both give the same model."""
+    augmentation: Augmentation = Augmentation()
+    """One random change per clip and epoch, the same for all of its frames; needs `features=streamed`."""
 
     def __post_init__(self) -> None:
-        if self.subject_baseline not in SUBJECT_BASELINES:
-            raise ValueError(
-                f"train.subject_baseline={self.subject_baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}"
-            )
-        if self.features not in get_args(FeatureSource):
-            raise ValueError(f"train.features={self.features!r}; allowed are {', '.join(get_args(FeatureSource))}")
         if self.augmentation.on and self.features == "cached":
             raise ValueError(
                 f"train.features='cached' with {self.augmentation}; stored features come from the pictures as they "
                 "are: take train.features=streamed, or set train.augmentation to zeros"
             )
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}; allowed are whole numbers from 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"train.learning_rate={self.learning_rate}; allowed are positive numbers")
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,32 +8,27 @@ the cost grows with the number of frames T and not with T × L. Videos of differ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor
 
 from clipautt.backbones.frozen_linear import frozen_linear
+from clipautt.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class WindowSpec:
     """How a video is cut into windows."""
 
-    length: int = 16
-    """L, in sampled frames."""
-    stride: int = 1
-    """Every how many stored frames one is used; 1 takes them all."""
-    hop: int = 1
-    """Frames between the starts of neighbouring windows."""
-
-    def __post_init__(self) -> None:
-        for name in ("length", "stride", "hop"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"window.{name}={value}; allowed are whole numbers from 1")
+    length: PositiveInt = 16
+    """Frames in a window, L."""
+    stride: PositiveInt = 1
+    """Every how many stored frames one is used; 1 uses them all."""
+    hop: PositiveInt = 1
+    """Frames between the starts of neighbouring windows when a video is scanned."""
 
 
 def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:

@@ -8,13 +8,15 @@ trains on the frames.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from clipautt.clip import id_number
+from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
 FrameChange = Callable[[Frames], Frames]
@@ -24,30 +26,23 @@ _STREAM = 13
 _LUMA = np.array([0.299, 0.587, 0.114])
 """Shares of red, green and blue in what the eye takes for brightness: Recommendation ITU-R BT.601, section 2.5.1."""
 _MID_GREY = 127.5
-_LARGEST = {"flip": 1.0, "crop": 0.5, "colour": 1.0}
 
 
-@dataclass(frozen=True)
+@settings
 class Augmentation:
     """How far the pictures of a clip are changed; zeros leave every bit as it is."""
 
-    flip: float = 0.0
-    """Probability of mirroring a clip, 0..1."""
-    crop: float = 0.0
-    """Largest share of the side that a random crop leaves away, 0..0.5; the rest is enlarged to the full size."""
-    colour: float = 0.0
-    """Largest relative change of brightness, contrast and saturation, 0..1."""
-
-    def __post_init__(self) -> None:
-        for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if not 0 <= value <= largest:
-                raise ValueError(f"train.augmentation.{name}={value}; allowed are numbers from 0 to {largest:g}")
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of mirroring a clip."""
+    crop: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest share of the side that a random crop removes; the rest is enlarged to the full size."""
+    colour: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
 
     @property
     def on(self) -> bool:
         """Whether anything can change."""
-        return any(getattr(self, name) > 0 for name in _LARGEST)
+        return max(self.flip, self.crop, self.colour) > 0
 
     def transform(self, clip_id: str, *, seed: int, epoch: int) -> FrameChange:
         """The change of one clip in one epoch.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,8 +20,10 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat
 
 from clipautt.clip import Clip
+from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
 Decoder = Literal["decord", "pyav", "images"]
@@ -43,18 +44,12 @@ class DecodeError(ValueError):
     """A source gave no frames; the message says why."""
 
 
-@dataclass(frozen=True)
+@settings
 class Sampling:
     """Which frames of a clip are used."""
 
-    frames_per_second: float | None = 12.5
-    """Moments per second of video; None takes every frame."""
-
-    def __post_init__(self) -> None:
-        if self.frames_per_second is not None and not self.frames_per_second > 0:
-            raise ValueError(
-                f"frames_per_second={self.frames_per_second}; allowed are positive numbers or null for every frame"
-            )
+    frames_per_second: PositiveFloat | None = 12.5
+    """Moments per second of video that are looked at; None takes every frame."""
 
 
 def decoders_of(source: str) -> tuple[Decoder, ...]:

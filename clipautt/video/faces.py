@@ -16,12 +16,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
 Point = tuple[float, float]
@@ -32,52 +34,36 @@ Boxes = list[tuple[float, float, float, float, float]]
 Detector = Literal["none", "cascade", "yunet"]
 Missing = Literal["drop", "fill"]
 
-_RANGES = {
-    "margin": (0.0, 2.0),
-    "smooth_seconds": (0.0, 10.0),
-    "max_gap_seconds": (0.0, 600.0),
-    "detect_pixels": (64, 8192),
-    "min_face": (0.01, 1.0),
-}
 _OVERLAP = 0.3
 """Intersection over union from which two boxes of one frame are one face."""
 
 
-@dataclass(frozen=True)
+@settings
 class FaceConfig:
     """How the face is found, followed and cropped."""
 
     detector: Detector = "none"
     """`none` takes frames as they are, for footage already cropped; `cascade` is built in; `yunet` needs its file."""
     model: str | None = None
-    """Path of YuNet's ONNX file, for instance `face_detection_yunet_2023mar.onnx`; made absolute where it is there."""
+    """Path of YuNet's ONNX file, for instance `face_detection_yunet_2023mar.onnx`; made absolute if the file exists."""
     model_hash: str = ""
     """First 16 hex digits of the SHA-256 of that file; read from it when empty."""
-    margin: float = 0.2
-    """Added around the face on each side, as a share of the face box's side; 0..2."""
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.2
+    """Added around the face on each side, as a share of the side of its box."""
     align: bool = True
-    """Turn the crop so that the line between the eyes lies level."""
-    smooth_seconds: float = 0.15
+    """Turn the crop so that the line between the eyes is level."""
+    smooth_seconds: Annotated[float, Field(ge=0, le=10)] = 0.15
     """Standard deviation of the Gaussian over time that steadies the crop; 0 follows every detection."""
     missing: Missing = "fill"
-    """Frames without a face: left out, or cropped where the face should be, judging by the frames around them."""
-    max_gap_seconds: float = 2.0
+    """Frames without a face: `drop` omits them, `fill` crops where the face should be, judging by the frames around."""
+    max_gap_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
     """How long a face may be out of sight and still be followed while it moves."""
-    detect_pixels: int = 480
-    """Longer side of the picture the detector sees; larger frames are reduced to it."""
-    min_face: float = 0.15
-    """Smallest face, as a share of the frame's shorter side; above 0, up to 1."""
+    detect_pixels: Annotated[int, Field(ge=64, le=8192)] = 480
+    """Longer side of the picture that the detector sees; larger frames are reduced to it."""
+    min_face: Annotated[float, Field(ge=0.01, le=1)] = 0.15
+    """Smallest face that counts, as a share of the frame's shorter side."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("detector", get_args(Detector)), ("missing", get_args(Missing))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"faces.{name}={getattr(self, name)!r}; allowed are {', '.join(choices)}")
-        if not isinstance(self.align, bool):
-            raise ValueError(f"faces.align={self.align!r}; allowed are true and false")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"faces.{name}={value!r}; allowed are numbers from {low} to {high}")
         if self.model is not None:  # workers and later runs may be in another folder
             there = os.path.expanduser(self.model)
             object.__setattr__(self, "model", os.path.abspath(there) if os.path.exists(there) else there)

@@ -6,44 +6,39 @@ the source pixels when they shrink a picture, as open_clip's own transform does;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import Field, PositiveInt
+
+from clipautt.settings import settings
 
 Frames = npt.NDArray[np.uint8]
 Interpolation = Literal["bicubic", "bilinear", "area"]
 Crop = Literal["centre", "squash"]
 Box = tuple[float, float, float, float]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+"""One number per RGB channel; a list, as JSON has it, becomes a tuple."""
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-@dataclass(frozen=True)
+@settings
 class Preprocessing:
     """How a frame becomes the input of the image tower."""
 
-    size: int
+    size: PositiveInt
     """Height and width in pixels."""
-    mean: tuple[float, float, float]
+    mean: Channels
     """Subtracted per RGB channel, on the 0..1 scale."""
-    std: tuple[float, float, float]
+    std: Channels
     """Divided by per RGB channel, on the 0..1 scale."""
     interpolation: Interpolation = "bicubic"
     """Resizing filter."""
     crop: Crop = "centre"
     """How a frame is made square: `centre` resizes the shorter side and crops the longer one, `squash` stretches."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("interpolation", get_args(Interpolation)), ("crop", get_args(Crop))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"preprocessing.{name}={getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-        for name in ("mean", "std"):  # lists, as JSON has them, become tuples
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.size < 1:
-            raise ValueError(f"preprocessing.size={self.size}; allowed are whole numbers from 1")
 
 
 def fit_frame(frame: Frames, preprocessing: Preprocessing) -> Frames:

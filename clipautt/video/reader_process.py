@@ -24,14 +24,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.clip import Clip
+from clipautt.settings import settings
 from clipautt.video.decoding import DecodeError, Decoder, decoders_of
 from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
 
@@ -41,24 +43,18 @@ _GRACE_SECONDS = 5.0
 _TRIM_FRAMES = 32
 
 
-@dataclass(frozen=True)
+@settings
 class ReadLimits:
-    """What reading one clip may cost."""
+    """What reading one clip may cost; a clip that costs more is omitted, with a reason."""
 
-    stall_seconds: float = 30.0
-    """A decoder that gives no frame for so long is ended."""
-    total_seconds: float = 1800.0
-    """A decoder that is not done after so long is ended; time in which nobody takes its frames does not count."""
-    max_pixels: int = 7680 * 4320
-    """Width × height of the largest frame that is decoded."""
-    memory_mb: int = 6144
-    """Address space of the decoding process in MiB."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            whole = name in ("max_pixels", "memory_mb")
-            if not value > 0 or (whole and not isinstance(value, int)):
-                raise ValueError(f"limits.{name}={value}; allowed are positive {'whole ' if whole else ''}numbers")
+    stall_seconds: PositiveFloat = 30.0
+    """A decoder that gives no frame for this long is stopped."""
+    total_seconds: PositiveFloat = 1800.0
+    """A decoder that takes longer than this is stopped; time in which nobody takes its frames does not count."""
+    max_pixels: PositiveInt = 33_177_600
+    """Width × height of a frame; larger frames are not decoded. The default is 8K, 7680 × 4320."""
+    memory_mb: PositiveInt = 6144
+    """Address space of the decoding process, MiB."""
 
 
 def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> Iterator[FrameChunk]:

@@ -14,10 +14,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -36,34 +38,28 @@ _NATIVE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Of Ray's C++ parts: their "errors
 _NOTICES = re.compile(r"Token authentication is|Set ray log level from|Started a local Ray|Connect(ing|ed) to .*Ray")
 
 
-@dataclass(frozen=True)
+@settings
 class ClusterConfig:
     """Where the work runs."""
 
     address: str | None = None
     """None: the cluster in `RAY_ADDRESS`, else a new Ray on this machine. `auto`: the cluster that runs on this
     machine. `host:port` or `ray://host:port`: that one. `local`: a new Ray here, whatever `RAY_ADDRESS` says."""
-    num_cpus: int | None = None
-    """Cores that a Ray started here may use, at least 1; None: all."""
-    num_gpus_per_actor: float | None = None
-    """Share of a GPU that each actor takes, from 0 up; below 1 several actors share one. None: see `gpu_share`."""
-    object_store_gb: float | None = None
-    """Memory in GB for the object store of a Ray started here, at least 0.08; None: Ray decides."""
+    num_cpus: PositiveInt | None = None
+    """Cores that a Ray started here may use; None: all."""
+    num_gpus_per_actor: NonNegativeFloat | None = None
+    """Share of a GPU per actor; 0.5 packs two on one. None: the job decides, 0 where there are none."""
+    object_store_gb: Annotated[float, Field(ge=0.08)] | None = None
+    """Memory for the object store of a Ray started here, GB; None: Ray decides."""
     log_level: LogLevel = "warning"
     """How much Ray itself says; from `info` down the workers' own output is shown too."""
 
     def __post_init__(self) -> None:
-        if self.num_cpus is not None and self.num_cpus < 1:
-            raise ValueError(f"num_cpus={self.num_cpus}: expected at least 1, or null for all")
         share = self.num_gpus_per_actor
-        if share is not None and (share < 0 or (share > 1 and share != int(share))):
-            raise ValueError(f"num_gpus_per_actor={share}: expected 0, a share up to 1, or a whole number of GPUs")
-        if self.object_store_gb is not None and self.object_store_gb < 0.08:
-            raise ValueError(f"object_store_gb={self.object_store_gb}: expected at least 0.08")
-        if self.log_level not in get_args(LogLevel):
-            raise ValueError(f"log_level={self.log_level!r}: expected one of {', '.join(get_args(LogLevel))}")
+        if share is not None and share > 1 and share != int(share):
+            raise ValueError(f"num_gpus_per_actor={share}: should be 0, a share up to 1, or a whole number of GPUs")
         if self.address is not None and not _is_address(self.address):
-            raise ValueError(f"address={self.address!r}: expected null, auto, local, host:port or ray://host:port")
+            raise ValueError(f"address={self.address!r}: should be null, auto, local, host:port or ray://host:port")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Settings of the jobs: finds the YAML files, composes them with the user's `key=value` words, explains what is wrong.
 
-Configuration stops here: `instantiate` turns a node with a `_target_` into the frozen dataclass that lives beside the
-code it configures, and nothing below ever sees a `DictConfig`. Hydra composes on the driver; workers get plain values.
-
-What this module does not know: what any setting means. The dataclasses validate their own values.
+In: the name of a job and the words of a command line. Out: settings in which every key stands, those that no file names
+with the default of the class that a `_target_` names. Configuration stops here: `instantiate` turns such a node into
+the frozen dataclass that lives beside the code it configures, and nothing below ever sees a `DictConfig`. Hydra
+composes on the driver; workers get plain values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ray_jobs.platform.typed import TARGET, build, hint_of, is_text, nearest, suggestion
+from ray_jobs.platform.nearest import nearest, suggestion
+from ray_jobs.platform.objects import build
+from ray_jobs.platform.schema import MISSING, TARGET, Field, fields, filled
 
 VERSION_BASE = "1.3"
 _FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
@@ -137,7 +139,7 @@ def complete(job: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     cfg = compose(job, overrides)
     missing = sorted(
-        key for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"
+        key for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items() if value == MISSING
     )
     if missing:
         raise ValueError(_missing(*missing))
@@ -147,8 +149,7 @@ def complete(job: str, overrides: Sequence[str] = ()) -> DictConfig:
 def instantiate(node: Any) -> Any:
     """Build the objects that a node of the configuration describes.
 
-    A mapping with `_target_` becomes a call of that class or function. Its arguments are checked and converted by the
-    annotations there (a YAML list becomes a tuple where a tuple is asked for); a wrong type is reported with its key.
+    A mapping with `_target_` becomes an object of that class, which checks its values; see `objects`.
 
     Args:
         node: A node of a composed configuration, or plain containers.
@@ -157,7 +158,7 @@ def instantiate(node: Any) -> Any:
         The object; mappings and lists without a `_target_` become plain dicts and lists of such objects.
 
     Raises:
-        ValueError: An argument is unknown, missing or of a wrong type, or the target itself refused its values.
+        ValueError: A setting is unknown, missing or of a wrong type, or the class refused its value.
     """
     key = str(node._get_full_key(None) or "") if OmegaConf.is_config(node) else ""
     return build(_plain(node), key)
@@ -232,19 +233,29 @@ def _first_line(error: BaseException) -> str:
 
 
 def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple[_Layer, list[str]]:
-    """The settings, and the words as Hydra took them."""
+    """The settings, and the words that choose options of groups."""
     if job not in configured_jobs():
         raise ValueError(f"no configuration for {job!r}{suggestion(job, configured_jobs())}")
     with _plain_errors():
         parsed = [_parse(word) for given in overrides for word in _spelled_out(given)]
         groups = [word for word in parsed if loader.get_group_options(word.key_or_group)]
-        layer = _load(job, [])
+        defaults = _load(job, [])
         for word in groups:
-            _check_choice(loader, job, layer, word)
-        words = [_text(word) for word in groups]
-        layer = _load(job, words) if words else layer
-        words += [_checked(layer, word) for word in parsed if word not in groups]
-        return (_load(job, words) if len(words) > len(groups) else layer), words
+            _check_choice(loader, job, defaults, word)
+        chosen = [_text(word).lstrip("+") for word in groups]
+        base = _load(job, chosen) if chosen else defaults
+        cfg = base.cfg.copy()
+        for word in parsed:
+            if word not in groups:
+                _apply(cfg, base, word)
+        return _Layer(_filled(cfg), base.choices), chosen
+
+
+def _filled(cfg: DictConfig) -> DictConfig:
+    """The settings with the defaults of the classes that they name, in struct mode."""
+    whole = OmegaConf.create(filled(OmegaConf.to_container(cfg, resolve=False)))
+    OmegaConf.set_struct(whole, True)
+    return whole
 
 
 def _spelled_out(word: str) -> list[str]:
@@ -290,7 +301,7 @@ def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Overri
     group, option = word.key_or_group, word.value()
     options = loader.get_group_options(group)
     taken = {_bare(name) for name in defaults.choices}
-    if group not in taken and not word.is_add():
+    if group not in taken:
         raise ValueError(f"{job!r} takes no group {group!r}; its groups: {', '.join(sorted(taken)) or 'none'}")
     if option is not None and option not in options and not word.is_delete():
         near = nearest(str(option), [*options, *(_open_clip_models() if group == "backbone" else ())])
@@ -298,39 +309,60 @@ def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Overri
         raise ValueError(f"unknown option {group}={option}{hint} options: {', '.join(options)}")
 
 
-def _checked(base: _Layer, word: Override) -> str:
-    """The word for Hydra, after a look at whether the key exists and the value is of its default's kind."""
+def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
+    """Change the setting that a word names, after a look at whether it exists and the value is of its kind.
+
+    `+key` and `++key` mean the same as `key`, since every key there can be is there; `~key` takes one away, which
+    leaves an argument to its class's default.
+    """
     key = word.key_or_group
-    if word.is_add() or word.is_delete():
-        return _text(word)
     leaves = flatten(OmegaConf.to_container(base.cfg, resolve=False))
-    if key not in leaves:
-        inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-        if inside and isinstance(word.value(), Mapping):
-            return _text(word)
-        if inside:
-            raise ValueError(f"{key!r} holds several settings; set one of {', '.join(inside)}")
-        raise ValueError(f"unknown key {key!r}{suggestion(key, [*leaves, *base.choices])}")
-    if _is_argument(base.cfg, key):  # The target's annotations tell more than the default does.
-        return _kept_as_text(base.cfg, word)
-    return _checked_kind(word, _default(base.cfg, key))
+    settable = [leaf for leaf in leaves if leaf.rpartition(".")[2] != TARGET]
+    inside = [leaf for leaf in settable if leaf.startswith(f"{key}.")]
+    if key not in leaves and not inside:
+        raise ValueError(f"unknown key {key!r}{suggestion(key, [*settable, *base.choices])}")
+    if word.is_delete():
+        _remove(cfg, word)
+    elif inside and not isinstance(word.value(), Mapping):
+        raise ValueError(f"{key!r} holds several settings; set one of {', '.join(inside)}")
+    else:
+        with open_dict(cfg):
+            OmegaConf.update(cfg, key, _checked(base.cfg, word, key), merge=True)
 
 
-def _is_argument(cfg: DictConfig, key: str) -> bool:
-    return TARGET in _parent(cfg, key)
+def _remove(cfg: DictConfig, word: Override) -> None:
+    parent, name = _parent(cfg, word.key_or_group), word.key_or_group.rpartition(".")[2]
+    if name not in parent:
+        return
+    if word.value() is not None and word.value() != parent._get_node(name):
+        raise ValueError(f"{_text(word)}: the value is {parent._get_node(name)}")
+    with open_dict(parent):
+        del parent[name]
+
+
+def _checked(cfg: DictConfig, word: Override, key: str) -> Any:
+    """The value of a word, which is of its default's kind; of an argument its class says what it may be."""
+    field = _field(cfg, key)
+    if field is None:
+        return _parse(_checked_kind(word, _default(cfg, key))).value()
+    return _parse(_kept_as_text(word, field)).value()
+
+
+def _field(cfg: DictConfig, key: str) -> Field | None:
+    """The field that a key fills, where it is one of a `_target_`'s."""
+    parent = _parent(cfg, key)
+    target = parent.get(TARGET) if isinstance(parent, DictConfig) else None
+    return None if target is None else fields(str(target)).get(key.rpartition(".")[2])
 
 
 def _parent(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
 
 
-def _kept_as_text(cfg: DictConfig, word: Override) -> str:
+def _kept_as_text(word: Override, field: Field) -> str:
     """The word with quotes around what looks like a number, where text is asked for: 8_1 is a name and not 81."""
     key, _, value = _text(word).partition("=")
-    if not any(_NUMERAL.fullmatch(item.strip()) for item in _ITEM.findall(value)):
-        return _text(word)
-    hint = hint_of(str(_parent(cfg, word.key_or_group)[TARGET]), word.key_or_group.rpartition(".")[2])
-    text = is_text(hint, listed=isinstance(word.value(), list))
+    text = field.lists_text if isinstance(word.value(), list) else field.takes_text
     return f"{key}={_ITEM.sub(_quoted_numeral, value)}" if text else _text(word)
 
 
@@ -372,11 +404,12 @@ def _checked_kind(word: Override, default: Any) -> str:
 
 
 def _load(job: str, words: Sequence[str]) -> _Layer:
+    """The settings as the files compose them, defaults filled in."""
     cfg = hydra_compose(config_name=job, overrides=list(words), return_hydra_config=True)
     choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
     with open_dict(cfg):
         del cfg["hydra"]
-    return _Layer(cfg, {group: option for group, option in choices.items() if not group.startswith("hydra/")})
+    return _Layer(_filled(cfg), {group: option for group, option in choices.items() if not group.startswith("hydra/")})
 
 
 def _bare(group: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_jobs
-from ray_jobs.platform.typed import nearest
+from ray_jobs.platform.nearest import nearest
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

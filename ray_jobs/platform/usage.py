@@ -1,20 +1,16 @@
-"""The command line's help: which jobs there are, and what each takes, with defaults and the comments beside them.
+"""The command line's help: which jobs there are, and what each takes, with defaults, explanations and what is allowed.
 
-Reads the jobs' source and the YAML files without importing a job, so that help is quick and needs no torch.
-What this module does not know: how a job runs; that is `cli`.
+In: the source of the jobs and of the classes that hold settings, and the YAML files. Out: text. Nothing of it is
+imported, so that help is quick and needs no torch.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import itertools
 import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,7 @@ from omegaconf import OmegaConf
 
 from ray_jobs.platform import configuration
 from ray_jobs.platform.jobs import Job, jobs
-from ray_jobs.platform.typed import TARGET
+from ray_jobs.platform.schema import MISSING, TARGET, Field, fields
 
 _COMMENT_COLUMN = 44
 _WIDTH = 118
@@ -112,26 +108,27 @@ def settings(composition: configuration.Composition) -> list[Setting]:
     """Every setting of a composed configuration, the job's own before those of its groups.
 
     Each comes with the comment of the YAML file that set it last; where no file has one, with the docstring under the
-    field of the dataclass that the setting fills, or else with the comment of the mapping it stands in.
+    field that the setting fills, or else with what is said of the mapping it stands in. What the field allows follows.
     """
     tree = OmegaConf.to_container(composition.cfg, resolve=False)
-    about = _field_docs(tree, "")
+    known = dict(_fields_in(tree))
+    about = {key: _as_yaml(field.doc) for key, field in known.items()}
     for source in composition.sources:
         prefix = f"{source.package}." if source.package else ""
         about.update({prefix + key: comment for key, comment in comments(source.path).items() if key})
     found = [
-        Setting(key, _value(value), _nearest_comment(about, key))
+        Setting(key, _value(value), _told(about, key, known[key].allowed if key in known else ""))
         for key, value in configuration.flatten(tree).items()
         if key.rpartition(".")[2] != TARGET
     ]
     return sorted(found, key=lambda setting: setting.key.partition(".")[0] in composition.choices)
 
 
-def _nearest_comment(about: Mapping[str, str], key: str) -> str:
-    """The comment of a setting, or of the mapping it stands in."""
+def _told(about: Mapping[str, str], key: str, allowed: str) -> str:
+    """What is said of a setting, or of the mapping it stands in, and what is allowed."""
     while key and not about.get(key):
         key = key.rpartition(".")[0]
-    return about.get(key, "")
+    return " ".join(filter(None, [about.get(key), f"[{allowed}]" if allowed else ""]))
 
 
 def _setting_lines(composition: configuration.Composition) -> list[str]:
@@ -151,7 +148,7 @@ def _entry(left: str, about: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if value == "???":
+    if value == MISSING:
         return "(yours to give)"
     if isinstance(value, str):
         return value
@@ -162,44 +159,18 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _field_docs(tree: Any, prefix: str) -> dict[str, str]:
-    """Dotted key → first sentence of the docstring under the dataclass field that the setting fills."""
-    if not isinstance(tree, Mapping):
-        return {}
-    found: dict[str, str] = {}
-    if TARGET in tree:
-        found.update({f"{prefix}{name}": doc for name, doc in _docs_of_class(str(tree[TARGET])).items()})
-    for name, child in tree.items():
-        found.update(_field_docs(child, f"{prefix}{name}."))
-    return found
+def _fields_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """Dotted key and the field that the setting fills, of every setting that belongs to a class."""
+    if isinstance(tree, Mapping):
+        for name, field in fields(str(tree[TARGET])).items() if TARGET in tree else ():
+            yield f"{prefix}{name}", field
+        for name, child in tree.items():
+            yield from _fields_in(child, f"{prefix}{name}.")
 
 
-@cache
-def _docs_of_class(target: str) -> dict[str, str]:
-    *modules, name = target.split(".")
-    path = _source_of(modules)
-    if path is None:
-        return {}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
-    found = {}
-    for field, doc in itertools.pairwise(body):
-        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
-            continue
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str):
-            found[field.target.id] = " ".join(doc.value.value.split())
-    return found
-
-
-def _source_of(modules: list[str]) -> Path | None:
-    """The file of a dotted module, found without importing the packages around it."""
-    spec = importlib.util.find_spec(modules[0]) if modules else None
-    for folder in (spec.submodule_search_locations if spec else None) or []:
-        path = Path(folder, *modules[1:])
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+def _as_yaml(doc: str) -> str:
+    """A docstring's None, True and False as one writes them in a setting."""
+    return re.sub(r"\b(None|True|False)\b", lambda word: {"None": "null"}.get(word[0], word[0].lower()), doc)
 
 
 def _pairs(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:

@@ -25,15 +25,16 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig
+from pydantic import Field, PositiveInt
 
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.predictor import Predictor
+from clipautt.settings import settings
 from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate
@@ -53,7 +54,7 @@ _PREDICTIONS_AT_ONCE = 2
 _WAITING_REQUESTS = 16
 
 
-@dataclass(frozen=True)
+@settings
 class ServeConfig:
     """What is served, and where."""
 
@@ -65,25 +66,21 @@ class ServeConfig:
     """How the checkpoint's CLIP is loaded; None: as it was for training."""
     host: str = "127.0.0.1"
     """Address to listen on, one of this machine's own."""
-    port: int = 8000
-    """Port to listen on, 1 to 65535."""
-    replicas: int = 1
-    """Copies of the model, at least 1."""
-    limits: Limits = field(default_factory=Limits)
-    """Of an upload."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port to listen on."""
+    replicas: PositiveInt = 1
+    """Copies of the model."""
+    limits: Limits = Limits()
+    """What an upload may cost."""
+    cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""
 
     def __post_init__(self) -> None:
         if not _is_loopback(self.host):
             raise ValueError(
-                f"host={self.host!r}: expected 127.0.0.1 or localhost; other machines may not connect, because the "
+                f"host={self.host!r}: should be 127.0.0.1 or localhost; other machines may not connect, because the "
                 f"server has no authentication. From elsewhere: ssh -L {self.port}:127.0.0.1:{self.port} this-machine"
             )
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port={self.port}: expected 1 to 65535")
-        if self.replicas < 1:
-            raise ValueError(f"replicas={self.replicas}: expected at least 1")
 
     @property
     def url(self) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import av
+from pydantic import PositiveFloat, PositiveInt
 
+from clipautt.settings import settings
 from clipautt.video.decoding import open_container
 
 _MAX_FRAMES_PER_SECOND = 240
@@ -24,21 +26,16 @@ _FILE_NAME = "video"
 _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
 
 
-@dataclass(frozen=True)
+@settings
 class Limits:
     """What an upload may be at most."""
 
-    max_bytes: int = 50_000_000
+    max_bytes: PositiveInt = 50_000_000
     """Size of the file."""
-    max_seconds: float = 60.0
+    max_seconds: PositiveFloat = 60.0
     """Length of the video, from its first frame to the end of its last."""
-    max_pixels: int = 3840 * 2160
+    max_pixels: PositiveInt = 3840 * 2160
     """Width × height of a frame."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}={value}: expected a positive number")
 
 
 @dataclass(frozen=True)

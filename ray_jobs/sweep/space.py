@@ -18,14 +18,14 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
-from pydantic import ValidationError
 
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
-from clipautt.settings import one_line
-from ray_jobs.platform.typed import convert, describe, suggestion
+from ray_jobs.platform import schema
+from ray_jobs.platform.nearest import suggestion
+from ray_jobs.platform.objects import field_value
 
 Value = str | int | float | bool
 
@@ -219,10 +219,14 @@ def _of_range(name: str, parts: dict[str, Any], key: str) -> Dimension:
     assert isinstance(low, int | float) and isinstance(high, int | float)
     if not low < high:
         raise ValueError(f"{key}: low={low} and high={high}; expected low below high")
-    log = convert(parts.get("log", False), bool, f"{key}.log")
+    log = parts.get("log", False)
+    if not isinstance(log, bool):
+        raise ValueError(f"{key}.log={log!r}: should be true or false")
     if log and (low <= 0 or "step" in parts):
         raise ValueError(f"{key}: low={low}, step={parts.get('step')}; a logarithmic range starts above 0 without step")
-    step = convert(parts.get("step"), _hint(name) | None, f"{key}.step")
+    step = parts.get("step")
+    if step is not None and type(step) not in (int, _hint(name)):
+        raise ValueError(f"{key}.step={step!r}: should be {'an integer' if _hint(name) is int else 'a number'}")
     if step is not None and (step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9):
         raise ValueError(f"{key}.step={step}: expected a positive part of {high} − {low} that divides it")
     return Dimension(name, low=low, high=high, step=step, log=log)
@@ -231,14 +235,7 @@ def _of_range(name: str, parts: dict[str, Any], key: str) -> Dimension:
 def _checked(name: str, value: Any, key: str) -> Value:
     """The value in its field's type, refused where the field's owner refuses it."""
     owner, field = DIMENSIONS[name]
-    converted: Value = convert(value, _hint(name), key)
-    try:
-        replace(_example(owner), **{field: converted})
-    except ValidationError as error:
-        raise ValueError(key + one_line(error).removeprefix(field)) from None
-    except ValueError as error:
-        raise ValueError(f"{key}={value!r}: {error}") from None
-    return converted
+    return cast(Value, field_value(_example(owner), field, value, key))
 
 
 def _example(owner: type) -> Any:
@@ -256,7 +253,9 @@ def _is_number(name: str) -> bool:
 
 def _forms(name: str) -> str:
     if not _is_number(name):
-        return f"{{choices: […]}}, each {describe(_hint(name))}"
+        owner, field = DIMENSIONS[name]
+        allowed = schema.fields(f"{owner.__module__}.{owner.__name__}")[field].allowed
+        return f"{{choices: […]}}, each {allowed or ('true or false' if _hint(name) is bool else 'text')}"
     return "{low: …, high: …}, with step: … or log: true where wanted, or {choices: […]}"
 
 

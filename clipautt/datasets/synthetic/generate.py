@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 
 from clipautt.action_units import RENDERED, TASKS
 from clipautt.datasets.synthetic.dynamics import DIFFICULTIES, MIN_FRAMES, Track, draw_track
@@ -33,6 +34,7 @@ from clipautt.datasets.synthetic.renderer import MIN_SIZE, render
 from clipautt.datasets.synthetic.sheet import contact_sheet
 from clipautt.datasets.synthetic.video import write_mp4
 from clipautt.files import write_bytes, write_json, write_table
+from clipautt.settings import settings
 
 FORMAT_VERSION = 1
 """Raised whenever the same configuration gives other files: layout, drawing or dynamics changed."""
@@ -57,46 +59,38 @@ _MANIFEST_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@settings
 class SyntheticConfig:
     """What a synthetic data set consists of."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=1_099_511_627_776)] = 0
     """Seed of everything; another seed means other people."""
-    task: str = "pain"
-    """Which expression is to be found, a key of `TASKS`."""
-    difficulty: str = "standard"
-    """A key of `DIFFICULTIES`."""
-    source_subjects: int = 30
-    """Number of people with known labels, those for validation included."""
-    source_val_subjects: int = 6
-    """How many of the source subjects are kept for validation; fewer than `source_subjects`."""
-    target_subjects: int = 10
-    """Number of people to personalise for."""
-    clips_per_source_subject: int = 10
-    """Clips of each source subject, every second one positive."""
-    clips_per_target_subject: int = 16
-    """Clips of each target subject, every second one positive."""
-    num_frames: int = 96
-    """Frames in each clip, 24 or more."""
-    fps: int = 25
+    task: Literal["pain", "stress", "ambivalence"] = "pain"
+    """Expression to be told apart from neutral."""
+    difficulty: Literal["standard", "hard"] = "standard"
+    """`hard`: subtler expressions, and stronger differences between people."""
+    source_subjects: Annotated[int, Field(ge=0, le=_TARGET_OFFSET)] = 30
+    """People with known labels, including those for validation."""
+    source_val_subjects: NonNegativeInt = 6
+    """How many of the source subjects select settings instead of training; fewer than `source_subjects`."""
+    target_subjects: Annotated[int, Field(ge=0, le=_TARGET_OFFSET)] = 10
+    """People to personalise for."""
+    clips_per_source_subject: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Clips of each source subject; every second one shows the expression."""
+    clips_per_target_subject: Annotated[int, Field(ge=1, le=100_000)] = 16
+    """Clips of each target subject; every second one shows the expression."""
+    num_frames: Annotated[int, Field(ge=MIN_FRAMES, le=100_000)] = 96
+    """Frames in each clip."""
+    fps: Annotated[int, Field(ge=1, le=240)] = 25
     """Frames per second in the video files."""
-    size: int = 96
-    """Height and width of the frames in pixels, even, 32 or more."""
+    size: Annotated[int, Field(ge=MIN_SIZE, le=4096, multiple_of=2)] = 96
+    """Height and width of the frames in pixels; even, as H.264 needs it."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", TASKS), ("difficulty", DIFFICULTIES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed are {', '.join(allowed)}")
-        limits = {
-            "seed": (0, 2**40), "source_subjects": (0, _TARGET_OFFSET),
-            "source_val_subjects": (0, self.source_subjects), "target_subjects": (0, _TARGET_OFFSET),
-            "clips_per_source_subject": (1, 100_000), "clips_per_target_subject": (1, 100_000),
-            "num_frames": (MIN_FRAMES, 100_000), "fps": (1, 240), "size": (MIN_SIZE, 4096),
-        }  # fmt: skip
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; {low}..{high} is")
+        if self.source_val_subjects > self.source_subjects:
+            raise ValueError(
+                f"source_val_subjects={self.source_val_subjects} is more than source_subjects={self.source_subjects}"
+            )
         if self.source_subjects and self.source_val_subjects == self.source_subjects:
             raise ValueError(
                 f"source_val_subjects={self.source_val_subjects} leaves none of the source_subjects="
@@ -104,8 +98,6 @@ class SyntheticConfig:
             )
         if not self.source_subjects + self.target_subjects:
             raise ValueError("source_subjects=0 and target_subjects=0 make an empty data set; one must be positive")
-        if self.size % 2:
-            raise ValueError(f"size={self.size} is odd; H.264 needs an even size")
 
     @property
     def name(self) -> str:

@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.features.store import TRIED_AGAIN
+from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import ReadLimits
@@ -49,34 +51,26 @@ class BackboneError(ValueError):
     """The backbone does not work where it is to encode; the message says why."""
 
 
-@dataclass(frozen=True)
+@settings
 class PipelineConfig:
     """How much of the cluster reading and encoding take; nothing here changes a feature."""
 
-    encoders: int | None = None
+    encoders: PositiveInt | None = None
     """Most encoding actors; None: as many as the GPUs hold (`cluster.num_gpus_per_actor`), or one per core."""
-    min_encoders: int | None = None
+    min_encoders: PositiveInt | None = None
     """Actors to start with; more come, up to `encoders`, while frames wait for them. None: all at once."""
-    decoders: int | None = None
+    decoders: PositiveInt | None = None
     """Most decoding tasks at a time; None: as many as there are free cores."""
-    decoder_cpus: float | None = None
+    decoder_cpus: PositiveFloat | None = None
     """Cores that a decoding task asks for; None: 1 beside GPUs, half a core where encoders take the cores too."""
-    batch_frames: int | None = None
+    batch_frames: PositiveInt | None = None
     """Frames in one pass of the image tower; None: 256 on a GPU, 16 on CPUs. Halved where memory is short."""
-    clips_per_task: int = 4
+    clips_per_task: PositiveInt = 4
     """Clips that one decoding task reads."""
-    memory_mb: int = 1024
-    """Frames, in MiB of the object store, that wait between decoding and encoding."""
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """Frames that may wait between decoding and encoding, MiB of the object store."""
 
     def __post_init__(self) -> None:
-        for name in ("encoders", "min_encoders", "decoders", "batch_frames", "clips_per_task"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"pipeline.{name}={value}; allowed are whole numbers from 1")
-        if self.decoder_cpus is not None and not self.decoder_cpus > 0:
-            raise ValueError(f"pipeline.decoder_cpus={self.decoder_cpus}; allowed are positive numbers")
-        if self.memory_mb < 64:
-            raise ValueError(f"pipeline.memory_mb={self.memory_mb}; allowed are whole numbers from 64")
         if self.encoders is not None and (self.min_encoders or 1) > self.encoders:
             raise ValueError(
                 f"pipeline.min_encoders={self.min_encoders} is more than pipeline.encoders={self.encoders}"

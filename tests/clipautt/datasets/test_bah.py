@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from clipautt.clips import Clip, read_manifest, write_manifest
 from clipautt.datasets.bah import BAH, TARGETS, cut, exclusive_end
 from clipautt.datasets.layout import DatasetError
+from clipautt.settings import one_line
 from clipautt.video.decoding import Sampling, stream_clip
 from tests.support.fakes import read_number
 from tests.support.trees import (
@@ -337,9 +339,16 @@ def test_missing_and_ambiguous_label_files(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked_at_once() -> None:
-    with pytest.raises(ValueError, match="unit='frames'; allowed are videos, segments"):
-        BAH("x", unit="frames")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="clip_frames=0; allowed are whole numbers from 1, or null for no cut"):
-        BAH("x", unit="segments", clip_frames=0)
+    for given, message in (
+        ({"unit": "frames"}, "unit='frames': should be one of videos, segments"),
+        ({"unit": "segments", "clip_frames": 0}, "clip_frames=0: should be greater than 0"),
+        ({"frames_per_second": 0}, "frames_per_second=0: should be greater than 0"),
+        ({"target_subjects": "82711"}, "target_subjects='82711': should be a list"),
+        ({"validation_subjects": -1}, "validation_subjects=-1: should be greater than or equal to 0 or a list"),
+        ({"validation_subjects": "a"}, "validation_subjects='a': should be an integer or a list"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            BAH("x", **given)  # type: ignore[arg-type]
+        assert one_line(caught.value) == message
     with pytest.raises(ValueError, match="clip_frames=16 needs unit=segments; whole videos are not cut"):
         BAH("x", clip_frames=16)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from clipautt.clips import Clip, read_manifest, write_manifest
 from clipautt.datasets.biovid import TARGETS, BioVid
 from clipautt.datasets.layout import DatasetError
+from clipautt.settings import one_line
 from tests.support.trees import (
     BIOVID_SUBJECTS,
     SAMPLES_HEADER,
@@ -256,7 +258,8 @@ def test_another_label_file(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked_at_once() -> None:
-    with pytest.raises(ValueError, match="layout='crops'; allowed are auto, videos, frames"):
+    with pytest.raises(ValidationError) as caught:
         BioVid("x", layout="crops")  # type: ignore[arg-type]
+    assert one_line(caught.value) == "layout='crops': should be one of auto, videos, frames"
     with pytest.raises(ValueError, match="both name 081014_w_27"):
         BioVid("x", validation_subjects=("081014_w_27",))

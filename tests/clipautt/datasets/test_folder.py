@@ -225,7 +225,7 @@ def test_classes(tmp_path: Path) -> None:
         config.read()
     reading = replace(config, classes=("0", "1")).read()
     assert reading.classes == ("0", "1") and reading.clips[0].label == "1"
-    with pytest.raises(ValueError, match=r"classes=\('a', 'a'\); a list of different class names is needed"):
+    with pytest.raises(ValueError, match=r"classes=\('a', 'a'\): should be different names"):
         replace(config, classes=("a", "a"))
 
 

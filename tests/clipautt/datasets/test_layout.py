@@ -218,19 +218,8 @@ def test_settings_of_subjects_are_checked() -> None:
     for rules, known in ((Subjects(("s", "t"), 3, 0), {}), (Subjects((), 0, 0), {"s": "target", "t": "target"})):
         with pytest.raises(ValueError, match="all 2 subjects are targets; at least one source subject is needed"):
             rules.splits(["s", "t"], known=known)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="validation_subjects=-1; allowed are 0 or more"):
-        Subjects((), -1, 0)
-    with pytest.raises(ValueError, match="target_subjects='kycf' is one text; a list of subject ids is needed"):
-        Subjects("kycf", 1, 0)  # type: ignore[arg-type]
     absent = Subjects(("a", "b"), ("c", "d"), 0).absent(["b", "c"])
     assert [problem.text for problem in absent] == [
         "target subject 'a' has no clip that can be used",
         "validation subject 'd' has no clip that can be used",
     ]
-
-
-def test_other_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="layout='video'; allowed are auto, videos, frames"):
-        replace(RULES, layout="video")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="frames_per_second=0; allowed are positive numbers"):
-        replace(RULES, frames_per_second=0)

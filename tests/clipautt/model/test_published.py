@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from clipautt.adaptation.driver import adapt
@@ -20,6 +21,7 @@ from clipautt.model.checkpoint import load_checkpoint, save_checkpoint
 from clipautt.model.published import ImportConfig, import_checkpoint, read_prompts
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
+from clipautt.settings import one_line
 from tests.support.configs import adapt_config, changed
 from tests.support.fakes import FEATURE_DIM, fake_backbone, fake_clip_model, fake_clips, numbered_frames, write_video
 
@@ -165,5 +167,6 @@ def test_prompts_are_read_verbatim(tmp_path: Path) -> None:
 
 
 def test_context_tokens_are_not_negative() -> None:
-    with pytest.raises(ValueError, match="context_tokens=-1; allowed are whole numbers from 0"):
+    with pytest.raises(ValidationError) as caught:
         ImportConfig(context_tokens=-1)
+    assert one_line(caught.value) == "context_tokens=-1: should be greater than or equal to 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from clipautt.clips import id_number
 from clipautt.model.network import ClipAU, initial_model
@@ -27,6 +29,7 @@ from clipautt.model.training import (
     validate,
 )
 from clipautt.model.windows import WindowSpec
+from clipautt.settings import one_line
 from clipautt.video.augmentation import Augmentation
 from tests.support.fakes import FEATURE_DIM, PHRASES, fake_clip, fake_clips, fake_label, fake_model, fake_source
 
@@ -284,20 +287,21 @@ def test_loss_that_is_not_finite_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, r"train\.epochs=0; allowed are whole numbers from 1"),
-        ({"batch_size": 0}, r"train\.batch_size=0; allowed are whole numbers from 1"),
-        ({"learning_rate": 0.0}, r"train\.learning_rate=0\.0; allowed are positive numbers"),
-        ({"features": "live"}, r"train\.features='live'; allowed are cached, streamed"),
+        ({"epochs": 0}, r"train\.epochs=0: should be greater than 0"),
+        ({"batch_size": 0}, r"train\.batch_size=0: should be greater than 0"),
+        ({"learning_rate": 0.0}, r"train\.learning_rate=0\.0: should be greater than 0"),
+        ({"features": "live"}, r"train\.features='live': should be one of cached, streamed"),
         (
             {"augmentation": Augmentation(flip=0.5)},
             r"train\.features='cached' with Augmentation\(flip=0\.5, .*: take train\.features=streamed, or set ",
         ),
-        ({"subject_baseline": "mode"}, r"train\.subject_baseline='mode'; allowed are none, mean, median"),
+        ({"subject_baseline": "mode"}, r"train\.subject_baseline='mode': should be one of none, mean, median"),
     ],
 )
 def test_configuration_is_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValidationError) as caught:
         TrainConfig(**options)
+    assert re.match(message, one_line(caught.value, "train"))
 
 
 def test_defaults_are_the_paper_s() -> None:

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from clipautt.model.windows import WindowSpec, embed_windows, entropy, window_runs, window_starts
+from clipautt.settings import one_line
 from tests.support.fakes import FEATURE_DIM, fake_model
 
 
@@ -129,5 +131,6 @@ def test_entropy_literal() -> None:
 
 @pytest.mark.parametrize("name", ["length", "stride", "hop"])
 def test_specification_below_one_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"window\.{name}=0; allowed are whole numbers from 1"):
+    with pytest.raises(ValidationError) as caught:
         WindowSpec(**{name: 0})
+    assert one_line(caught.value, "window") == f"window.{name}=0: should be greater than 0"

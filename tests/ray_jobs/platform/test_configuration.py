@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,44 +13,43 @@ from typing import Any, Literal
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from pydantic import NonNegativeInt
 
-from ray_jobs.platform import configuration, jobs, typed, usage
+from clipautt.settings import settings
+from ray_jobs.platform import configuration, jobs, objects, usage
 from ray_jobs.platform.configuration import compose, instantiate, quoted, resolved
 
 
-@dataclass(frozen=True)
+@settings
 class Inner:
     rate: float = 0.5
     mode: Literal["fast", "exact"] = "fast"
 
 
-@dataclass(frozen=True)
+@settings
 class Sample:
-    steps: int
-    folder: Path = Path()
+    steps: NonNegativeInt
+    folder: Path | None = None
     name: str | None = None
     windows: tuple[int, ...] = (1, 2)
     tempo: int | Literal["auto"] = "auto"
     flag: bool = False
-    inner: Inner = field(default_factory=Inner)
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps}: expected at least 0")
+    inner: Inner = Inner()
+    mean: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Named:
     subjects: tuple[str, ...] = ()
     label: str | None = "none"
-    root: Path = Path()
+    root: Path | None = None
     chosen: int | tuple[str, ...] = 1
     sizes: tuple[int, ...] = ()
     rate: float = 0.5
     either: int | str = 1
 
 
-HERE = f"{__name__}.Sample"
+HERE, INNER = f"{__name__}.Sample", f"{__name__}.Inner"
 
 
 @pytest.fixture
@@ -102,6 +101,19 @@ def test_settings_are_in_struct_mode(conf: Path) -> None:
         ("dataset=biovide", "unknown option dataset=biovide; did you mean 'biovid'? options: biovid, named, synthetic"),
         ("dataset=zzz", "unknown option dataset=zzz; options: biovid, named, synthetic"),
         ("other=thing", "'walk' takes no group 'other'; its groups: adapt, dataset, experiment"),
+        ("+adapt.step=3", "unknown key 'adapt.step'; did you mean 'adapt.steps'?"),
+        ("++sede=3", "unknown key 'sede'; did you mean 'seed'?"),
+        ("+adapt.deep.er=3", "unknown key 'adapt.deep.er'; "),
+        ("+minutes=3", "unknown key 'minutes'; "),
+        ("~sede", "unknown key 'sede'; did you mean 'seed'?"),
+        ("~seed=1", "~seed=1: the value is 0"),
+        ("+other=thing", "'walk' takes no group 'other'; its groups: adapt, dataset, experiment"),
+        ("+dataset=zzz", "unknown option dataset=zzz; options: biovid, named, synthetic"),
+        ("+datset=biovid", "unknown key 'datset'; did you mean 'dataset'?"),
+        ("~datset", "unknown key 'datset'; did you mean 'dataset'?"),
+        ("mode=fast", "unknown key 'mode'; did you mean 'adapt.inner.mode'?"),
+        ("adapt.mode=fast", "unknown key 'adapt.mode'; did you mean 'adapt.inner.mode'?"),
+        ("adapt.inner=fast", "'adapt.inner' holds several settings; set one of adapt.inner.rate, adapt.inner.mode"),
         ("adapt.zzzz.qqqq=1", "unknown key 'adapt.zzzz.qqqq'; there is "),
         ("seed", "cannot read 'seed': a setting is written key=value"),
         ("seed=abc", "seed=abc: expected a number, as in the default seed=0"),
@@ -116,6 +128,25 @@ def test_a_wrong_word_is_explained(conf: Path, word: str, message: str) -> None:
         compose("walk", [word])
     assert str(caught.value).startswith(message)
     assert "hydra" not in str(caught.value).lower()
+
+
+def test_what_no_file_names_has_its_class_s_default(conf: Path) -> None:
+    cfg = compose("walk")
+    assert cfg.adapt.tempo == "auto" and cfg.adapt.folder is None and cfg.adapt.name is None
+    assert resolved(cfg.adapt.inner) == {"_target_": INNER, "rate": 0.5, "mode": "fast"}
+    assert list(cfg.adapt) == ["_target_", *(field.name for field in dataclasses.fields(Sample))]
+    assert instantiate(compose("walk", ["adapt.inner.rate=2"]).adapt).inner == Inner(rate=2.0)
+    assert instantiate(compose("walk", ["adapt.inner={rate: 2}"]).adapt).inner == Inner(rate=2.0)
+
+
+@pytest.mark.parametrize("word", ["adapt.tempo=3", "+adapt.tempo=3", "++adapt.tempo=3"])
+def test_a_plus_may_stand_before_a_setting_that_there_is(conf: Path, word: str) -> None:
+    assert compose("walk", [word]).adapt.tempo == 3
+
+
+def test_a_setting_that_is_taken_away_has_its_class_s_default(conf: Path) -> None:
+    assert compose("walk", ["adapt.windows=[3]", "~adapt.windows"]).adapt.windows == [1, 2]
+    assert "seed" not in compose("walk", ["~seed"])
 
 
 def test_an_unknown_job_names_the_nearest(conf: Path) -> None:
@@ -153,7 +184,7 @@ def test_subjects_that_look_like_numbers_keep_their_names(conf: Path, written: s
 def test_numbers_stay_numbers_where_they_are_asked_for(conf: Path) -> None:
     words = ["chosen=1_0", "sizes=[1_000,2]", "rate=1e-3", "either=1_0", "label=null"]
     built = instantiate(compose("walk", ["dataset=named", *(f"dataset.{word}" for word in words)]).dataset)
-    assert built == Named(("p1",), chosen=10, sizes=(1000, 2), rate=0.001, either=10, label=None)
+    assert built == Named(("p1",), root=Path(), chosen=10, sizes=(1000, 2), rate=0.001, either=10, label=None)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +203,8 @@ def test_what_may_be_text_or_a_number_must_be_quoted(conf: Path, written: str, n
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": 1000.0}, "dataset.label=1000.0: expected text or null"),
-        ({"subjects": ["a", 1.5]}, "dataset.subjects=['a', 1.5]: expected a list of (text)"),
+        ({"label": 1000.0}, "dataset.label=1000.0: should be text"),
+        ({"subjects": ["a", 1.5]}, "dataset.subjects[1]=1.5: should be text"),
     ],
 )
 def test_text_that_a_file_gives_as_a_float_is_refused(change: dict[str, Any], message: str) -> None:
@@ -202,6 +233,7 @@ def test_instantiate_converts_by_annotation() -> None:
             "adapt": {
                 "_target_": HERE,
                 "steps": 3.0,
+                "mean": [0, 1],
                 "folder": "runs",
                 "name": 71309,
                 "windows": [4, 8],
@@ -220,17 +252,17 @@ def test_instantiate_converts_by_annotation() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": "abc"}, "adapt.steps='abc': expected an integer"),
-        ({"steps": 1.5}, "adapt.steps=1.5: expected an integer"),
-        ({"steps": True}, "adapt.steps=True: expected an integer"),
-        ({"steps": -1}, "steps=-1: expected at least 0"),
-        ({"windows": 3}, "adapt.windows=3: expected a list of (an integer)"),
-        ({"windows": ["x"]}, "adapt.windows=['x']: expected a list of (an integer)"),
-        ({"tempo": "slow"}, "adapt.tempo='slow': expected an integer or one of auto"),
-        ({"flag": 1}, "adapt.flag=1: expected true or false"),
+        ({"steps": "abc"}, "adapt.steps='abc': should be an integer"),
+        ({"steps": 1.5}, "adapt.steps=1.5: should be an integer"),
+        ({"steps": True}, "adapt.steps=True: should be an integer"),
+        ({"steps": -1}, "adapt.steps=-1: should be greater than or equal to 0"),
+        ({"windows": 3}, "adapt.windows=3: should be a list"),
+        ({"windows": ["x"]}, "adapt.windows[0]='x': should be an integer"),
+        ({"tempo": "slow"}, "adapt.tempo='slow': should be an integer or auto"),
+        ({"flag": 1}, "adapt.flag=1: should be true or false"),
         ({"stepps": 1}, "unknown key 'adapt.stepps'; did you mean 'steps'?"),
-        ({"inner": {"rate": "x"}}, "adapt.inner.rate='x': expected a number"),
-        ({"inner": {"mode": "slow"}}, "adapt.inner.mode='slow': expected one of fast, exact"),
+        ({"inner": {"_target_": INNER, "rate": "x"}}, "adapt.inner.rate='x': should be a number"),
+        ({"inner": {"_target_": INNER, "mode": "slow"}}, "adapt.inner.mode='slow': should be one of fast, exact"),
         ({"_target_": "no.such.Thing"}, "adapt._target_='no.such.Thing' cannot be loaded: No module named 'no'"),
         ({"steps": "???"}, "adapt.steps has no value; set it with adapt.steps=…"),
     ],
@@ -284,7 +316,7 @@ def with_examples(node: Any) -> Any:
         return [with_examples(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    target = typed.find(node["_target_"]) if "_target_" in node else None
+    target = objects.find(node["_target_"]) if "_target_" in node else None
     hints = typing.get_type_hints(target) if dataclasses.is_dataclass(target) else {}
     return {key: example(hints.get(key)) if value == "???" else with_examples(value) for key, value in node.items()}
 

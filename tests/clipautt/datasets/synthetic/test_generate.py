@@ -7,14 +7,16 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import av
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
-from clipautt.action_units import RENDERED
+from clipautt.action_units import RENDERED, TASKS
+from clipautt.datasets.synthetic.dynamics import DIFFICULTIES
 from clipautt.datasets.synthetic.generate import (
     SyntheticConfig,
     finish,
@@ -26,6 +28,7 @@ from clipautt.datasets.synthetic.generate import (
     write_subject,
 )
 from clipautt.datasets.synthetic.identity import draw_identity
+from clipautt.settings import one_line
 
 SMALL = SyntheticConfig(
     seed=4, source_subjects=2, source_val_subjects=1, target_subjects=1, clips_per_source_subject=2,
@@ -177,20 +180,26 @@ def test_foreign_subjects_and_incomplete_rows_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "joy"}, "task='joy' is unknown; allowed are pain, stress, ambivalence"),
-        ({"difficulty": "mean"}, "difficulty='mean' is unknown; allowed are standard, hard"),
-        ({"seed": -1}, "seed=-1 is not allowed; 0.."),
-        ({"source_val_subjects": 3}, "source_val_subjects=3 is not allowed; 0..2 is"),
+        ({"task": "joy"}, "task='joy': should be one of pain, stress, ambivalence"),
+        ({"difficulty": "mean"}, "difficulty='mean': should be one of standard, hard"),
+        ({"seed": -1}, "seed=-1: should be greater than or equal to 0"),
+        ({"source_val_subjects": 3}, "source_val_subjects=3 is more than source_subjects=2"),
         ({"source_val_subjects": 2}, "source_val_subjects=2 leaves none of the source_subjects=2 to train on"),
-        ({"clips_per_target_subject": 0}, "clips_per_target_subject=0 is not allowed; 1..100000 is"),
-        ({"num_frames": 8}, "num_frames=8 is not allowed; 24..100000 is"),
-        ({"size": 97}, "size=97 is odd; H.264 needs an even size"),
+        ({"clips_per_target_subject": 0}, "clips_per_target_subject=0: should be greater than or equal to 1"),
+        ({"num_frames": 8}, "num_frames=8: should be greater than or equal to 24"),
+        ({"size": 97}, "size=97: should be a multiple of 2"),
         ({"source_subjects": 0, "source_val_subjects": 0, "target_subjects": 0}, "make an empty data set"),
     ],
 )
 def test_wrong_configurations_say_what_is_allowed(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValidationError) as caught:
         replace(SMALL, **change)
+    assert message in one_line(caught.value)
+
+
+def test_every_task_and_difficulty_can_be_chosen() -> None:
+    hints = get_type_hints(SyntheticConfig)
+    assert get_args(hints["task"]) == tuple(TASKS) and get_args(hints["difficulty"]) == tuple(DIFFICULTIES)
 
 
 def test_workers_must_be_positive(tmp_path: Path) -> None:
