@@ -11,9 +11,12 @@ What this module does not know: images, weights, and where a model or a tokenize
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ POOLS = ("argmax", "eos", "last", "first")
 """open_clip's names of a read-out at one token: of the highest id, of the end-of-text id, the last or the first one."""
 _MODELS = frozenset({"open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"})
 _TEXT_TOWERS = frozenset({"open_clip.model.CLIP", "open_clip.transformer.TextTransformer"})
+_PLAIN = re.compile("[A-Za-z ,.]*")
+"""Texts that open_clip's cleaning leaves as they are, but for capitals and blanks."""
+_WORD = re.compile("[a-z]+|[,.]+")
 _PROBES = ("a", "the", "with", "face")
 """Words whose tokens begin and end differently, so what their token sequences share is not part of a word."""
 
@@ -230,16 +236,51 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
     return columns.index(False) if False in columns else len(columns)
 
 
-@lru_cache(maxsize=1)
-def stock_tokenizer() -> Any:
+class StockTokenizer:
     """open_clip's byte-pair tokenizer with CLIP's vocabulary of 49,408 tokens.
 
-    Its file is run by itself, without the package around it, and the one that it makes at once is taken.
+    A token never reaches across words, so the words of the action units are looked up in a small table. Only for other
+    texts is open_clip's own tokenizer made, which reads and sorts its whole vocabulary.
     """
+
+    sot_token_id = 49406
+    eot_token_id = 49407
+
+    def __init__(self) -> None:
+        table = resources.files("clipautt.backbones") / "weights" / "word_tokens.json"
+        self._words: dict[str, list[int]] = json.loads(table.read_text(encoding="utf-8"))
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without those that begin and end it."""
+        plain = _PLAIN.fullmatch(text)
+        words = _WORD.findall(text.lower()) if plain else []
+        if plain and all(word in self._words for word in words):
+            return [token for word in words for token in self._words[word]]
+        ids: list[int] = _open_clip_tokenizer().encode(text)
+        return ids
+
+    def __call__(self, texts: str | Sequence[str], context_length: int = 77) -> Tensor:
+        """Token ids, int64 [K, context_length], padded with 0; a longer text loses its end."""
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = torch.zeros(len(texts), context_length, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            tokens = [self.sot_token_id, *self.encode(text)[: context_length - 2], self.eot_token_id]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
+@lru_cache(maxsize=1)
+def stock_tokenizer() -> StockTokenizer:
+    """The one `StockTokenizer` of this process."""
+    return StockTokenizer()
+
+
+@lru_cache(maxsize=1)
+def _open_clip_tokenizer() -> Any:
+    """open_clip's stock tokenizer: its file is run without the package around it, and makes one at once."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None and package.origin is not None
-    path = Path(package.origin).with_name("tokenizer.py")
-    spec = importlib.util.spec_from_file_location("clipautt_stock_tokenizer", path)
+    spec = importlib.util.spec_from_file_location("_stock_tokenizer", Path(package.origin).with_name("tokenizer.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -15,6 +15,7 @@ from tests.support.modules import loaded_while_decoding
 
 UNUSED = {
     "decord",
+    "ftfy",
     "matplotlib",
     "open_clip",
     "ray",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor
 
+from clipautt.action_units import TASKS, phrases
 from clipautt.backbones.text_tower import stock_tokenizer, text_tower, token_layout
 from tests.support.fake_tokenizers import BERT, FAMILIES, GEMMA, SIGLIP, XLM, WordTokenizer
-from tests.support.fakes import FEATURE_DIM, fake_clip_model
+from tests.support.fakes import CONTEXT, FEATURE_DIM, fake_clip_model
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,18 @@ def test_masked_padding_and_foreign_towers_are_refused() -> None:
     model.text = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"takes no context vectors: a Linear is no plain transformer of open_clip"):
         text_tower(model, name="fake")
+
+
+def test_words_are_looked_up_as_open_clip_writes_them() -> None:
+    theirs = open_clip.get_tokenizer("RN50")
+    table = stock_tokenizer()._words
+    assert table == {word: theirs.encode(word) for word in table}
+    texts = ["A human face, with  eyes closed.", "it's 2 cm &amp; naïve", "", "a, b ., c", " the face " * 50]
+    for length in (5, 77):
+        assert torch.equal(stock_tokenizer()(texts, context_length=length), theirs(texts, context_length=length))
+
+
+def test_the_shipped_prompts_are_in_the_table() -> None:
+    texts = [*phrases(), *(d for task in TASKS.values() for group in task.descriptions for d in group)]
+    words = {word for text in [CONTEXT, *texts] for word in text.split()}
+    assert words - set(stock_tokenizer()._words) == set()
