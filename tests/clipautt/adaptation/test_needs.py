@@ -76,7 +76,7 @@ def test_needs_that_cannot_be_met_are_refused_with_a_way_out() -> None:
     spec = fake_source().checkpoint.spec
     with pytest.raises(ValueError, match="needs pixels, and the feature store holds features"):
         check_needs(spec, wanting("pixels"))
-    with pytest.raises(ValueError, match="needs descriptions of the classes, .* such as adapt=clip_au"):
+    with pytest.raises(ValueError, match=r"needs descriptions of the classes, .* such as adapt=clip_au"):
         check_needs(replace(spec, descriptions=()), AdaptConfig(ZeroShot()))
     with pytest.raises(ValueError, match=r"tunes context tokens, .* take adapt\.method\.tune=feature"):
         check_needs(replace(spec, context_tokens=0), AdaptConfig(ClipAUTT(objective="entropy")))
