@@ -328,7 +328,8 @@ def shipped_tokens() -> set[int]:
     texts = [*phrases(), *RESTING_PHRASES, *TEMPLATES, LEADING_PHRASE, "and"]
     texts += [w for u in units for w in (*u.wordings, u.held_out)]
     texts += [d for task in TASKS.values() for group in task.descriptions for d in group]
-    return {int(i) for i in stock_tokenizer()([t.replace("{}", "") for t in texts]).unique()}
+    tokens: torch.Tensor = stock_tokenizer()([t.replace("{}", "") for t in texts])
+    return set(tokens.flatten().tolist())
 
 
 def prompt_sets() -> dict[str, list[str]]:
