@@ -53,6 +53,8 @@ class ResultRow:
     """Name of the method: its module in `clipautt.adaptation.methods`."""
     adapts: bool
     """Whether the method adapts to a subject's clips at all."""
+    logits_from: str
+    """`head`, the trained classifier, or `class_text`, class descriptions."""
     settings: str
     """All settings of the method and of the adaptation, as JSON."""
     objective: str

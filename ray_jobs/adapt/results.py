@@ -292,6 +292,7 @@ def _method_columns(config: AdaptConfig, job: AdaptJob) -> dict[str, Any]:
         "method": config.name,
         "method_key": method.name,
         "adapts": method.adapts,
+        "logits_from": method.logits_from,
         "settings": json.dumps(config.facts, sort_keys=True),
         "objective": getattr(method, "objective", method.name),
         "protocol": config.protocol,

@@ -122,7 +122,7 @@ def test_classes_of_ones_own_keep_their_order(
     found = []
     for name, manifest in (("a", "data/folder/manifest.parquet"), ("b", "mine.csv")):
         assert cli.main(["adapt", f"manifest={manifest}", f"name={name}", "checkpoint=runs/train/default"]) == 0
-        assert "no zero-shot row" in capsys.readouterr().out
+        assert "no row 'zero-shot'" in capsys.readouterr().out
         found.append(pd.read_parquet(f"runs/adapt/{name}/subjects/dan.parquet"))
         assert cli.main(["report", f"run=runs/adapt/{name}"]) == 0
     for rows in found:

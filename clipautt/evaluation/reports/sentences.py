@@ -52,9 +52,7 @@ _SETTINGS = (
     "steps",
     "learning_rate",
 )
-_OBJECTIVES = ("zero_shot", "none", "entropy", "infomax", "infomax_kl")
 _BASELINES = ("none", "mean", "median")
-_UNTUNED = ("zero_shot", "none")
 _LIKENESS = ("readout", "window_length", "window_stride", "protocol")
 _UNCHANGED = 1e-9
 
@@ -278,6 +276,10 @@ class MethodFacts:
 
     method: str
     """Its name."""
+    adapts: bool
+    """As in `ResultRow`."""
+    logits_from: str
+    """As in `ResultRow`."""
     objective: str
     """As in `ResultRow`."""
     protocol: str
@@ -307,9 +309,9 @@ class MethodFacts:
 
 
 def method_facts(rows: pd.DataFrame) -> list[MethodFacts]:
-    """How each method was run: first without subject baseline, simple objectives first, then as the rows come."""
+    """How each method was run: without subject baseline first, then those that do not adapt, then as the rows come."""
     found = [_facts_of(str(name), own) for name, own in rows.groupby("method", sort=False)]
-    return sorted(found, key=lambda one: (_rank(one.subject_baseline, _BASELINES), _rank(one.objective, _OBJECTIVES)))
+    return sorted(found, key=lambda one: (_rank(one.subject_baseline, _BASELINES), one.adapts))
 
 
 def _facts_of(name: str, own: pd.DataFrame) -> MethodFacts:
@@ -319,6 +321,8 @@ def _facts_of(name: str, own: pd.DataFrame) -> MethodFacts:
     seconds = float(own["seconds"].mean())
     return MethodFacts(
         method=name,
+        adapts=bool(own["adapts"].iloc[0]),
+        logits_from=str(own["logits_from"].iloc[0]),
         num_rows=len(own),
         num_fallbacks=len(failed),
         fallback=str(failed.mode().iloc[0]) if len(failed) else "",
@@ -374,8 +378,8 @@ def additions(
     here = set(scores.loc[(scores["cohort"] == cohort) & (scores["split"] == "target"), "method"])
     present = [one for one in facts if one.method in here]
     found = []
-    for tuned in (one for one in present if one.objective not in _UNTUNED):
-        alone = _twin(tuned, [one for one in present if one.objective == "none"])
+    for tuned in (one for one in present if one.adapts):
+        alone = _twin(tuned, [one for one in present if not one.adapts and one.logits_from == tuned.logits_from])
         if alone is None:
             continue
         people = differences(scores, tuned.method, alone, cohort=cohort, shared_people=shared_people)
@@ -417,12 +421,12 @@ def addition_sentence(found: Sequence[Addition]) -> str:
 def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, personalised: str) -> str:
     """Which method the source-validation subjects choose, and whether it is the one reported.
 
-    Zero-shot is no candidate.
+    Methods that read class descriptions instead of the trained classifier, such as zero-shot, are no candidates.
     """
     known = selection_means(scores)
     if not known:
         return "No source-validation subjects were evaluated, so the default was not chosen by this run."
-    candidates = [one.method for one in facts if one.method in known and one.objective != "zero_shot"]
+    candidates = [one.method for one in facts if one.method in known and one.logits_from == "head"]
     if not candidates:
         return "Only zero-shot rows were evaluated on source-validation subjects, so the default was not chosen here."
     best = chosen_method(scores, candidates)

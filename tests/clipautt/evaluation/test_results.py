@@ -100,6 +100,7 @@ ROW = ResultRow(
     status="ok",
     method="CLIP-AU, best window",
     method_key="clip_autt",
+    logits_from="head",
     adapts=False,
     settings='{"method": {"name": "clip_autt"}}',
     objective="none",

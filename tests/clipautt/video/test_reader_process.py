@@ -26,11 +26,11 @@ from tests.support.fakes import numbered_frames, read_number, write_video
 
 CODE = """
 import os, sys
-from clipautt import reader_process
 from clipautt.clips import Clip
-from clipautt.decoding import Sampling
-from clipautt.preprocessing import Preprocessing
-from clipautt.reader import FrameSpec
+from clipautt.video import reader_process
+from clipautt.video.decoding import Sampling
+from clipautt.video.preprocessing import Preprocessing
+from clipautt.video.reader import FrameSpec
 def child_pid():
     child = reader_process._pool.take()
     reader_process._pool.put(child)
@@ -164,7 +164,7 @@ def test_a_consumer_may_stop_early(many_pictures: Path, video: Path) -> None:
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """A picture whose pixels fit the budget but not the address space is refused; this process does not notice."""
     cv2.imwrite(str(tmp_path / "1.png"), np.zeros((12000, 12000, 3), np.uint8))
-    limits = ReadLimits(max_pixels=10**9, memory_mb=1500)
+    limits = ReadLimits(max_pixels=10**9, memory_mb=900)
     with pytest.raises(DecodeError, match=r"images: .*([Mm]emory|allocate)"):
         list(read_clip(clip_of(tmp_path), SPEC, limits))
     with pytest.raises(DecodeError, match=r"12000 × 12000 pixels; at most 33,177,600 pixels are decoded"):

@@ -68,8 +68,13 @@ def make_rows(
                     settings = {"split": split, "method": method, "objective": objective, "protocol": protocol}
                     settings |= {"subject_baseline": baseline, "readout": readout, "cohort": cohort, "seed": seed}
                     adapts = objective not in ("zero_shot", "none")
+                    logits = "class_text" if objective == "zero_shot" else "head"
                     settings |= {"method_key": "zero_shot" if objective == "zero_shot" else "clip_autt"}
-                    parts.append(frame.assign(**settings, adapts=adapts, settings="{}", manifest=f"manifest{seed}"))
+                    parts.append(
+                        frame.assign(
+                            **settings, adapts=adapts, logits_from=logits, settings="{}", manifest=f"manifest{seed}"
+                        )
+                    )
     rest = {"window_start_seconds": 1.0, "window_end_seconds": 2.0, "entropy": 0.4, "status": "ok", "draw": 0}
     rest |= {"window_length": 16, "window_stride": 1, "context_tokens": 4, "steps": 10, "learning_rate": 0.001}
     rest |= {"tune": "context", "prior": 0.5, "training_prior": 0.5, "position": 0}

@@ -25,7 +25,9 @@ from clipautt.evaluation.reports.tables import differences, method_table
 from clipautt.metrics import Interval, detectable_effect
 
 MINUS = "\N{MINUS SIGN}"
-FACTS = MethodFacts("m", "none", "per_video", "none", "best_window", "16", "1", "4", "0", "0.001", 10, 0, "", 5.0)
+FACTS = MethodFacts(
+    "m", False, "head", "none", "per_video", "none", "best_window", "16", "1", "4", "0", "0.001", 10, 0, "", 5.0
+)
 
 
 def make_scores(
@@ -134,7 +136,14 @@ def test_caveats_name_subjects_with_a_single_class() -> None:
 
 
 def tuned(method: str, baseline: str, readout: str, objective: str = "infomax") -> MethodFacts:
-    return replace(FACTS, method=method, subject_baseline=baseline, readout=readout, objective=objective)
+    return replace(
+        FACTS,
+        method=method,
+        subject_baseline=baseline,
+        readout=readout,
+        objective=objective,
+        adapts=objective != "none",
+    )
 
 
 def test_prompt_tuning_is_compared_with_its_own_readout_and_baseline() -> None:
@@ -144,7 +153,7 @@ def test_prompt_tuning_is_compared_with_its_own_readout_and_baseline() -> None:
         tuned("base", "median", "mean_windows", "none"),
         tuned("tuned mean", "none", "mean_windows"),
         tuned("tuned base", "median", "best_window"),
-        tuned("zero", "none", "whole_clip", "zero_shot"),
+        replace(tuned("zero", "none", "whole_clip", "none"), logits_from="class_text"),
     ]
     level = {"best": 0.6, "mean": 0.62, "base": 0.8, "tuned mean": 0.7, "tuned base": 0.75, "zero": 0.5}
     found = additions(make_scores({name: [value] * 8 for name, value in level.items()}), facts)
@@ -166,7 +175,11 @@ def test_prompt_tuning_is_compared_with_its_own_readout_and_baseline() -> None:
 
 
 def test_selection_sentence() -> None:
-    facts = [replace(FACTS, method="x"), replace(FACTS, method="y"), replace(FACTS, method="z", objective="zero_shot")]
+    facts = [
+        replace(FACTS, method="x"),
+        replace(FACTS, method="y"),
+        replace(FACTS, method="z", logits_from="class_text"),
+    ]
     scores = make_scores({"x": [0.7], "y": [0.8], "z": [0.99]}, split="source_val")
     start = "On source-validation subjects, treated as unseen, “y” has the best UAR (80.0); "
     assert selection_sentence(scores, facts, personalised="y") == f"{start}it is the default reported here."
@@ -185,7 +198,8 @@ def test_facts_of_methods_and_their_order() -> None:
             {"method": "tuned", "objective": "infomax", "subject_baseline": "none", "status": "lost", "seconds": 0.3},
             {"method": "plain", "objective": "none", "subject_baseline": "none", "status": "ok", "seconds": 0.0},
         ]
-    ).assign(**settings)
+    ).assign(**settings, logits_from="head")
+    rows["adapts"] = rows["objective"] != "none"
     rows.loc[1, "window_length"] = 8
     found = method_facts(rows)
     assert [one.method for one in found] == ["plain", "tuned", "base"]
