@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,18 +15,11 @@ from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import read_manifest
 from clipautt.evaluation.results import EVERY
 from ray_jobs import cli
-from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.report.job import without_prediction
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 SMALL = ["size=tiny", "seed=3", "compare=[zero_shot,clip_au,infomax_kl@median]", "train.epochs=2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One real local Ray for all jobs of this file; they use the Ray they find."""
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ it left is what these tests show.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from clipautt.clips import Clip
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
-from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from tests.clipautt.model.test_published import Published
 from tests.support import trees
@@ -31,11 +29,7 @@ from tests.support.fakes import numbered_frames, write_video
 from tests.support.photograph import photograph
 from tests.support.weights import write_openai_weights
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def test_biovid_with_vit_b_32_from_the_tree_to_a_prediction(
     """`extract`, `train`, `adapt` and `predict`, in the words of the documentation."""
     monkeypatch.chdir(tmp_path)
     trees.biovid_videos(tmp_path / "biovid", frames=14)
-    backbone = ["backbone=ViT-B-32-quickgelu", f"backbone.weights={os.path.relpath(weights)}"]
+    backbone = ["backbone=ViT-B-32-quickgelu", f"backbone.weights={os.path.relpath(weights)}", "pipeline.encoders=1"]
     data = ["dataset=biovid", f"root={tmp_path / 'biovid'}", "dataset.validation_subjects=1"]
     assert cli.main(["extract", *data, *backbone]) == 2
     said = capsys.readouterr().err
@@ -67,7 +61,7 @@ def test_biovid_with_vit_b_32_from_the_tree_to_a_prediction(
     assert spec.features.feature_dim == 512 and spec.features.frames.preprocessing.size == 224
     assert spec.backbone == BackboneConfig("ViT-B-32-quickgelu", str(weights))
     # The checkpoint knows its backbone, and the manifest was written.
-    assert cli.main(["adapt", "manifest=data/biovid/manifest.parquet", "compare=[zero_shot]"]) == 0
+    assert cli.main(["adapt", "manifest=data/biovid/manifest.parquet", "compare=[zero_shot]", "work.actors=1"]) == 0
     rows = pd.concat(pd.read_parquet(path) for path in Path("runs/adapt/default/subjects").glob("*.parquet"))
     assert set(rows["subject_id"]) == {"081014_w_27", "071309_w_21"} and set(rows["status"]) == {"ok"}
     assert rows["backbone"].str.startswith("ViT-B-32-quickgelu ").all()
@@ -121,10 +115,11 @@ def test_classes_of_ones_own_keep_their_order(
     table.to_csv("mine.csv", index=False)
     found = []
     for name, manifest in (("a", "data/folder/manifest.parquet"), ("b", "mine.csv")):
-        assert cli.main(["adapt", f"manifest={manifest}", f"name={name}", "checkpoint=runs/train/default"]) == 0
+        words = [f"manifest={manifest}", f"name={name}", "checkpoint=runs/train/default", "compare=[zero_shot,clip_au]"]
+        assert cli.main(["adapt", *words, "work.actors=1"]) == 0
         assert "no row 'zero-shot'" in capsys.readouterr().out
         found.append(pd.read_parquet(f"runs/adapt/{name}/subjects/dan.parquet"))
-        assert cli.main(["report", f"run=runs/adapt/{name}"]) == 0
+        assert cli.main(["report", f"run=runs/adapt/{name}", "clips=1"]) == 0
     for rows in found:
         assert ((rows["probability"] > 0.5) == (rows["prediction"] == "lift")).all()
     assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()

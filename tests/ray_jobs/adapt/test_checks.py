@@ -25,20 +25,13 @@ from ray_jobs.adapt.checks import (
     make_cohorts,
     rows_that_can_be_made,
 )
-from ray_jobs.platform.cluster import ClusterConfig, connect
 from tests.support import stored
 from tests.support.adapting import World, assert_same_results, features_of, make_world, run_here
 from tests.support.configs import ZERO_SHOT, adapt_config
 from tests.support.fakes import fake_checkpoint
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 TUNED = ["adapt=infomax_kl", "adapt.method.steps=3", "adapt.method.learning_rate=0.1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Any:
-    """One real local Ray for all jobs of this file."""
-    with connect(ClusterConfig(address="local", num_cpus=1)):
-        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ shows that actors change nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
 from ray_jobs.adapt.plan import Assignment, SubjectWork
 from ray_jobs.adapt.run import WorkConfig
-from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.methods import make_methods
 from tests.support import stored
 from tests.support.adapting import (
@@ -45,6 +44,7 @@ from tests.support.adapting import (
 )
 from tests.support.configs import adapt_config, changed
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 PER_SUBJECT = adapt_config(objective="infomax_kl", steps=3, learning_rate=0.1)
 ONLINE = changed(PER_SUBJECT, protocol="online")
 PER_VIDEO = changed(PER_SUBJECT, objective="entropy", protocol="per_video")
@@ -53,13 +53,6 @@ PROTOTYPES = AdaptConfig(T3A(), protocol="online")
 CLIP_AU = adapt_config()
 TUNED = ["adapt=infomax_kl", "adapt.method.steps=3", "adapt.method.learning_rate=0.1"]
 """The words for `PER_SUBJECT`."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One real local Ray for all jobs of this file; they use the Ray they find."""
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -180,6 +180,7 @@ def test_a_killed_extension_gives_the_undisturbed_rows(world: World) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("no_ray")
 def test_a_lost_node_costs_time_only(world: World, undisturbed: Callable[[str], str]) -> None:
     expected = world.rows(undisturbed("per_subject"))
     import ray

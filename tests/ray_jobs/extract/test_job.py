@@ -46,7 +46,7 @@ sys.addaudithook(crash)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def gpu_ray(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for the tests of this file. It believes in a GPU; there is none, so encoders work on the CPU."""
     import ray
 

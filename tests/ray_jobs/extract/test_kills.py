@@ -121,6 +121,7 @@ def test_two_jobs_fill_one_store(manifest: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("no_ray")
 def test_a_lost_node_costs_time_only(manifest: Path, tmp_path: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster

@@ -16,7 +16,6 @@ from typing import Any, cast
 import pytest
 
 from ray_jobs.platform.actor_pool import Done, Failed, PoolConfig, PoolError, run_pool
-from ray_jobs.platform.cluster import ClusterConfig, connect
 
 Outcomes = list[Done[str, str] | Failed[str]]
 
@@ -89,12 +88,6 @@ class FirstFails:
 
     def run(self, items: list[str]) -> list[str]:
         return items
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        yield
 
 
 def config(actors: int = 1, **more: Any) -> PoolConfig:
@@ -378,6 +371,7 @@ def test_tasks_that_raise_end_the_pool(local_ray: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("no_ray")
 def test_a_lost_node_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from ray.cluster_utils import Cluster

@@ -50,7 +50,7 @@ def test_addresses(address: str | None) -> None:
 
 
 @pytest.fixture
-def no_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_address(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import ray
 
     assert not ray.is_initialized(), "another test left Ray running"

@@ -407,7 +407,7 @@ def test_a_bug_is_answered_without_its_words(service: Service, video: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def server(model_folder: Path) -> Iterator[ServeConfig]:
+def server(no_ray: None, model_folder: Path) -> Iterator[ServeConfig]:
     import ray
 
     assert not ray.is_initialized(), "another test left Ray running"

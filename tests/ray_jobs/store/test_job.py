@@ -16,7 +16,7 @@ from clipautt.features.store import FeatureStore
 from clipautt.model.checkpoint import save_checkpoint
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli
-from ray_jobs.platform.cluster import ClusterConfig, connect, ray_data
+from ray_jobs.platform.cluster import ray_data
 from ray_jobs.store.job import size_text
 from tests.support.fakes import fake_checkpoint, shared_backbone
 from tests.support.stored import SPEC, clip_at, features_of, row
@@ -149,13 +149,12 @@ def test_sizes_literal() -> None:
     ]
 
 
-def test_ray_data_opens_the_folder(tmp_path: Path, store: FeatureStore) -> None:
+def test_ray_data_opens_the_folder(local_ray: None, tmp_path: Path, store: FeatureStore) -> None:
     """With all that lies in it: the specification, failures, and what interrupted writes and damage left."""
     fill(store, tmp_path)
     (store.path / ".part-interrupted.tmp").write_bytes(b"PAR1 and then the power failed")
     (store.path / "_damaged-part-1.parquet").write_bytes(b"PAR1")
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        rows = {row["clip_id"]: row for row in ray_data().read_parquet(str(store.path.absolute())).take_all()}
+    rows = {row["clip_id"]: row for row in ray_data().read_parquet(str(store.path.absolute())).take_all()}
     assert {clip: row["status"] for clip, row in rows.items()} == {"a": "ok", "b": "ok", "c": "no_face"}
     np.testing.assert_array_equal(np.stack(rows["a"]["features"]), features_of(1, 5))
     assert rows["c"]["features"] is None and rows["c"]["reason"] == "no face was found in 9 frames"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from clipautt.model.training import PHRASES
 from clipautt.video.decoding import Sampling
 from clipautt.video.preprocessing import Preprocessing
 from ray_jobs import cli
-from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.configuration import complete, compose, flatten, instantiate, resolved
 from ray_jobs.sweep import job as sweep
 from ray_jobs.sweep import results as sweep_results
@@ -95,13 +94,6 @@ def row(clip: Clip) -> dict[str, Any]:
     return facts | {"status": "ok", "reason": "", "decoder": "none", "times": times.tolist(), "features": features}
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One Ray for all tests of this module; jobs inside use it."""
-    with connect(ClusterConfig(address="local", num_cpus=2, object_store_gb=0.2)):
-        yield
-
-
 SPACE = (
     "space.window_length={low: 4, high: 12, step: 4}",
     "space.objective.choices=[none,infomax_kl]",
@@ -134,7 +126,7 @@ def rows_of(database: Path) -> list[tuple[int, str]]:
         return list(connection.execute("select number, state from trials order by number"))
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("local_ray")
 def test_a_sweep_runs_resumes_and_leaves_what_it_promises(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +209,7 @@ def check_best(folder: Path, trials: pd.DataFrame) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("local_ray")
 def test_failed_and_interrupted_trials_stay_visible(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,23 +23,17 @@ from clipautt.model.windows import WindowSpec
 from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli
-from ray_jobs.platform.cluster import ClusterConfig, connect
+from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import EncodedClip, PipelineConfig
 from ray_jobs.train.job import TrainJob, check_streaming, epoch_lines, load_examples, stored_splits, streamed_clips
 from ray_jobs.train.streaming import beside_trainer, in_listed_order
 from tests.support.fakes import write_video
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 STREAMED = TrainConfig(window=WindowSpec(length=4), batch_size=4, features="streamed")
 SETTINGS = ["train.window.length=4", "train.batch_size=4", "train.features=streamed"]
 CHANGED = Augmentation(flip=0.5, crop=0.3, colour=0.4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One real local Ray with two cores, the fewest that streaming needs."""
-    with connect(ClusterConfig(address="local", num_cpus=2)):
-        yield
 
 
 @pytest.fixture(scope="module")
