@@ -1,6 +1,6 @@
-"""How far the decisions of an approximation are those of the exact method, on a sample of subjects of every run.
+"""How closely an approximation agrees with the exact method, measured on a sample of subjects in every run.
 
-In: methods, and predictions of both for the same clips. Out: `Agreement`.
+In: method settings, and the decisions of both methods for the same clips. Out: `Agreement`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ class Decision:
     """What a method decides about one clip."""
 
     label: str
-    """The class it predicts."""
+    """Name of the predicted class."""
     probability: float
-    """Of the positive class, 0..1."""
+    """Predicted probability of the positive class, 0..1."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An approximation beside the exact method."""
+    """How closely an approximation matches the exact method."""
 
     videos: int
-    """How many were compared."""
+    """Number of videos compared."""
     same: int
-    """How many of them have the same decision."""
+    """Number of those on which both methods decide alike."""
     difference: float
     """Mean absolute difference of the probability of the positive class, 0..1."""
 
@@ -46,21 +46,21 @@ class Agreement:
 
 
 def exact_counterparts(configs: Sequence[AdaptConfig]) -> dict[str, AdaptConfig]:
-    """Name of each approximation → the exact settings that it approximates."""
+    """Map the name of each approximation to the exact settings it approximates."""
     return {config.name: config.exact for config in configs if config.exact is not None}
 
 
 def subjects_to_compare(subjects: Iterable[str], count: int) -> set[str]:
-    """The subjects on which approximations are compared with the exact method; the same in every run."""
+    """Choose `count` subjects on which to compare approximations with the exact method; the same in every run."""
     return set(sorted(subjects, key=lambda subject: (id_number(subject), subject))[:count])
 
 
 def compare_decisions(approximate: Mapping[str, Decision], exact: Mapping[str, Decision]) -> Agreement | None:
-    """The agreement over the clips that both have; None where they share none.
+    """Measure agreement over the clips that both sides contain; None if they have no clip in common.
 
     Args:
-        approximate: clip id → decision.
-        exact: clip id → decision.
+        approximate: clip id → decision of the approximation.
+        exact: clip id → decision of the exact method.
     """
     both = [(decision, exact[clip]) for clip, decision in approximate.items() if clip in exact]
     if not both:
@@ -70,7 +70,7 @@ def compare_decisions(approximate: Mapping[str, Decision], exact: Mapping[str, D
 
 
 def pooled(parts: Sequence[Agreement]) -> Agreement:
-    """The agreement over the clips of several subjects."""
-    videos = [one.videos for one in parts]
-    difference = float(np.average([one.difference for one in parts], weights=videos))
-    return Agreement(sum(videos), sum(one.same for one in parts), difference)
+    """Combine the agreements of several subjects, weighted by their numbers of videos."""
+    videos = [part.videos for part in parts]
+    difference = float(np.average([part.difference for part in parts], weights=videos))
+    return Agreement(sum(videos), sum(part.same for part in parts), difference)

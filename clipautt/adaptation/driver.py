@@ -1,11 +1,11 @@
-"""The one driver for every method: `adapt(source, clips, config)`.
+"""Runs any adaptation method over the clips of any number of subjects: `adapt(source, clips, config)`.
 
 In: a frozen source model, unlabelled clips, an `AdaptConfig`. Out: one prediction per clip and one state per subject.
 
-The driver owns the protocol, the reset at each subject, the order of clips, the subject baseline, class priors, the
-fallback to the unadapted prediction and the cost counter; it knows no method. Many subjects are worked on at once, and
-nothing passes between them. Whatever the order of the given clips, the result is the same: clips are sorted, and
-`online` visits them in an order that follows from seed, subject and clip.
+The driver handles the protocol, the reset at each subject, the order of clips, the subject baseline, class priors, the
+fallback to the unadapted prediction and the timing; it is independent of the method. Many subjects are processed
+together, and no information passes between them. The result does not depend on the order of the input: clips are
+sorted, and `online` visits them in an order that follows from seed, subject and clip.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from clipautt.model.checkpoint import CheckpointSpec
 
 _C = TypeVar("_C", Clip, ClipFeatures)
 FALLBACK = "not adapted: "
-"""How the status of a prediction begins that was made without adaptation because adaptation went wrong."""
+"""Prefix of the status of a prediction made without adaptation because adaptation went wrong."""
 _FEWEST_CLIPS = 8
-"""Fewer clips in one class are no collapse; `online` looks back over twice as many."""
+"""With fewer clips than this, a single predicted class is not a collapse; `online` looks back over twice as many."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SubjectState:
-    """Where the adaptation of a subject stands: all that is needed to resume it, or to predict further clips."""
+    """Progress of a subject's adaptation: everything needed to resume it or to predict further clips."""
 
     state: Any
-    """The method's own state after the last clip."""
+    """State of the method after the last clip."""
     prior: Tensor | None = None
-    """Class shares that are assumed, [C]; None: those of the training clips."""
+    """Assumed class shares, [C]; None for those of the training clips."""
     decisions: tuple[tuple[int, int], ...] = ()
-    """`online`, of the latest clips: the class with adaptation, and without."""
+    """`online`: for each recent clip, the predicted class index with and without adaptation."""
     fallback: str | None = None
-    """Why the subject is no longer adapted to; None while it is."""
+    """Why adaptation to the subject has stopped; None while it continues."""
 
     def __repr__(self) -> str:
         return f"SubjectState({self.state!r}, fallback={self.fallback!r})"
@@ -55,36 +55,36 @@ class SubjectState:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class History:
-    """An earlier `online` run of a subject, to be resumed."""
+    """An earlier `online` run of a subject that is to be resumed."""
 
     after: SubjectState
-    """Where it stopped."""
+    """State at the end of that run."""
     clips: tuple[ClipFeatures, ...]
-    """The clips it visited, in that order; a running centre needs their features."""
+    """Clips visited by that run, in order; the running centre needs their features."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Unit:
-    """Clips of one subject that are adapted to together."""
+    """A unit of work: clips of one subject that are adapted to together."""
 
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     clips: tuple[ClipFeatures, ...]
-    """In any order."""
+    """Features of the clips, in any order."""
     history: History | None = None
-    """`online`: the run to resume."""
+    """`online`: the earlier run to resume."""
     in_order: bool = False
-    """Whether `clips` are in the order to visit them, instead of `visiting_order`."""
+    """Whether to visit `clips` in the order given rather than in `visiting_order`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-    """What every prediction of a subject was made from."""
+    """The inputs behind every prediction of a subject."""
 
     clips: tuple[ClipFeatures, ...]
-    """With their centre removed, in the order of the visits."""
+    """Clips with the centre removed, in visiting order."""
     au_embeddings: tuple[Tensor, ...]
-    """a of the prompts that each clip was predicted with, [K, d]."""
+    """AU embeddings a of the prompts used to predict each clip, [K, d]."""
 
     def __repr__(self) -> str:
         return f"Trace({len(self.clips)} clips)"
@@ -92,20 +92,20 @@ class Trace:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SubjectResult:
-    """What adaptation gives for one subject."""
+    """Result of adaptation for one subject."""
 
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     predictions: tuple[Prediction, ...]
-    """One per clip, in the order in which the clips were visited."""
+    """One prediction per clip, in visiting order."""
     after: SubjectState
-    """After the last clip."""
+    """Progress after the last clip."""
     centre: Tensor
-    """What was subtracted from the frame features of the last clip, [d]; zeros without a subject baseline."""
+    """Vector subtracted from the frame features of the last clip, [d]; zeros without a subject baseline."""
     seconds: float
-    """Wall time of adaptation and prediction; of units that were worked on together, each has a share by its clips."""
+    """Wall-clock time of adaptation and prediction; units processed together share it in proportion to their clips."""
     trace: Trace | None = None
-    """Where it was asked for."""
+    """Inputs behind the predictions; None unless requested."""
 
     @property
     def state(self) -> Any:
@@ -118,14 +118,14 @@ class SubjectResult:
 
 @dataclass(eq=False, repr=False)
 class Centring:
-    """Clips with their common centre removed, kept so that several methods on the same clips share them."""
+    """Cache of clips with their common centre removed, shared by several methods that run on the same clips."""
 
     _kept: dict[tuple[SubjectBaseline, tuple[ClipFeatures, ...]], tuple[list[ClipFeatures], Tensor]] = field(
         default_factory=dict
     )
 
     def __call__(self, clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> tuple[list[ClipFeatures], Tensor]:
-        """`centre_clips`, computed once per clips and baseline."""
+        """Return `centre_clips(clips, baseline)`, computed once for the same arguments."""
         key = (baseline, tuple(clips))
         if key not in self._kept:
             self._kept[key] = centre_clips(clips, baseline)
@@ -139,22 +139,22 @@ def adapt(
     *,
     tuning: TuningConfig | None = None,
 ) -> dict[str, SubjectResult]:
-    """Personalize to every subject among the clips and predict all of them.
+    """Personalize to every subject among the clips and predict every clip.
 
     Args:
-        source: the frozen model; nothing in it changes.
-        clips: unlabelled clips of one or more subjects, in any order.
-        config: method, protocol, baseline, prior.
-        tuning: memory, batch size and compilation.
+        source: the frozen model; not modified.
+        clips: features of unlabelled clips of one or more subjects, in any order.
+        config: method, protocol, subject baseline, readout, prior and seed.
+        tuning: memory limit, batch size and compilation.
 
     Returns:
         subject → result, subjects in alphabetical order. State never crosses from one subject to another.
 
     Raises:
-        ValueError: if the method needs what the source cannot give, if the checkpoint was trained with another subject
-            baseline, or if a clip is given more than once.
-        NotFiniteError: if a clip has no finite prediction even without adaptation, naming it.
-        MemoryError: if not even one problem fits into the device's memory.
+        ValueError: if the source lacks something the method needs, if the checkpoint was trained with another subject
+            baseline, or if a clip is duplicated.
+        NotFiniteError: if a clip's prediction is not finite even without adaptation; the message names the clip.
+        MemoryError: if the device's memory is too small for a single tuning problem.
     """
     groups: dict[str, list[ClipFeatures]] = {}
     for clip in clips:
@@ -167,13 +167,19 @@ def adapt(
 def adapt_units(
     session: Session, units: Sequence[Unit], *, centring: Centring | None = None, trace: bool = False
 ) -> list[SubjectResult]:
-    """`adapt` for units of work: one result each, in their order; a subject may have several units.
+    """`adapt` for units of work; a subject may have several.
 
     Args:
         session: source model and settings.
-        units: each is worked on as if it were alone.
-        centring: clips that were centred already, kept from call to call.
-        trace: keep what every prediction was made from.
+        units: clips to process; the result of a unit does not depend on the others.
+        centring: cache of centred clips, reusable across calls.
+        trace: whether to keep the inputs behind every prediction.
+
+    Returns:
+        One result per unit, in the order of `units`.
+
+    Raises:
+        ValueError, NotFiniteError, MemoryError: as `adapt`.
     """
     config = session.config
     check_baseline(session.source.checkpoint.spec, config)
@@ -200,7 +206,7 @@ def adapt_units(
 
 
 def prompts_after(session: Session, state: Any) -> Tensor:
-    """AU embeddings a under a method's state, [K, d]; the source's where the method moves no prompts."""
+    """AU embeddings a under a method's state, [K, d]; those of the source if the method leaves prompts unchanged."""
     method = session.config.method
     return method.au_embeddings(state) if isinstance(method, PromptMethod) else session.source.au_embeddings
 
@@ -210,18 +216,18 @@ def predict_clips(session: Session, after: SubjectState, clips: Sequence[ClipFea
 
     Args:
         session: source model and settings.
-        after: where the subject's adaptation stands.
-        clips: with the subject's centre removed.
+        after: progress of the subject's adaptation.
+        clips: features with the subject's centre already removed.
     """
     work = _Work(session, Centring())
     return work.predicted([after.state] * len(clips), clips, [after.prior] * len(clips))
 
 
 def check_baseline(spec: CheckpointSpec, config: AdaptConfig) -> None:
-    """Refuse a subject baseline other than the checkpoint's; class descriptions go with any.
+    """Refuse a subject baseline other than the checkpoint's; methods that use class descriptions accept any.
 
     Raises:
-        ValueError: naming both sides.
+        ValueError: if they differ; the message names both.
     """
     if config.method.logits_from == "head" and config.subject_baseline != spec.subject_baseline:
         raise ValueError(
@@ -233,40 +239,42 @@ def check_baseline(spec: CheckpointSpec, config: AdaptConfig) -> None:
 def _check_unit(unit: Unit, config: AdaptConfig) -> None:
     for clip in unit.clips:
         if not torch.isfinite(clip.features).all():
-            raise NotFiniteError(f"subject {unit.subject_id!r}, clip {clip.clip_id!r}: features not finite")
+            raise NotFiniteError(f"subject {unit.subject_id!r}, clip {clip.clip_id!r}: features are not finite")
     seen = () if unit.history is None else unit.history.clips
     counts = Counter(clip.clip_id for clip in (*seen, *unit.clips))
     duplicates = [clip_id for clip_id, count in counts.items() if count > 1]
     if duplicates:
         raise ValueError(f"subject {unit.subject_id!r} has duplicate clips: {', '.join(duplicates)}")
     if unit.history is not None and config.protocol != "online":
-        raise ValueError(f"subject {unit.subject_id!r} resumes an online run; protocol={config.protocol!r} cannot")
+        raise ValueError(
+            f"subject {unit.subject_id!r} resumes an online run, which protocol={config.protocol!r} does not support"
+        )
 
 
 def visiting_order(clips: Iterable[_C], config: AdaptConfig) -> list[_C]:
-    """One subject's clips in a shuffled order that follows from seed, subject and clip alone."""
+    """Shuffle one subject's clips; the order depends on seed, subject and clip ids alone."""
     return sorted(clips, key=lambda clip: (id_number(f"{config.seed}/{clip.subject_id}/{clip.clip_id}"), clip.clip_id))
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One clip, predicted."""
+    """A clip with its prediction and the state that follows."""
 
     clip: ClipFeatures
-    """With its centre removed."""
+    """Features with the centre removed."""
     prediction: Prediction
-    """With its status."""
+    """Prediction with its status."""
     state: Any
-    """After it."""
+    """State of the method after the clip."""
 
     def marked(self, why: str | None) -> _Step:
-        """With this status, if any."""
+        """A copy with this status; the step itself for None."""
         return self if why is None else replace(self, prediction=replace(self.prediction, status=why))
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What all protocols work with."""
+    """Operations that all protocols share."""
 
     session: Session
     centring: Centring
@@ -276,8 +284,8 @@ class _Work:
         return self.session.config
 
     @property
-    def given_prior(self) -> Tensor | None:
-        """The prior of the settings, [C]; None where there is none, or where it is estimated."""
+    def fixed_prior(self) -> Tensor | None:
+        """Prior set in the configuration, [C]; None if there is none or if it is to be estimated."""
         prior, shares = self.config.prior, self.session.source.class_shares
         return class_prior(float(prior), shares.tolist()) if isinstance(prior, int | float) else None
 
@@ -288,16 +296,16 @@ class _Work:
         return self.centring(clips, self.config.subject_baseline)
 
     def fit(self, states: Sequence[Any], clips: Sequence[Sequence[ClipFeatures]]) -> list[Any | DegenerateError]:
-        """The fitted states, or why there is none."""
+        """Fit every state to its clips; where that fails, the error takes the place of the state."""
         method = self.config.method
         if isinstance(method, BatchedMethod):
             return method.fit_many(states, self.session, clips)
-        return [_caught(method.fit, s, self.session, own) for s, own in zip(states, clips, strict=True)]
+        return [_caught(method.fit, s, self.session, members) for s, members in zip(states, clips, strict=True)]
 
     def step(
         self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
     ) -> list[_Step]:
-        """One step each; where adaptation went wrong, the clip is predicted without it and the state starts anew."""
+        """Take one step per state; if adaptation fails, predict the clip without it and reset the state."""
         method = self.config.method
         if isinstance(method, BatchedMethod):
             outcomes = method.step_many(states, self.session, clips)
@@ -322,7 +330,7 @@ class _Work:
     def safely_predicted(
         self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
     ) -> list[_Step]:
-        """`predicted`, and without adaptation where that is not finite."""
+        """As `predicted`, but fall back to no adaptation where the result is not finite."""
         outputs = self.outputs(states, clips)
         steps = [
             _Step(clip, self._prediction(clip, output, prior), state)
@@ -336,34 +344,34 @@ class _Work:
         return steps
 
     def unadapted(self, clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]) -> list[_Step]:
-        """Predictions from the start of the method, with these priors.
+        """Predict from the method's initial state, with these priors.
 
         Raises:
-            NotFiniteError: where even they are not finite, naming the clip.
+            NotFiniteError: if even these are not finite; the message names the clip.
         """
         states = [self.start(prior) for prior in priors]
         predictions = self.predicted(states, clips, priors)
-        return [_Step(clip, one, state) for clip, one, state in zip(clips, predictions, states, strict=True)]
+        return [_Step(*step) for step in zip(clips, predictions, states, strict=True)]
 
     def predicted(
         self, states: Sequence[Any], clips: Sequence[ClipFeatures], priors: Sequence[Tensor | None]
     ) -> list[Prediction]:
-        """Predictions without adapting to these clips.
+        """Predict clips without adapting to them.
 
         Raises:
-            NotFiniteError: if one is not finite, naming the clip.
+            NotFiniteError: if a prediction is not finite; the message names the clip.
         """
         outputs = self.outputs(states, clips)
-        predictions = [self._prediction(*one) for one in zip(clips, outputs, priors, strict=True)]
+        predictions = [self._prediction(*part) for part in zip(clips, outputs, priors, strict=True)]
         for prediction in predictions:
             if not torch.isfinite(prediction.probabilities).all():
                 raise NotFiniteError(
-                    f"subject {prediction.subject_id!r}, clip {prediction.clip_id!r}: probabilities not finite"
+                    f"subject {prediction.subject_id!r}, clip {prediction.clip_id!r}: probabilities are not finite"
                 )
         return predictions
 
     def outputs(self, states: Sequence[Any], clips: Sequence[ClipFeatures]) -> list[ClipOutput]:
-        """What the method says under these states."""
+        """The method's output for each clip under its state."""
         method = self.config.method
         if isinstance(method, BatchedMethod):
             return method.predict_many(states, self.session, clips)
@@ -371,16 +379,16 @@ class _Work:
 
     @property
     def trained_shares(self) -> Tensor:
-        """Class shares inside the logits, [C]: the training's in the classifier's, equal ones in descriptions'."""
+        """Class shares implicit in the logits, [C]: those of training for the classifier, equal for class descriptions."""
         shares = self.session.source.class_shares
         return shares if self.config.method.logits_from == "head" else torch.full_like(shares, 1 / len(shares))
 
     @torch.no_grad()
     def estimated_prior(self, clips: Sequence[ClipFeatures]) -> Tensor | None:
-        """Of one subject, from its clips without adaptation."""
+        """Estimate a subject's class shares, [C], from its unadapted clips; None without clips."""
         if not clips:
             return None
-        logits = torch.stack([one.logits for one in self.outputs([self.start(None)] * len(clips), clips)])
+        logits = torch.stack([output.logits for output in self.outputs([self.start(None)] * len(clips), clips)])
         return estimate_prior(logits, self.trained_shares.tolist()).to(logits)
 
     @torch.no_grad()
@@ -399,16 +407,16 @@ class _Work:
         )
 
     def trace(self, steps: Sequence[_Step]) -> Trace:
-        """Of one subject."""
-        own = self.session.source.au_embeddings
+        """The inputs behind one subject's predictions."""
+        unadapted = self.session.source.au_embeddings
         embeddings = [
-            prompts_after(self.session, step.state) if step.prediction.status == OK else own for step in steps
+            prompts_after(self.session, step.state) if step.prediction.status == OK else unadapted for step in steps
         ]
         return Trace(tuple(step.clip for step in steps), tuple(embeddings))
 
 
 def _caught(function: Any, *arguments: Any) -> Any:
-    """What a function returns, or the error that the driver falls back on."""
+    """Call a function; return its result, or the `DegenerateError` it raised."""
     try:
         return function(*arguments)
     except DegenerateError as error:
@@ -420,21 +428,21 @@ _Run = tuple[list[_Step], SubjectState, Tensor]
 
 def _per_video(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]) -> list[_Run]:
     centred = [[work.centred([clip]) for clip in clips] for clips in units]
-    clips = [own[0] for unit in centred for own, _ in unit]
-    prior = work.given_prior
+    clips = [clip for unit in centred for (clip,), _ in unit]
+    prior = work.fixed_prior
     steps = iter(work.step([work.start(prior)] * len(clips), clips, [prior] * len(clips)))
     runs = []
     for unit in centred:
-        own = list(islice(steps, len(unit)))
-        runs.append((own, SubjectState(own[-1].state, prior), unit[-1][1]))
+        unit_steps = list(islice(steps, len(unit)))
+        runs.append((unit_steps, SubjectState(unit_steps[-1].state, prior), unit[-1][1]))
     return runs
 
 
 def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]) -> list[_Run]:
-    """All units side by side, each clip by clip: the first clips of all together, then the second ones."""
-    prior, baseline = work.given_prior, work.config.subject_baseline
-    after = [SubjectState(work.start(prior), prior) if one is None else one.after for one in histories]
-    seen = [[] if one is None else [clip.features for clip in one.clips] for one in histories]
+    """Process units side by side: the first clip of every unit in one batch, then the second ones, and so on."""
+    prior, baseline = work.fixed_prior, work.config.subject_baseline
+    after = [SubjectState(work.start(prior), prior) if past is None else past.after for past in histories]
+    seen = [[] if past is None else [clip.features for clip in past.clips] for past in histories]
     steps: list[list[_Step]] = [[] for _ in units]
     centres = [torch.empty(0) for _ in units]
     for number in range(max(map(len, units))):
@@ -455,8 +463,8 @@ def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Seq
 def _online_steps(
     work: _Work, subjects: Sequence[SubjectState], clips: Sequence[ClipFeatures]
 ) -> list[tuple[_Step, SubjectState]]:
-    """One clip of each subject; a subject that has collapsed is no longer adapted to."""
-    up = [i for i, one in enumerate(subjects) if one.fallback is None]
+    """Process one clip of each subject; adaptation to a subject stops once its predictions have collapsed."""
+    up = [i for i, subject in enumerate(subjects) if subject.fallback is None]
     stepped = dict(
         zip(
             up,
@@ -466,7 +474,7 @@ def _online_steps(
     )
     if not work.config.method.adapts:
         return [(step, replace(subjects[i], state=step.state)) for i, step in stepped.items()]
-    plain = work.unadapted(clips, [one.prior for one in subjects])
+    plain = work.unadapted(clips, [subject.prior for subject in subjects])
     results = []
     for i, (subject, before) in enumerate(zip(subjects, plain, strict=True)):
         if i in stepped:
@@ -484,29 +492,29 @@ def _online_steps(
 def _per_subject(
     work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]
 ) -> list[_Run]:
-    # The set of clips is what counts: a sum over them must not depend on the seed's order either.
+    # Only the set of clips matters: sums over them must not depend on the seed's order.
     centred = [work.centred(sorted(clips, key=lambda clip: clip.clip_id)) for clips in units]
     estimates = work.config.prior == "estimate"
-    given = work.given_prior
-    priors = [work.estimated_prior(own) if estimates else given for own, _ in centred]
+    fixed = work.fixed_prior
+    priors = [work.estimated_prior(clips) if estimates else fixed for clips, _ in centred]
     starts = [work.start(prior) for prior in priors]
-    fitted = work.fit(starts, [own for own, _ in centred])
-    states = [start if isinstance(one, DegenerateError) else one for one, start in zip(fitted, starts, strict=True)]
+    fitted = work.fit(starts, [clips for clips, _ in centred])
+    states = [start if isinstance(fit, DegenerateError) else fit for fit, start in zip(fitted, starts, strict=True)]
     runs = []
-    every = iter(
+    predicted = iter(
         work.safely_predicted(
-            [state for (own, _), state in zip(centred, states, strict=True) for _ in own],
-            [clip for own, _ in centred for clip in own],
-            [prior for (own, _), prior in zip(centred, priors, strict=True) for _ in own],
+            [state for (clips, _), state in zip(centred, states, strict=True) for _ in clips],
+            [clip for clips, _ in centred for clip in clips],
+            [prior for (clips, _), prior in zip(centred, priors, strict=True) for _ in clips],
         )
     )
-    for (own, centre), outcome, prior in zip(centred, fitted, priors, strict=True):
+    for (clips, centre), outcome, prior in zip(centred, fitted, priors, strict=True):
         why = f"{FALLBACK}{outcome}" if isinstance(outcome, DegenerateError) else None
-        steps = list(islice(every, len(own)))
+        steps = list(islice(predicted, len(clips)))
         after = SubjectState(steps[-1].state, prior, fallback=why)
         if (work.config.method.adapts and why is None) or estimates:  # an estimate can collapse by itself
             plain_prior = None if estimates else prior
-            plain = work.unadapted(own, [plain_prior] * len(own))
+            plain = work.unadapted(clips, [plain_prior] * len(clips))
             pairs = [(a.prediction.label_index, b.prediction.label_index) for a, b in zip(steps, plain, strict=True)]
             collapsed = collapse(pairs, work.session.source.classes, work.config.collapse_share)
             if collapsed is not None:
@@ -517,26 +525,26 @@ def _per_subject(
 
 
 def collapse(decisions: Sequence[tuple[int, int]], classes: Sequence[str], share: float) -> str | None:
-    """Whether adaptation put all clips into one class where the unadapted model puts others elsewhere.
+    """Detect that adaptation put all clips into one class while the unadapted model spreads them over several.
 
     Args:
-        decisions: per clip, the class with adaptation and the class without.
-        classes: their names.
-        share: share of clips that the unadapted model must have put into other classes.
+        decisions: per clip, the class index with adaptation and the one without.
+        classes: class names, by index.
+        share: minimum share of clips, 0..1, that the unadapted model puts into other classes.
 
     Returns:
-        What happened, or None: also for fewer than eight clips.
+        A description of the collapse; None if there is none, or if there are fewer than eight clips.
     """
-    tuned = {one for one, _ in decisions}
+    tuned = {adapted for adapted, _ in decisions}
     elsewhere = sum(plain not in tuned for _, plain in decisions)
     if len(decisions) < _FEWEST_CLIPS or len(tuned) > 1 or elsewhere < share * len(decisions):
         return None
-    (name,) = (classes[one] for one in tuned)
+    (name,) = (classes[label] for label in tuned)
     return f"all {len(decisions)} clips fell into {name!r}, {elsewhere} of them only with adaptation"
 
 
 def centre_clips(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> tuple[list[ClipFeatures], Tensor]:
-    """One subject's clips with their common centre removed, and that centre [d]; without a baseline, as they are."""
+    """Remove the common centre of one subject's clips; return the clips and the centre [d] (zeros for `none`)."""
     centre = subject_centre(torch.cat([clip.features for clip in clips]), baseline)
     return [_without(clip, centre, baseline) for clip in clips], centre
 

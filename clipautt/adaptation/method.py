@@ -1,8 +1,8 @@
-"""The seam between the driver and every adaptation method: what a method is, what it is given, what all of them share.
+"""The interface between the driver and adaptation methods.
 
-In: nothing is computed here. Out: `AdaptConfig` (settings that every method has), `Method` (what a method implements)
-and `Session` (what it is given). A method is one module of `clipautt.adaptation.methods`: a frozen settings class that
-implements `Method`. Open `methods.zero_shot` for the shortest one.
+Defines `AdaptConfig` (the settings all methods share), `Method` (the protocol a method implements) and `Session` (the
+source model and settings that a method receives), and finds methods by name. A method is one module of
+`clipautt.adaptation.methods`: a frozen settings class that implements `Method`. `methods.zero_shot` is the shortest.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class TuningConfig:
     """How adaptation is computed; nothing here changes a result by more than rounding."""
 
     memory_mb: PositiveInt | None = None
-    """Memory that one batch may take, MiB; null takes half of what is free, or 80 % on a GPU, divided among the actors
-    that share it."""
+    """Memory limit of one batch, MiB; null takes half of the free memory (80 % on a GPU), divided among the actors that
+    share it."""
     batch_size: PositiveInt | None = None
-    """Videos or subjects that are tuned together; null takes as many as the memory holds, at most 32, or the number
-    that was measured to be fastest."""
+    """Number of videos or subjects tuned together; null takes the number measured to be fastest, or as many as memory
+    allows, at most 32."""
     compile: Compilation = "none"
     """`default` compiles the text tower with `torch.compile`, `cuda_graphs` with CUDA graphs as well; either takes
     minutes to start."""
@@ -58,42 +58,42 @@ class SavedState:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Name → tensor, on the CPU."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else, as JSON takes it."""
+    """Everything else; values must be JSON-serializable."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """One way to adapt. An instance is a frozen settings object; a state is an immutable value of the method's own."""
+    """An adaptation method. An instance is a frozen settings object; its state is an immutable value of any type."""
 
     name: ClassVar[str]
-    """Name of its module in `clipautt.adaptation.methods`."""
+    """Name of the method's module in `clipautt.adaptation.methods`."""
     fidelity: ClassVar[Fidelity]
     """`exact`: as published; `adapted`: to videos and stored features; `variant`: changed on purpose."""
     deviations: ClassVar[str]
-    """In what it differs from the published method, in sentences that the report prints."""
+    """How the method differs from the published one, in full sentences that the report prints."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What of the source it uses; everything else is refused."""
+        """Parts of the source that the method uses; access to anything else is refused."""
 
     @property
     def logits_from(self) -> LogitSource:
-        """`head`: the trained classifier, whose logits hold the class shares of its training; `class_text`: class
-        descriptions, which know no shares."""
+        """`head`: the trained classifier, whose logits reflect the class shares of its training; `class_text`: class
+        descriptions, which imply equal shares."""
 
     @property
     def adapts(self) -> bool:
         """Whether clips can change the state at all; CLIP-AU and zero-shot do not adapt."""
 
     def title(self, config: AdaptConfig) -> tuple[str, ...]:
-        """Name in tables, then each setting that counts under `config` and is not the default."""
+        """Name in tables, followed by each non-default setting that has an effect under `config`."""
 
     def start(self, session: Session, prior: Tensor | None) -> Any:
         """The state before a subject's first clip.
 
         Args:
-            session: what the method is given.
-            prior: class shares to assume, [C]; None: those of the training clips.
+            session: source model and settings.
+            prior: class shares to assume, [C]; None for those of the training clips.
         """
 
     def fit(self, state: Any, session: Session, clips: Sequence[ClipFeatures]) -> Any:
@@ -106,7 +106,7 @@ class Method(Protocol):
         """Predict one clip without adapting to it."""
 
     def save(self, state: Any) -> SavedState:
-        """The state for a file; class priors are kept by the caller."""
+        """Convert the state for writing to a file; the caller saves the class prior."""
 
     def restore(self, saved: SavedState, session: Session, prior: Tensor | None) -> Any:
         """The inverse of `save`."""
@@ -114,7 +114,7 @@ class Method(Protocol):
 
 @runtime_checkable
 class BatchedMethod(Protocol):
-    """What a method adds that works on many subjects at once. An error takes the place of a result that has one."""
+    """Optional methods for batch processing of many subjects. Where an item fails, its error takes the place of the result."""
 
     def prepare(self, session: Session) -> None:
         """Called once before a large amount of work; measure or compile here."""
@@ -122,58 +122,58 @@ class BatchedMethod(Protocol):
     def fit_many(
         self, states: Sequence[Any], session: Session, clips: Sequence[Sequence[ClipFeatures]]
     ) -> list[Any | DegenerateError]:
-        """`fit`, one state and one set of clips each."""
+        """`fit` of many states, each to its set of clips."""
 
     def step_many(
         self, states: Sequence[Any], session: Session, clips: Sequence[ClipFeatures]
     ) -> list[tuple[ClipOutput, Any] | DegenerateError]:
-        """`step`, one state and one clip each."""
+        """`step` of many states, each with its clip."""
 
     def predict_many(self, states: Sequence[Any], session: Session, clips: Sequence[ClipFeatures]) -> list[ClipOutput]:
-        """`predict`, one state and one clip each."""
+        """`predict` of many clips, each under its state."""
 
 
 @runtime_checkable
 class PromptMethod(Protocol):
-    """What a method adds that moves the AU prompts, so that what it changed can be shown."""
+    """Optional method for adaptation that changes the AU prompts, so that the changes can be shown."""
 
     def au_embeddings(self, state: Any) -> Tensor:
-        """a under the prompts of this state, [K, d]."""
+        """AU embeddings a under the prompts of this state, [K, d]."""
 
 
 @runtime_checkable
 class Approximation(Protocol):
-    """What a method adds that approximates another one faster; every run compares the two on a few subjects."""
+    """Optional property of a faster approximation; every run compares it with the exact method on a few subjects."""
 
     @property
     def exact(self) -> Method | None:
-        """The method whose decisions it approximates; None where these settings are exact."""
+        """The exact method that this one approximates; None if these settings are exact already."""
 
 
 @settings
 class AdaptConfig:
-    """One way to personalize: a method, and the settings that every method has."""
+    """How to personalize: a method, and the settings that all methods share."""
 
     method: Method
-    """The method with its own settings."""
+    """The adaptation method with its settings."""
     protocol: AdaptationProtocol = "per_subject"
     """`per_video` starts every clip from the source model; `online` carries the state along the subject's clips;
     `per_subject` adapts to all unlabelled clips of the subject together, then predicts all of them."""
     subject_baseline: SubjectBaseline = "none"
-    """Centre removed from the frame features of a subject; the checkpoint must have been trained with the same."""
+    """Centre removed from a subject's frame features; must be the one the checkpoint was trained with."""
     readout: Readout = "best_window"
-    """The window of lowest entropy, the mean of all windows' logits, the window least like the neutral class, or the
-    clip as one window."""
+    """How a clip is predicted from its windows: from the one of lowest entropy, from the mean of all windows' logits, from
+    the one least like the neutral class, or from the whole clip as a single window."""
     window: WindowSpec | None = None
     """Windows to use instead of the checkpoint's; null keeps the checkpoint's."""
     prior: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] | Literal["estimate"] | None = None
-    """Share of the positive class to assume, such as 0.2; `estimate` takes it from the subject's clips without labels;
-    null takes the training clips' in decisions, and equal shares in objectives."""
+    """Assumed share of the positive class, such as 0.2; `estimate` estimates it from the subject's unlabelled clips; null
+    assumes the training clips' shares in decisions, and equal shares in objectives."""
     collapse_share: NonNegativeFloat = 0.2
-    """If adaptation puts all clips of a subject into one class, and the unadapted model puts at least this share of
-    them into others, the unadapted predictions are used; a value above 1 switches this off."""
+    """If adaptation puts all clips of a subject into one class while the unadapted model puts at least this share of them
+    into others, the unadapted predictions are used; a value above 1 disables this."""
     seed: int = 0
-    """Seed of the order in which `online` visits clips."""
+    """Random seed of the order in which `online` visits clips."""
 
     def __post_init__(self) -> None:
         if self.prior == "estimate" and self.protocol != "per_subject":
@@ -191,19 +191,19 @@ class AdaptConfig:
 
     @property
     def exact(self) -> AdaptConfig | None:
-        """The same with the method that this one approximates; None where it is no approximation."""
+        """The same settings with the exact method; None if this method is not an approximation."""
         method = self.method.exact if isinstance(self.method, Approximation) else None
         return None if method is None else replace(self, method=method)
 
     @property
     def name(self) -> str:
-        """Name of its rows in tables: what it does, then each setting that counts and is not the default."""
+        """Name of its rows in tables: the method's title, then each non-default setting that has an effect."""
         title, *particulars = self.method.title(self)
         baseline = [] if self.subject_baseline == "none" else [f"{self.subject_baseline} baseline"]
         collapse = AdaptConfig.__dataclass_fields__["collapse_share"].default
         share = [f"collapse share {self.collapse_share:g}"] if self.collapse_share != collapse else []
-        own = [*particulars, *share] if self.method.adapts else particulars
-        return ", ".join([title, *baseline, *self._shared_particulars(), *own])
+        particulars = [*particulars, *share] if self.method.adapts else particulars
+        return ", ".join([title, *baseline, *self._shared_particulars(), *particulars])
 
     def _shared_particulars(self) -> Iterator[str]:
         if self.window is not None and "views" in self.method.needs:
@@ -219,8 +219,8 @@ class AdaptConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All settings as JSON takes them, with the name of the method; see `from_facts`."""
-        shared = {one.name: getattr(self, one.name) for one in fields(self)}
+        """All settings as JSON-serializable values, including the name of the method; see `from_facts`."""
+        shared = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         window = None if self.window is None else asdict(self.window)
         return shared | {"window": window, "method": {"name": self.method.name, **asdict(self.method)}}  # type: ignore[call-overload]
 
@@ -229,31 +229,31 @@ class AdaptConfig:
         """The inverse of `facts`.
 
         Raises:
-            ValueError: if there is no such method, or a setting does not fit.
+            ValueError: if the method does not exist or a setting is invalid.
         """
-        own = dict(facts["method"])
-        method = find_method(own.pop("name"))(**own)
+        particulars = dict(facts["method"])
+        method = find_method(particulars.pop("name"))(**particulars)
         window = None if facts["window"] is None else WindowSpec(**facts["window"])
         return cls(**{**facts, "method": method, "window": window})
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What a method is given: the source model, as far as the method asked for it, and the shared settings."""
+    """What a method receives: the parts of the source model it asked for, and the shared settings."""
 
     source: Source
-    """Frozen, with the windows of the configuration; it refuses what the method's `needs` do not name."""
+    """Frozen source model with the configured windows; refuses access to anything not listed in the method's `needs`."""
     config: AdaptConfig
     """Method and shared settings."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
-    """Memory, batch size and compilation."""
+    """Memory limit, batch size and compilation."""
 
     @classmethod
     def open(cls, source: Source, config: AdaptConfig, tuning: TuningConfig | None = None) -> Session:
-        """A session of this configuration.
+        """Open a session with this configuration.
 
         Raises:
-            ValueError: if the source cannot give what the method needs; see `check_needs`.
+            ValueError: if the source lacks something the method needs; see `check_needs`.
         """
         check_needs(source.checkpoint.spec, config)
         limited = source.with_window(config.window).limited_to(config.method.needs)
@@ -261,27 +261,27 @@ class Session:
 
 
 def check_needs(spec: CheckpointSpec, config: AdaptConfig) -> None:
-    """Refuse a method that needs what the checkpoint or the protocol cannot give.
+    """Refuse a method that needs something the checkpoint or the protocol does not provide.
 
     Raises:
-        ValueError: naming the method, what is missing and what to do.
+        ValueError: the message names the method, what is missing and what to do.
     """
     method, needs = config.method.name, config.method.needs
     if "pixels" in needs:
-        raise ValueError(f"method {method!r} needs pixels, and the feature store holds features of frames only")
+        raise ValueError(f"method {method!r} needs pixels, but the feature store holds frame features only")
     if "class_text" in needs and not spec.descriptions:
         raise ValueError(
-            f"method {method!r} needs descriptions of the classes, and this checkpoint has none for "
+            f"method {method!r} needs class descriptions, but this checkpoint has none for "
             f"{', '.join(spec.classes)}; take a method that uses the trained classifier, such as adapt=clip_au"
         )
     if "text_tower" in needs and not spec.context_tokens:
         raise ValueError(
-            f"method {method!r} tunes context tokens, and this checkpoint's prompts have none; take "
+            f"method {method!r} tunes context tokens, but this checkpoint's prompts have none; take "
             "adapt.method.tune=feature, or adapt=clip_au"
         )
     if "subject_set" in needs and config.protocol != "per_subject":
         raise ValueError(
-            f"method {method!r} needs all clips of a subject together, and protocol is {config.protocol!r}; take "
+            f"method {method!r} needs all clips of a subject together, but protocol is {config.protocol!r}; take "
             "adapt.protocol=per_subject"
         )
 
@@ -296,26 +296,27 @@ def find_method(name: str) -> type[Any]:
     """The settings class of a method.
 
     Raises:
-        ValueError: if there is none of this name, naming those that there are.
+        ValueError: if there is no method of this name; the message lists the known ones.
     """
     if name not in method_names():
-        raise ValueError(f"method {name!r} is unknown; there are {', '.join(method_names())}")
+        raise ValueError(f"method {name!r} is unknown; known methods are {', '.join(method_names())}")
     module = import_module(f"clipautt.adaptation.methods.{name}")
-    (found,) = {one for one in vars(module).values() if isinstance(one, type) and getattr(one, "name", None) == name}
-    return found
+    classes = {value for value in vars(module).values() if isinstance(value, type)}
+    (method,) = {cls for cls in classes if getattr(cls, "name", None) == name}
+    return method
 
 
 def changed_settings(method: Any) -> tuple[str, ...]:
-    """`setting value` for every setting of a method that is not the default; for titles."""
+    """Describe each non-default setting of a method as `setting value`; used in titles."""
     return tuple(
-        f"{one.name.replace('_', ' ')} {getattr(method, one.name)}"
-        for one in fields(method)
-        if getattr(method, one.name) != one.default
+        f"{setting.name.replace('_', ' ')} {getattr(method, setting.name)}"
+        for setting in fields(method)
+        if getattr(method, setting.name) != setting.default
     )
 
 
 def fit_in_turn(method: Method, state: Any, session: Session, clips: Sequence[ClipFeatures]) -> Any:
-    """`fit` of a method that adapts clip by clip: one step per clip, in the order of their ids."""
+    """`fit` of a method that adapts clip by clip: one step per clip, in order of clip ids."""
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
         _, state = method.step(state, session, clip)
     return state

@@ -1,4 +1,4 @@
-"""What adaptation says about a clip, and how it fails.
+"""Results of adaptation for a clip, and the errors that make the driver fall back.
 
 A method returns a `ClipOutput`; the driver applies the class prior and turns it into a `Prediction` with a status.
 """
@@ -19,16 +19,16 @@ OK = "ok"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipOutput:
-    """What a method computes for one clip, before class priors are applied."""
+    """Output of a method for one clip, before class priors are applied."""
 
     logits: Tensor
     """Class logits [C], on the device of the source."""
     window_start_seconds: float
-    """Start of the window that the logits rest on."""
+    """Start of the window behind the logits, seconds from the start of the clip."""
     window_end_seconds: float
-    """End of that window."""
+    """End of that window, seconds."""
     similarities: Tensor | None = None
-    """AU similarities s of that window, [K]; None where the method has none."""
+    """AU similarities s of that window, [K]; None if the method computes none."""
 
     def __repr__(self) -> str:
         return f"ClipOutput({self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s)"
@@ -39,25 +39,25 @@ class Prediction:
     """The prediction for one clip."""
 
     clip_id: str
-    """Clip."""
+    """Id of the clip."""
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     probabilities: Tensor
-    """float32 [C], sums to 1, on the CPU."""
+    """Class probabilities, float32 [C], sum 1, on the CPU."""
     window_start_seconds: float
-    """Start of the window it rests on."""
+    """Start of the window behind the prediction, seconds from the start of the clip."""
     window_end_seconds: float
-    """End of that window."""
+    """End of that window, seconds."""
     similarities: Tensor | None = None
-    """AU similarities s of that window, [K], on the CPU; None where the method has none."""
+    """AU similarities s of that window, [K], on the CPU; None if the method computes none."""
     status: str = OK
     """`ok`, or why the prediction was made without adaptation."""
     prior: Tensor | None = None
-    """Class shares that the probabilities assume, [C], on the CPU; None: those of the training clips."""
+    """Class shares that the probabilities assume, [C], on the CPU; None for those of the training clips."""
 
     @property
     def label_index(self) -> int:
-        """The most probable class."""
+        """Index of the most probable class."""
         return int(self.probabilities.argmax())
 
     @property
@@ -70,7 +70,7 @@ class Prediction:
 
 
 class DegenerateError(ArithmeticError):
-    """Adaptation went wrong in a way that shows without labels; the driver predicts without it."""
+    """Adaptation failed in a way that can be detected without labels; the driver predicts without adaptation."""
 
 
 class NotFiniteError(DegenerateError, FloatingPointError):
@@ -78,7 +78,7 @@ class NotFiniteError(DegenerateError, FloatingPointError):
 
 
 def unless_degenerate(outcome: _T | DegenerateError) -> _T:
-    """The outcome; raises it if it is the error."""
+    """Return the outcome, or raise it if it is an error."""
     if isinstance(outcome, DegenerateError):
         raise outcome
     return outcome

@@ -1,6 +1,6 @@
-"""How a clip is predicted from its windows: the one home of choosing windows. Pure tensor functions.
+"""How a clip is predicted from its windows. Pure tensor functions: window logits in, the chosen window or clip logits out.
 
-`best_window` takes the window of lowest entropy (the paper's), `peak_window` the one least like the neutral class,
+`best_window` takes the window of lowest entropy (as published), `peak_window` the one least like the neutral class,
 `mean_windows` the mean of all windows' logits, `whole_clip` the clip as a single window.
 """
 
@@ -18,11 +18,11 @@ Readout = Literal["best_window", "mean_windows", "peak_window", "whole_clip"]
 
 
 def chosen_window(logits: Tensor, readout: Readout) -> int:
-    """Index of the window that a prediction rests on.
+    """Index of the window that a prediction is based on.
 
     Args:
-        logits: of all windows of a clip, [V, C]; class 0 is the neutral one.
-        readout: `peak_window` takes the window least like the neutral class, every other the one of lowest entropy.
+        logits: logits of all windows of a clip, [V, C]; class 0 is the neutral one.
+        readout: `peak_window` takes the window least like the neutral class, the others the one of lowest entropy.
     """
     if readout == "peak_window":
         return int(F.log_softmax(logits, dim=-1)[:, 0].argmin())
@@ -35,15 +35,15 @@ def most_certain_windows(logits: Tensor, count: int) -> list[int]:
 
 
 def read_clip(logits: Tensor, readout: Readout, *, chosen: int | None = None) -> tuple[Tensor, int]:
-    """The prediction of a clip.
+    """Predict a clip from its windows.
 
     Args:
-        logits: of all windows of the clip, [V, C].
+        logits: logits of all windows of the clip, [V, C].
         readout: how they become one prediction.
-        chosen: the window that was chosen before prompts were tuned; `peak_window` always chooses anew.
+        chosen: index of the window chosen before tuning; `peak_window` always chooses again.
 
     Returns:
-        Logits [C], and the index of the window that they rest on.
+        Logits of the clip [C], and the index of the window they are based on.
     """
     if chosen is None or readout == "peak_window":
         chosen = chosen_window(logits, readout)
@@ -54,13 +54,13 @@ def read_samples(logits: Tensor, index: Tensor, inside: Tensor, readout: Readout
     """`read_clip` for the samples of many problems at once, differentiable.
 
     Args:
-        logits: of the windows of B problems, [B, V, C].
-        index: which windows belong to a sample, [B, S, W].
-        inside: which entries of `index` count, bool [B, S, W]; at least one in a sample that counts.
-        readout: `peak_window` takes a sample's peak; with every other one its logits are averaged.
+        logits: logits of the windows of B problems, [B, V, C].
+        index: indices of the windows of each sample, [B, S, W].
+        inside: True where an entry of `index` is not padding, bool [B, S, W].
+        readout: `peak_window` takes a sample's peak window; the others average its windows' logits.
 
     Returns:
-        Logits [B, S, C].
+        Logits of the samples, [B, S, C]; meaningless for samples that are all padding.
     """
     rows = torch.arange(len(logits), device=logits.device)[:, None, None]
     windows = logits[rows, index]  # [B, S, W, C]

@@ -1,7 +1,7 @@
-"""The frozen source model as adaptation methods see it: views of a clip, text features, logits. Nothing here changes.
+"""The frozen source model as adaptation methods use it: a clip's features in, windows and logits out.
 
-A `Source` binds a checkpoint to its backbone's text tower and computes once what every subject shares: the tokenised AU
-prompts, their text features and AU embeddings, and the class descriptions of the zero-shot row.
+A `Source` combines a checkpoint with its backbone's text tower and computes once what all subjects share: the
+tokenised AU prompts, their text features and AU embeddings, and the class descriptions of zero-shot CLIP.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.windows import WindowSpec
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
-"""What a method may ask for: windows and the trained classifier's view of them; class descriptions as text features;
+"""What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text features;
 the text tower; all clips of a subject at once; the frames themselves."""
 _FRAMES_PER_PASS = 8192
 _T = TypeVar("_T")
 
 
 def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
-    """The prompts of a checkpoint; without a leading phrase, the first tokens of each stand where context goes."""
+    """Tokenize a checkpoint's prompts; without a leading phrase, the first tokens of each prompt serve as its context."""
     return backbone.tokenize(
         spec.phrases, context=spec.context, num_context=None if spec.context else spec.context_tokens
     )
@@ -44,11 +44,11 @@ class Views:
     """The windows of one clip."""
 
     embeddings: Tensor
-    """v, unit vectors [V, d], on the backbone's device."""
+    """Window embeddings v, unit vectors [V, d], on the backbone's device."""
     starts: npt.NDArray[np.int64]
     """First frame of each window, counted in stored frames, [V]."""
     start_seconds: npt.NDArray[np.float64]
-    """Begin of each window, seconds from the start of the clip, [V]."""
+    """Start of each window, seconds from the start of the clip, [V]."""
     end_seconds: npt.NDArray[np.float64]
     """End of each window, seconds, [V]."""
 
@@ -62,18 +62,18 @@ class Source:
     Args:
         checkpoint: the trained CLIP-AU.
         backbone: the CLIP it was trained with.
-        window: instead of the checkpoint's window specification.
+        window: window specification to use instead of the checkpoint's.
 
     Raises:
-        ValueError: if the backbone is not the checkpoint's, naming both sides.
+        ValueError: if the backbone is not the checkpoint's; the message names both.
     """
 
     def __init__(self, checkpoint: Checkpoint, backbone: Backbone, *, window: WindowSpec | None = None) -> None:
-        trained, given = checkpoint.spec.features.backbone_fingerprint, backbone.fingerprint
-        if trained != given:
+        trained, loaded = checkpoint.spec.features.backbone_fingerprint, backbone.fingerprint
+        if trained != loaded:
             raise ValueError(
                 f"the checkpoint was trained with backbone {checkpoint.spec.features.backbone} ({trained}), "
-                f"given is {backbone.name} ({given})"
+                f"not with {backbone.name} ({loaded})"
             )
         self.checkpoint = checkpoint
         self.backbone = backbone
@@ -87,10 +87,10 @@ class Source:
             self.class_shares = torch.tensor(checkpoint.spec.class_shares, device=backbone.device)
         self.context = self.prompts.context
         self._views: WeakKeyDictionary[ClipFeatures, dict[WindowSpec, Views]] = WeakKeyDictionary()
-        self._kept: dict[Any, Any] = {}  # what is computed at its first use; copies share it
-        self._passes = {"frames": _FRAMES_PER_PASS}  # halved where memory is short, for all copies
+        self._kept: dict[Any, Any] = {}  # computed at first use, shared by copies
+        self._passes = {"frames": _FRAMES_PER_PASS}  # halved for all copies when memory runs out
         self.granted: frozenset[Need] | None = None
-        """What may be used, see `limited_to`; None: everything."""
+        """Parts that may be used, see `limited_to`; None for everything."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class Source:
         return self.checkpoint.spec.classes
 
     def with_window(self, window: WindowSpec | None) -> Source:
-        """The same model with other windows; itself for None or the windows it has."""
+        """The same model with other windows; itself for None or unchanged windows."""
         if window is None or window == self.window:
             return self
         other = copy.copy(self)
@@ -106,35 +106,35 @@ class Source:
         return other
 
     def limited_to(self, needs: frozenset[Need] | None) -> Source:
-        """The same model for a method that named its needs; anything else raises a RuntimeError. None lifts this."""
+        """The same model restricted to `needs`; using anything else raises a RuntimeError. None lifts the restriction."""
         other = copy.copy(self)
         other.granted = needs
         return other
 
     def _require(self, need: Need) -> None:
         if self.granted is not None and need not in self.granted:
-            raise RuntimeError(f"the method uses {need!r} without naming it in its `needs` ({sorted(self.granted)})")
+            raise RuntimeError(f"the method uses {need!r} without listing it in its `needs` ({sorted(self.granted)})")
 
     def kept(self, key: Any, make: Callable[[], _T]) -> _T:
-        """A value that is computed once for this model, whatever the windows; `key` must be hashable and name it."""
+        """A value computed once for this model, whatever the windows; `key` must be hashable and identify it."""
         if key not in self._kept:
             self._kept[key] = make()
-        found: _T = self._kept[key]
-        return found
+        value: _T = self._kept[key]
+        return value
 
     def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
-        """All windows of a clip; computed once, for as long as these features live."""
+        """All windows of a clip; cached as long as the clip's features exist."""
         return self.views_of([clip], window=window)[0]
 
     def views_of(
         self, clips: Sequence[ClipFeatures], *, window: WindowSpec | None = None, whole: bool = False
     ) -> list[Views]:
-        """All windows of many clips, in few passes of bounded size.
+        """All windows of many clips, computed in a few passes of bounded size.
 
         Args:
-            clips: of any lengths.
-            window: instead of the source's windows.
-            whole: take each clip as a single window.
+            clips: clips of any length.
+            window: window specification to use instead of the source's.
+            whole: whether to take each clip as a single window.
 
         Raises:
             MemoryError: if the device's memory is too small for a single window.
@@ -151,7 +151,7 @@ class Source:
         return [self._views[clip][specs[clip]] for clip in clips]
 
     def _embed_within_memory(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> list[Views]:
-        """Passes of half the frames, now and later, as often as memory is short."""
+        """Embed; halve the number of frames per pass, for good, each time memory runs out."""
         longest = max((min(spec.length, len(clip.times)) for clip, spec in zip(clips, specs, strict=True)), default=1)
         while True:
             try:
@@ -182,7 +182,7 @@ class Source:
         return self.views_of([clip], whole=True)[0]
 
     def prompt_reader(self, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
-        """The AU prompts' text features under many contexts: [B, K, M, d_text] → float32 [B, K, d]."""
+        """A function from contexts [B, K, M, d_text] to the AU prompts' text features, float32 [B, K, d]."""
         self._require("text_tower")
         return self.backbone.prompt_reader(self.prompts, precision=precision)
 
@@ -192,7 +192,7 @@ class Source:
         return self.model.au_embeddings(self.backbone.encode_prompts(self.prompts, context))
 
     def logits(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
-        """Class logits of window embeddings [..., V, d]; under the source prompts when none are given."""
+        """Class logits [..., V, C] of window embeddings [..., V, d]; under the source prompts by default."""
         return self.model.logits(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
 
     def hidden(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
@@ -207,7 +207,7 @@ class Source:
         """
         self._require("class_text")
         if not self.checkpoint.spec.descriptions:
-            raise ValueError("this checkpoint has no class descriptions, so there is no zero-shot row")
+            raise ValueError("this checkpoint has no class descriptions, so zero-shot CLIP cannot run")
         return self.kept("class_text", self._class_text)
 
     def _class_text(self) -> Tensor:

@@ -1,6 +1,6 @@
 """One module per adaptation method.
 
-In: a `Session` (the source model as far as the method asked for it) and the clips of a subject. Out: a `ClipOutput` per
+In: a `Session` (the parts of the source model that the method asked for) and the clips of a subject. Out: a `ClipOutput` per
 clip and the adapted state.
 
 Open `zero_shot` first: the shortest one. `clip_autt` is CLIP-AUTT with its objectives and its tuner; `tda` and `t3a`

@@ -1,8 +1,9 @@
-"""T3A, the test-time classifier adjuster (Iwasawa and Matsuo, NeurIPS 2021): prototypes replace the last layer.
+"""T3A, the test-time template adjuster (Iwasawa and Matsuo, NeurIPS 2021): prototypes replace the last layer.
 
-The supports of a class are the row of the trained classifier's last layer, and the hidden vectors z of the clips that
-were predicted as that class; the most certain ones are kept. A clip's logits are z times the normalised sum of the
-supports of each class. The bias is dropped, as published, so even without clips the prediction is not the source's.
+The supports of a class are its row in the trained classifier's last layer and the hidden vectors z of the clips
+predicted as that class; the most certain ones are kept. A clip's logits are the products of z with the normalised sum
+of each class's supports. The bias is dropped, as published, so the prediction differs from the source's even before
+the first clip.
 """
 
 from __future__ import annotations
@@ -35,47 +36,47 @@ from clipautt.settings import settings
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Supports:
-    """Vectors that stand for the classes: a value, never changed in place."""
+    """Vectors that represent the classes; an immutable value."""
 
     vectors: Tensor
     """Hidden vectors z, [N, h]."""
     classes: Tensor
-    """The class that each supports, int64 [N]."""
+    """Class index of each vector, int64 [N]."""
     entropies: Tensor
-    """Entropy of the prediction that gave it the class, nats, [N]."""
+    """Entropy of the prediction that assigned each class, nats, [N]."""
 
     def __repr__(self) -> str:
         return f"Supports({len(self.classes)} vectors)"
 
     def prototypes(self, num_classes: int) -> Tensor:
-        """The normalised sum of each class's normalised supports, [C, h]; zeros for a class without any."""
+        """The normalised sum of each class's normalised supports, [C, h]; zeros for a class without supports."""
         members = F.one_hot(self.classes, num_classes).to(self.vectors)
         return F.normalize(members.T @ F.normalize(self.vectors, dim=-1), dim=-1)
 
     def most_certain(self, capacity: int, num_classes: int) -> Supports:
-        """At most `capacity` supports of each class, those of lowest entropy, in their order."""
+        """Keep at most `capacity` supports per class, those of lowest entropy, without reordering."""
         kept = []
         for label in range(num_classes):
-            own = (self.classes == label).nonzero()[:, 0]
-            kept.append(own[self.entropies[own].argsort(stable=True)[:capacity]])
+            members = (self.classes == label).nonzero()[:, 0]
+            kept.append(members[self.entropies[members].argsort(stable=True)[:capacity]])
         index = torch.cat(kept).sort().values
         return Supports(self.vectors[index], self.classes[index], self.entropies[index])
 
 
 @settings
 class T3A:
-    """Test-time classifier adjuster on the hidden layer of CLIP-AU's classifier."""
+    """Test-time template adjuster on the hidden layer of CLIP-AU's classifier."""
 
     capacity: NonNegativeInt = 20
-    """Supports that each class keeps, the classifier's own row among them; 0 keeps all."""
+    """Number of supports kept per class, the classifier's row included; 0 keeps all."""
     update: Literal["before", "after"] = "before"
     """Whether a clip becomes a support before it is predicted, as published, or after."""
 
     name: ClassVar[str] = "t3a"
     fidelity: ClassVar[Fidelity] = "exact"
     deviations: ClassVar[str] = (
-        "T3A takes the hidden vector of a clip's chosen window and starts anew with each subject; keeping all supports "
-        "keeps all, where the published code drops the least certain one."
+        "T3A takes the hidden vector of a clip's chosen window and resets at each subject; capacity 0 keeps all "
+        "supports, where the published code drops the least certain one."
     )
 
     @property
@@ -85,7 +86,7 @@ class T3A:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Windows and the classifier's view of them."""
+        """Windows, and the classifier's output for them."""
         return frozenset({"views"})
 
     @property
@@ -94,13 +95,13 @@ class T3A:
         return "head"
 
     def title(self, config: AdaptConfig) -> tuple[str, ...]:
-        """`T3A, online`, then what differs from the defaults."""
+        """`T3A, online`, then each non-default setting."""
         readout = "" if config.readout == "best_window" else f", {config.readout_name}"
         return (f"T3A, {config.protocol.replace('_', ' ')}{readout}", *changed_settings(self))
 
     @torch.no_grad()
     def start(self, session: Session, prior: Tensor | None) -> Supports:
-        """The rows of the classifier's last layer, each for the class that the layer itself gives it."""
+        """The rows of the classifier's last layer, each assigned to the class that the layer predicts for it."""
         last = _last_layer(session.source)
         logits = F.linear(last.weight, last.weight, last.bias)
         return Supports(last.weight.detach(), logits.argmax(-1), entropy(logits))
@@ -154,7 +155,7 @@ def _views(session: Session, clip: ClipFeatures) -> Views:
 
 @torch.no_grad()
 def _output(state: Supports, session: Session, views: Views) -> ClipOutput:
-    """Logits of the window that the source chooses, under the prototypes."""
+    """Predict a clip with the prototypes; the source model chooses the window."""
     source, readout = session.source, session.config.readout
     logits = source.hidden(views.embeddings) @ state.prototypes(len(source.classes)).T
     chosen = chosen_window(source.logits(views.embeddings), readout)

@@ -39,22 +39,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cache:
-    """Samples that are kept: a value, never changed in place."""
+    """Stored samples; an immutable value."""
 
     vectors: Tensor
-    """Unit vectors [N, d]."""
+    """Unit vectors of the samples, [N, d]."""
     classes: Tensor
-    """The class that each was predicted as, int64 [N]."""
+    """Predicted class index of each sample, int64 [N]."""
     entropies: Tensor
-    """Entropy of that prediction, nats, [N]."""
+    """Entropy of each prediction, nats, [N]."""
     masks: Tensor
-    """Which classes a sample acts on, [N, C]."""
+    """1 for each class that a sample affects, else 0, [N, C]."""
 
     def __repr__(self) -> str:
         return f"Cache({len(self.classes)} samples)"
 
     def with_sample(self, vector: Tensor, probabilities: Tensor, mask: Tensor, capacity: int) -> Cache:
-        """With a sample more; in a full class it replaces the least certain one if it is more certain."""
+        """Add a sample; if its class is full, it replaces the least certain sample, provided it is more certain."""
         label, uncertain = int(probabilities.argmax()), _entropy(probabilities)
         same = (self.classes == label).nonzero()[:, 0]
         keep = torch.ones(len(self.classes), dtype=torch.bool, device=self.classes.device)
@@ -71,23 +71,23 @@ class Cache:
         )
 
     def affinity(self, vector: Tensor, sharpness: float) -> Tensor:
-        """Σ exp(−β (1 − cos)) over the samples that act on each class, [C]."""
+        """Σ exp(−β (1 − cos)) over the samples that affect each class, [C]."""
         return torch.exp(-sharpness * (1 - self.vectors @ vector)) @ self.masks
 
 
 @dataclass(frozen=True, eq=False)
 class TDAState:
-    """Both caches."""
+    """The positive and the negative cache."""
 
     positive: Cache
-    """Confident samples, each for the class that it was predicted as."""
+    """Confident samples, each raising the logit of its predicted class."""
     negative: Cache
-    """Uncertain samples, each against the classes of non-negligible probability."""
+    """Uncertain samples, each lowering the logits of its classes of non-negligible probability."""
 
 
 @settings
 class TDA:
-    """Training-free dynamic adapter; published defaults for ImageNet."""
+    """Training-free dynamic adapter; the defaults are those published for ImageNet."""
 
     on: Literal["frames", "windows"] = "frames"
     """`frames`: mean frame features and class descriptions, as published; `windows`: embeddings and logits of the
@@ -95,35 +95,34 @@ class TDA:
     alpha: NonNegativeFloat = 2.0
     """Weight of the positive cache."""
     beta: NonNegativeFloat = 5.0
-    """Sharpness of the positive cache: larger values count near samples only."""
+    """Sharpness of the positive cache: the larger, the faster the influence of a sample falls with distance."""
     positive_capacity: NonNegativeInt = 3
-    """Samples that the positive cache keeps of each class."""
+    """Number of samples per class in the positive cache; 0 disables it."""
     negative_capacity: NonNegativeInt = 2
-    """Samples that the negative cache keeps of each class; 0 switches it off."""
+    """Number of samples per class in the negative cache; 0 disables it."""
     negative_alpha: NonNegativeFloat = 0.117
     """Weight of the negative cache."""
     negative_beta: NonNegativeFloat = 1.0
     """Sharpness of the negative cache."""
     negative_entropy_low: Share = 0.2
-    """Samples of higher entropy may enter the negative cache; entropy in nats divided by log2 C, as published, which is
-    0.69 at most."""
+    """Lower entropy limit of the negative cache: entropy in nats divided by log2 C, as published, so at most 0.69."""
     negative_entropy_high: Share = 0.5
-    """Samples of lower entropy, in the same unit, may enter the negative cache."""
+    """Upper entropy limit of the negative cache, in the unit of `negative_entropy_low`."""
     negative_mask_low: Share = 0.03
-    """A negative sample acts against the classes of higher probability than this."""
+    """A negative sample lowers the logits of classes whose probability exceeds this."""
     update: Literal["before", "after"] = "before"
-    """Whether a clip enters the cache before it is predicted, as published, so that it retrieves itself, or after."""
+    """Whether a clip enters the cache before it is predicted, as published (it then retrieves itself), or after."""
 
     name: ClassVar[str] = "tda"
     fidelity: ClassVar[Fidelity] = "adapted"
     deviations: ClassVar[str] = (
-        "TDA sees a clip as one sample (the mean of its frame features, or its chosen window) and starts anew with "
+        "TDA sees a clip as one sample (the mean of its frame features, or its chosen window) and resets at "
         "each subject; class prompts describe the face in AU words. With two classes the negative cache has no effect."
     )
 
     @property
     def adapts(self) -> bool:
-        """Whether any cache can act."""
+        """Whether either cache can change a prediction."""
         return bool(self.positive_capacity and self.alpha) or bool(self.negative_capacity and self.negative_alpha)
 
     @property
@@ -137,7 +136,7 @@ class TDA:
         return "class_text" if self.on == "frames" else "head"
 
     def title(self, config: AdaptConfig) -> tuple[str, ...]:
-        """`TDA, online`, then what differs from the published settings."""
+        """`TDA, online`, then each setting that differs from the published ones."""
         return (f"TDA, {config.protocol.replace('_', ' ')}", *changed_settings(self))
 
     def start(self, session: Session, prior: Tensor | None) -> TDAState:
@@ -162,7 +161,7 @@ class TDA:
         return self._corrected(after if self.update == "before" else state, output, vector), after
 
     def predict(self, state: TDAState, session: Session, clip: ClipFeatures) -> ClipOutput:
-        """The logits that the caches correct."""
+        """Predict with the caches of this state."""
         return self._corrected(state, *self._unadapted(session, clip))
 
     def save(self, state: TDAState) -> SavedState:
@@ -186,7 +185,7 @@ class TDA:
 
     @torch.no_grad()
     def _unadapted(self, session: Session, clip: ClipFeatures) -> tuple[ClipOutput, Tensor]:
-        """The source's answer, and the unit vector that stands for the clip."""
+        """The unadapted output, and the unit vector that represents the clip."""
         source = session.source
         if self.on == "frames":
             class_text = source.class_text()
@@ -200,9 +199,9 @@ class TDA:
 
     def _with_clip(self, state: TDAState, vector: Tensor, probabilities: Tensor) -> TDAState:
         positive, negative = state.positive, state.negative
-        own = F.one_hot(probabilities.argmax(), len(probabilities)).to(probabilities)
+        predicted = F.one_hot(probabilities.argmax(), len(probabilities)).to(probabilities)
         if self.positive_capacity:
-            positive = positive.with_sample(vector, probabilities, own, self.positive_capacity)
+            positive = positive.with_sample(vector, probabilities, predicted, self.positive_capacity)
         share = float(_entropy(probabilities)) / math.log2(len(probabilities))  # nats over bits, as published
         if self.negative_capacity and self.negative_entropy_low < share < self.negative_entropy_high:
             mask = (probabilities > self.negative_mask_low).to(probabilities)
@@ -216,5 +215,5 @@ class TDA:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Nats."""
+    """Entropy, nats."""
     return entropy(probabilities.clamp_min(1e-12).log())

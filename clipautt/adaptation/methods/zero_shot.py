@@ -1,4 +1,4 @@
-"""CLIP zero-shot: the mean of a clip's normalised frame features against class descriptions. It does not adapt."""
+"""Zero-shot CLIP: the mean of a clip's normalised frame features is compared with class descriptions. No adaptation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipautt.settings import settings
 
 @settings
 class ZeroShot:
-    """Zero-shot CLIP; it has no settings of its own."""
+    """Zero-shot CLIP; it has no settings."""
 
     name: ClassVar[str] = "zero_shot"
     fidelity: ClassVar[Fidelity] = "variant"

@@ -3,8 +3,8 @@
 CLIP-AUTT (arXiv 2603.27999): the window of lowest entropy is selected, then the context vectors of the AU prompts take
 a few AdamW steps on an objective, then the clip is predicted with the tuned prompts. With two classes and a single
 window, entropy minimisation only sharpens a decision: the gradient of the entropy has the sign of the margin.
-Information maximisation (Liang et al., SHOT, 2020) needs several windows or clips; what it does not know is the true
-share of the classes.
+Information maximisation (Liang et al., SHOT, 2020) needs several windows or clips, and assumes class shares: equal
+ones, unless a prior is set.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _OBJECTIVE_NAMES = {"entropy": "entropy", "infomax": "infomax", "infomax_kl": "i
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptState:
-    """What is carried from clip to clip: a value, never changed in place."""
+    """State carried from clip to clip; an immutable value."""
 
     au_embeddings: Tensor
-    """a under these prompts, [K, d]."""
+    """AU embeddings a under the current prompts, [K, d]."""
     context: Tensor | None = None
     """Tuned context vectors [K, M, d_text]; None for the source prompts."""
     offset: Tensor | None = None
-    """`tune=feature`: what is added to the text features of the prompts, [K, d]."""
+    """`tune=feature`: offset added to the text features of the prompts, [K, d]."""
     prior: Tensor | None = None
-    """Class shares that the objective assumes, [C]; None: equal ones."""
+    """Class shares that the objective assumes, [C]; None for equal ones."""
     memory: tuple[Tensor, ...] = ()
-    """`online`: recent samples, each the embeddings of its windows [W, d]."""
+    """`online`: recent samples, each as its window embeddings [W, d]."""
 
     def __repr__(self) -> str:
         tuned = self.context if self.offset is None else self.offset
@@ -61,35 +61,35 @@ class ClipAUTT:
     """Prompt tuning on selected windows; with `objective=none` or zero steps, CLIP-AU."""
 
     objective: Objective = "none"
-    """What the tuned prompts minimise: `entropy` of the predictions; `infomax`, the entropy of single predictions less
-    that of their mean; `infomax_kl`, that and the divergence from the source predictions; `none` tunes nothing."""
+    """Loss that tuning minimises: `entropy` of the predictions; `infomax`, the mean entropy of the predictions minus the
+    entropy of their mean; `infomax_kl`, that plus the divergence from the source predictions; `none` tunes nothing."""
     tune: Tune = "context"
     """`context` tunes the context vectors of the AU prompts through the text tower, as published; `feature` tunes an
-    offset of the prompts' text features without the tower, much faster, and says how far its decisions agree."""
+    offset of the prompts' text features without the tower: much faster, and every run reports how far decisions agree."""
     precision: TextPrecision = "fp32"
     """Arithmetic inside the text tower while tuning; context vectors, optimizer and loss are always fp32."""
     per_au_context: bool = True
-    """Whether each AU prompt has context vectors (or an offset) of its own, or all share one displacement."""
+    """Whether each AU prompt has separate context vectors (or a separate offset), or all share one displacement."""
     steps: NonNegativeInt = 10
     """AdamW steps; 0 is CLIP-AU."""
     learning_rate: PositiveFloat = 1.0
-    """Step size, in the unit below."""
+    """Step size of AdamW, in `learning_rate_unit`."""
     learning_rate_unit: LearningRateUnit = "relative"
-    """`relative` to the root mean square of what is tuned at the source prompts, or `absolute`."""
+    """`relative` to the root mean square of the tuned values at the source prompts, or `absolute`."""
     tolerance: NonNegativeFloat = 0.0
     """Stop early once a step changes the objective by less than this, nats; 0 takes all steps."""
     kl_weight: NonNegativeFloat = 0.3
     """Weight of the divergence from the source predictions in `infomax_kl`."""
     balance_weight: NonNegativeFloat = 1.0
-    """Weight of the divergence of the mean prediction from the prior in `infomax` and `infomax_kl`; 1 with equal shares
-    gives the mutual information."""
+    """Weight of the divergence of the mean prediction from the prior in `infomax` and `infomax_kl`; at 1 with equal
+    shares, the objective is minus the mutual information."""
     windows_per_clip: PositiveInt = 1
-    """`best_window`: how many windows of lowest entropy the objective sees of each clip."""
+    """`best_window`: number of windows of lowest entropy per clip that enter the objective."""
     memory: PositiveInt = 16
-    """`online`: how many recent samples the objective sees, embedded as they were when they came."""
+    """`online`: number of recent samples in the objective; their embeddings are not updated."""
     max_drift: NonNegativeFloat = 30.0
-    """How far the tuned values may move from the source prompts, root mean square, in relative steps of size 1; beyond
-    that the source prompts are used instead."""
+    """Largest distance of the tuned values from the source prompts, root mean square, in relative steps of size 1; beyond
+    it, the clip or subject is predicted without adaptation."""
 
     name: ClassVar[str] = "clip_autt"
     fidelity: ClassVar[Fidelity] = "exact"
@@ -114,11 +114,11 @@ class ClipAUTT:
 
     @property
     def exact(self) -> ClipAUTT | None:
-        """The same through the text tower, with the same step size in its own unit; None where this is exact."""
+        """The same settings with context tuned through the text tower in fp32; None if they are exact already."""
         return replace(self, tune="context", precision="fp32") if self.adapts and self.tune != "context" else None
 
     def title(self, config: AdaptConfig) -> tuple[str, ...]:
-        """`CLIP-AU, best window` or `CLIP-AUTT infomax, per subject`, then the settings that count."""
+        """`CLIP-AU, best window` or `CLIP-AUTT infomax, per subject`, then the changed settings that have an effect."""
         if not self.adapts:
             return (f"CLIP-AU, {config.readout_name}",)
         title = f"CLIP-AUTT {_OBJECTIVE_NAMES[self.objective]}, {config.protocol.replace('_', ' ')}"
@@ -126,8 +126,7 @@ class ClipAUTT:
         return title, *self._particulars(config)
 
     def _particulars(self, config: AdaptConfig) -> Iterator[str]:
-        usual = {one.name: one.default for one in fields(self)}
-        changed = {name for name, value in usual.items() if getattr(self, name) != value}
+        changed = {setting.name for setting in fields(self) if getattr(self, setting.name) != setting.default}
         if "tune" in changed:
             yield f"{self.tune} tuning"
         elif "precision" in changed:
@@ -161,8 +160,8 @@ class ClipAUTT:
     def step(self, state: PromptState, session: Session, clip: ClipFeatures) -> tuple[ClipOutput, PromptState]:
         """Tune on the clip, then predict it with the tuned prompts.
 
-        `best_window` is the one of lowest entropy under the prompts that the clip starts from, `peak_window` the peak
-        under those that it is predicted with.
+        `best_window` is chosen under the prompts before tuning on the clip, `peak_window` under the prompts used to
+        predict it.
         """
         return unless_degenerate(self.step_many([state], session, [clip])[0])
 
@@ -171,11 +170,11 @@ class ClipAUTT:
         return self.predict_many([state], session, [clip])[0]
 
     def au_embeddings(self, state: PromptState) -> Tensor:
-        """a under the prompts of this state, [K, d]."""
+        """AU embeddings a under the prompts of this state, [K, d]."""
         return state.au_embeddings
 
     def save(self, state: PromptState) -> SavedState:
-        """The tuned values, a under them, and the memory; nothing for the source prompts."""
+        """The tuned values, the AU embeddings under them, and the memory; no tuned values for the source prompts."""
         tuned = {"context": state.context, "offset": state.offset}
         tensors = {name: value for name, value in tuned.items() if value is not None}
         if tensors:
@@ -196,7 +195,7 @@ class ClipAUTT:
         )
 
     def prepare(self, session: Session) -> None:
-        """Measure the batch size that is fastest."""
+        """Measure which batch size is fastest."""
         if self.adapts:
             _tuner(session).measure_batch_size(self, session.config.readout)
 
@@ -206,10 +205,10 @@ class ClipAUTT:
         """`fit` of many subjects in batches."""
         if not self.adapts:
             return list(states)
-        views = iter(_views(session, [clip for own in clips for clip in own]))
+        views = iter(_views(session, [clip for members in clips for clip in members]))
         samples = [
-            [sample for _ in own for sample in self._samples(next(views), session, state)]
-            for state, own in zip(states, clips, strict=True)
+            [sample for _ in members for sample in self._samples(next(views), session, state)]
+            for state, members in zip(states, clips, strict=True)
         ]
         return self._tuned(states, session, samples)
 
@@ -218,17 +217,17 @@ class ClipAUTT:
     ) -> list[tuple[ClipOutput, PromptState] | DegenerateError]:
         """`step` of many clips, each with its own state, in batches."""
         views = _views(session, clips)
-        chosen = [_chosen(session, one, state) for one, state in zip(views, states, strict=True)]
+        chosen = [_chosen(session, view, state) for view, state in zip(views, states, strict=True)]
         after: list[PromptState | DegenerateError] = list(states)
         if self.adapts:
-            seen = [self._samples(one, session, state) for one, state in zip(views, states, strict=True)]
+            seen = [self._samples(view, session, state) for view, state in zip(views, states, strict=True)]
             if session.config.protocol == "online":
-                states = [self._remember(state, own) for state, own in zip(states, seen, strict=True)]
+                states = [self._remember(state, samples) for state, samples in zip(states, seen, strict=True)]
                 seen = [state.memory for state in states]
             after = self._tuned(states, session, seen)
         return [
-            state if isinstance(state, DegenerateError) else (_output(session, one, state, index), state)
-            for state, one, index in zip(after, views, chosen, strict=True)
+            state if isinstance(state, DegenerateError) else (_output(session, view, state, index), state)
+            for state, view, index in zip(after, views, chosen, strict=True)
         ]
 
     def predict_many(
@@ -236,13 +235,13 @@ class ClipAUTT:
     ) -> list[ClipOutput]:
         """`predict` of many clips, each with its own state."""
         views = _views(session, clips)
-        return [_output(session, one, state, None) for one, state in zip(views, states, strict=True)]
+        return [_output(session, view, state, None) for view, state in zip(views, states, strict=True)]
 
     def _remember(self, state: PromptState, samples: Sequence[Tensor]) -> PromptState:
         return replace(state, memory=(*state.memory, *samples)[-max(self.memory, len(samples)) :])
 
     def _samples(self, views: Views, session: Session, state: PromptState) -> tuple[Tensor, ...]:
-        """What the objective sees of a clip is what is read out: its selected windows, or all of them as one."""
+        """A clip's samples in the objective match the readout: its selected windows, or all its windows as one sample."""
         if session.config.readout in ("mean_windows", "peak_window"):
             return (views.embeddings,)
         with torch.no_grad():
@@ -253,8 +252,8 @@ class ClipAUTT:
     def _tuned(
         self, states: Sequence[PromptState], session: Session, samples: Sequence[Sequence[Tensor]]
     ) -> list[PromptState | DegenerateError]:
-        """Every state with its prompts tuned on its samples; one without samples stays as it is."""
-        some = [i for i, own in enumerate(samples) if own]
+        """Tune the prompts of each state on its samples; a state without samples is unchanged."""
+        some = [i for i, members in enumerate(samples) if members]
         starts = [state.offset if self.tune == "feature" else state.context for state in states]
         problems = [Problem(samples[i], starts[i], states[i].prior) for i in some]
         after: list[PromptState | DegenerateError] = list(states)
@@ -264,21 +263,23 @@ class ClipAUTT:
         return after
 
     def _checked(self, state: PromptState, outcome: Tuned | DegenerateError) -> PromptState | DegenerateError:
-        """The state under the tuned prompts, unless they ran away from the source's."""
+        """The state with the tuned prompts, or an error if they drifted too far from the source prompts."""
         if isinstance(outcome, DegenerateError):
             return outcome
         if outcome.drift > self.max_drift:
-            return DegenerateError(f"the prompts ran away (drift {outcome.drift:.3g}, max_drift {self.max_drift:g})")
+            return DegenerateError(
+                f"the prompts drifted too far (drift {outcome.drift:.3g}, max_drift {self.max_drift:g})"
+            )
         context, offset = (None, outcome.parameter) if self.tune == "feature" else (outcome.parameter, None)
         return replace(state, au_embeddings=outcome.au_embeddings, context=context, offset=offset)
 
 
 CLIP_AU = AdaptConfig(ClipAUTT())
-"""CLIP-AU without personalization: what gains are measured against, where it is among the methods of a run."""
+"""CLIP-AU without personalization: the reference for gains, if it is among the methods of a run."""
 
 
 def _tuner(session: Session) -> Tuner:
-    """One per source model and way to compute; it keeps what it has measured and compiled."""
+    """One tuner per source model and `TuningConfig`; it caches what it has measured and compiled."""
     source = session.source
     return source.kept(("tuner", session.tuning, source.granted), lambda: Tuner(source, session.tuning))
 
@@ -295,7 +296,7 @@ def _chosen(session: Session, views: Views, state: PromptState) -> int:
 
 @torch.no_grad()
 def _output(session: Session, views: Views, state: PromptState, chosen: int | None) -> ClipOutput:
-    """A clip under the prompts of this state; `chosen` as for `read_clip`."""
+    """Predict a clip under the prompts of this state; `chosen` as for `read_clip`."""
     source = session.source
     logits, window = read_clip(
         source.logits(views.embeddings, state.au_embeddings), session.config.readout, chosen=chosen

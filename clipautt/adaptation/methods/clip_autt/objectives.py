@@ -1,4 +1,4 @@
-"""What tuned prompts minimise. Pure tensor functions of logits."""
+"""Losses that prompt tuning minimises, as pure tensor functions: logits in, one loss per problem out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def objective_loss(
     inside: Tensor | None = None,
     prior: Tensor | None = None,
 ) -> Tensor:
-    """The objective over S samples of each of B problems.
+    """Compute the objective over the S samples of each problem.
 
     `entropy`: mean entropy of the predictions. `infomax`: mean entropy plus `balance_weight` times the divergence of
     the mean prediction from the prior; with equal shares that is minus the mutual information at weight 1.
@@ -33,12 +33,12 @@ def objective_loss(
     Args:
         logits: under the tuned prompts, [..., S, C].
         source_logits: under the source prompts, [..., S, C].
-        method: names the objective and its weights.
-        inside: which samples count, bool [..., S]; all by default.
-        prior: shares of the classes, [..., C]; equal ones by default.
+        method: settings with the objective and its weights.
+        inside: True for samples that count, bool [..., S]; all by default.
+        prior: assumed class shares, [..., C]; equal by default.
 
     Returns:
-        [...], in nats.
+        Loss of each problem, [...], nats.
     """
     inside = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if inside is None else inside
 

@@ -1,10 +1,10 @@
-"""Prompt tuning of many videos and subjects in one batch, each with its own optimiser state and its own end.
+"""Prompt tuning of many videos and subjects in one batch, each with separate optimiser state and early stopping.
 
-In: problems (the window embeddings that one video or subject shows the objective). Out: tuned prompts for each, or why
-there are none. Problems share nothing but the frozen model, so a batch of them gives what each gives alone, up to the
+In: problems (the window embeddings of one video or subject that enter the objective). Out: tuned prompts for each, or
+the error that prevented them. Problems share only the frozen model, so results do not depend on the batch, up to the
 order of floating-point sums. What is tuned (`ClipAUTT.tune`):
 
-- `context`: the context vectors of the AU prompts, through the text tower. The exact mode and the paper's.
+- `context`: the context vectors of the AU prompts, through the text tower. The exact mode, as published.
 - `feature`: an offset of the K text features; the tower is not needed at all.
 """
 
@@ -37,26 +37,26 @@ _LARGEST_BATCH = 32
 _MEASURING_SECONDS = 1.0
 _FEATURE_STEP = 0.1
 """A relative step of 1 of the feature offset, in root mean squares of the text features. Chosen on source-validation
-subjects of the synthetic data: there the decisions are nearest to those of a relative step of 1 of the context."""
+subjects of the synthetic data, where it gives decisions closest to a relative step of 1 of the context."""
 _LARGEST_RATE = 1e30
-"""AdamW computes in float32, which holds no more; prompts that took such a step are rejected anyhow."""
+"""AdamW computes in float32, which overflows beyond this; prompts after such a step are rejected anyway."""
 _WINDOWS_PER_PASS = 1 << 16
 _FEWEST_ROWS = 16
-"""Windows that a problem has room for at least: products of fewer rows take other kernels on CPUs, by their number."""
+"""Minimum number of window rows per problem: on CPUs, products of fewer rows use kernels that depend on their number."""
 _FLOATS_OF_CLASSIFIER = 1024
-"""That the classifier keeps for a window on its way there and back."""
+"""Floats that the classifier keeps per window for the forward and backward pass."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
-    """What the objective sees of one video or subject."""
+    """One video or subject to tune on."""
 
     samples: Sequence[Tensor]
-    """What is predicted as one: the embeddings v of a sample's windows, [W, d]; see `read_samples`."""
+    """Samples that get one prediction each, as their window embeddings v, [W, d]; see `read_samples`."""
     start: Tensor | None = None
-    """To go on from: context [K, M, d_text], or the offset of the features [K, d]; None: the source's."""
+    """Starting point: context [K, M, d_text] or feature offset [K, d]; None for that of the source."""
     prior: Tensor | None = None
-    """Shares of the classes that are assumed, [C]; None: those of the training."""
+    """Assumed class shares, [C]; None for those of training."""
 
     def __repr__(self) -> str:
         return f"Problem({len(self.samples)} samples)"
@@ -64,14 +64,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
-    """What tuning gives for one problem."""
+    """Result of tuning for one problem."""
 
     parameter: Tensor
-    """Tuned context [K, M, d_text], or offset of the features [K, d]."""
+    """Tuned context [K, M, d_text], or feature offset [K, d]."""
     au_embeddings: Tensor
-    """a under it, [K, d]."""
+    """AU embeddings a under the tuned parameter, [K, d]."""
     steps: int
-    """How many were taken."""
+    """Number of steps taken."""
     drift: float = 0.0
     """Distance from the source prompts, root mean square, in relative steps of size 1."""
 
@@ -84,18 +84,18 @@ class _Batch:
     """Several problems with their windows padded to the longest."""
 
     windows: Tensor
-    """[B, V, d]."""
+    """Window embeddings v, padded, [B, V, d]."""
     index: Tensor
-    """Which windows belong to a sample, int64 [B, S, W]."""
+    """Indices of the windows of each sample, int64 [B, S, W]."""
     inside: Tensor
-    """Which places of `index` count, bool [B, S, W]."""
+    """True where an entry of `index` is not padding, bool [B, S, W]."""
     shift: Tensor
-    """Added to the logits: log of prior over the training's shares, [B, C]."""
+    """Added to the logits: log(prior / training shares), [B, C]."""
     prior: Tensor
-    """[B, C]."""
+    """Class shares that the objective assumes, [B, C]."""
 
     def rows(self, chosen: Sequence[int]) -> _Batch:
-        """Only these problems."""
+        """The batch reduced to these problems."""
         return _Batch(*(getattr(self, name)[list(chosen)] for name in self.__dataclass_fields__))
 
     def logits(self, source: Source, au_embeddings: Tensor, readout: Readout) -> Tensor:
@@ -111,11 +111,11 @@ class _Batch:
 
 
 def _few_logits(source: Source, windows: Tensor, au_embeddings: Tensor, *, last: bool) -> Tensor:
-    """Logits of windows; where there are very many, the way back computes them again instead of keeping them."""
+    """Logits of windows; for very many, activations are recomputed in the backward pass to save memory."""
     if last or not au_embeddings.requires_grad:
         return source.logits(windows, au_embeddings)
-    again: Tensor = checkpoint(source.logits, windows, au_embeddings, use_reentrant=False)
-    return again
+    logits: Tensor = checkpoint(source.logits, windows, au_embeddings, use_reentrant=False)
+    return logits
 
 
 _Shape = tuple[int, int, int]
@@ -123,15 +123,15 @@ _Kind = tuple[str, str]
 
 
 def _kind(method: ClipAUTT) -> _Kind:
-    """Ways to tune that cost the same."""
+    """Key of settings with the same memory and time per problem."""
     return method.tune, method.precision
 
 
 def _shape(problem: Problem) -> _Shape:
-    """Windows, samples and windows of a sample that a problem has room for in a batch, powers of two.
+    """Padded numbers of windows, of samples and of windows per sample of a problem; powers of two.
 
-    They follow from the problem alone, and a batch holds problems of one shape: so sums over windows are added up in
-    the same order whatever else is in the batch.
+    They depend on the problem alone, and all problems of a batch have the same shape, so sums over windows run in the
+    same order whatever else is in the batch.
     """
     sizes = [len(sample) for sample in problem.samples]
     rows, samples, longest = (1 << (size - 1).bit_length() for size in (sum(sizes), len(sizes), max(sizes)))
@@ -161,20 +161,21 @@ def _batch(problems: Sequence[Problem], source: Source, readout: Readout) -> _Ba
 
 @dataclass(frozen=True, eq=False)
 class _Parameter:
-    """What is tuned: where it starts, how large a relative step is, and what it makes of the AU embeddings."""
+    """The tuned parameter: its start, the size of a relative step, and its map to AU embeddings."""
 
     start: Tensor
-    """At the source prompts."""
+    """Value at the source prompts, [K, M, d_text] or [K, d]."""
     scale: float
     """A relative learning rate of 1, in units of the parameter."""
     au_embeddings: Callable[[Tensor], Tensor]
-    """[B, …] → [B, K, d], differentiable."""
+    """Parameters of a batch [B, …] → AU embeddings [B, K, d], differentiable."""
 
 
 class _Free:
-    """What the optimiser moves of one problem's parameter: a value per AU, or one displacement that all AUs share.
+    """Free variable of one problem: a value per AU, or one displacement that all AUs share.
 
-    With a displacement the AUs keep what distinguishes them, which matters where context stands in their own words.
+    A shared displacement preserves the differences between AUs, which matters when the context is initialised from
+    each prompt's first tokens.
     """
 
     def __init__(self, start: Tensor, per_au: bool) -> None:
@@ -182,7 +183,7 @@ class _Free:
         self.leaf = (start.clone() if per_au else torch.zeros_like(start[:1])).requires_grad_(True)
 
     def value(self) -> Tensor:
-        """The parameter, of the shape of the start."""
+        """Current parameter, of the same shape as the start."""
         return self.leaf if self.start is None else self.start + self.leaf
 
 
@@ -190,37 +191,37 @@ class Tuner:
     """Solves problems for one source model, in batches that fit the memory.
 
     Args:
-        source: frozen; nothing in it changes.
-        config: see `TuningConfig`.
+        source: the frozen model; not modified.
+        config: memory limit, batch size and compilation.
     """
 
     def __init__(self, source: Source, config: TuningConfig | None = None) -> None:
         self.source = source
         self.config = config or TuningConfig()
         self._sizes: dict[_Kind, int] = {}
-        self._halved: dict[tuple[_Kind, _Shape], int] = {}  # what a batch was halved to, for want of memory
+        self._halved: dict[tuple[_Kind, _Shape], int] = {}  # reduced batch size after running out of memory
         self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def tune(self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout) -> list[Tuned | DegenerateError]:
-        """A few AdamW steps on the objective, for every problem from its own start.
+        """Take AdamW steps on the objective for every problem, from its starting point.
 
-        A single sample has no mutual information: there `infomax` and `infomax_kl` return the start, since AdamW would
-        turn rounding errors into full steps.
+        The mutual information of a single sample is zero: there `infomax` and `infomax_kl` return the start, since AdamW
+        would turn rounding errors into full steps.
 
         Args:
-            problems: of any sizes.
+            problems: problems of any sizes.
             method: objective, steps, step size, and what is tuned.
             readout: how a sample's windows become one prediction.
 
         Returns:
-            In the order of the problems: the tuned prompts, or why there are none.
+            Tuned prompts, or the error that prevented them, in the order of the problems.
 
         Raises:
             MemoryError: if the device's memory is too small for a single problem.
-            ValueError: if the checkpoint's prompts have no context tokens, and context is to be tuned.
+            ValueError: if context is to be tuned and the checkpoint's prompts have no context tokens.
         """
         parameter = self._parameter(method)
-        found: dict[int, Tuned | DegenerateError] = {}
+        results: dict[int, Tuned | DegenerateError] = {}
         shapes = [_shape(problem) for problem in problems]
         waiting = sorted(range(len(problems)), key=lambda i: (shapes[i], i))
         while waiting:
@@ -231,14 +232,14 @@ class Tuner:
             if outcomes is None:
                 self._halved[_kind(method), shape] = len(chosen) // 2
                 continue
-            found |= dict(zip(chosen, outcomes, strict=True))
+            results |= dict(zip(chosen, outcomes, strict=True))
             waiting = waiting[len(chosen) :]
-        return [found[i] for i in range(len(problems))]
+        return [results[i] for i in range(len(problems))]
 
     def _tune_within_memory(
         self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout, parameter: _Parameter
     ) -> list[Tuned | DegenerateError] | None:
-        """The outcomes; None where memory is too short for so many."""
+        """Tune one batch; None if there is too little memory for so many problems."""
         try:
             return self._tune_batch(problems, method, readout, parameter)
         except (RuntimeError, MemoryError) as error:
@@ -247,23 +248,23 @@ class Tuner:
             if len(problems) == 1:
                 raise MemoryError(
                     f"the memory of {self.source.backbone.device} is too small to tune a single problem ({error}); "
-                    "free some, use another device, or take adapt.method.tune=feature"
+                    "free some, use another device, or set adapt.method.tune=feature"
                 ) from error
         if self.source.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()  # out here, where what the failed batch held is free again
+            torch.cuda.empty_cache()  # outside `except`, where the tensors of the failed batch have been freed
         return None
 
     def batch_size(self, method: ClipAUTT) -> int:
-        """Problems in one batch: as configured, as measured, or as many as the memory holds."""
+        """Number of problems per batch: as configured, as measured, or as many as fit in memory."""
         kind = _kind(method)
         if kind not in self._sizes:
             self._sizes[kind] = self.config.batch_size or min(_LARGEST_BATCH, self._fitting(method))
         return self._sizes[kind]
 
     def measure_batch_size(self, method: ClipAUTT, readout: Readout) -> int:
-        """Find the batch size that is fastest per problem, by a step of 1, 2, 4, … problems, and use it from now on.
+        """Time one step of 1, 2, 4, … problems, and use the batch size that is fastest per problem from now on.
 
-        Out of memory, or once two doublings have gained less than 5%, the search ends. A size that is configured stays.
+        The search stops when memory runs out, or once two doublings have gained less than 5%. A configured size is kept.
         """
         if self.config.batch_size:
             return self.batch_size(method)
@@ -284,7 +285,7 @@ class Tuner:
         return best
 
     def _seconds_of_step(self, method: ClipAUTT, readout: Readout, size: int) -> float:
-        """Of a whole step of so many problems: the least of three, or of what a second holds, after one to warm up."""
+        """Fastest step of `size` problems, seconds: of three runs, or as many as fit into a second, after a warm-up."""
         parameter, one_step = self._parameter(method), replace(method, steps=1, tolerance=0.0)
         noise = torch.Generator().manual_seed(size)
         windows = F.normalize(torch.randn(_FEWEST_ROWS, self.source.au_embeddings.shape[-1], generator=noise), dim=-1)
@@ -302,9 +303,9 @@ class Tuner:
         return least
 
     def bytes_per_problem(self, method: ClipAUTT) -> int:
-        """What one problem more takes on its way through the text side and back, measured on two and on one.
+        """Memory that each additional problem needs in the text tower's forward and backward pass, measured on two and one.
 
-        What is kept for the way back is counted while it is computed; half as much again comes and goes.
+        Tensors saved for the backward pass are counted exactly; temporaries are estimated at half as much again.
         """
         parameter = self._parameter(method)
         both = parameter.start.expand(2, *parameter.start.shape).clone().requires_grad_(True)
@@ -315,7 +316,7 @@ class Tuner:
     def _fitting(self, method: ClipAUTT) -> int:
         try:
             return max(1, self._budget() // max(1, self.bytes_per_problem(method)))
-        except (RuntimeError, MemoryError) as error:  # not even two
+        except (RuntimeError, MemoryError) as error:  # measuring two problems did not fit
             if not is_out_of_memory(error):
                 raise
             return 1
@@ -324,7 +325,7 @@ class Tuner:
         return self.config.memory_mb * 2**20 if self.config.memory_mb else free_bytes(self.source.backbone.device)
 
     def _room(self, shape: _Shape, method: ClipAUTT) -> int:
-        """How many problems of a shape go into a batch; their windows may take half of the memory."""
+        """Number of problems of a shape per batch; their windows may take half of the memory."""
         most = min(self.batch_size(method), self._halved.get((_kind(method), shape), sys.maxsize))
         if self.config.batch_size:
             return most
@@ -344,8 +345,8 @@ class Tuner:
             free = [_Free(values[i], method.per_au_context) for i in moving]
             batch = _batch([problems[i] for i in moving], self.source, readout)
             errors, steps = self._descend(free, batch, method, readout, parameter)
-            for i, own, error, count in zip(moving, free, errors, steps, strict=True):
-                values[i], outcomes[i], taken[i] = own.value().detach(), error, count
+            for i, variable, error, count in zip(moving, free, errors, steps, strict=True):
+                values[i], outcomes[i], taken[i] = variable.value().detach(), error, count
         return self._finish(torch.stack(values), outcomes, taken, parameter)
 
     def _descend(
@@ -356,21 +357,21 @@ class Tuner:
         readout: Readout,
         parameter: _Parameter,
     ) -> tuple[list[DegenerateError | None], list[int]]:
-        """Steps in place of all values that are still on their way; why some stopped, and the steps of each."""
+        """Optimise `values` in place; return the error of each (None if it succeeded) and the number of steps it took."""
         rate = method.learning_rate * (parameter.scale if method.learning_rate_unit == "relative" else 1.0)
         rate = min(rate, _LARGEST_RATE)
-        optimizer = torch.optim.AdamW([one.leaf for one in values], lr=rate, weight_decay=0.0, foreach=True)
+        optimizer = torch.optim.AdamW([value.leaf for value in values], lr=rate, weight_decay=0.0, foreach=True)
         errors: list[DegenerateError | None] = [None] * len(values)
         steps, before = [0] * len(values), [torch.inf] * len(values)
         moving, part = list(range(len(values))), batch
         with torch.no_grad():
-            own = self.source.au_embeddings.expand(len(values), -1, -1)
-            source_logits = batch.logits(self.source, own, readout).double()
+            unadapted = self.source.au_embeddings.expand(len(values), -1, -1)
+            source_logits = batch.logits(self.source, unadapted, readout).double()
         for step in range(method.steps):
             stacked = torch.stack([values[i].value() for i in moving])
             logits = part.logits(self.source, parameter.au_embeddings(stacked), readout).double()
-            given = {"inside": part.inside.any(-1), "prior": part.prior.double()}
-            losses = objective_loss(logits, source_logits[moving], method, **given)
+            inside, prior = part.inside.any(-1), part.prior.double()
+            losses = objective_loss(logits, source_logits[moving], method, inside=inside, prior=prior)
             now = losses.tolist()
             optimizer.zero_grad()
             torch.autograd.backward(losses.sum())
@@ -416,7 +417,7 @@ class Tuner:
             )
         if not source.context.numel():
             raise ValueError(
-                f"adapt.method.tune={method.tune!r}, but this checkpoint's prompts have no context tokens; take "
+                f"adapt.method.tune={method.tune!r}, but this checkpoint's prompts have no context tokens; set "
                 "adapt.method.tune=feature, or adapt=clip_au"
             )
         scale = float(source.context.square().mean().sqrt())
