@@ -1,5 +1,5 @@
-"""The distributed jobs: each module with a `main` is one `clipautt <job>`, a thin entry point over `clipautt`.
+"""The distributed jobs: each package with a module `job` is one `clipautt <job>`, a thin entry point over `clipautt`.
 
-`cli` is the command, `configuration` composes and checks the settings, `runs` keeps the run folders, `cluster` finds or
-starts Ray, `progress` prints. Importing this package imports none of them.
+In: the words of a command line. Out: run folders, tables, pages or a server. Open `cli` first, the `clipautt` command;
+`platform` has what all jobs use: settings, Ray, run folders, progress. Importing this package imports none of them.
 """

@@ -1,9 +1,9 @@
 """The `clipautt` command: `clipautt <job> key=value …` runs one job of this package.
 
 `python -m ray_jobs.<job> key=value …` comes here too, so both are the same. A job is a package with a module `job`: its
-docstring is the help, whose first line says what it is for, and it has `main(cfg) -> int`. It may set
-`POSITIONAL = "video"`, and then a first word without `=` is the value of that setting. A module with
-`READS_WORDS = True` is handed the words of the command line instead of a configuration.
+docstring is the help, whose first line says what the job is for, and it has `main(cfg) -> int`. With
+`POSITIONAL = "video"`, a first word without `=` is the value of that setting. With `READS_WORDS = True`, `main` gets
+the words of the command line instead of a configuration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `clipautt`; None takes those of this process.
 
     Returns:
-        The exit code: the job's own, 2 for a mistake of the user's, 130 when interrupted.
+        The exit code: the job's own, 2 for a user error, 130 when interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_job(package: str | None) -> int:
-    """What `python -m ray_jobs.<job>` does: the job of this package with the words of this process."""
+    """Run the job of this package with the command line of this process: what `python -m ray_jobs.<job>` does."""
     assert package is not None
     return main([package.rpartition(".")[2].replace("_", "-"), *sys.argv[1:]])
 
 
 def _run(name: str, words: list[str]) -> int:
-    from ray_jobs.platform import configuration, usage  # with Hydra, which takes longer than the overview
+    from ray_jobs.platform import configuration, usage  # imports Hydra, which takes longer than the overview
 
     job = find_job(name)
     if "--help" in words or "-h" in words:
@@ -78,12 +78,12 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _message(error: BaseException) -> str:
-    """What the error says; of one that crossed Ray, what its cause says, without the worker's traceback."""
+    """The error's message; for one that crossed Ray, that of its cause, without the worker's traceback."""
     cause = getattr(error, "cause", None)
     error = cause if isinstance(cause, BaseException) else error
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
-    if "pydantic_core" in sys.modules:  # whose import would cost more than `--help` may take
+    if "pydantic_core" in sys.modules:  # importing it would make `--help` slow
         from pydantic import ValidationError
 
         from clipautt.settings import one_line

@@ -1,5 +1,5 @@
 """The adapt job: clips of unseen subjects in, result rows and adapted prompts per subject out.
 
-Open `job` first: plan, execute, finish. `plan` says what is left to do of each subject, `checks` refuses what cannot
-work, `actor` computes, `results` keeps the run's files.
+Open `job` first: plan, execute, finish. `plan` decides what is left to do for each subject, `checks` refuses what
+cannot work, `actor` computes, `results` keeps the run's files.
 """

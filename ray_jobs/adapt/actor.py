@@ -1,7 +1,7 @@
 """The actor of an adaptation run: holds the source models and works on a few subjects at a time. It sees no label.
 
 In: an `AdaptJob` once, then lists of `SubjectWork`. Out: an `Outcome` per assignment; adapted states and explanations
-are written on the way.
+are written along the way.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from ray_jobs.adapt.run import AdaptJob
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """What one assignment gave."""
+    """The result of one assignment."""
 
     assignment: Assignment
-    """What was asked for."""
+    """The assignment that was carried out."""
     predictions: tuple[Prediction, ...]
-    """One per clip, in the order of the visits."""
+    """One per clip, in the order in which the clips were visited."""
     seconds: float
-    """Per video."""
+    """Time per video."""
     failed: str | None = None
-    """Why there are no predictions; of comparisons only."""
+    """Why there are no predictions; only a comparison may have none."""
 
 
 class AdaptActor:
-    """Loads the models once; then takes subjects, a few small ones together or a large one alone.
+    """Loads the models once, then takes subjects: several small ones together, a large one alone.
 
     Args:
-        job: see `AdaptJob`.
-        workers: how many share the memory of this machine or GPU.
+        job: what to compute.
+        workers: number of actors that share the memory of this machine or GPU.
     """
 
     def __init__(self, job: AdaptJob, workers: int) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
-            # Several threads share out a product by its size: what a problem gives would depend on its batch by a
-            # rounding error, which many large steps make visible. More actors take more cores instead.
+            # Several threads split a product by its size, so a problem's result would depend on its batch by a rounding
+            # error, which many large steps magnify. More cores are used by more actors instead.
             torch.set_num_threads(1)
         backbone = load_backbone(job.backbone).to(device)
         memory = job.tuning.memory_mb or max(1, free_bytes(device) // workers // 2**20)
@@ -70,14 +70,14 @@ class AdaptActor:
         self.prepared: set[AdaptConfig] = set()
 
     def run(self, works: list[SubjectWork]) -> list[list[Outcome]]:
-        """The outcomes of every subject; kept prompts and explanations are written on the way."""
+        """The outcomes of every subject; adapted states and explanations are written along the way."""
         features = self.store.load([clip for work in works for clip in work.clips])
-        found: list[dict[int, Outcome]] = [{} for _ in works]
+        done: list[dict[int, Outcome]] = [{} for _ in works]
         places = [(w, a) for w, work in enumerate(works) for a in range(len(work.assignments))]
         centring = Centring()
         for method in dict.fromkeys(works[w].assignments[a].method for w, a in places):
-            own = [(w, a) for w, a in places if works[w].assignments[a].method == method]
-            asked = [(works[w], works[w].assignments[a]) for w, a in own]
+            chosen = [(w, a) for w, a in places if works[w].assignments[a].method == method]
+            asked = [(works[w], works[w].assignments[a]) for w, a in chosen]
             try:
                 outcomes = self._run_method(method, asked, features, centring)
             except Exception as error:
@@ -85,9 +85,9 @@ class AdaptActor:
                     raise
                 # A comparison that fails costs no result; the next run tries it again.
                 outcomes = [Outcome(one, (), 0.0, f"{type(error).__name__}: {error}") for _, one in asked]
-            for (w, a), outcome in zip(own, outcomes, strict=True):
-                found[w][a] = outcome
-        return [[one[a] for a in sorted(one)] for one in found]
+            for (w, a), outcome in zip(chosen, outcomes, strict=True):
+                done[w][a] = outcome
+        return [[of_subject[a] for a in sorted(of_subject)] for of_subject in done]
 
     def _run_method(
         self,
@@ -125,7 +125,7 @@ class AdaptActor:
     ) -> Unit:
         gone = [clip_id for clip_id in (*one.clip_ids, *one.history_ids) if clip_id not in features]
         if gone:
-            raise ValueError(f"the features of {', '.join(gone[:3])} are not in {self.job.store} any more")
+            raise ValueError(f"the features of {', '.join(gone[:3])} are no longer in {self.job.store}")
         history = None
         if one.history_ids:
             saved = load_personalization(self.job.prompts(work.subject_id), source)
@@ -152,7 +152,7 @@ class AdaptActor:
 
 
 def _tracks(work: SubjectWork) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
-    """What OpenFace saw of a subject's clips; and of files that cannot be used, clip → why: they cost no result."""
+    """OpenFace's tracks of a subject's clips; and clip → why its file cannot be used, which costs no result."""
     tracks, problems = {}, dict(work.openface_problems)
     for clip in work.clips:
         if clip.clip_id not in work.openface:

@@ -1,4 +1,4 @@
-"""The files of a run that hold how far approximations agree with the exact method, one per compared subject.
+"""How far approximations agree with the exact method: one file per compared subject in the run folder.
 
 In: a subject's rows and the outcomes of its comparisons. Out: a JSON file per subject, and figures over all of them.
 """
@@ -20,7 +20,7 @@ from clipautt.files import write_json
 from ray_jobs.adapt.actor import Outcome
 
 FOLDER = "agreement"
-"""In the run folder."""
+"""Name of the folder of these files, in the run folder."""
 
 
 def agreement_of(
@@ -29,10 +29,10 @@ def agreement_of(
     """One subject's agreement for every approximation that was compared.
 
     Args:
-        rows: of the subject.
-        outcomes: of the subject's assignments, comparisons among them.
+        rows: the subject's result rows.
+        outcomes: outcomes of the subject's assignments, including comparisons.
         exact: name of an approximation → the exact settings.
-        classes: names in label order.
+        classes: class names in label order.
     """
     every = rows[(rows["cohort"] == EVERY) & (rows["prediction"] != "")]
     found = {}
@@ -51,26 +51,26 @@ def agreement_of(
 
 
 def _decisions(rows: pd.DataFrame, method: str) -> dict[str, Decision]:
-    own = rows[rows["method"] == method]
-    columns = (own["clip_id"], own["prediction"], own["probability"])
+    chosen = rows[rows["method"] == method]
+    columns = (chosen["clip_id"], chosen["prediction"], chosen["probability"])
     return {str(clip): Decision(str(label), float(p)) for clip, label, p in zip(*columns, strict=True)}
 
 
 def write_agreement(run: Path, subject: str, agreements: Mapping[str, Agreement]) -> None:
-    """Keep a subject's figures, if there are any."""
+    """Write a subject's figures, if there are any."""
     if agreements:
         write_json(agreement_file(run, subject), {name: asdict(one) for name, one in agreements.items()})
 
 
 def agreement_file(run: Path, subject: str) -> Path:
-    """File of a subject's figures."""
+    """Path of a subject's figures."""
     return run / FOLDER / Path(subject_file(subject)).with_suffix(".json").name
 
 
 def read_agreement(files: Iterable[Path]) -> dict[str, Agreement]:
-    """Name of each approximation → its agreement over all subjects of these files."""
+    """Name of each approximation → its agreement, pooled over the subjects of these files."""
     parts: dict[str, list[Agreement]] = {}
     for file in sorted(files):
         for name, facts in json.loads(file.read_text(encoding="utf-8")).items():
             parts.setdefault(name, []).append(Agreement(**facts))
-    return {name: pooled(own) for name, own in parts.items()}
+    return {name: pooled(subjects) for name, subjects in parts.items()}

@@ -24,10 +24,10 @@ _SHOWN = 12
 
 
 def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
-    """The cohorts of the evaluation.
+    """The cohorts that the settings describe.
 
     Raises:
-        ValueError: for a setting that is none of a cohort's, or two cohorts of one name.
+        ValueError: for a key that a cohort does not have, or two cohorts with the same name.
     """
     allowed = [field.name for field in fields(Cohort)]
     for one in settings:
@@ -35,9 +35,9 @@ def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
             raise ValueError(f"cohorts={one!r}; allowed are {{share: 0.2, draws: 1}} with {' and '.join(allowed)}")
     cohorts = [Cohort(**one) for one in settings]
     names = [cohort.name for cohort in cohorts]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"cohorts has {', '.join(twice)} twice; leave one out, or take more draws of it")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"cohorts lists {', '.join(duplicates)} twice; omit one, or ask for more draws of it")
     return cohorts
 
 
@@ -45,25 +45,25 @@ def clips_of_splits(manifest: Manifest, splits: Sequence[str]) -> list[Clip]:
     """The clips to predict.
 
     Raises:
-        ValueError: for a split that there is not, or if these have no clip.
+        ValueError: for an unknown split, or if these splits have no clips.
     """
     odd = [split for split in splits if split not in SPLITS]
     if odd:
         raise ValueError(f"splits={odd[0]!r}; allowed are {', '.join(SPLITS)}")
     clips = [clip for clip in manifest.clips if clip.split in splits]
     if not clips:
-        there = ", ".join(sorted({clip.split for clip in manifest.clips}))
-        raise ValueError(f"splits=[{','.join(splits)}]: the manifest has no such clips; there are {there}")
+        present = ", ".join(sorted({clip.split for clip in manifest.clips}))
+        raise ValueError(f"splits=[{','.join(splits)}]: the manifest has no such clips, only {present}")
     return clips
 
 
 def rows_that_can_be_made(
     methods: Sequence[AdaptConfig], own: Checkpoint, checkpoint: str | Path
 ) -> tuple[AdaptConfig, ...]:
-    """The methods without those to compare with that this checkpoint cannot serve, which is printed.
+    """The methods that this checkpoint can serve; what is omitted is printed with its reason.
 
     Raises:
-        ValueError: if it cannot serve the run's own method, the first one.
+        ValueError: if it cannot serve the run's own method, which is the first.
     """
     check_needs(own.spec, methods[0])
     single = is_checkpoint(checkpoint)
@@ -86,22 +86,22 @@ def load_checkpoints(methods: Sequence[AdaptConfig], checkpoint: str | Path) -> 
 
     Raises:
         FileNotFoundError: if one is missing.
-        ValueError: if one was trained with another baseline, or on other features than the first.
+        ValueError: if one was trained with another baseline, or on different features from the first.
     """
-    found: dict[str, Checkpoint] = {}
+    loaded: dict[str, Checkpoint] = {}
     for method in methods:
         baseline = method.subject_baseline
-        found[baseline] = found.get(baseline) or load_checkpoint(find_checkpoint(checkpoint, baseline))
-        check_baseline(found[baseline].spec, method)
-        found[methods[0].subject_baseline].check_features(found[baseline].spec.features)
-    return found
+        loaded[baseline] = loaded.get(baseline) or load_checkpoint(find_checkpoint(checkpoint, baseline))
+        check_baseline(loaded[baseline].spec, method)
+        loaded[methods[0].subject_baseline].check_features(loaded[baseline].spec.features)
+    return loaded
 
 
 def check_same_checkpoints(file: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse to go on with other weights under the same name; note those of a new run.
+    """Refuse to resume a run with other weights; of a new run, note the fingerprints in `file`.
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming the fingerprints before and now.
     """
     now = {baseline: one.fingerprint for baseline, one in sorted(checkpoints.items())}
     if not file.is_file():
@@ -115,17 +115,17 @@ def check_same_checkpoints(file: Path, checkpoints: Mapping[str, Checkpoint]) ->
     ]
     if lines:
         raise ValueError(
-            f"the run {file.parent} has results of other checkpoints than there are now:\n"
+            f"the run {file.parent} has results of checkpoints that have changed since:\n"
             + "\n".join(lines)
-            + "\nTake another name (name=…), or put the earlier checkpoints back."
+            + "\nChoose another name (name=…), or restore the earlier checkpoints."
         )
 
 
 def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip]) -> None:
-    """Refuse to go on where clips that results were made from are gone or changed; note what clips there are now.
+    """Refuse to resume a run if clips that it has results for are gone or changed; note the clips as they are now.
 
     Raises:
-        ValueError: naming them.
+        ValueError: naming these clips.
     """
     file, sources = folder / "manifest.parquet", folder / "sources.parquet"
     files = _files(clips)
@@ -136,18 +136,18 @@ def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip])
         if changed:
             more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
             raise ValueError(
-                f"the run {folder} has results of clips that are not what they were:\n"
+                f"the run {folder} has results of clips that have changed since:\n"
                 + "\n".join(f"  {line}" for line in [*changed[:_SHOWN], *more])
-                + "\nFurther clips may join a run; otherwise take another name (name=…), or remove that folder."
+                + "\nA run takes new clips, but not changed ones: choose another name (name=…), or remove that folder."
             )
         if len(clips) > len(before):
-            print(f"{len(clips) - len(before)} clips have come since this run was last started")
+            print(f"new clips since this run was last started: {len(clips) - len(before)}")
     write_table(sources, files)
     write_manifest(clips, file, classes=manifest.classes)
 
 
 def _files(clips: Sequence[Clip]) -> pd.DataFrame:
-    """`clip_id, source, size, changed_ns`; −1 for a file that is not there, and the size of a folder is 0."""
+    """Columns `clip_id, source, size, changed_ns`; −1 for a file that is missing, and size 0 for a folder."""
     rows = []
     for clip in clips:
         try:
@@ -161,9 +161,9 @@ def _files(clips: Sequence[Clip]) -> pd.DataFrame:
 
 
 def _replaced_files(folder: Path, clips: Sequence[Clip], sources: Path, now: pd.DataFrame) -> list[str]:
-    """A line for each clip that has a prediction, and whose file is another one by now.
+    """A line for each clip that has a prediction and whose file has been replaced since.
 
-    A file that was moved has another place, and often another time; its size tells.
+    A file that was moved has another path and often another time, so there only the size counts.
     """
     if not sources.is_file():
         return []
@@ -179,7 +179,7 @@ def _replaced_files(folder: Path, clips: Sequence[Clip], sources: Path, now: pd.
     files = [file for subject in subjects if (file := folder / "subjects" / result_file(subject)).is_file()]
     known = set(predicted(read_rows(files))["clip_id"]) if files else set()
     return [
-        f"clip {row.clip_id!r}: the file {row.source_now} has been written again ({row.size_before} bytes then, "
+        f"clip {row.clip_id!r}: the file {row.source_now} has been rewritten ({row.size_before} bytes then, "
         f"{row.size_now} now)"
         for row in suspects.itertuples()
         if row.clip_id in known

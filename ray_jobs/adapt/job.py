@@ -1,8 +1,8 @@
 """Personalize to every target subject without labels, and predict all their clips.
 
-Subjects are units of work over a pool of actors; each finished subject is one result file, written whole, so a run that
-was stopped resumes where it was, and clips that came later extend their subject. Labels are used afterwards, to draw
-the cohorts of the evaluation and to score.
+Subjects are spread over a pool of actors. Each finished subject is one result file, written as a whole, so a run that
+was stopped resumes where it stopped, and new clips extend their subject. Labels are used only afterwards, to draw the
+cohorts of the evaluation and to score.
 
 Example:
     clipautt adapt manifest=data/hard/manifest.parquet checkpoint=runs/train/hard adapt=infomax_kl name=hard
@@ -68,22 +68,22 @@ def main(cfg: DictConfig) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with what is left of it to do."""
+    """A run and what is left to do."""
 
     run: AdaptRun
-    """The run."""
+    """The run as a whole."""
     book: ResultBook
-    """Keeps the result files and counts."""
+    """Reads and writes the result files, and counts."""
     subjects: dict[str, SubjectPlan]
-    """The subjects that have something left to do."""
+    """Subject → its plan, for subjects with something left to do."""
 
 
 def make_run(cfg: DictConfig) -> AdaptRun:
-    """The run that the settings describe, its folder made; refused is what cannot work or does not fit what is there.
+    """The run that the settings describe; makes its folder.
 
     Raises:
-        FileNotFoundError: if checkpoint, manifest or OpenFace's folder is not there.
-        ValueError: naming the setting.
+        FileNotFoundError: if checkpoint, manifest or OpenFace's folder is missing.
+        ValueError: for settings that cannot work, or that do not fit the results in the folder.
     """
     own = instantiate(cfg.adapt)
     checkpoint = load_checkpoint(find_checkpoint(cfg.checkpoint, own.subject_baseline))
@@ -107,7 +107,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
         cfg.openface and str(Path(cfg.openface).absolute()),
     )
     if cfg.explain and not own.method.adapts:
-        print(f"{own.name!r} does not adapt: what is explained is the same before and after")
+        print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
     folder = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     check_same_checkpoints(folder.path("checkpoints.json"), checkpoints)
     check_earlier_clips(folder.folder, manifest, clips)
@@ -123,7 +123,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
 
 
 def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
-    """The run once the store has the features of its clips, on the connected Ray; and why some have none."""
+    """Extract the missing features on the connected Ray; the run with its feature spec and the reasons for failures."""
     frames = run.job.features.frames
     config = ExtractionConfig(
         run.job.backbone,
@@ -141,16 +141,16 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
 
 
 def plan_run(run: AdaptRun) -> Plan:
-    """What is left to do of every subject: nothing that is done is done again."""
+    """What is left to do for every subject; finished work is not repeated."""
     book = ResultBook(run)
     return Plan(run, book, book.plans())
 
 
 def execute(plan: Plan) -> None:
-    """Adapt to every subject that has something left to do, on the connected Ray; each finished one is a file.
+    """Adapt to the planned subjects on the connected Ray, and write a file for each as it finishes.
 
     Raises:
-        PoolError: if no actor can start or be placed.
+        PoolError: if no actor can be placed or started.
     """
     book, subjects = plan.book, dict(plan.subjects)
     with Progress("adapt", sum(one.work.num_videos for one in subjects.values()), unit="videos") as progress:
@@ -168,7 +168,7 @@ def execute(plan: Plan) -> None:
 
 
 def finish(plan: Plan) -> int:
-    """Print the results and say where they are; the exit code is 1 if a subject failed."""
+    """Print the results and where they are; the exit code, 1 if a subject failed."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
     folder = Path(run.job.folder)
@@ -179,7 +179,9 @@ def finish(plan: Plan) -> int:
     print(f"results: {folder}; `clipautt report run={folder}` draws them")
     if failures:
         table(failures.items(), ["subject without a result", "reason"])
-        print(f"{len(failures)} of {len(by_subject(run.clips))} subjects failed; the same command tries them again")
+        print(
+            f"{len(failures)} of {len(by_subject(run.clips))} subjects failed; run the same command to try them again"
+        )
     return 1 if failures else 0
 
 
@@ -191,7 +193,7 @@ def rows_of(run: AdaptRun) -> pd.DataFrame:
 def _outcomes(
     run: AdaptRun, subjects: Mapping[str, SubjectPlan], *, on_ready: Callable[[], None]
 ) -> Generator[tuple[str, list[Outcome] | str], None, None]:
-    """Subject → outcomes, or why there are none, in order of completion."""
+    """Pairs of a subject and its outcomes, or why there are none, in order of completion."""
     idle = [subject for subject, plan in subjects.items() if not plan.work.assignments]
     yield from ((subject, []) for subject in sorted(idle))
     gpu = gpu_share(run.cluster)
@@ -216,12 +218,12 @@ def _outcomes(
 
 
 def _videos(work: SubjectWork) -> float:
-    """Videos to predict, each as often as methods and cohorts ask for it."""
+    """Videos to predict; one counts as often as methods and cohorts ask for it."""
     return float(sum(len(assignment.clip_ids) for assignment in work.assignments))
 
 
 def _write_explanations(run: AdaptRun) -> None:
-    """The page of what changed, where there is anything to show."""
+    """Write the page of what adaptation changed, if there is anything to show."""
     folder = Path(run.job.folder) / "explain"
     explained = read_explanations(folder)
     if not explained:
@@ -236,7 +238,7 @@ def _write_explanations(run: AdaptRun) -> None:
 
 
 def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:
-    """A short table of mean WAR and UAR over subjects, balanced cohort where there is one."""
+    """Print mean WAR, UAR and F1 over subjects; of the balanced cohort where there is one."""
     labelled = predicted(rows[rows["label"] != ""])
     cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
     shown = labelled[labelled["cohort"] == cohort]

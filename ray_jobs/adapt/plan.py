@@ -1,11 +1,11 @@
-"""What is left to do of an adaptation run, subject by subject: which rows stand, which methods adapt on which clips.
+"""What is left to do in an adaptation run, by subject: which rows remain valid, which methods adapt to which clips.
 
-Rows that stand are kept. A clip that came later extends its subject: where a clip's prediction does not depend on the
-others it is predicted alone, an `online` run of the run's own method is resumed from its saved state, and everything
-else that the clip could have changed is done anew.
+In: a subject's clips, the methods, the cohorts and the rows written so far. Out: a `SubjectPlan` for the driver, with
+the `SubjectWork` that goes to an actor and holds no label.
 
-In: a subject's clips, methods, cohorts and the rows that are there. Out: a `SubjectPlan` for the driver, with the
-`SubjectWork` that goes to an actor and holds no label.
+Valid rows are kept. A new clip extends its subject: if its prediction does not depend on other clips it is predicted
+alone; an `online` run of the run's own method resumes from its saved state; whatever else the clip could have changed
+is computed again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, read_rows
 
 Purpose = Literal["rows", "comparison", "explanation"]
-"""What an assignment is for: its predictions become result rows; they are compared with those of an approximation; or
-all clips are adapted to once more, in the order of their visits, to write what that changed."""
+"""What an assignment is for: `rows`, its predictions become result rows; `comparison`, they are only compared with
+those of an approximation; `explanation`, all clips are adapted to once more, in the order in which they were visited,
+to write what adaptation changed."""
 FAILED = "failed: "
-"""How the status of a row begins whose subject could not be adapted to."""
+"""Prefix of the status of a row whose subject could not be adapted to."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,72 +38,72 @@ class Group:
     cohort: str
     """Name of the cohort, or `EVERY`."""
     draw: int
-    """Number of the draw."""
+    """Number of the draw, from 0."""
     clip_ids: frozenset[str]
-    """Members."""
+    """The clips in the group."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One method on some clips of a subject."""
+    """One method applied to some clips of a subject."""
 
     method: AdaptConfig
     """How to adapt."""
     clip_ids: tuple[str, ...]
-    """On which clips, sorted."""
+    """The clips to predict; sorted, unless `in_order`."""
     history_ids: tuple[str, ...] = ()
-    """Clips of the `online` run that is resumed, in the order of its visits."""
+    """Clips of the `online` run that is resumed, in the order in which they were visited."""
     purpose: Purpose = "rows"
     """What its predictions are for."""
     groups: frozenset[tuple[str, int]] = frozenset()
-    """Cohort and draw of the groups that its rows are for; empty: all, since clips do not matter to each other."""
+    """Cohort and draw of the groups that its rows are for; empty: all groups, as clips do not affect each other."""
     keep: bool = False
-    """Whether the prompts are kept, for predictions to come."""
+    """Whether the adapted state is saved for later predictions."""
     explain: bool = False
-    """Whether what it changed is written."""
+    """Whether to write what adaptation changed."""
     in_order: bool = False
-    """Whether the clips are visited in the order of their ids here."""
+    """Whether the clips are visited in the order of `clip_ids`, not in the method's."""
 
     def serves(self, group: Group) -> bool:
-        """Whether its predictions become rows of a group."""
+        """Whether its predictions become rows of this group."""
         return self.purpose == "rows" and (not self.groups or (group.cohort, group.draw) in self.groups)
 
 
 @dataclass(frozen=True, repr=False)
 class SubjectWork:
-    """What is to be done for one subject; it holds no label."""
+    """What an actor has to do for one subject; it holds no label."""
 
     subject_id: str
-    """Subject."""
+    """The subject's id."""
     clips: tuple[Clip, ...]
     """Every clip that an assignment names, without its label."""
     assignments: tuple[Assignment, ...]
-    """In the order of the methods."""
+    """What to compute, in the order of the methods."""
     openface: Mapping[str, Path] = field(default_factory=dict)
-    """OpenFace's file of each clip that has one, to explain with."""
+    """Clip → OpenFace's file, for the explanation."""
     openface_problems: Mapping[str, str] = field(default_factory=dict)
-    """Clip → why a file that may be its own is not taken."""
+    """Clip → why the file that seems to be its own is not used."""
 
     @property
     def num_videos(self) -> int:
-        """Videos that are predicted, under however many methods; those that an `online` run has seen do not count."""
+        """Videos to predict, counted once for all methods; the history of an `online` run does not count."""
         return len({clip_id for one in self.assignments for clip_id in one.clip_ids})
 
 
 @dataclass(frozen=True, repr=False)
 class SubjectPlan:
-    """A subject with work left."""
+    """A subject with something left to do."""
 
     clips: tuple[Clip, ...]
     """All of the subject's clips, with labels."""
     groups: tuple[Group, ...]
-    """Of the clips with features."""
+    """The groups of its clips with features."""
     kept: pd.DataFrame
-    """Rows that stand, without those of clips that have no features."""
+    """The rows that remain valid, without those of clips that have no features."""
     rows: pd.DataFrame
-    """All rows that there were; those with a prediction stay where the work fails."""
+    """All rows written so far; if the work fails, those with a prediction stay."""
     work: SubjectWork
-    """For an actor; without assignments where only rows without a prediction are missing."""
+    """The work for an actor; it has no assignments where only rows without a prediction are missing."""
 
 
 def result_file(subject_id: str) -> str:
@@ -111,7 +112,7 @@ def result_file(subject_id: str) -> str:
 
 
 def make_groups(clips: Sequence[Clip], cohorts: Sequence[Cohort], *, positive: str, seed: int) -> list[Group]:
-    """One subject's groups: every clip, and the draws of each cohort where the subject has labels of both classes."""
+    """One subject's groups: all clips, and the draws of each cohort if the subject has labels of both classes."""
     groups = [Group(EVERY, 0, frozenset(clip.clip_id for clip in clips))]
     labelled = [clip for clip in clips if clip.label is not None]
     if len({clip.label for clip in labelled}) < 2:
@@ -137,15 +138,16 @@ def plan_subject(
 
     Args:
         clips: all of the subject's clips.
-        groups: of those that have features; none where no clip has.
-        methods: of the run, its own first.
-        rows: of the subject's result file, empty where there is none.
-        resumable: clips that the saved prompts were made from, in the order of the visits; None without prompts.
-        exact: exact counterparts of cheap methods that this subject is to be compared under.
-        explained: clips that what the run's own method changed has been written of; None where nobody asks for it.
+        groups: groups of the clips that have features; empty if no clip has.
+        methods: methods of the run, its own first.
+        rows: rows of the subject's result file; empty if there is none.
+        resumable: clips that the saved state was made from, in the order in which they were visited; None if there is
+            no saved state.
+        exact: exact methods to compare approximations with on this subject.
+        explained: clips that the subject's explanation covers so far; None if no explanation is asked for.
 
     Returns:
-        None where nothing is left.
+        The plan; None if nothing is left to do.
     """
     assignments: list[Assignment] = []
     kept: list[int] = []
@@ -178,26 +180,26 @@ def plan_subject(
 
 
 _Standing = dict[tuple[str, str, int], dict[str, int]]
-"""Method, cohort and draw → clip → number of its row."""
+"""(method, cohort, draw) → clip → number of its row."""
 
 
 def _standing(rows: pd.DataFrame) -> _Standing:
-    """Where the rows with a prediction are; by plain containers, since there may be many thousands of subjects."""
-    found: _Standing = {}
+    """Where the rows with a prediction are. In plain containers, as there may be many thousands of subjects."""
+    numbers: _Standing = {}
     columns = [rows[name].tolist() for name in ("method", "cohort", "draw", "clip_id", "prediction")]
     for number, (method, cohort, draw, clip_id, prediction) in enumerate(zip(*columns, strict=True)):
         if prediction:
-            found.setdefault((method, cohort, int(draw)), {})[clip_id] = number
-    return found
+            numbers.setdefault((method, cohort, int(draw)), {})[clip_id] = number
+    return numbers
 
 
 def _explaining(
     missing: Sequence[Assignment], method: AdaptConfig, clips: Sequence[Clip], every: Group, visited: Sequence[str]
 ) -> list[Assignment]:
-    """What is missing, and what was changed is written by the way; or else by one more pass over all clips.
+    """What is missing, with the explanation written along the way, or else by one more pass over all clips.
 
-    An explanation is always made of all clips at once, so that it depends on nothing but them. `online`, clips that
-    were visited before come first, in that order.
+    An explanation is always made from all clips at once, so that it depends on nothing but them. Under `online`, clips
+    that were visited before come first, in that order.
     """
     whole = [one.keep and not one.history_ids and set(one.clip_ids) == every.clip_ids for one in missing]
     if any(whole):
@@ -211,37 +213,37 @@ def _explaining(
 def _plan_method(
     method: AdaptConfig, standing: _Standing, groups: Sequence[Group], resumable: Sequence[str] | None
 ) -> tuple[list[int], list[Assignment]]:
-    """Numbers of a method's rows that stand, and what is missing."""
+    """Numbers of a method's valid rows, and what is missing."""
     if not groups:
         return [], []
     if not method.transductive:
         wanted = frozenset().union(*(group.clip_ids for group in groups))
-        own = [
+        written = [
             (clip_id, row) for key, rows in standing.items() if key[0] == method.name for clip_id, row in rows.items()
         ]
-        missing = sorted(wanted - {clip_id for clip_id, _ in own})
-        stands = [row for clip_id, row in own if clip_id in wanted]
+        missing = sorted(wanted - {clip_id for clip_id, _ in written})
+        stands = [row for clip_id, row in written if clip_id in wanted]
         return stands, [Assignment(method, tuple(missing), keep=True)] if missing else []
     kept: list[int] = []
     assignments = []
     for group in groups:
         rows = standing.get((method.name, group.cohort, group.draw), {})
-        there, key = frozenset(rows), frozenset({(group.cohort, group.draw)})
-        if there == group.clip_ids:
+        done, key = frozenset(rows), frozenset({(group.cohort, group.draw)})
+        if done == group.clip_ids:
             kept += rows.values()
-        elif resumes(method, group, there, resumable):
+        elif resumes(method, group, done, resumable):
             kept += rows.values()
             assert resumable is not None
-            new = tuple(sorted(group.clip_ids - there))
+            new = tuple(sorted(group.clip_ids - done))
             assignments.append(Assignment(method, new, tuple(resumable), groups=key, keep=True))
         else:
-            every = tuple(sorted(group.clip_ids))
-            assignments.append(Assignment(method, every, groups=key, keep=group.cohort == EVERY))
+            all_clips = tuple(sorted(group.clip_ids))
+            assignments.append(Assignment(method, all_clips, groups=key, keep=group.cohort == EVERY))
     return kept, _once(assignments)
 
 
 def resumes(method: AdaptConfig, group: Group, there: frozenset[str], resumable: Sequence[str] | None) -> bool:
-    """Whether an `online` run can be resumed: its state was made from just the clips that have rows, and all remain."""
+    """Whether an `online` run can be resumed: its state was made from exactly the clips with rows, and none is gone."""
     return (
         method.protocol == "online"
         and group.cohort == EVERY
@@ -253,27 +255,31 @@ def resumes(method: AdaptConfig, group: Group, there: frozenset[str], resumable:
 
 
 def _once(assignments: Iterable[Assignment]) -> list[Assignment]:
-    """Groups of the same clips need one assignment, which keeps prompts where one of them does."""
-    found: dict[tuple[tuple[str, ...], tuple[str, ...]], Assignment] = {}
-    for one in assignments:
-        key = (one.clip_ids, one.history_ids)
-        before = found.get(key, one)
-        found[key] = replace(one, groups=one.groups | before.groups, keep=one.keep or before.keep)
-    return list(found.values())
+    """Merge assignments to the same clips into one, which saves the adapted state if one of them does."""
+    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], Assignment] = {}
+    for assignment in assignments:
+        key = (assignment.clip_ids, assignment.history_ids)
+        before = merged.get(key, assignment)
+        merged[key] = replace(assignment, groups=assignment.groups | before.groups, keep=assignment.keep or before.keep)
+    return list(merged.values())
 
 
 def standing_rows(file: Path) -> pd.DataFrame:
-    """A subject's rows; none where there is no file."""
+    """The rows of a subject's result file; none if there is no file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
         return read_rows([file] if file.is_file() else [])
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise ValueError(f"{file} is damaged ({error}); remove it, and its subject is done anew") from error
+        raise ValueError(f"{file} is damaged ({error}); remove it, and its subject is adapted to again") from error
 
 
 def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int, actors: int) -> list[list[SubjectWork]]:
-    """Small subjects together, large ones alone: in alphabetical order, tasks of about so many clips.
+    """Tasks of about `clips_per_task` clips: small subjects together, large ones alone, in alphabetical order.
 
-    Where there are few clips, tasks are smaller, so that every actor has two of them.
+    If there are few clips, tasks are smaller, so that every actor gets two of them.
     """
     tasks: list[list[SubjectWork]] = []
     most = min(clips_per_task, -(-sum(len(one.clips) for one in work) // (2 * actors)))
@@ -288,14 +294,14 @@ def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int, actors: int)
 
 
 def changed_clips(before: Sequence[Clip], after: Mapping[str, Clip]) -> list[str]:
-    """What of earlier clips is gone or not what it was; further clips are none of these.
+    """Which of the earlier clips are gone or have changed; new clips do not matter.
 
     Args:
         before: clips that results were made from.
         after: clip id → clip as it is now.
 
     Returns:
-        A line per clip.
+        One line per difference.
     """
     lines = []
     for clip in before:

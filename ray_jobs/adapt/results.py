@@ -1,7 +1,7 @@
-"""The result files of an adaptation run, one per subject: reads them, finds what is left, writes what is done.
+"""The result files of an adaptation run, one per subject: reads them, plans what is left, writes what is done.
 
 In: an `AdaptRun`, then the outcomes of each subject. Out: `SubjectPlan`s, and Parquet files of result rows. Labels
-enter here, after the predictions.
+enter only here, after the predictions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ray_jobs.platform.runs import code_version
 
 @dataclass(eq=False)
 class ResultBook:
-    """Keeps the run's result files: reads those there are, writes what is done, and counts."""
+    """Reads and writes the run's result files, and counts subjects."""
 
     run: AdaptRun
     settings: Mapping[str, dict[str, Any]] = field(init=False)
@@ -56,7 +56,7 @@ class ResultBook:
 
     @property
     def manifest(self) -> Manifest:
-        """It names the classes."""
+        """The manifest, which names the classes."""
         return self.run.manifest
 
     @property
@@ -67,43 +67,43 @@ class ResultBook:
     def plans(self) -> dict[str, SubjectPlan]:
         """The subjects that have something left to do."""
         subjects = by_subject(self.run.clips)
-        present = FeatureStore(self.job.store, self.job.features).present(c for own in subjects.values() for c in own)
-        cheap = exact_counterparts(self.job.methods)
-        seen = {subject for subject, own in subjects.items() if any(clip.clip_id in present for clip in own)}
-        compared = subjects_to_compare(seen, self.run.work.exact_sample) if cheap else set()
+        present = FeatureStore(self.job.store, self.job.features).present(c for cs in subjects.values() for c in cs)
+        exact = exact_counterparts(self.job.methods)
+        seen = {subject for subject, clips in subjects.items() if any(clip.clip_id in present for clip in clips)}
+        compared = subjects_to_compare(seen, self.run.work.exact_sample) if exact else set()
         self.total = len(subjects)
-        files, problems = self._openface([clip for own in subjects.values() for clip in own])
+        files, problems = self._openface([clip for clips in subjects.values() for clip in clips])
         plans = {}
-        for subject, own in subjects.items():
-            there = [clip for clip in own if clip.clip_id in present]
+        for subject, clips in subjects.items():
+            encoded = [clip for clip in clips if clip.clip_id in present]
             positive, seed = self.manifest.classes[-1], self.run.seed
-            groups = make_groups(there, self.run.cohorts, positive=positive, seed=seed) if there else []
+            groups = make_groups(encoded, self.run.cohorts, positive=positive, seed=seed) if encoded else []
             asked = subject in compared and not agreement_file(self.results.parent, subject).is_file()
             rows = standing_rows(self.results / result_file(subject))
             self._settle(subject, rows)
             plan = plan_subject(
-                own,
+                clips,
                 groups,
                 self.job.methods,
                 rows=rows,
                 resumable=self._resumable(subject),
-                exact=tuple(cheap.values()) if asked else (),
+                exact=tuple(exact.values()) if asked else (),
                 explained=self.job.explained(subject) if self.job.explain else None,
             )
             if plan is None:
                 self._count(rows)
                 continue
-            ids = [clip.clip_id for clip in own]
+            ids = [clip.clip_id for clip in clips]
             work = replace(
                 plan.work,
-                openface={one: files[one] for one in ids if one in files},
-                openface_problems={one: problems[one] for one in ids if one in problems},
+                openface={clip_id: files[clip_id] for clip_id in ids if clip_id in files},
+                openface_problems={clip_id: problems[clip_id] for clip_id in ids if clip_id in problems},
             )
             plans[subject] = replace(plan, work=work)
         return plans
 
     def _openface(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
-        """OpenFace's files, found once for all actors."""
+        """OpenFace's files, looked up once for all actors, and clip → why its file is not used."""
         return match_openface(self.job.openface, clips) if self.job.explain and self.job.openface else ({}, {})
 
     def _resumable(self, subject: str) -> tuple[str, ...] | None:
@@ -112,7 +112,7 @@ class ResultBook:
         return clips_of_personalization(self.job.prompts(subject))
 
     def write(self, plan: SubjectPlan, outcomes: list[Outcome] | str) -> None:
-        """Write a subject's file: rows that stand, new ones, and those of clips that have no prediction."""
+        """Write a subject's file: valid rows, new ones, and those of clips without a prediction."""
         subject = plan.work.subject_id
         if isinstance(outcomes, str):
             write_rows(self._after_failure(plan, outcomes), self.results / result_file(subject))
@@ -129,19 +129,19 @@ class ResultBook:
         self._count(rows)
 
     def _count(self, rows: pd.DataFrame) -> None:
-        """A subject whose rows are all there."""
+        """Count a subject whose rows are complete."""
         self.done += 1
         for points in gain(rows, self.manifest.classes, self.job.methods[0].name):
             self.gained, self.compared = self.gained + 100 * points, self.compared + 1
 
     def _promote(self, subject: str) -> None:
-        """The prompts that belong to rows which are written now take the place of the earlier ones."""
+        """Replace the subject's saved state by the one that belongs to the rows just written."""
         fresh = self.job.fresh_prompts(subject)
         if fresh.is_file():
             fresh.replace(self.job.prompts(subject))
 
     def _settle(self, subject: str, rows: pd.DataFrame) -> None:
-        """After a kill: fresh prompts whose rows were written belong to them, others are forgotten."""
+        """After a kill: keep a fresh state whose rows were written, and delete any other."""
         fresh = self.job.fresh_prompts(subject)
         clips = clips_of_personalization(fresh)
         if clips is not None:
@@ -152,7 +152,7 @@ class ResultBook:
         fresh.unlink(missing_ok=True)
 
     def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
-        """Rows that stand, in the groups that there are now."""
+        """The valid rows, in the groups as they are now."""
         kept = []
         for method in self.job.methods:
             own = plan.kept[plan.kept["method"] == method.name]
@@ -183,7 +183,7 @@ class ResultBook:
                     yield _empty(clip, why, settings)
 
     def _after_failure(self, plan: SubjectPlan, why: str) -> pd.DataFrame:
-        """All predictions that there were, and a row with the reason for each that is missing."""
+        """All predictions written so far, and a row with the reason for each one that is missing."""
         kept = plan.rows[plan.rows["prediction"] != ""]
         there = set(zip(kept["method"], kept["cohort"], kept["draw"], kept["clip_id"], strict=True))
         clips = {clip.clip_id: clip for clip in plan.clips}
@@ -192,7 +192,7 @@ class ResultBook:
             for group in plan.groups:
                 if one.serves(group):
                     for clip_id in group.clip_ids.intersection(one.clip_ids):
-                        every = (one.method.name, EVERY, 0, clip_id)  # one row serves all groups, unless it stands
+                        every = (one.method.name, EVERY, 0, clip_id)  # one row for all groups, unless that row exists
                         lost.add((one.method.name, group.cohort, group.draw, clip_id) if every in there else every)
         rows = [
             replace(_empty(clips[clip_id], FAILED + why, self.settings[name]), cohort=cohort, draw=draw)
@@ -218,12 +218,12 @@ class ResultBook:
                 )
 
     def figures(self) -> dict[str, float]:
-        """For the metrics."""
+        """Name → value, for the metrics."""
         gained = {"gain_uar_points": self.gained / self.compared} if self.compared else {}
         return {"subjects_done": self.done, "subjects_failed": len(self.failures)} | gained
 
     def note(self) -> str:
-        """For the line of progress."""
+        """The end of the progress line."""
         parts = [f"{self.done + len(self.failures)}/{self.total} subjects"]
         if self.failures:
             parts.append(f"{len(self.failures)} of them failed")
@@ -233,7 +233,7 @@ class ResultBook:
 
 
 def _empty(clip: Clip, why: str, settings: Mapping[str, Any]) -> ResultRow:
-    """The row of a clip without a prediction, so that no clip is lost in silence."""
+    """The row of a clip without a prediction, so that no clip is lost silently."""
     numbers = ("probability", "window_start_seconds", "window_end_seconds", "entropy", "seconds", "prior")
     nothing: dict[str, Any] = dict.fromkeys(numbers, float("nan"))
     nothing |= {"prediction": "", "status": why, "cohort": EVERY, "draw": 0, "position": -1}
@@ -241,7 +241,7 @@ def _empty(clip: Clip, why: str, settings: Mapping[str, Any]) -> ResultRow:
 
 
 def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
-    """A subject's UAR under the run's own method, less that of CLIP-AU; none without labels of both classes."""
+    """A subject's UAR under the run's own method minus that of CLIP-AU; empty without labels of both classes."""
     names = ("label", "prediction", "cohort", "draw", "method")
     label, found, cohort, draw, method = (rows[name].to_numpy(object) for name in names)
     shown = (label != "") & (found != "")
@@ -278,7 +278,7 @@ def _assumed(prediction: Prediction, settings: Mapping[str, Any]) -> float:
 
 
 def shared_columns(run: AdaptRun) -> dict[str, dict[str, Any]]:
-    """Name of each method → the columns that all its rows share."""
+    """Name of a method → the columns that all its rows share."""
     facts = {"seed": run.seed, "manifest": run.manifest.fingerprint, "code_version": code_version()}
     return {config.name: _method_columns(config, run.job) | facts for config in run.job.methods}
 

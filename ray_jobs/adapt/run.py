@@ -1,4 +1,4 @@
-"""An adaptation run as values: what the actors compute, and what the driver knows beside it.
+"""An adaptation run as values: what the actors compute, and what only the driver knows.
 
 In: the settings of the job, see `job`. Out: `AdaptJob`, which travels to the actors and holds no label, and `AdaptRun`,
 which stays with the driver.
@@ -29,56 +29,56 @@ class WorkConfig:
     """How subjects are spread over actors; nothing here changes a result by more than rounding."""
 
     actors: PositiveInt | None = None
-    """How many actors work at a time; null takes as many as the GPUs have room for, or one per core."""
+    """Number of actors; null: as many as fit on the GPUs, or one per core."""
     clips_per_task: PositiveInt = 128
-    """Small subjects are put together until they have this many clips, or fewer if actors would have no work."""
+    """Small subjects are combined into tasks of about this many clips, or fewer if actors would have no work."""
     seconds_per_video: PositiveFloat = 120.0
-    """A task that takes longer than this for each of its videos, under each method and cohort, is stopped and tried
-    again."""
+    """Time limit of a task for each of its videos under each method and cohort; a task over the limit is stopped and
+    tried again."""
     exact_sample: PositiveInt = 3
-    """How many subjects approximations are compared with the exact method on."""
+    """Number of subjects on which approximations are compared with the exact method."""
 
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """What the actors of a run compute; plain values, and no label."""
+    """What the actors of a run compute; plain values without labels."""
 
     backbone: BackboneConfig
     """The backbone, for its text tower and its fingerprint."""
     checkpoint: str
     """Run folder of a training, or a checkpoint folder."""
     methods: tuple[AdaptConfig, ...]
-    """Rows of the table; the first one is the run's own, whose adapted state is kept."""
+    """The methods, a row of the table each; the first is the run's own, whose adapted state is saved."""
     folder: str
-    """Run folder."""
+    """Folder of this run."""
     store: str
     """Folder of the feature store."""
     features: FeatureSpec
-    """Which features of the store are read."""
+    """Which of the store's features are read."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
     """How adaptation is computed."""
     explain: bool = False
     """Whether to write what adaptation changed for every subject."""
     openface: str | None = None
-    """Folder with OpenFace's CSV files, to explain with."""
+    """Folder with OpenFace's CSV files, for the explanation."""
 
     def __post_init__(self) -> None:
         check_methods(self.methods, explain=self.explain)
 
     def prompts(self, subject_id: str) -> Path:
-        """File of a subject's adapted state; it belongs to the rows that are written."""
+        """File of a subject's adapted state; it belongs to the rows in the subject's result file."""
         return Path(self.folder) / "prompts" / subject_file(subject_id)
 
     def fresh_prompts(self, subject_id: str) -> Path:
-        """Where it is until the rows that belong to it are written, so that an attempt that is lost changes nothing."""
+        """Where a new state is kept until its rows are written, so that a lost attempt changes nothing."""
         return Path(self.folder) / "prompts" / ".fresh" / subject_file(subject_id)
 
     def explanation(self, subject_id: str) -> Path:
-        """Folder of what adaptation changed for a subject."""
+        """Folder of a subject's explanation: what adaptation changed."""
         return Path(self.folder) / "explain" / Path(subject_file(subject_id)).stem
 
     def explained(self, subject_id: str) -> list[str]:
-        """Clips that a subject's explanation is of; none if there is none, or one without the OpenFace asked for."""
+        """Clips that a subject's explanation covers; none if it is missing or was made without this `openface`."""
         file = self.explanation(subject_id) / FACTS_FILE
         facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         fits = self.openface is None or facts.get("openface") == self.openface
@@ -92,19 +92,19 @@ class AdaptRun:
     job: AdaptJob
     """What the actors compute."""
     manifest: Manifest
-    """It names the classes."""
+    """The manifest, which names the classes."""
     clips: tuple[Clip, ...]
-    """The clips to predict, with labels where there are some."""
+    """The clips to predict, with labels where known."""
     cohorts: tuple[Cohort, ...] = ()
-    """Cohorts of the evaluation."""
+    """The cohorts to evaluate."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Share of a GPU per actor."""
+    """The cluster, and the share of a GPU per actor."""
     work: WorkConfig = field(default_factory=WorkConfig)
     """How subjects are spread over actors."""
     seed: int = 0
-    """Seed of the cohorts."""
+    """Random seed of the cohorts."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Clip → why it has no features; such a clip gets a row that says so."""
+    """Clip → why it has no features; its rows give this reason."""
 
     @property
     def results(self) -> Path:
@@ -116,7 +116,7 @@ def check_methods(methods: Sequence[AdaptConfig], *, explain: bool) -> None:
     """Refuse what no run can do.
 
     Raises:
-        ValueError: for two methods of one name, or for explaining a method that moves no prompts.
+        ValueError: for two methods with the same name, or for explaining a method that moves no prompts.
     """
     own = methods[0].method
     if explain and not isinstance(own, PromptMethod):

@@ -1,11 +1,11 @@
-"""Lists of items over Ray actors that load something once; what fails is tried again, and costs nobody else anything.
+"""A pool of Ray actors that load something once and then work on items; failures are retried and cost no other item.
 
-The pool decides, not Ray: an actor whose process or node is lost is replaced by a new one, a task that fails is cut
-into its items, and an item is given up after so many tries of its own. At most one task is in flight per actor, and a
-task is taken from its iterable, and put into Ray, only when an actor is ready for it.
+In: what makes an actor, and tasks, which are lists of items. Out: a `Done` or `Failed` per item. Open `run_pool` first.
 
-What this module does not know: what the items are, what an actor does with them, and where results go. A driver that is
-killed takes all its actors along; whoever calls keeps what has been done.
+The pool decides, not Ray: a lost actor or node is replaced, a failed task is split into its items, and an item is given
+up after a number of failures of its own. Each actor has at most one task in flight, and a task is taken from its
+iterable and put into Ray only when an actor is ready for it. When the driver is killed, its actors die with it; keeping
+finished results is up to the caller.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _ResultOut = TypeVar("_ResultOut", covariant=True)
 _LONGEST_REASON = 400
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _ILL_AFTER = 2
-"""Failed tasks in a row after which the actor is suspected, and not the items: a device can be ill."""
+"""Failed tasks in a row after which the actor is suspected rather than the items: a device can be faulty."""
 _MOST_READY = 64
-"""Outcomes that wait for the caller at most before no more tasks are handed out."""
+"""Most outcomes that may wait for the caller before handing out tasks pauses."""
 _ANSWER_SECONDS = 10.0
-"""An idle actor answers within milliseconds; one that does not in so long counts as lost."""
+"""An idle actor answers within milliseconds; one that takes longer than this counts as lost."""
 
 
 class PoolError(RuntimeError):
-    """No actor can be had, or none can be started."""
+    """No actor can be placed or started."""
 
 
 class Runner(Protocol[Item, _ResultOut]):
-    """What works in an actor: made once, then given lists of items."""
+    """The object that works in an actor: made once, then given lists of items."""
 
     def run(self, items: list[Item], /) -> Sequence[_ResultOut]:
         """One result per item, in the same order."""
@@ -47,22 +47,22 @@ class Runner(Protocol[Item, _ResultOut]):
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """How many actors there are, what each asks for, and how long and how often something is tried."""
+    """Number and resources of the actors, attempts and time limits."""
 
     actors: int
-    """How many at most, from 1 up; those that find no place wait while the others work."""
+    """Most actors, at least 1; those that find no place wait while the others work."""
     num_cpus: float = 1.0
-    """Cores of each actor, from 0 up."""
+    """Cores per actor, at least 0."""
     num_gpus: float = 0.0
-    """Share of a GPU of each actor, or whole GPUs, from 0 up."""
+    """Share of a GPU, or number of GPUs, per actor, at least 0."""
     attempts: int = 3
-    """Tries of one item alone before it is given up, and failed starts in a row before no more actors are started; from
-    1 up."""
+    """Attempts at an item alone before it is given up, and failed starts in a row before no more actors are started; at
+    least 1."""
     start_seconds: float = 900.0
-    """After so long without any actor that is ready or at work the pool gives up; above 0."""
+    """The pool gives up after this time without any actor that is ready or at work; above 0."""
     seconds_per_item: float | None = 1800.0
-    """A task that takes more than this for each unit of its items' sizes has failed, and its actor is killed; above 0.
-    None: never."""
+    """Time limit of a task per unit of its items' sizes; above 0. A task over the limit has failed, and its actor is
+    killed. None: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "attempts"):
@@ -82,7 +82,7 @@ class Done(Generic[Item, Result]):
     """An item with its result."""
 
     item: Item
-    """As it was given."""
+    """The item as the caller gave it."""
     result: Result
     """What `run` returned for it."""
 
@@ -92,11 +92,11 @@ class Failed(Generic[Item]):
     """An item that was given up."""
 
     item: Item
-    """As it was given."""
+    """The item as the caller gave it."""
     reason: str
-    """Of the last try, in one line: type and message of the exception, or what became of the worker."""
+    """Why the last attempt failed, in one line: type and message of the exception, or what happened to the worker."""
     attempts: int
-    """How often it was tried alone, at least 1."""
+    """Number of attempts at this item alone, at least 1."""
 
 
 def run_pool(
@@ -110,24 +110,23 @@ def run_pool(
 ) -> Generator[Done[Item, Result] | Failed[Item], None, None]:
     """Run every item on the connected Ray.
 
-    A task that fails, by an exception, a lost worker or node, or its deadline, costs no item that shares it: each is
-    tried again alone. An actor that was lost before its task began does not count against the task. No actor outlives
-    the iterator: close it (`contextlib.closing`) where it may be left early. An item may run twice, so what `run`
-    writes must bear that.
+    When a task fails, by an exception, a lost worker or node, or its deadline, its items are each tried again alone. An
+    actor that was lost before its task began does not count against the task. No actor outlives the iterator: close it
+    (`contextlib.closing`) if you may leave it early. An item may run twice, so what `run` writes must allow for that.
 
     Args:
         make_actor: called as `make_actor(*arguments)` in each actor; a class that workers can import.
-        arguments: of `make_actor`, sent to every actor.
-        tasks: lists of items that run together; may be a generator, and is read no faster than actors become ready.
-        config: how many, and how often.
-        size: of an item, in units of `config.seconds_per_item`.
+        arguments: arguments of `make_actor`, sent to every actor.
+        tasks: lists of items that run together; may be a generator, which is read only as actors become ready.
+        config: number of actors, attempts and time limits.
+        size: size of an item, in units of `config.seconds_per_item`.
         on_ready: called once, when the first actor has loaded.
 
     Yields:
         `Done` or `Failed` for each item, in order of completion.
 
     Raises:
-        PoolError: if no actor finds a place or is ready in time, or the actors fail at their start.
+        PoolError: if no actor is placed or ready in time, or the actors fail to start.
     """
     pool: _Pool[Item, Result] = _Pool(make_actor, arguments, _Queue(tasks), config, size, on_ready)
     try:
@@ -141,19 +140,19 @@ class _Task(Generic[Item]):
     """Items that run together."""
 
     items: list[Item]
-    """At least one."""
+    """The items, at least one."""
     attempts: int = 0
-    """How often the only item has failed alone."""
+    """How often the item has failed alone; 0 for several items."""
 
 
 class _Queue(Generic[Item]):
-    """Tasks that wait: those to be tried again, which are few, before new ones."""
+    """The waiting tasks: retries, which are few, before new ones."""
 
     def __init__(self, tasks: Iterable[Sequence[Item]]) -> None:
         self.tasks = iter(tasks)
         self.exhausted = False
         self.again: deque[_Task[Item]] = deque()
-        first = self._new()  # without any there is no need for actors
+        first = self._new()  # if there is none, no actor is needed
         if first is not None:
             self.again.append(first)
 
@@ -176,14 +175,14 @@ class _Queue(Generic[Item]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """An exception of the code in the actor, in words: not every exception survives being sent."""
+    """An exception of the code in the actor, as text: not every exception can be pickled."""
 
     reason: str
-    """Type and message, one line."""
+    """Type and message, in one line."""
 
 
 class PoolActor:
-    """The process around a `Runner`. It starts empty, so that finding a place and loading can be told apart."""
+    """The process around a `Runner`. It starts empty, so that being placed and having loaded are separate events."""
 
     def __init__(self) -> None:
         self.runner: Runner[Any, Any] | None = None
@@ -192,7 +191,7 @@ class PoolActor:
         """Show that the process is there."""
 
     def load(self, make_actor: Callable[..., Runner[Any, Any]], arguments: tuple[Any, ...]) -> _Raised | None:
-        """Make the runner; what it raises is returned."""
+        """Make the runner; an exception is returned as text."""
         try:
             self.runner = make_actor(*arguments)
         except Exception as error:
@@ -200,12 +199,12 @@ class PoolActor:
         return None
 
     def work(self, items: list[Any]) -> _Raised | list[Any]:
-        """Results in the order of the items; what the runner raises is returned."""
+        """Results in the order of the items; an exception is returned as text."""
         assert self.runner is not None
         try:
             results = list(self.runner.run(items))
             if len(results) != len(items):
-                raise ValueError(f"run() gave {len(results)} results for {len(items)} items; expected one for each")
+                raise ValueError(f"run() gave {len(results)} results for {len(items)} items; expected one per item")
         except Exception as error:
             return _Raised(_in_words(error))
         return results
@@ -216,25 +215,25 @@ class _Worker(Generic[Item]):
     """An actor as the driver sees it."""
 
     handle: Any
-    """Of the actor."""
+    """Ray's handle of the actor."""
     loaded: Any
-    """Reference that comes when the actor has loaded."""
+    """Reference that becomes ready when the actor has loaded."""
     pending: Any
     """Reference that the pool waits for; None while the actor is idle."""
     state: Literal["unplaced", "loading", "idle", "working"] = "unplaced"
-    """Where it stands."""
+    """What the actor is doing."""
     task: _Task[Item] | None = None
-    """In flight."""
+    """The task in flight, if any."""
     deadline: float = math.inf
-    """Of the task, on the monotonic clock."""
+    """Deadline of the task, on the monotonic clock."""
     proven: bool = False
-    """Whether it has ended a task, well or not."""
+    """Whether it has finished a task, successfully or not."""
     failures: int = 0
-    """Tasks that failed in a row."""
+    """Number of failed tasks in a row."""
 
 
 class _Pool(Generic[Item, Result]):
-    """The actors and what is in flight."""
+    """The actors and the tasks in flight."""
 
     def __init__(
         self,
@@ -251,14 +250,14 @@ class _Pool(Generic[Item, Result]):
         self.workers: list[_Worker[Item]] = []
         self.failed_starts = 0
         self.start_reason = ""
-        self.ill_in_vain = 0  # actors replaced because they seemed ill, since the last task that went well
+        self.ill_in_vain = 0  # actors replaced because they seemed faulty, since the last task that succeeded
         self.last_able = time.monotonic()
 
     def outcomes(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
-        """All items; see `run_pool`.
+        """The outcomes of all items; see `run_pool`.
 
-        One outcome at a time: before each of them actors that are ready get their next task, so that they do not wait
-        for what the caller does with a result.
+        Before each outcome, actors that are ready get their next task, so that they do not wait while the caller
+        handles a result.
         """
         ready: deque[Done[Item, Result] | Failed[Item]] = deque()
         while ready or self._is_work_left():
@@ -266,13 +265,13 @@ class _Pool(Generic[Item, Result]):
                 ready.extend(self._round(wait=not ready))
             if ready:
                 yield ready.popleft()
-                self.last_able = time.monotonic()  # the caller may have been away for long
+                self.last_able = time.monotonic()  # the caller may have taken long
 
     def _round(self, *, wait: bool) -> Iterator[Done[Item, Result] | Failed[Item]]:
-        """Hand out what waits, and take what has come, or what comes next."""
+        """Hand out waiting tasks, then take the results that are ready, or with `wait` the next one."""
         self._fill()
         yield from self._hand_out()
-        if not self._is_work_left():  # known only now; actors that wait for a place are not waited for
+        if not self._is_work_left():  # known only now; do not wait for unplaced actors
             return
         if self._able():
             self.last_able = time.monotonic()
@@ -283,7 +282,7 @@ class _Pool(Generic[Item, Result]):
         self._check_clock()
 
     def kill_all(self) -> None:
-        """Leave no actor behind."""
+        """Kill all actors."""
         for worker in list(self.workers):
             self._drop(worker)
 
@@ -297,10 +296,10 @@ class _Pool(Generic[Item, Result]):
         return any(worker.state in ("idle", "working") for worker in self.workers)
 
     def _fill(self) -> None:
-        """Start actors until there are enough for what is left.
+        """Start actors until there are enough for the remaining work.
 
         Raises:
-            PoolError: if starts failed too often and no actor is left.
+            PoolError: if too many starts failed and no actor is left.
         """
         left = len(self.queue.again) + len(self._working())
         wanted = min(self.config.actors, left) if self.queue.exhausted else self.config.actors
@@ -327,7 +326,7 @@ class _Pool(Generic[Item, Result]):
             if not self._is_there(worker):
                 continue
             while worker.state == "idle":
-                # After one failure a new task shows which of the two is to blame, the actor or the item.
+                # After one failure, a new task shows whether the actor or the item is to blame.
                 task = self.queue.take(prefer_new=worker.failures == 1)
                 if task is None:
                     return
@@ -337,7 +336,7 @@ class _Pool(Generic[Item, Result]):
                     yield from self._fail(task, _in_words(error.__cause__ or error))
 
     def _is_there(self, worker: _Worker[Item]) -> bool:
-        """Whether an idle actor still answers; one that died while it was idle has cost no task anything."""
+        """Whether an idle actor still answers; no task suffers from one that died while idle."""
         import ray
 
         try:
@@ -360,11 +359,11 @@ class _Pool(Generic[Item, Result]):
         return math.inf if each is None else each * sum(self.size(item) for item in task.items)
 
     def _come(self, *, wait: bool) -> list[_Worker[Item]]:
-        """Actors whose reference has come; waits for one, where asked, at most until the next clock runs out."""
+        """Actors whose reference is ready; with `wait`, waits for one, at most until the next deadline."""
         import ray
 
         waiting = {worker.pending: worker for worker in self.workers if worker.pending is not None}
-        if not waiting:  # the last actors were found dead; the next round starts others
+        if not waiting:  # the last actors turned out to be dead; the next round starts others
             return []
         if wait:
             clocks = [worker.deadline for worker in self._working()]
@@ -376,7 +375,7 @@ class _Pool(Generic[Item, Result]):
         return [waiting[reference] for reference in come]
 
     def _advance(self, worker: _Worker[Item]) -> Iterator[Done[Item, Result] | Failed[Item]]:
-        """What follows from the reference that has come."""
+        """Act on the reference that has become ready."""
         import ray
 
         if worker not in self.workers:  # killed since
@@ -416,14 +415,14 @@ class _Pool(Generic[Item, Result]):
         yield from (Done(item, result) for item, result in zip(task.items, value, strict=True))
 
     def _suspect(self, worker: _Worker[Item]) -> None:
-        """Replace an actor that fails again and again; but not for ever, where new ones do no better."""
+        """Replace an actor that keeps failing, unless its replacements keep failing too."""
         worker.failures += 1
         if worker.failures >= _ILL_AFTER and self.ill_in_vain < self.config.attempts:
             self.ill_in_vain += 1
             self._drop(worker)
 
     def _fail(self, task: _Task[Item], reason: str) -> Iterator[Failed[Item]]:
-        """Try again, each item alone, or give up."""
+        """Try each item again alone, or give it up."""
         if len(task.items) > 1:
             self.queue.again.extend(_Task([item]) for item in task.items)
         elif task.attempts + 1 < self.config.attempts:
@@ -432,8 +431,8 @@ class _Pool(Generic[Item, Result]):
             yield Failed(task.items[0], reason, task.attempts + 1)
 
     def _lose_start(self, reason: str) -> None:
-        """After too many in a row those without a place are not waited for; the others may still become ready."""
-        if _is_node(reason):  # says nothing about the next start, which waits for a place
+        """Count a failed start; after too many in a row, drop unplaced actors. Others may still become ready."""
+        if _is_node(reason):  # does not predict the next start, which waits for a place
             return
         self.failed_starts, self.start_reason = self.failed_starts + 1, reason
         if self.failed_starts >= self.config.attempts:
@@ -441,24 +440,24 @@ class _Pool(Generic[Item, Result]):
                 self._drop(worker)
 
     def _end_overdue(self) -> Iterator[Failed[Item]]:
-        """Kill the actors whose task takes too long."""
+        """Kill actors whose task is past its deadline."""
         import ray
 
         for worker in self._working():
             task = worker.task
             if task is None or time.monotonic() <= worker.deadline:
                 continue
-            # The caller may have been away since the last look.
+            # The result may have arrived while the caller was busy.
             if not ray.wait([worker.pending], timeout=0)[0]:
                 self._drop(worker)
                 self.failed_starts = 0
                 yield from self._fail(task, f"took longer than {self._allowed(task):g} s, and its worker was killed")
 
     def _check_clock(self) -> None:
-        """Give up where no actor has been ready or at work for too long.
+        """Give up if no actor has been ready or at work for too long.
 
         Raises:
-            PoolError: with what each actor asks for and what the cluster has.
+            PoolError: naming what each actor asks for and what the cluster has.
         """
         if self._able() or time.monotonic() < self.last_able + self.config.start_seconds:
             return
@@ -471,15 +470,15 @@ class _Pool(Generic[Item, Result]):
         raise PoolError(
             f"no actor was ready for start_seconds={self.config.start_seconds:g}: each asks for "
             f"num_cpus={self.config.num_cpus:g} and num_gpus={self.config.num_gpus:g}, the cluster has {has}; "
-            f"{loading} of {len(self.workers)} have a place and are loading"
+            f"{loading} of {len(self.workers)} are placed and loading"
         )
 
     def _drop(self, worker: _Worker[Item]) -> None:
-        """Kill an actor, dead or alive, and forget it."""
+        """Kill an actor, even if it seems dead, and forget it."""
         import ray
 
         self.workers.remove(worker)
-        if ray.is_initialized():  # else Ray has been stopped before the iterator, and the actors with it
+        if ray.is_initialized():  # else Ray, and the actors with it, was stopped first
             with contextlib.suppress(Exception):
                 ray.kill(worker.handle)
 
@@ -491,12 +490,12 @@ def _in_words(error: BaseException) -> str:
 
 
 def _lost_in_words(error: BaseException) -> str:
-    """What Ray tells about a worker that gives no answer, without its advice; one line."""
+    """Ray's account of a lost worker in one line, without its advice."""
     from ray.exceptions import RayTaskError
 
     if isinstance(error, RayTaskError):  # a result that cannot be sent, or code that a worker cannot import
         return _in_words(error.cause)
-    # Ray names class, process and address first, each line indented; then says what happened, then what to try.
+    # Ray lists class, process and address on indented lines, then says what happened, then what to try.
     said = " ".join(line for line in str(error).splitlines()[1:] if line and not line[0].isspace())
     said = said.replace("The actor is dead because ", "").replace("The actor died because ", "")
     said = re.split(r" (?:Some common causes|There are some potential root causes|Traceback \(most)", said)[0]

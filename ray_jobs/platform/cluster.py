@@ -1,6 +1,7 @@
-"""Ray for the length of a job: joins a cluster or starts one on this machine, quietly, and stops only what it started.
+"""Ray for the length of a job: joins a cluster or starts Ray on this machine, and stops only what it started.
 
-What this module does not know: what a job does with the cluster, and how clusters are made; see `infra/` for those.
+In: a `ClusterConfig`. Out: a connected Ray inside a `with` block, and what it has: cores, GPUs, nodes. How to set up a
+cluster is shown in `infra/`.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-START_HINT = "start one with `ray start --head`, or leave the address away to run on this machine"
+START_HINT = "start one with `ray start --head`, or omit the address to run on this machine"
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # Ray warns until one of the two is chosen; "0" leaves CUDA_VISIBLE_DEVICES alone where a task asks for no GPU.
+    # Ray warns unless this is set; "0" leaves CUDA_VISIBLE_DEVICES as it is for tasks that ask for no GPU.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _ANSWER_SECONDS = 10.0
-_NATIVE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Of Ray's C++ parts: their "errors" are mostly advice to Ray's developers.
+_NATIVE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Level of Ray's C++ parts, whose "errors" mostly address Ray's developers.
 _NOTICES = re.compile(r"Token authentication is|Set ray log level from|Started a local Ray|Connect(ing|ed) to .*Ray")
 
 
@@ -43,16 +44,17 @@ class ClusterConfig:
     """Where the work runs."""
 
     address: str | None = None
-    """None: the cluster in `RAY_ADDRESS`, else a new Ray on this machine. `auto`: the cluster that runs on this
-    machine. `host:port` or `ray://host:port`: that one. `local`: a new Ray here, whatever `RAY_ADDRESS` says."""
+    """Where Ray runs. None: the cluster that `RAY_ADDRESS` names, else a new Ray on this machine. `auto`: the cluster
+    running on this machine. `host:port` or `ray://host:port`: the cluster there. `local`: a new Ray on this machine,
+    whatever `RAY_ADDRESS` says."""
     num_cpus: PositiveInt | None = None
-    """Cores that a Ray started here may use; None: all."""
+    """Cores for a Ray started on this machine; None: all."""
     num_gpus_per_actor: NonNegativeFloat | None = None
-    """Share of a GPU per actor; 0.5 packs two on one. None: the job decides, 0 where there are none."""
+    """Share of a GPU per actor; 0.5 puts two actors on a GPU. None: the job decides, 0 without GPUs."""
     object_store_gb: Annotated[float, Field(ge=0.08)] | None = None
-    """Memory for the object store of a Ray started here, GB; None: Ray decides."""
+    """Object-store memory for a Ray started on this machine, GB; None: Ray decides."""
     log_level: LogLevel = "warning"
-    """How much Ray itself says; from `info` down the workers' own output is shown too."""
+    """Log level of Ray; `info` and `debug` also show the workers' output."""
 
     def __post_init__(self) -> None:
         share = self.num_gpus_per_actor
@@ -64,10 +66,10 @@ class ClusterConfig:
 
 @contextlib.contextmanager
 def connect(config: ClusterConfig | None = None) -> Iterator[None]:
-    """Ray is initialised inside this block.
+    """Connect to Ray for the length of this block.
 
-    A Ray that this process is already connected to is used as it is, so jobs can be chained inside one outer block. A
-    Ray started by this block is stopped at its end; a cluster that was joined is left, not stopped.
+    If this process is already connected, that Ray is used as it is, so jobs can be chained inside one outer block. A
+    Ray started by this block is stopped at its end; a cluster that was joined keeps running.
 
     Args:
         config: Where to connect; the defaults join `RAY_ADDRESS` or start Ray here.
@@ -116,14 +118,14 @@ def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
     """Share of a GPU to ask for per actor: pass it to Ray as `num_gpus=`.
 
     Args:
-        config: Its `num_gpus_per_actor` decides where it is set.
-        actors_per_gpu: How many actors of this kind one GPU holds; used where the configuration leaves it open.
+        config: Its `num_gpus_per_actor` decides, if set.
+        actors_per_gpu: How many actors of this kind fit on one GPU; used if the configuration does not set a share.
 
     Returns:
         `1 / actors_per_gpu` on a cluster with GPUs, 0 on one without.
 
     Raises:
-        ValueError: A share is asked for and the cluster has no GPU: the actors would wait for ever.
+        ValueError: A share is asked for and the cluster has no GPU, so the actors would wait forever.
     """
     share = config.num_gpus_per_actor
     if share is None:
@@ -138,7 +140,7 @@ def ray_data() -> ModuleType:
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    # Retries can be bounded in this way only; the named parameters that are to take its place have none.
+    # Retries can be bounded only this way; the parameters that replace it do not cover them.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -179,11 +181,11 @@ def _initialise(ray: ModuleType, config: ClusterConfig) -> None:
 
 
 def _await_answer(address: str) -> None:
-    """Ray itself waits five minutes for a machine that is not there.
+    """Check that something listens at the address; Ray itself would wait five minutes for a missing machine.
 
     Raises:
         ValueError: The address is that of a dashboard.
-        OSError: Nobody listens at it.
+        OSError: Nothing listens there.
     """
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's: send jobs there with `clipautt submit`")
@@ -193,15 +195,15 @@ def _await_answer(address: str) -> None:
 
 
 def _joined_environment() -> dict[str, Any] | None:
-    """What the workers of a cluster that already runs need to import this code, from a checkout they can see too."""
+    """The runtime environment with which workers of a joined cluster import this code from a shared checkout."""
     root = checkout()
-    if root is None or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # A submitted job brings its code along.
+    if root is None or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # A submitted job brings its own code.
         return None
     return {"env_vars": {"PYTHONPATH": str(root)}}
 
 
 def _make_importable() -> None:
-    """Workers of a Ray started here inherit the environment, so a checkout that is not installed goes into it."""
+    """Put a checkout that is not installed on PYTHONPATH, which workers of a Ray started here inherit."""
     root = checkout()
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root is not None and str(root) not in paths:
@@ -210,9 +212,9 @@ def _make_importable() -> None:
 
 @contextlib.contextmanager
 def _hushed(level: LogLevel) -> Iterator[None]:
-    """Keep away the notices that Ray prints at every start, unless asked for; whatever else it says is passed on.
+    """Suppress the notices that Ray prints at every start, unless the log level asks for them; pass on everything else.
 
-    Ray's C++ parts write to the file descriptor, so that is what is filtered.
+    Ray's C++ parts write to the file descriptor, so the descriptor is filtered.
     """
     if level in ("debug", "info"):
         yield

@@ -1,9 +1,9 @@
 """Settings of the jobs: finds the YAML files, composes them with the user's `key=value` words, explains what is wrong.
 
-In: the name of a job and the words of a command line. Out: settings in which every key stands, those that no file names
-with the default of the class that a `_target_` names. Configuration stops here: `instantiate` turns such a node into
-the frozen dataclass that lives beside the code it configures, and nothing below ever sees a `DictConfig`. Hydra
-composes on the driver; workers get plain values.
+In: the name of a job and the words of a command line. Out: complete settings; keys that no file names have the default
+of the class that their `_target_` names. `instantiate` turns a node with a `_target_` into the frozen dataclass that
+lives beside the code it configures, and no code below a job's `main` sees a `DictConfig`. Hydra composes on the driver;
+workers get plain values.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Source:
     path: Path
     """The file."""
     package: str
-    """Dotted key under which its settings were placed; empty for the top."""
+    """Dotted key under which its settings are placed; empty for the top level."""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A composed configuration together with where it came from; the command line's help is made of it."""
+    """A composed configuration and where it came from, for the command line's help."""
 
     cfg: DictConfig
-    """The settings, in struct mode, `???` still in them."""
+    """The settings in struct mode; mandatory values may still be `???`."""
     choices: dict[str, str | None]
     """Group → chosen option, for every group the job takes."""
     options: dict[str, tuple[str, ...]]
@@ -72,14 +72,14 @@ def checkout() -> Path | None:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Settings with some of the user's words applied, and the options chosen so far."""
+    """Settings with some of the user's words applied, and group → option chosen so far."""
 
     cfg: DictConfig
     choices: dict[str, str | None]
 
 
 def folder() -> Path:
-    """The folder of the YAML files: inside the package in a wheel, beside it in a source checkout.
+    """The folder of the YAML files: in a wheel inside the package, in a source checkout beside it.
 
     Raises:
         FileNotFoundError: Neither exists.
@@ -104,18 +104,18 @@ def compose(job: str, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: The user's words, `key=value` or `group=option`, in Hydra's grammar.
 
     Returns:
-        The composed settings in struct mode: reading an unknown key raises. Mandatory values may still be missing;
-        `complete` refuses that, and so do `instantiate` and `resolved`.
+        The composed settings in struct mode: reading an unknown key raises. Mandatory values may still be missing,
+        which `complete`, `instantiate` and `resolved` refuse.
 
     Raises:
-        ValueError: A word cannot be read, or names an unknown key or option, or has a value of the wrong type.
+        ValueError: A word cannot be parsed, names an unknown key or option, or has a value of the wrong type.
     """
     with _hydra() as loader:
         return _composed(loader, job, overrides)[0].cfg
 
 
 def compose_with_sources(job: str, overrides: Sequence[str] = ()) -> Composition:
-    """Like `compose`, and tells which groups, options and files the settings came from."""
+    """Like `compose`, with the groups, options and files that the settings came from."""
     with _hydra() as loader:
         layer, words = _composed(loader, job, overrides)
         files = loader.compute_defaults_list(job, words, RunMode.RUN).defaults
@@ -132,10 +132,10 @@ def compose_with_sources(job: str, overrides: Sequence[str] = ()) -> Composition
 
 
 def complete(job: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Like `compose`, and refuses settings that still lack a mandatory value.
+    """Like `compose`, but refuses settings that lack a mandatory value.
 
     Raises:
-        ValueError: As `compose`, or a value is missing.
+        ValueError: As in `compose`, or a value is missing.
     """
     cfg = compose(job, overrides)
     missing = sorted(
@@ -158,14 +158,14 @@ def instantiate(node: Any) -> Any:
         The object; mappings and lists without a `_target_` become plain dicts and lists of such objects.
 
     Raises:
-        ValueError: A setting is unknown, missing or of a wrong type, or the class refused its value.
+        ValueError: A setting is unknown, missing, of the wrong type, or refused by its class.
     """
     key = str(node._get_full_key(None) or "") if OmegaConf.is_config(node) else ""
     return build(_plain(node), key)
 
 
 def resolved(cfg: Any) -> dict[str, Any]:
-    """The settings as plain containers, interpolations replaced by their values.
+    """The settings as plain containers, with interpolations replaced by their values.
 
     Raises:
         ValueError: A mandatory value is missing.
@@ -187,7 +187,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """`text` as a value in Hydra's grammar that stands for exactly this text, whatever characters it holds."""
+    """`text` quoted for Hydra's grammar, so that it is read as exactly this text."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return "'" + (escaped + "\\" * trailing).replace("${", "\\${") + "'"
@@ -202,14 +202,14 @@ def _plain(node: Any) -> Any:
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[ConfigLoader]:
-    GlobalHydra.instance().clear()  # Hydra refuses to start where another user of it, say a notebook, left it running.
+    GlobalHydra.instance().clear()  # Hydra refuses to start twice, for instance in a notebook.
     with initialize_config_dir(config_dir=str(folder()), version_base=VERSION_BASE, job_name="clipautt"):
         yield GlobalHydra.instance().config_loader()
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Every complaint of Hydra or OmegaConf as a `ValueError` of one line."""
+    """Turn every error of Hydra or OmegaConf into a one-line `ValueError`."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -233,7 +233,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple[_Layer, list[str]]:
-    """The settings, and the words that choose options of groups."""
+    """The settings, and the words among the overrides that choose options of groups."""
     if job not in configured_jobs():
         raise ValueError(f"no configuration for {job!r}{suggestion(job, configured_jobs())}")
     with _plain_errors():
@@ -252,14 +252,14 @@ def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple
 
 
 def _filled(cfg: DictConfig) -> DictConfig:
-    """The settings with the defaults of the classes that they name, in struct mode."""
+    """The settings in struct mode, with the defaults of the classes that they name filled in."""
     whole = OmegaConf.create(filled(OmegaConf.to_container(cfg, resolve=False)))
     OmegaConf.set_struct(whole, True)
     return whole
 
 
 def _spelled_out(word: str) -> list[str]:
-    """A word as it is; `backbone=NAME` with the name of an open_clip model as the two words it is short for."""
+    """The word, or for `backbone=NAME` with an open_clip model the two words that it is short for."""
     group, _, name = word.partition("=")
     if group != "backbone" or not (name.startswith(_FROM_ELSEWHERE) or name in _open_clip_models()):
         return [word]
@@ -282,7 +282,7 @@ def _parse(word: str) -> Override:
     try:
         override = parser.parse_override(word)
     except HydraException as error:
-        # A path may hold characters that Hydra's grammar reserves; what opens a list, mapping or quotation is no path.
+        # A path may contain characters that Hydra's grammar reserves, but it does not open a list, mapping or quotation.
         if match is None or match["value"].startswith(("[", "{", "'", '"')):
             raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
         override = parser.parse_override(f"{match['key']}={quoted(match['value'])}")
@@ -310,10 +310,10 @@ def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Overri
 
 
 def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
-    """Change the setting that a word names, after a look at whether it exists and the value is of its kind.
+    """Change the setting that a word names, after checking that it exists and the value is of its kind.
 
-    `+key` and `++key` mean the same as `key`, since every key there can be is there; `~key` takes one away, which
-    leaves an argument to its class's default.
+    `+key` and `++key` mean the same as `key`, as the settings hold every possible key; `~key` removes a key, which
+    leaves a field at its class's default.
     """
     key = word.key_or_group
     leaves = flatten(OmegaConf.to_container(base.cfg, resolve=False))
@@ -341,7 +341,7 @@ def _remove(cfg: DictConfig, word: Override) -> None:
 
 
 def _checked(cfg: DictConfig, word: Override, key: str) -> Any:
-    """The value of a word, which is of its default's kind; of an argument its class says what it may be."""
+    """The value of a word, in the kind of its field, or of its default where it fills no field."""
     field = _field(cfg, key)
     if field is None:
         return _parse(_checked_kind(word, _default(cfg, key))).value()
@@ -349,7 +349,7 @@ def _checked(cfg: DictConfig, word: Override, key: str) -> Any:
 
 
 def _field(cfg: DictConfig, key: str) -> Field | None:
-    """The field that a key fills, where it is one of a `_target_`'s."""
+    """The field that a key fills; None if it belongs to no `_target_`."""
     parent = _parent(cfg, key)
     target = parent.get(TARGET) if isinstance(parent, DictConfig) else None
     return None if target is None else fields(str(target)).get(key.rpartition(".")[2])
@@ -360,7 +360,7 @@ def _parent(cfg: DictConfig, key: str) -> Any:
 
 
 def _kept_as_text(word: Override, field: Field) -> str:
-    """The word with quotes around what looks like a number, where text is asked for: 8_1 is a name and not 81."""
+    """The word, quoted if it looks like a number where text is expected: 8_1 is a name and not 81."""
     key, _, value = _text(word).partition("=")
     text = field.lists_text if isinstance(word.value(), list) else field.takes_text
     return f"{key}={_ITEM.sub(_quoted_numeral, value)}" if text else _text(word)
@@ -371,7 +371,7 @@ def _quoted_numeral(item: re.Match[str]) -> str:
 
 
 def _refuse_doubtful(word: Override) -> None:
-    """Refuse a number that is not written as numbers are, where nothing tells whether text is meant."""
+    """Refuse an unusually written number where nothing tells whether text is meant."""
     key, _, written = _text(word).partition("=")
     value = word.value()
     if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != written.strip():
@@ -404,7 +404,7 @@ def _checked_kind(word: Override, default: Any) -> str:
 
 
 def _load(job: str, words: Sequence[str]) -> _Layer:
-    """The settings as the files compose them, defaults filled in."""
+    """The settings as composed from the files, with defaults filled in."""
     cfg = hydra_compose(config_name=job, overrides=list(words), return_hydra_config=True)
     choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
     with open_dict(cfg):

@@ -1,4 +1,4 @@
-"""The jobs there are, found without importing them, and the words of a command line as settings of one.
+"""Finds the jobs without importing them, and reads the words of a command line as settings of a job.
 
 In: the packages of `ray_jobs` that have a module `job`. Out: `Job` records, their overview, Hydra overrides, and a
 job's `main`.
@@ -39,23 +39,23 @@ ORDER = (
     "serve",
     "submit",
 )
-"""How the overview lists the jobs; others follow by name."""
+"""Order of the jobs in the overview; others follow by name."""
 
 _SETTING = re.compile(r"~[\w./@:-]+(=.*)?|[+]{0,2}[A-Za-z_][\w./@:-]*=.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What can be known of a job without importing it."""
+    """A job as its source describes it."""
 
     name: str
-    """Of the command; that of its module with hyphens."""
+    """Name on the command line: that of its package, with hyphens."""
     doc: str
-    """The module's docstring."""
+    """Docstring of the module `job`."""
     positional: str | None
-    """Setting that a first word without `=` stands for, from `POSITIONAL = "…"` in the module."""
+    """The setting that a first word without `=` sets; `POSITIONAL = "…"` in the module."""
     reads_words: bool
-    """Whether `main` takes the words of the command line instead of a configuration: `READS_WORDS = True`."""
+    """Whether `main` takes the words of the command line instead of a configuration; `READS_WORDS = True`."""
 
     @property
     def module(self) -> str:
@@ -84,7 +84,7 @@ def find_job(name: str) -> Job:
     """The job of this name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: There is no such job; the message names the nearest.
     """
     known = jobs()
     if name not in known:
@@ -101,26 +101,26 @@ def overview() -> str:
     lines = [f"  {name.ljust(width)}  {job.purpose}" for name, job in known.items()]
     return "\n".join(
         [
-            "clipautt: video emotion recognition from action units, personalised to people it has never seen",
+            "clipautt: video emotion recognition from action units, personalized to people it has never seen",
             "",
             "Usage: clipautt <job> key=value …",
             "",
             "Jobs:",
             *lines,
             "",
-            "`clipautt <job> --help` tells what a job takes, with an example. `clipautt --version` prints the version.",
+            "`clipautt <job> --help` shows a job's settings and examples. `clipautt --version` prints the version.",
             "CLIPAUTT_DEBUG=1 in the environment shows where an error came from. RAY_ADDRESS names a cluster to join.",
         ]
     )
 
 
 def overrides(job: Job, words: Sequence[str]) -> list[str]:
-    """The words of a command line as settings: a first word for the job's positional setting is quoted for Hydra.
+    """The words of a command line as settings; a first word for the job's positional setting is quoted for Hydra.
 
     Raises:
         ValueError: A word is not a setting.
     """
-    from ray_jobs.platform import configuration  # with Hydra, which takes longer than the overview
+    from ray_jobs.platform import configuration  # imports Hydra, which takes longer than the overview
 
     settings = list(words)
     first = settings[0] if settings else None

@@ -1,6 +1,6 @@
-"""The manifest of a job, from its settings.
+"""The manifest of a job.
 
-TODO
+In: composed settings with `manifest` and the group `dataset`. Out: a `Manifest`, which a data set's reader writes first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _SHOWN_PROBLEMS = 25
 
 
 def load_manifest(cfg: DictConfig, *, classes: tuple[str, ...] | None = None) -> Manifest:
-    """The manifest of a job: the file `manifest`, which is written first where `dataset` names another reader.
+    """The manifest of a job: the file `manifest`, which is written first if `dataset` names a reader.
 
     Args:
         cfg: settings with the group `dataset`.
-        classes: of the checkpoint that is used; labels that are none of them are problems.
+        classes: classes of the checkpoint that is used; other labels are errors.
 
     Raises:
-        FileNotFoundError: if the manifest, or the root of the data set, is not there.
+        FileNotFoundError: if the manifest, or the root of the data set, is missing.
         ValueError: listing everything that is wrong.
     """
     if cfg.dataset is None:
@@ -39,25 +39,25 @@ def load_manifest(cfg: DictConfig, *, classes: tuple[str, ...] | None = None) ->
 
 
 def _check_place(path: Path) -> None:
-    """Refuse to write over what is no manifest of this job."""
+    """Refuse to overwrite anything but a manifest that a reader wrote."""
     if path.suffix != ".parquet":
-        raise ValueError(f"manifest={path} is where the manifest is written; its name ends with .parquet")
+        raise ValueError(f"manifest={path} is where the manifest is written; its name must end with .parquet")
     if path.exists() and not is_written_manifest(path):
-        raise FileExistsError(f"manifest={path} would be written over, and no reader wrote it; give another path")
+        raise FileExistsError(f"manifest={path} would be overwritten, and no reader wrote it; give another path")
 
 
 def _write(reading: Reading, path: Path) -> None:
-    """The manifest of what a reader found; what it left out is told."""
+    """Write the manifest of what a reader found, and print what it omitted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(reading.clips, path, classes=reading.classes)
     for note in reading.notes:
         print(note)
     for problem in reading.problems[:_SHOWN_PROBLEMS]:
-        print(f"left out: {problem}")
+        print(f"omitted: {problem}")
     if reading.problems:
-        every = path.with_suffix(".problems.txt")
-        write_text(every, "".join(f"{problem}\n" for problem in reading.problems))
-        print(f"{len(reading.problems)} problems, all of them in {every}")
+        file = path.with_suffix(".problems.txt")
+        write_text(file, "".join(f"{problem}\n" for problem in reading.problems))
+        print(f"{len(reading.problems)} problems, all of them in {file}")
     _print_counts(reading.manifest.counts(by="split"))
     print(f"manifest: {path}")
 

@@ -14,7 +14,7 @@ from ray_jobs.platform.configuration import compose, instantiate
 
 
 def named_method(option: str) -> AdaptConfig:
-    """An option of `conf/adapt`, or `option@baseline` with another subject baseline.
+    """The settings of an option of `conf/adapt`, or of `option@baseline`, with another subject baseline.
 
     Raises:
         ValueError: for an unknown option or baseline.
@@ -25,7 +25,7 @@ def named_method(option: str) -> AdaptConfig:
 
 
 def make_methods(own: AdaptConfig, compare: Sequence[str]) -> tuple[AdaptConfig, ...]:
-    """The run's own method first, then those to compare with; one that is there already is not repeated."""
+    """The run's own method first, then those to compare with, without duplicates."""
     methods = {own.name: own}
     for option in compare:
         method = named_method(option)

@@ -1,6 +1,6 @@
-"""What a running job counts, as metrics of Ray: a dashboard reads them from the metrics port of the job's node.
+"""Figures of a running job as Ray metrics, which a dashboard reads from the metrics port of the job's node.
 
-What this module does not know: what is counted, and who looks at it.
+In: name → value. Out: gauges `ray_clipautt_<name>`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class JobMetrics:
         self._gauges: dict[str, Gauge] = {}
 
     def publish(self, figures: Mapping[str, float]) -> None:
-        """Set the gauges of these names, without prefix; Ray exports them within some seconds."""
+        """Set the gauges of these names, given without prefix; Ray exports them within a few seconds."""
         for name, value in figures.items():
             if name not in self._gauges:
                 self._gauges[name] = self._new(PREFIX + name, description=name.replace("_", " "), tag_keys=("job",))

@@ -1,6 +1,6 @@
-"""The name that a wrong word may have meant.
+"""Suggestions for mistyped names.
 
-In: a word and the names there are. Out: the nearest of them, or the end of an error message that says so.
+In: a word and the valid names. Out: the nearest name, or the end of an error message that suggests it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ _NEAR = 0.55
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate most like `word`, or None where none is alike.
+    """The candidate most similar to `word`, or None if none is similar.
 
-    Dotted names are compared whole and by their last part, so `steps` finds `adapt.steps`.
+    Dotted names are compared whole and by their last part, so `steps` finds `adapt.method.steps`.
     """
     best, best_score = None, _NEAR
     for candidate in candidates:
@@ -27,7 +27,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, candidates: Iterable[str]) -> str:
-    """The end of an error message: what the word may have meant, or what there is."""
+    """The end of an error message: the name that may have been meant, or all valid names."""
     names = sorted(candidates)
     near = nearest(word, names)
-    return f"; did you mean {near!r}?" if near else f"; there is {', '.join(names) or 'none'}"
+    return f"; did you mean {near!r}?" if near else f"; allowed are {', '.join(names)}" if names else "; none is allowed"

@@ -1,9 +1,9 @@
 """Plain settings into objects: calls the class of settings that a `_target_` names.
 
-In: plain containers, as a YAML file or the command line gave them. Out: the frozen objects they describe, or a
-`ValueError` of one line that names key, value and what is allowed. The classes check their values themselves; what a
-YAML file cannot write (a tuple, a path, text that looks like a number) is converted here. Imports pydantic and the
-classes only when it is called, so that the command line's help stays quick.
+In: plain containers, as a YAML file or the command line gives them. Out: the frozen objects they describe, or a
+one-line `ValueError` that names key, value and what is allowed. The classes check their values themselves; what YAML
+cannot express (a tuple, a path, text that looks like a number) is converted here. pydantic and the classes are imported
+only when needed, so that the command line's help stays quick.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ray_jobs.platform.schema import MISSING, TARGET
 
 
 def build(node: Any, key: str = "") -> Any:
-    """Replace every mapping with a `_target_` in a tree of plain containers by the object that it describes.
+    """Replace every mapping with a `_target_` in a tree of plain containers by the object it describes.
 
     Args:
         node: mappings, lists and values.
-        key: dotted name of `node` in the configuration, for the messages.
+        key: dotted key of `node` in the configuration, for error messages.
 
     Returns:
-        The tree with objects in it.
+        The tree with these objects in it.
 
     Raises:
         ValueError: A class cannot be found, or a setting is unknown, missing or refused.
@@ -42,29 +42,29 @@ def build(node: Any, key: str = "") -> Any:
 
 
 def find(target: str, key: str = "") -> type[Any]:
-    """The class of settings with the dotted name `target`.
+    """The settings class with the dotted name `target`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such class.
     """
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        loaded = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{_join(key, TARGET)}={target!r} cannot be loaded: {error}") from error
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"{_join(key, TARGET)}={target!r} is no class of settings")
-    return found
+    if not (isinstance(loaded, type) and dataclasses.is_dataclass(loaded)):
+        raise ValueError(f"{_join(key, TARGET)}={target!r} is not a settings class")
+    return loaded
 
 
 def field_value(settings: Any, name: str, value: Any, key: str) -> Any:
-    """A plain value as a field of a class of settings takes it.
+    """A plain value, converted and checked as a field of a settings class.
 
     Args:
         settings: an object of that class, whose other fields are kept.
-        name: of the field.
-        value: as a YAML file or the command line gave it.
-        key: dotted name of the value, for the message.
+        name: name of the field.
+        value: the value as a YAML file or the command line gives it.
+        key: dotted key of the value, for error messages.
 
     Raises:
         ValueError: The class refuses the value.
@@ -101,7 +101,7 @@ def _make(owner: type[Any], given: dict[str, Any], key: str) -> Any:
 
 
 def _checked(owner: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in the types that the fields ask for; those of a class that does not check types are checked here."""
+    """The values in their fields' types; checked here if the class does not check types itself."""
     hints = typing.get_type_hints(owner, include_extras=True)
     values = {name: _as_python(value, hints[name]) for name, value in given.items()}
     if hasattr(owner, "__pydantic_validator__"):
@@ -125,7 +125,7 @@ def _model(owner: type[Any]) -> Any:
 
 
 def _as_python(value: Any, hint: Any) -> Any:
-    """A value that a YAML file cannot write as its field has it: tuples, paths, 10.0 as 10, and 71309 as text."""
+    """A value in its field's type where YAML has another: tuples, paths, 10.0 for 10, and 71309 for text."""
     options = tuple(_options(hint))
     if isinstance(value, list):
         items = next((get_args(option) for option in options if get_origin(option) is tuple), ())

@@ -1,6 +1,6 @@
-"""The predictor that a job's settings describe, and what is meant where they name no checkpoint or personalizations.
+"""The predictor that a job's settings describe; where they name no checkpoint or prompts, the newest are used.
 
-In: composed settings with `checkpoint` and `prompts`. Out: folders, and a `Predictor`.
+In: composed settings with `checkpoint` and `prompts`. Out: the folders, and a `Predictor`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def chosen_checkpoint(cfg: DictConfig) -> Path:
     """The checkpoint folder that the user names, or the newest one below `runs`.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no checkpoint.
     """
-    found = find_checkpoint(cfg.checkpoint) if cfg.checkpoint else newest_checkpoint(_RUNS)
-    if found is None:
+    folder = find_checkpoint(cfg.checkpoint) if cfg.checkpoint else newest_checkpoint(_RUNS)
+    if folder is None:
         raise FileNotFoundError(
             "no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER"
         )
-    return found
+    return folder
 
 
 def chosen_personalizations(cfg: DictConfig) -> Path | None:
@@ -50,12 +50,12 @@ def load_predictor(
     Args:
         checkpoint: folder of the checkpoint.
         personalizations: folder of adapted prompts; None predicts with the source prompts only.
-        backbone: how the checkpoint's CLIP is loaded; None: as it was for training.
-        limits: of reading a video.
-        device: where the backbone computes.
+        backbone: how to load the checkpoint's backbone; None: as in training.
+        limits: limits for reading a video.
+        device: device of the backbone.
 
     Raises:
-        FileNotFoundError: if a folder is not there.
+        FileNotFoundError: if a folder is missing.
         ValueError: if backbone and checkpoint do not belong together.
     """
     if personalizations is not None and not personalizations.is_dir():

@@ -1,6 +1,6 @@
-"""What a job prints while it runs and at its end: a progress line with a rate and the time left, and plain tables.
+"""What a job prints while it runs and at its end.
 
-What this module does not know: what is counted, and where the numbers come from.
+In: counts of finished units; rows of a table. Out: a progress line with rate and time left; aligned plain text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NUMBER = re.compile(r"[+\-\u2212]?\d[\d.,]*(e[+-]?\d+)?( ?%)?( ?[±→] ?.*| \[
 class Progress:
     """Counts finished units and prints `done/total`, rate, time left and failures.
 
-    On a terminal one line is updated in place; elsewhere a line is printed every tenth of the way (at most one a
-    second) and at least every ten seconds of progress. The last line is always printed.
+    On a terminal one line is updated in place; elsewhere a new line is printed after every tenth of the work, at most
+    one a second, and at least every ten seconds of progress. The last line is always printed.
 
     Example:
         with Progress("extract", total=len(clips)) as progress:
@@ -44,10 +44,10 @@ class Progress:
 
         Args:
             label: What is being done, one or two words.
-            total: Number of units, or None where it is not known.
-            unit: Plural noun of what is counted.
+            total: Number of units, or None if unknown.
+            unit: What is counted, a plural noun.
             stream: Where to print; standard output by default.
-            clock: Seconds; the rate starts at the block's entry.
+            clock: Returns seconds.
         """
         self.label, self.total, self.unit = label, total, unit
         self.done, self.failed = 0, 0
@@ -64,14 +64,14 @@ class Progress:
         return self
 
     def begin(self) -> None:
-        """Preparations are over: the rate counts from now."""
+        """Start the clock of the rate: preparations are over."""
         self._began = self._clock()
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str | None = None) -> None:
         """Count units as done.
 
         Args:
-            count: Units that are finished, failed ones among them; 0 where only the note is new.
+            count: Finished units, including failed ones; 0 to change only the note.
             failed: How many of them failed.
             note: Shown at the end of the line from now on, for instance the current loss.
         """
@@ -112,7 +112,7 @@ class Progress:
         return self.done / max(self._clock() - self._began, 1e-9)
 
     def figures(self) -> dict[str, float]:
-        """Done, failed, per second; left and the seconds it takes, where the total is known."""
+        """Units done, failed and per second; if the total is known, also units and seconds left."""
         unit = self.unit
         figures: dict[str, float] = {f"{unit}_done": self.done, f"{unit}_failed": self.failed}
         figures[f"{unit}_per_second"] = self.rate
@@ -149,19 +149,19 @@ def format_table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     """An aligned plain-text table: text to the left, numbers to the right.
 
     Args:
-        rows: Cells; floats are shown with three significant digits, None as `-`, anything else as its text.
-        headers: One per column.
+        rows: Rows of cells; floats are shown with three significant digits, None as `-`, anything else as its text.
+        headers: Column headers.
 
     Returns:
         The table's lines, without a final newline.
 
     Raises:
-        ValueError: A row has another number of cells than there are headers.
+        ValueError: A row does not have one cell per header.
     """
     cells = [list(row) for row in rows]
     for row in cells:
         if len(row) != len(headers):
-            raise ValueError(f"row={row!r}: expected {len(headers)} cells, one for each of {list(headers)}")
+            raise ValueError(f"row={row!r}: expected {len(headers)} cells, one per column of {list(headers)}")
     texts = [[_cell(value) for value in row] for row in cells]
     numeric = [bool(texts) and all(_is_number(row[index]) for row in texts) for index in range(len(headers))]
     widths = [max(len(row[index]) for row in [list(headers), *texts]) for index in range(len(headers))]

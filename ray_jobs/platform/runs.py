@@ -1,7 +1,7 @@
-"""Run folders: `runs/<job>/<name>/` with the settings and versions that made what lies there.
+"""Run folders: `runs/<job>/<name>/` with the results and the settings and versions that made them.
 
-A run that is opened again with the same settings resumes; with other settings it is refused, because results of two
-settings in one folder look like results of one. What this module does not know: what a job writes into its folder.
+In: a job's name and settings. Out: a `Run` with its folder. A run that is opened again with the same settings resumes;
+with other settings it is refused, so that a folder never mixes results of two settings.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a job: a folder of its own."""
+    """One run of a job, with its folder."""
 
     job: str
     """Name of the job."""
     name: str
     """Name of the run; unique within its job and root."""
     folder: Path
-    """Absolute folder of the run; it exists."""
+    """Absolute path of the run's folder, which exists."""
     resumed: bool
-    """Whether the folder held this run already, so that finished work may lie in it."""
+    """Whether the folder held this run already, and so may contain finished work."""
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder; its parent folder exists."""
@@ -79,13 +79,13 @@ def open_run(
     Args:
         job: Name of the job.
         name: Name of the run: letters, digits and `._+-`.
-        cfg: The settings, a `DictConfig` or plain mapping; written resolved to `config.yaml`.
+        cfg: The settings, a `DictConfig` or plain mapping; written to `config.yaml`, resolved.
         root: Folder of all runs.
-        folder: Of this run, instead of `<root>/<job>/<name>`.
-        ignore: Dotted keys, each with everything below it, that may differ when a run is resumed.
+        folder: Folder of this run; None: `<root>/<job>/<name>`.
+        ignore: Dotted keys that, with everything below them, may differ when a run is resumed.
 
     Returns:
-        The run, its folder made.
+        The run; its folder exists.
 
     Raises:
         ValueError: The name is not allowed, a setting is missing, or the run exists with other settings.
@@ -115,10 +115,10 @@ def differences(
     Args:
         before: Plain settings.
         after: Plain settings.
-        ignore: Dotted keys to leave out, each with everything below it.
+        ignore: Dotted keys to omit, with everything below them.
 
     Returns:
-        The pairs; `...` (Ellipsis) stands for a key that is not there.
+        The pairs; `...` (Ellipsis) stands for a missing key.
     """
     old, new = flatten(_plain(before)), flatten(_plain(after))
     skipped = tuple(ignore)
@@ -140,14 +140,14 @@ def code_version() -> str:
 def _version() -> str:
     try:
         return metadata.version("clipautt")
-    except metadata.PackageNotFoundError:  # A checkout that is run without being installed.
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         root = checkout()
         found = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(), re.MULTILINE) if root else None
         return found[1] if found else "unknown"
 
 
 def versions() -> dict[str, Any]:
-    """What computed a result: code, Python, system, and the packages that can change a number."""
+    """What computed a result: versions of this code, Python, the system, and the packages that can change a number."""
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -170,7 +170,7 @@ def _refuse_other_settings(
     raise ValueError(
         f"the run {folder} exists with other settings:\n"
         + "\n".join(lines)
-        + "\nTake another name (name=…), or remove that folder to start anew."
+        + "\nChoose another name (name=…), or remove that folder to start over."
     )
 
 
@@ -179,14 +179,14 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As it reads back from the file: tuples as lists, keys as text."""
+    """The value as it is read back from the file: tuples as lists, keys as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _note_versions(file: Path) -> None:
-    """Write the versions; a resumed run keeps those it began with and notes others that went on with it."""
+    """Write the versions; a resumed run keeps those it began with and adds those it was resumed with."""
     now = versions()
     if not file.is_file():
         write_json(file, now)
@@ -206,6 +206,6 @@ def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"clipautt: the commit is not known, git does not run: {error}", file=sys.stderr)
+        print(f"clipautt: the commit is unknown, because git does not run: {error}", file=sys.stderr)
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

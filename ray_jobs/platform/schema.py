@@ -1,9 +1,9 @@
-"""What the class that a `_target_` names takes, read from its source: names, defaults, limits and docstrings.
+"""The fields of settings classes, read from their source: names, defaults, limits and docstrings.
 
-In: the dotted name of a class of settings, or a tree of plain settings with such names in it. Out: its fields, or the
-tree with every default filled in. Nothing is imported, so that help and the complaint about a wrong key need no torch.
-A default is a literal, a constant of some module, or another class of settings; a test holds what is read here equal
-to what the classes are.
+In: the dotted name of a settings class, or a tree of plain settings with such names as `_target_`. Out: its fields, or
+the tree with all defaults filled in. Nothing is imported, so that help and errors about wrong keys need no torch. A
+default must be a literal, a constant of some module, or another settings class; a test compares what is read here with
+the classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 TARGET = "_target_"
 MISSING = "???"
-"""OmegaConf's mark of a value that the user has to give."""
+"""OmegaConf's mark for a value that the user has to give."""
 
 _LISTS = {"tuple", "list", "Sequence", "set", "frozenset"}
 _WORDS = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false", "Path": "a path"}
@@ -31,7 +31,7 @@ _LIMITS: dict[str, tuple[str, dict[str, Any]]] = {
     "PositiveFloat": ("float", {"gt": 0}),
     "NonNegativeFloat": ("float", {"ge": 0}),
 }
-"""Pydantic's types → the type and what it may be."""
+"""Pydantic's types → the plain type and its limits."""
 _LIMIT_WORDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "multiple_of": "a multiple of"}
 
 
@@ -45,24 +45,24 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a class of settings."""
+    """One field of a settings class."""
 
     name: str
-    """Of the field."""
+    """Name of the field."""
     default: Any
-    """As a YAML file would hold it, `MISSING` where there is none; settings within settings are mappings."""
+    """The default as in a YAML file, nested settings as mappings; `MISSING` if there is no default."""
     doc: str
-    """Its docstring, in one line."""
+    """The field's docstring, in one line."""
     allowed: str
-    """Options or limits in words; empty where the type says it all."""
+    """Options or limits in words; empty if the type says it all."""
     in_file: bool
-    """Whether settings can hold it; objects that are no settings stay out of them."""
+    """Whether YAML can hold its value; false for objects that are not settings."""
     takes_text: bool
-    """Whether a single value is text, or a path, and never a number."""
+    """Whether a single value is text or a path, and never a number."""
     lists_text: bool
-    """Whether the items of a list are."""
+    """Whether the items of a list are text or paths, and never numbers."""
     target: str | None
-    """Dotted name of the class of settings that it takes, if that is exactly one."""
+    """Dotted name of the settings class it takes, if there is exactly one."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ class _Option:
     values: tuple[Any, ...] = ()
     """The options of a `Literal`."""
     limits: tuple[tuple[str, Any], ...] = ()
-    """Name of a limit, as pydantic has it, and its value."""
+    """Pairs of a limit, by pydantic's name, and its value."""
     items: tuple[_Option, ...] = ()
     """Types of a list's items."""
     target: str = ""
-    """Dotted name of a class of settings."""
+    """Dotted name of a settings class."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A piece of syntax and the module it stands in, in which its names have their meaning."""
+    """A syntax node, and the module in which its names are resolved."""
 
     node: ast.AST
     module: str
@@ -91,7 +91,7 @@ class _Place:
 
 @cache
 def fields(target: str) -> Mapping[str, Field]:
-    """The settings that the class with this dotted name takes, by name; none where there is no such source.
+    """Name → field, for the class with this dotted name; empty if its source is not found.
 
     Raises:
         TypeError: A default cannot be read without running the code.
@@ -100,24 +100,24 @@ def fields(target: str) -> Mapping[str, Field]:
     place = _resolve(module, name)
     if place is None or not isinstance(place.node, ast.ClassDef):
         return {}
-    found = {}
+    result = {}
     for statement, after in pairwise([*place.node.body, ast.Pass()]):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         if not ast.unparse(statement.annotation).startswith("ClassVar"):
             field = _read_field(statement, after, place.module, f"{target}.{statement.target.id}")
-            found[field.name] = field
-    return found
+            result[field.name] = field
+    return result
 
 
 def filled(node: Any) -> Any:
-    """Plain settings with every setting that they leave to a class's default.
+    """Plain settings with the defaults of their classes filled in.
 
     Args:
         node: mappings, lists and values; a mapping may name a class as its `_target_`.
 
     Returns:
-        The same, in which each mapping with a `_target_` has all the settings of that class, in the class's order.
+        The same settings, in which each mapping with a `_target_` has all fields of that class, in the class's order.
     """
     if isinstance(node, list):
         return [filled(item) for item in node]
@@ -132,7 +132,7 @@ def filled(node: Any) -> Any:
 
 
 def _given(node: Mapping[Any, Any], field: Field) -> Any:
-    """The value of a setting: the default, unless the node has it; given in part, the default fills the rest."""
+    """The value of a setting: from the node, else the default; a partly given mapping is completed by the default."""
     if field.name not in node:
         return copy.deepcopy(field.default)
     value = node[field.name]
@@ -165,11 +165,11 @@ def _read_field(statement: ast.AnnAssign, after: ast.stmt, module: str, where: s
 
 
 class _UnreadableError(Exception):
-    """A default that only running the code would tell."""
+    """A default that cannot be read without running the code."""
 
 
 def _default(place: _Place) -> tuple[Any, bool]:
-    """A default as plain containers, and whether settings can hold it."""
+    """A default as plain containers, and whether YAML can hold it."""
     node = place.node
     if not isinstance(node, ast.expr):
         raise _UnreadableError(ast.unparse(node))
@@ -196,7 +196,7 @@ def _default(place: _Place) -> tuple[Any, bool]:
 
 
 def _default_object(place: _Place, node: ast.Call) -> tuple[Any, bool]:
-    """An object as a mapping with its `_target_`, where its class is one of settings."""
+    """An object of a settings class as a mapping with its `_target_`; None for any other object."""
     if _last_name(node.func) in _LISTS and not node.args:
         return [], True
     found = _resolve(place.module, _last_name(node.func))
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 def _options(place: _Place) -> Iterator[_Option]:
-    """The types that an annotation allows, aliases followed."""
+    """The types that an annotation allows, with aliases resolved."""
     node, module = place.node, place.module
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
@@ -312,7 +312,7 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _resolve(module: str, name: str) -> _Place | None:
-    """Where a name of a module comes from, imports followed: a class, or the value of a constant."""
+    """The definition of a module's name, imports followed: a class, or the value of a constant."""
     found = _names(module).get(name)
     if isinstance(found, ast.ImportFrom):
         original = next(alias.name for alias in found.names if (alias.asname or alias.name) == name)
@@ -325,7 +325,7 @@ def _resolve(module: str, name: str) -> _Place | None:
 
 @cache
 def _names(module: str) -> dict[str, ast.AST]:
-    """What is defined at the top of a module: classes, values of constants, and imports."""
+    """Name → definition at the top level of a module: classes, values of constants, and imports."""
     path = _source_of(module)
     names: dict[str, ast.AST] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body if path else ():

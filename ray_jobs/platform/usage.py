@@ -1,6 +1,6 @@
-"""The command line's help: which jobs there are, and what each takes, with defaults, explanations and what is allowed.
+"""The command line's help: a job's settings with defaults, explanations and allowed values.
 
-In: the source of the jobs and of the classes that hold settings, and the YAML files. Out: text. Nothing of it is
+In: the source of the jobs and of the settings classes, and the YAML files. Out: text. None of these sources is
 imported, so that help is quick and needs no torch.
 """
 
@@ -32,9 +32,9 @@ class Setting:
     key: str
     """Dotted key."""
     value: str
-    """Its default, as one would write it."""
+    """The default, as written on the command line."""
     about: str
-    """What it does; empty where nobody says."""
+    """What it does; empty if undocumented."""
 
 
 def overview() -> str:
@@ -58,7 +58,7 @@ def overview() -> str:
 
 
 def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
-    """What `clipautt <job> --help` prints: the docstring, the groups, and every setting as the given words leave it."""
+    """What `clipautt <job> --help` prints: docstring, groups, and all settings with the overrides applied."""
     if job.reads_words or job.module not in configuration.configured_jobs():
         return job.doc.strip()
     first = f" {job.positional.upper()}" if job.positional else ""
@@ -75,22 +75,22 @@ def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
 
 
 def comments(path: Path) -> dict[str, str]:
-    """What a YAML file says of its settings.
+    """The comments of a YAML file on its settings.
 
     Returns:
-        Dotted key → the comment behind it, or else the comment lines right above it. The empty key holds what the file
-        says of itself: the comment lines at its top.
+        Dotted key → the comment at the end of its line, or else the comment lines right above it. The empty key has
+        the comment lines at the top of the file.
     """
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     top = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    found = {"": _block_above(lines, top)}
+    result = {"": _block_above(lines, top)}
     for key, name, value in _pairs(yaml.compose(text, Loader=yaml.SafeLoader), ""):
         row = name.start_mark.line
         behind = _behind(lines, name.end_mark.line, name.end_mark.column + 1) if _is_block(name, value) else ""
         behind = behind or _behind(lines, value.end_mark.line, value.end_mark.column)
-        found[key] = behind or ("" if row == top else _block_above(lines, row))
-    return {key: comment for key, comment in found.items() if comment}
+        result[key] = behind or ("" if row == top else _block_above(lines, row))
+    return {key: comment for key, comment in result.items() if comment}
 
 
 def _group_lines(composition: configuration.Composition) -> list[str]:
@@ -107,8 +107,8 @@ def _group_lines(composition: configuration.Composition) -> list[str]:
 def settings(composition: configuration.Composition) -> list[Setting]:
     """Every setting of a composed configuration, the job's own before those of its groups.
 
-    Each comes with the comment of the YAML file that set it last; where no file has one, with the docstring under the
-    field that the setting fills, or else with what is said of the mapping it stands in. What the field allows follows.
+    The explanation is the comment of the last YAML file that sets it; without one, the docstring of the field that it
+    fills, or else the explanation of the mapping it belongs to. What the field allows follows.
     """
     tree = OmegaConf.to_container(composition.cfg, resolve=False)
     known = dict(_fields_in(tree))
@@ -116,16 +116,16 @@ def settings(composition: configuration.Composition) -> list[Setting]:
     for source in composition.sources:
         prefix = f"{source.package}." if source.package else ""
         about.update({prefix + key: comment for key, comment in comments(source.path).items() if key})
-    found = [
+    listed = [
         Setting(key, _value(value), _told(about, key, known[key].allowed if key in known else ""))
         for key, value in configuration.flatten(tree).items()
         if key.rpartition(".")[2] != TARGET
     ]
-    return sorted(found, key=lambda setting: setting.key.partition(".")[0] in composition.choices)
+    return sorted(listed, key=lambda setting: setting.key.partition(".")[0] in composition.choices)
 
 
 def _told(about: Mapping[str, str], key: str, allowed: str) -> str:
-    """What is said of a setting, or of the mapping it stands in, and what is allowed."""
+    """The explanation of a setting, or of the mapping it belongs to, and what is allowed."""
     while key and not about.get(key):
         key = key.rpartition(".")[0]
     return " ".join(filter(None, [about.get(key), f"[{allowed}]" if allowed else ""]))
@@ -149,7 +149,7 @@ def _entry(left: str, about: str) -> str:
 
 def _value(value: Any) -> str:
     if value == MISSING:
-        return "(yours to give)"
+        return "(required)"
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -160,7 +160,7 @@ def _value(value: Any) -> str:
 
 
 def _fields_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """Dotted key and the field that the setting fills, of every setting that belongs to a class."""
+    """Dotted key and field, for every setting that fills a field of a class."""
     if isinstance(tree, Mapping):
         for name, field in fields(str(tree[TARGET])).items() if TARGET in tree else ():
             yield f"{prefix}{name}", field
@@ -169,7 +169,7 @@ def _fields_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
 
 
 def _as_yaml(doc: str) -> str:
-    """A docstring's None, True and False as one writes them in a setting."""
+    """A docstring with None, True and False as they are written in YAML."""
     return re.sub(r"\b(None|True|False)\b", lambda word: {"None": "null"}.get(word[0], word[0].lower()), doc)
 
 
@@ -187,13 +187,13 @@ def _is_block(name: yaml.Node, value: yaml.Node) -> bool:
 
 
 def _behind(lines: list[str], row: int, column: int) -> str:
-    """The comment that follows a position on its line, when nothing else does."""
+    """The comment that follows a position on its line, if nothing stands between."""
     match = re.fullmatch(r"\s*#\s*(.*)", lines[row][column:]) if row < len(lines) else None
     return match[1].strip() if match else ""
 
 
 def _block_above(lines: list[str], row: int) -> str:
-    """The comment lines right above a line, as one text; Hydra's directives are none."""
+    """The comment lines right above a line, joined; Hydra's directives do not count."""
     first = row
     while first and lines[first - 1].lstrip().startswith("#"):
         first -= 1

@@ -1,6 +1,6 @@
-"""The decoding half of the pipeline: clips to rows with a frame each, in tasks that import no torch.
+"""The decoding half of the pipeline, in tasks that import no torch.
 
-What this module does not know: what becomes of the frames.
+In: rows with a clip each. Out: rows with a frame each.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError
 from clipautt.video.reader_process import ReadLimits, read_clip
 
 Status = Literal["ok", "no_face", "missing", "unreadable", "not_finite", "not_encoded", "lost"]
-"""How a clip ended. The last two say nothing about the clip, `feature_store.TRIED_AGAIN`: the backbone failed on it, or
-its worker died or could not work."""
+"""How a clip ended. The last two are not the clip's fault and are tried again: the backbone failed on it, or its worker
+died or could not work."""
 Batch = dict[str, npt.NDArray[Any]]
 Augment = Callable[[str], FrameChange]
-"""By clip id, how the frames of that clip are changed."""
+"""Clip id → how the frames of that clip are changed."""
 
 
 class DecodeStage:
-    """Clips to rows with a frame each; the last row of a clip says how many there are, or why there are none."""
+    """Turns clips into rows with a frame each; a clip's last row holds its number of frames, or why it has none."""
 
     def __init__(self, frames: FrameSpec, limits: ReadLimits, augment: Augment | None = None) -> None:
         self.frames, self.limits, self.augment = frames, limits, augment
@@ -39,22 +39,22 @@ class DecodeStage:
             try:
                 self._check_worker()
                 yield from self._blocks(index, Clip(**json.loads(text)))
-            except Exception as error:  # of this worker or its node: another one tries the clip
+            except Exception as error:  # the fault of this worker or its node: another one tries the clip
                 yield self._failure(index, "lost", f"{type(error).__name__}: {error}")
 
     def _check_worker(self) -> None:
-        """Whether the face detector can be loaded here; where it cannot, no clip is to blame."""
+        """Check that the face detector can be loaded here; if it cannot, no clip is to blame."""
         if self.frames.faces.detector != "none":
             make_detector(self.frames.faces)
 
     def _blocks(self, index: int, clip: Clip) -> Iterator[Batch]:
-        """One chunk is held back, because the last one carries the number of frames."""
+        """The rows of a clip in blocks; one is held back, because the last one carries the number of frames."""
         held: Batch | None = None
         attempt, number, decoder = -1, 0, ""
         change = self.augment(clip.clip_id) if self.augment else None
         try:
             for chunk in read_clip(clip, self.frames, self.limits):
-                if chunk.decoder != decoder:  # the one before failed midway
+                if chunk.decoder != decoder:  # the previous decoder failed midway
                     attempt, number, decoder, held = attempt + 1, 0, chunk.decoder, None
                 if held is not None:
                     yield held

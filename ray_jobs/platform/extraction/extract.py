@@ -1,6 +1,6 @@
-"""Fill the feature store with what is missing of some clips, on the connected Ray.
+"""Fill the feature store with the missing features of some clips, on the connected Ray.
 
-TODO
+In: clips and an `ExtractionConfig`. Out: the store, and a summary with every clip that failed and why.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _SHOWN_FAILURES = 20
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """How clips become features in a store: what they are, where they lie, and what making them may take."""
+    """How clips become features: the model and preprocessing, the store, and the resources that extraction may use."""
 
     backbone: BackboneConfig
-    """What encodes."""
+    """The model that encodes the frames."""
     store: str
     """Folder of the feature store."""
     sampling: Sampling = field(default_factory=Sampling)
     """Which moments of a clip are encoded."""
     faces: FaceConfig = field(default_factory=FaceConfig)
-    """How faces are found."""
+    """How faces are found and cropped."""
     limits: ReadLimits = field(default_factory=ReadLimits)
-    """Of reading one clip."""
+    """Limits for reading one clip."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    """How much of the cluster to take."""
+    """How much of the cluster to use."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Which cluster, and the share of a GPU for an encoder."""
+    """Which cluster to use, and the share of a GPU per encoder."""
     retry_failed: bool = False
     """Whether clips that failed before are tried again."""
 
@@ -74,30 +74,30 @@ class ExtractSummary:
     """What an extraction did."""
 
     extracted: int
-    """Clips encoded now."""
+    """Number of clips encoded now."""
     present: int
-    """Clips that were in the store already."""
+    """Number of clips that were in the store already."""
     failures: tuple[Failure, ...]
-    """Of all clips asked for."""
+    """The requested clips without features, and why."""
     usage: Usage | None
-    """Speed and start-up; None where nothing was left to do."""
+    """Speed and start-up time; None if nothing was left to do."""
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
     """Fill the store with the features of these clips, on the connected Ray.
 
     Returns:
-        The store and what was done.
+        The store, and what was done.
 
     Raises:
         ValueError: for a backbone or a face detector that cannot be loaded.
         BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
     """
     if config.faces.detector != "none":
-        make_detector(config.faces)  # a mistake in its settings is one error here, and not a failure of every clip
+        make_detector(config.faces)  # wrong settings are one error here, not a failure of every clip
     spec = FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces)
     store = FeatureStore(config.store, spec)
-    keys = {clip.clip_id: clip_key(clip) for clip in clips}  # as the files are now, whatever happens to them meanwhile
+    keys = {clip.clip_id: clip_key(clip) for clip in clips}  # of the files as they are now
     to_make = store.missing(clips, retry_failed=config.retry_failed)
     missing = list({keys[clip.clip_id]: clip for clip in to_make}.values())
     usage = None
@@ -125,19 +125,19 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
 
 
 def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:
-    """Run the pipeline into the store, with a line of progress."""
+    """Run the pipeline into the store, with a progress line."""
     with Progress("extract", len(missing)) as progress:
         writer = _Writer(store, progress, stream)
         stream.on_frames = writer.on_frames
         try:
             for encoded in stream.run(missing):
                 writer.add(_row(_as_seen_here(encoded), keys[encoded.clip.clip_id]))
-        finally:  # also where it is interrupted: what is encoded is kept
+        finally:  # keep what is encoded, also when interrupted
             writer.write()
 
 
 class _Writer:
-    """Collects rows into files, and counts a clip as done once it is in one."""
+    """Collects rows into files, and counts a clip as done once it is in a file."""
 
     def __init__(self, store: FeatureStore, progress: Progress, stream: Pipeline) -> None:
         self.store, self.progress, self.stream = store, progress, stream
@@ -146,20 +146,20 @@ class _Writer:
         self.written = time.monotonic()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take a clip."""
+        """Add a clip's row."""
         self.rows.append(row)
         if len(self.rows) >= _ROWS_PER_FILE:
             self.write()
 
     def on_frames(self) -> None:
-        """Frames have come: nothing waits longer than some seconds, however long the next clip takes."""
+        """Write every few seconds while frames arrive, however long the next clip takes."""
         if self.stream.usage.frames == 0:
             self.progress.begin()
         if time.monotonic() - self.written >= _WRITE_EVERY_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write what there is as one file."""
+        """Write the collected rows as one file."""
         self.store.append(self.rows)
         failed = sum(1 for row in self.rows if row["status"] != OK)
         usage = self.stream.usage
@@ -170,10 +170,10 @@ class _Writer:
 
 
 def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
-    """A file that a worker did not find and this process does is no clip's fault."""
+    """Mark a clip as lost, not missing, if this process finds its file: then storage is at fault, not the clip."""
     if encoded.status != "missing" or not os.path.exists(encoded.clip.source):
         return encoded
-    return replace(encoded, status="lost", reason=f"{encoded.reason} on a worker, but here it is: is it shared?")
+    return replace(encoded, status="lost", reason=f"{encoded.reason} on a worker, but it exists here: is the storage shared?")
 
 
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Clips to features through Ray Data: CPU tasks decode, a pool of actors encodes, clips come back whole.
+"""Clips to features through Ray Data: CPU tasks decode, a pool of actors encodes, clips are reassembled.
 
-Between the two, every row is one frame, so that batches fill across clips of any length; blocks hold a bounded number
-of bytes, whatever the length of a video, and what waits for the encoders is bounded too. What goes wrong with a clip
-stays with that clip: a decoder is ended by its reader, and clips whose worker died are tried once more, alone.
+In: clips. Out: an `EncodedClip` per clip, with its features or why it has none. Open `Pipeline` first.
 
-What this module does not know: where features are kept, and who wants them.
+Between decoding and encoding every row is one frame, so that batches fill across clips of any length. Blocks hold a
+bounded number of bytes, whatever the length of a video, and what waits for the encoders is bounded too. A bad clip
+affects no other clip: its reader stops a decoder that hangs, and clips whose worker died are tried once more, alone.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gp
 from ray_jobs.platform.extraction.decode_stage import Augment, Batch, DecodeStage, Status
 
 _TASK_RETRIES = 2
-"""By Ray, of a task whose worker or node died. Ray's own default is without end."""
+"""How often Ray retries a task whose worker or node died; by default it never stops."""
 CPU_SLOT = 0.5
 """Cores that a decoder asks for, and that are counted for an encoder without a GPU."""
 _ENCODER_CPUS = 0.25
-"""Cores that such an encoder asks for: the encoders of a lost node find a place on the others beside decoders."""
+"""Cores that such an encoder asks for; fewer, so that the encoders of a lost node fit beside decoders elsewhere."""
 _INIT_RETRIES = 2
 _GPU_BATCH, _CPU_BATCH = 256, 16
 _GPU_BATCHES_PER_CALL = 4
-"""Within a call, the copy of a batch to the GPU overlaps the work on the one before."""
+"""Within a call, copying a batch to the GPU overlaps with encoding the previous one."""
 _ENOUGH_TROUBLES = 8
 _BLOCKS_IN_MEMORY = 16
 
 
 class BackboneError(ValueError):
-    """The backbone does not work where it is to encode; the message says why."""
+    """The backbone does not work on the workers; the message says why."""
 
 
 @settings
@@ -56,19 +56,19 @@ class PipelineConfig:
     """How much of the cluster reading and encoding take; nothing here changes a feature."""
 
     encoders: PositiveInt | None = None
-    """Most encoding actors; None: as many as the GPUs hold (`cluster.num_gpus_per_actor`), or one per core."""
+    """Most encoding actors; None: as many as fit on the GPUs (`cluster.num_gpus_per_actor`), or one per core."""
     min_encoders: PositiveInt | None = None
-    """Actors to start with; more come, up to `encoders`, while frames wait for them. None: all at once."""
+    """Encoding actors to start with; more are added, up to `encoders`, while frames wait. None: all at once."""
     decoders: PositiveInt | None = None
     """Most decoding tasks at a time; None: as many as there are free cores."""
     decoder_cpus: PositiveFloat | None = None
-    """Cores that a decoding task asks for; None: 1 beside GPUs, half a core where encoders take the cores too."""
+    """Cores per decoding task; None: 1 with GPUs, half a core where encoders use the cores too."""
     batch_frames: PositiveInt | None = None
-    """Frames in one pass of the image tower; None: 256 on a GPU, 16 on CPUs. Halved where memory is short."""
+    """Frames in one pass of the image tower; None: 256 on a GPU, 16 on CPUs. Halved if memory runs out."""
     clips_per_task: PositiveInt = 4
-    """Clips that one decoding task reads."""
+    """Clips per decoding task."""
     memory_mb: Annotated[int, Field(ge=64)] = 1024
-    """Frames that may wait between decoding and encoding, MiB of the object store."""
+    """Memory for frames that wait between decoding and encoding, MiB of the object store."""
 
     def __post_init__(self) -> None:
         if self.encoders is not None and (self.min_encoders or 1) > self.encoders:
@@ -82,23 +82,23 @@ class EncodedClip:
     """A clip at the end of the pipeline: its features, or why there are none."""
 
     clip: Clip
-    """As it was asked for."""
+    """The clip as requested."""
     status: Status
     """`ok`, or what went wrong."""
     reason: str = ""
-    """In a sentence; empty where all is well."""
+    """What went wrong, in a sentence; empty if `ok`."""
     decoder: str = ""
-    """Which decoder gave the frames."""
+    """Name of the decoder that read the frames."""
     times: npt.NDArray[np.float64] | None = None
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]."""
     features: npt.NDArray[np.float32] | None = None
-    """[T, d]; None unless `ok`."""
+    """Features, [T, d]; None unless `ok`."""
 
     @property
     def num_frames(self) -> int:
-        """T, or 0."""
+        """Number of frames T; 0 without features."""
         return 0 if self.times is None else len(self.times)
 
     def __repr__(self) -> str:
@@ -107,23 +107,23 @@ class EncodedClip:
 
 @dataclass
 class Usage:
-    """What a pipeline did so far; times are those of this process' monotonic clock."""
+    """What a pipeline has done so far; times are those of this process's monotonic clock."""
 
     created: float = field(default_factory=time.monotonic)
-    """When the pipeline was made."""
+    """When the pipeline was created."""
     first: float | None = None
     """When the first frames arrived; the time until then is start-up."""
     last: float = 0.0
     """When the last frames arrived."""
     frames: int = 0
-    """Frames that arrived after the first ones."""
+    """Number of frames that arrived after the first ones."""
     busy_seconds: float = 0.0
-    """Time in which these were encoded, summed over the encoders."""
+    """Time spent encoding these, summed over the encoders."""
     encoders: set[str] = field(default_factory=set)
     """Actors that encoded something."""
 
     def add(self, batch: Batch) -> None:
-        """Note frames that just arrived."""
+        """Count frames that just arrived."""
         self.last = time.monotonic()
         self.encoders.update(batch["encoder"].tolist())
         if self.first is None:
@@ -134,17 +134,17 @@ class Usage:
 
     @property
     def start_seconds(self) -> float:
-        """From the start to the first frames."""
+        """Seconds from creation to the first frames."""
         return (self.first or time.monotonic()) - self.created
 
     @property
     def frames_per_second(self) -> float:
-        """In steady state: after the first frames."""
+        """Rate in steady state, that is after the first frames."""
         return self.frames / max(1e-9, self.last - (self.first or 0.0))
 
     @property
     def busy_share(self) -> float:
-        """Time in which encoders encoded, as a share of all their time after the first frames; 0..1."""
+        """Share of the encoders' time after the first frames that was spent encoding; 0..1."""
         return min(1.0, self.busy_seconds / max(1e-9, (self.last - (self.first or 0.0)) * len(self.encoders)))
 
 
@@ -152,14 +152,14 @@ class Pipeline:
     """Decodes and encodes clips on the connected Ray.
 
     Args:
-        backbone: what encodes; loaded once by every actor.
-        fingerprint: what the backbone must be where it is loaded.
-        frames: how a clip becomes frames; its size is the backbone's.
-        config: how much of the cluster to take.
-        cluster: for the share of a GPU.
-        limits: of reading one clip.
+        backbone: the model that encodes; loaded once by every actor.
+        fingerprint: fingerprint that the backbone must have on every worker.
+        frames: how a clip becomes frames, in the backbone's input size.
+        config: how much of the cluster to use.
+        cluster: gives the share of a GPU per encoder.
+        limits: limits for reading one clip.
         augment: changes of the frames before they are encoded; None leaves them as they are.
-        on_frames: called whenever frames arrive, which may be long before their clip is whole.
+        on_frames: called whenever frames arrive, which may be long before their clip is complete.
 
     Raises:
         ValueError: if a share of a GPU is asked for and the cluster has none.
@@ -185,25 +185,25 @@ class Pipeline:
         self.usage = Usage()
 
     def run(self, clips: Sequence[Clip], *, in_order: bool = False) -> Iterator[EncodedClip]:
-        """Every clip once, as soon as it is done.
+        """Yield every clip once, as soon as it is done.
 
         Args:
-            clips: what to read; ids need not be unique.
-            in_order: give clips in the order of listing; the few whose worker died come last all the same.
+            clips: the clips to read; ids need not be unique.
+            in_order: yield clips in the given order; those whose worker died still come last.
 
         Raises:
-            BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing: no clip is to blame.
+            BackboneError: if the workers cannot load the backbone, or it fails on all clips: no clip is to blame.
         """
         left = dict(enumerate(clips))
         assembly = _Assembly()
-        for clips_per_task in (self.config.clips_per_task, 1):  # a clip whose worker died may have taken others along
+        for clips_per_task in (self.config.clips_per_task, 1):  # a lost worker may have had several clips
             if not left:
                 return
             for index, encoded in assembly.drain(self._batches(left, clips_per_task, in_order), left):
                 del left[index]
                 yield encoded
         assembly.refuse_if_nothing_is_encoded(at_least=1)
-        lost = f"the worker died with it, with other clips and alone, {_TASK_RETRIES + 1} times each"
+        lost = f"its worker died {_TASK_RETRIES + 1} times beside other clips, and {_TASK_RETRIES + 1} times with it alone"
         for index, clip in left.items():
             yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
 
@@ -234,7 +234,7 @@ class Pipeline:
                 compute=data.ActorPoolStrategy(
                     min_size=min(encoders, self.config.min_encoders or encoders),
                     max_size=encoders,
-                    # One call takes its batch out of the object store while another one encodes.
+                    # One call fetches its batch from the object store while another one encodes.
                     max_concurrent_calls_per_actor=2 if self.gpu else 1,
                 ),
                 max_task_retries=_TASK_RETRIES,
@@ -252,28 +252,28 @@ class Pipeline:
 
     @property
     def decoder_cpus(self) -> float:
-        """Cores that a decoding task asks for."""
+        """Cores per decoding task."""
         return self.config.decoder_cpus or (1.0 if self.gpu else CPU_SLOT)
 
     @property
     def num_encoders(self) -> int:
-        """Most encoding actors; on cores they leave room for a decoder, without which both would wait for ever.
+        """Most encoding actors; on CPUs they leave room for a decoder, without which both would wait forever.
 
         Raises:
-            ValueError: if the cluster has too few cores for one of each.
+            ValueError: if the cluster has too few cores for one encoder and one decoder.
         """
         cores, encoder = num_cpus(), 0.0 if self.gpu else CPU_SLOT
         if cores < self.decoder_cpus + encoder:
             raise ValueError(
-                f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder that is more than the {cores} cores of "
-                "the cluster; take fewer"
+                f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder, this exceeds the {cores} cores of the "
+                "cluster; take fewer"
             )
         if self.gpu:
             return self.config.encoders or max(1, int(num_gpus() / self.gpu))
         return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
 
     def _bound(self, context: Any, in_order: bool) -> None:
-        """Bounds for one execution; a block that failed for good costs its clips a second try, and not the job."""
+        """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes on."""
         memory = self.config.memory_mb << 20
         context.target_max_block_size = memory // _BLOCKS_IN_MEMORY
         context.max_errored_blocks = -1
@@ -284,7 +284,7 @@ class Pipeline:
 
 
 class EncodeStage:
-    """An actor with the backbone: replaces frames by features and says how long that took."""
+    """An actor with the backbone: replaces frames by features and records how long that took."""
 
     def __init__(self, config: BackboneConfig, fingerprint: str, batch_frames: int, num_threads: int) -> None:
         import ray
@@ -294,7 +294,7 @@ class EncodeStage:
         if self.backbone.fingerprint != fingerprint:
             raise ValueError(
                 f"backbone {config.name} has fingerprint {self.backbone.fingerprint} on {platform.node()}, and "
-                f"{fingerprint} where the job was started: weights={config.weights} is another file there"
+                f"{fingerprint} where the job was started: weights={config.weights} is a different file there"
             )
         self.batch_frames = batch_frames
         self.ill = False
@@ -305,14 +305,14 @@ class EncodeStage:
             torch.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
 
     def __call__(self, batch: Batch) -> Batch:
-        if self.ill:  # Ray starts this actor anew and gives it this call again
+        if self.ill:  # Ray restarts this actor and repeats this call
             os._exit(1)
         began = time.perf_counter()
         frames, good = batch.pop("frame"), batch["status"] == "ok"
         features = np.zeros((len(good), self.backbone.feature_dim), np.float32)
         try:
             features[good] = self._encode(frames if good.all() else frames[good])
-        except Exception as error:  # on a device that may be ill: these clips are tried again
+        except Exception as error:  # the device may be faulty: these clips are tried again
             self.ill = True
             batch["status"] = np.where(good, "not_encoded", batch["status"])
             batch["reason"] = np.where(good, f"{type(error).__name__}: {error}", batch["reason"])
@@ -327,15 +327,15 @@ class EncodeStage:
 
 
 class _Assembly:
-    """Rows of frames, which arrive in any order, to whole clips."""
+    """Assembles rows of frames, which arrive in any order, into whole clips."""
 
     def __init__(self) -> None:
         self.any_encoded = False
         self.troubles: dict[int, EncodedClip] = {}
-        """Clips that are tried again; the last one counts."""
+        """Clip index → its last failure, for clips that are tried again."""
 
     def drain(self, batches: Iterable[Batch], clips: dict[int, Clip]) -> Iterator[tuple[int, EncodedClip]]:
-        """Index and clip, of those among `clips` that become whole.
+        """Yield index and clip for those among `clips` that are complete.
 
         Raises:
             BackboneError: if the backbone fails from the first batches on.
@@ -344,7 +344,7 @@ class _Assembly:
         for batch in batches:
             for rows in _by_clip(batch):
                 index = int(rows["index"][0])
-                if index not in clips:  # rows of a decoder that failed midway, behind those of the next one
+                if index not in clips:  # late rows of a decoder that failed midway
                     continue
                 parts.setdefault(index, []).append(rows)
                 encoded = self._whole(clips[index], parts[index])
@@ -358,13 +358,13 @@ class _Assembly:
                     yield index, encoded
 
     def refuse_if_nothing_is_encoded(self, *, at_least: int) -> None:
-        """Stop where the backbone failed on so many clips and on no other one did well."""
+        """Stop if the backbone has failed on at least so many clips and succeeded on none."""
         failed = [trouble for trouble in self.troubles.values() if trouble.status == "not_encoded"]
         if not self.any_encoded and len(failed) >= at_least:
             raise BackboneError(f"the backbone encoded nothing: {failed[0].reason}")
 
     def _whole(self, clip: Clip, parts: Sequence[Batch]) -> EncodedClip | None:
-        """The clip, once its last row is there and every frame before it; a frame that came twice counts once."""
+        """The clip, once all its frames have arrived; duplicate frames count once."""
         end = next((part for part in parts if part["total"][-1] >= 0), None)
         if end is None:
             return None
@@ -389,7 +389,7 @@ class _Assembly:
 
 
 def _by_clip(batch: Batch) -> Iterator[Batch]:
-    """Runs of rows of one clip and attempt; the arrays are views."""
+    """Split a batch into runs of rows of the same clip and attempt; the arrays are views."""
     names = batch["index"], batch["attempt"]
     changes = np.flatnonzero((np.diff(names[0]) != 0) | (np.diff(names[1]) != 0)) + 1
     bounds = [0, *changes.tolist(), len(names[0])]

@@ -55,8 +55,8 @@ def said_on_refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str
     [
         ([{"share": 0.5, "drawz": 1}], r"cohorts={'share': 0\.5, 'drawz': 1}; allowed are .* with share and draws"),
         (["balanced"], r"cohorts='balanced'; allowed are"),
-        ([{"share": 0.5}, {"share": 0.5, "draws": 2}], "cohorts has balanced twice"),
-        ([{"share": 0.2}, {"share": 0.203}], "cohorts has 20% twice"),
+        ([{"share": 0.5}, {"share": 0.5, "draws": 2}], "cohorts lists balanced twice"),
+        ([{"share": 0.2}, {"share": 0.203}], "cohorts lists 20% twice"),
         ([{"share": 1.5}], r"cohort share=1\.5"),
     ],
 )
@@ -70,7 +70,7 @@ def test_splits_without_clips_are_refused(world: World) -> None:
     manifest = world.read()
     with pytest.raises(ValueError, match=r"splits='test'; allowed are source_train, source_val, target"):
         clips_of_splits(manifest, ["target", "test"])
-    with pytest.raises(ValueError, match=r"splits=\[source_val\]: the manifest has no such clips; there are target"):
+    with pytest.raises(ValueError, match=r"splits=\[source_val\]: the manifest has no such clips, only target"):
         clips_of_splits(manifest, ["source_val"])
     assert len(clips_of_splits(manifest, ["target", "source_val"])) == 8
 
@@ -177,7 +177,7 @@ def test_a_run_does_not_go_on_with_a_checkpoint_trained_anew(world: World, capsy
     anew = fake_checkpoint(backbone=world.source("median").backbone, seed=5)
     save_checkpoint(Checkpoint(anew.model, spec), folder)
     (world.run("trained") / "subjects" / "s0.parquet").unlink()
-    assert "has results of other checkpoints than there are now" in said_on_refusal(words, capsys)
+    assert "has results of checkpoints that have changed since" in said_on_refusal(words, capsys)
     assert set(world.rows("trained")["subject_id"]) == {"s1"}
     assert set(before["checkpoint"]) != {load_checkpoint(folder).fingerprint}
 
@@ -194,7 +194,7 @@ def test_a_video_that_was_replaced_is_refused_by_name_and_one_that_was_moved_is_
     file.write_bytes(b"another video")
     world.store.append([stored.row(clip, 2 * features_of(clip))])
     said = said_on_refusal(words, capsys)
-    assert re.search(rf"clip '{clip.clip_id}': the file \S+{clip.clip_id}\.mp4 has been written again \(5 bytes", said)
+    assert re.search(rf"clip '{clip.clip_id}': the file \S+{clip.clip_id}\.mp4 has been rewritten \(5 bytes", said)
     file.write_bytes(kept)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert cli.main(["adapt", *words]) == 0
@@ -209,11 +209,11 @@ def test_a_broken_video_may_be_replaced_by_a_good_one(world: World, capsys: pyte
     assert cli.main(["adapt", *words]) == 0
     folder, manifest = world.run("mended"), world.read(clips)
     check_earlier_clips(folder, manifest, clips)
-    assert "1 clips have come since" in capsys.readouterr().out
+    assert "new clips since this run was last started: 1" in capsys.readouterr().out
     Path(clip.source).write_text("a good video")
     check_earlier_clips(folder, manifest, clips)
     Path(world.clips[0].source).write_text("another video")
-    with pytest.raises(ValueError, match=r"clip 's0c0': the file \S+ has been written again"):
+    with pytest.raises(ValueError, match=r"clip 's0c0': the file \S+ has been rewritten"):
         check_earlier_clips(folder, manifest, clips)
 
 

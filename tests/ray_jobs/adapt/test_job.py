@@ -385,7 +385,7 @@ def test_a_subject_that_fails_gets_rows_and_holds_nobody_up(
     words = world.words("bad", *TUNED, "work.actors=1")
     assert cli.main(["adapt", *words]) == 1
     said = capsys.readouterr().out
-    assert "1 of 4 subjects failed; the same command tries them again" in said
+    assert "1 of 4 subjects failed; run the same command to try them again" in said
     assert "4/4 subjects" in said and "4 failed" in said
     rows = world.rows("bad")
     failed = rows[rows["subject_id"] == "s3"]
@@ -480,7 +480,7 @@ def test_earlier_clips_that_are_gone_or_changed_are_refused(world: World, capsys
     assert times_of(world.run("moving") / "subjects") == kept
     world.manifest(name="moving")
     assert cli.main(["adapt", *words]) == 0
-    assert "8 clips have come since this run was last started" in capsys.readouterr().out
+    assert "new clips since this run was last started: 8" in capsys.readouterr().out
     assert len(world.rows("moving")) == 16 + 16
 
 

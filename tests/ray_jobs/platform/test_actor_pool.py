@@ -277,7 +277,7 @@ def test_what_cannot_be_sent_fails_in_words(local_ray: None) -> None:
     reasons = {failed.item: failed.reason for failed in got if isinstance(failed, Failed)}
     assert reasons.pop("exception") == "Unpicklable: odd"
     assert reasons.pop("result") == "TypeError: cannot pickle '_thread.lock' object"
-    assert reasons.pop("too few") == "ValueError: run() gave 0 results for 1 items; expected one for each"
+    assert reasons.pop("too few") == "ValueError: run() gave 0 results for 1 items; expected one per item"
     assert "cannot pickle '_thread.lock' object" in reasons.pop(lock) and not reasons
     assert [done for done in got if isinstance(done, Done)] == [Done("fine", "fine")]
 

@@ -48,7 +48,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
         "  seed: 0 → null\n"
         "  adapt.steps: 10 → 20\n"
         '  adapt.mode: (not set) → "exact"\n'
-        "Take another name (name=…), or remove that folder to start anew."
+        "Choose another name (name=…), or remove that folder to start over."
     )
     assert yaml.safe_load((tmp_path / "adapt" / "first" / "config.yaml").read_text())["adapt"]["steps"] == 10
 
