@@ -35,6 +35,8 @@ _WITHOUT, _WITH, _INK, _FAINT = "#8C96A3", "#0072B2", "#222222", "#D9D9D9"
 _UNITS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BURST, _WINDOW = "#E69F00", "#56B4E9"
 _DPI = 150
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""Of a label that a line may cross."""
 _MAX_NAMED_SUBJECTS = 40
 _ROOMY = 15
 """So many subjects have wide rows; more stand closer together."""
@@ -107,7 +109,8 @@ def _change_panel(axes: Axes, people: pd.DataFrame, *, name: str, labelled: bool
         if not math.isnan(value):
             away, aligned = (5, "left") if value >= 0 else (-5, "right")
             where, offset = (100 * value, row), (away, 0)
-            axes.annotate(points(value), where, offset, textcoords="offset points", va="center", ha=aligned, fontsize=9)
+            style = {"va": "center", "ha": aligned, "fontsize": 9, "bbox": _BEHIND, "zorder": 5}
+            axes.annotate(points(value), where, offset, textcoords="offset points", **style)
     axes.axvline(0, color=_INK, lw=0.8)
     axes.axvline(100 * float(np.nanmean(change)), color=_WITH, lw=1.2, ls=(0, (4, 3)), zorder=0.5)
     unchanged = int((np.abs(change) <= 1e-9).sum())
@@ -168,8 +171,7 @@ def _method_panel(
         value, low, high = (100 * figures[name] for name in ("uar", "uar_low", "uar_high"))
         axes.barh(row, value - floor, left=floor, color=colour, height=0.7)
         axes.plot([low, high], [row, row], color=_INK, lw=1.4, solid_capstyle="butt")
-        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        axes.text(max(high, value) + 1.5, row, percent(value / 100), va="center", fontsize=9, bbox=behind, zorder=5)
+        axes.text(max(high, value) + 1.5, row, percent(value / 100), va="center", fontsize=9, bbox=_BEHIND, zorder=5)
     known = figures_at(table, reference, cohort)
     if known is not None:
         axes.axvline(100 * known["uar"], color=_INK, lw=1, ls=(0, (4, 3)))
