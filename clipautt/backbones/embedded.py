@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipautt.backbones.frozen_clip import Backbone, Precision
 from clipautt.backbones.small_clip import SmallClip
+from clipautt.settings import one_line
 from clipautt.video.preprocessing import Preprocessing
 
 EMBEDDED = "embedded"
@@ -124,8 +126,14 @@ def _stated_shape(path: Path) -> SmallClipShape:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"backbone.weights {str(path)!r} states no shape of a small CLIP in its metadata "
-            f"({type(error).__name__}: {error}); write it again with clipautt pretrain"
+            f"({_reason(error)}); write it again with clipautt pretrain"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (
+        one_line(error, "preprocessing") if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+    )
 
 
 def _token_table(path: Path, state: dict[str, Tensor], text_width: int) -> tuple[list[int], Tensor]:

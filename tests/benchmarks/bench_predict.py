@@ -38,13 +38,20 @@ def spent():
     return sum(u.ru_utime + u.ru_stime for u in used), time.perf_counter()
 
 marks = [("", spent())]
+import ray_jobs.predict  # sets what PyTorch reads when it is imported
 import torch
 marks.append(("  import of torch", spent()))
 from ray_jobs.platform import configuration
 from ray_jobs.predict import job
 marks.append(("  import of the rest", spent()))
 words = ["video=" + configuration.quoted(sys.argv[1]), "checkpoint=" + configuration.quoted(sys.argv[2])]
-predictor = job.load_predictor(configuration.complete("predict", words))
+cfg = configuration.complete("predict", words)
+predictor = job.load_predictor(
+    job.chosen_checkpoint(cfg),
+    job.chosen_personalizations(cfg),
+    backbone=configuration.instantiate(cfg.backbone),
+    limits=configuration.instantiate(cfg.limits),
+)
 marks.append(("  loading", spent()))
 from clipautt.clip import Clip
 from clipautt.features.clip_features import ClipFeatures
@@ -58,7 +65,7 @@ times = [time for chunk in chunks for time in chunk.times]
 found = [is_there for chunk in chunks for is_there in chunk.found]
 import numpy as np
 clip = ClipFeatures("clip", "unknown", features, np.array(times), np.array(found))
-print(predictor.predict_features(clip).top_action_units, file=sys.stderr)
+assert len(predictor.predict_features(clip).top_action_units)
 marks.append(("  computing", spent()))
 print(json.dumps([[n, a[0] - b[0], a[1] - b[1]] for (_, b), (n, a) in zip(marks, marks[1:])]))
 """
@@ -67,9 +74,7 @@ print(json.dumps([[n, a[0] - b[0], a[1] - b[1]] for (_, b), (n, a) in zip(marks,
 def run(*words: str) -> tuple[float, float, str]:
     """Processor and wall seconds of a command of this Python, and what it printed."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return processor, time.perf_counter() - began, done.stdout
