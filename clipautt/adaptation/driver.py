@@ -379,7 +379,7 @@ class _Work:
 
     @property
     def trained_shares(self) -> Tensor:
-        """Class shares implicit in the logits, [C]: those of training for the classifier, equal for class descriptions."""
+        """Class shares implicit in the logits, [C]: those of training for the classifier, else equal ones."""
         shares = self.session.source.class_shares
         return shares if self.config.method.logits_from == "head" else torch.full_like(shares, 1 / len(shares))
 

@@ -173,7 +173,9 @@ def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
     """Mark a clip as lost, not missing, if this process finds its file: then storage is at fault, not the clip."""
     if encoded.status != "missing" or not os.path.exists(encoded.clip.source):
         return encoded
-    return replace(encoded, status="lost", reason=f"{encoded.reason} on a worker, but it exists here: is the storage shared?")
+    return replace(
+        encoded, status="lost", reason=f"{encoded.reason} on a worker, but it exists here: is the storage shared?"
+    )
 
 
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:

@@ -203,7 +203,9 @@ class Pipeline:
                 del left[index]
                 yield encoded
         assembly.refuse_if_nothing_is_encoded(at_least=1)
-        lost = f"its worker died {_TASK_RETRIES + 1} times beside other clips, and {_TASK_RETRIES + 1} times with it alone"
+        lost = (
+            f"its worker died {_TASK_RETRIES + 1} times beside other clips, and {_TASK_RETRIES + 1} times with it alone"
+        )
         for index, clip in left.items():
             yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
 
