@@ -114,7 +114,8 @@ class Method(Protocol):
 
 @runtime_checkable
 class BatchedMethod(Protocol):
-    """Optional methods for batch processing of many subjects. Where an item fails, its error takes the place of the result."""
+    """Optional methods for batch processing of many subjects. Where an item fails, its error takes the place of the
+    result."""
 
     def prepare(self, session: Session) -> None:
         """Called once before a large amount of work; measure or compile here."""
@@ -162,16 +163,16 @@ class AdaptConfig:
     subject_baseline: SubjectBaseline = "none"
     """Centre removed from a subject's frame features; must be the one the checkpoint was trained with."""
     readout: Readout = "best_window"
-    """How a clip is predicted from its windows: from the one of lowest entropy, from the mean of all windows' logits, from
-    the one least like the neutral class, or from the whole clip as a single window."""
+    """How a clip is predicted from its windows: from the one of lowest entropy, from the mean of all windows'
+    logits, from the one least like the neutral class, or from the whole clip as a single window."""
     window: WindowSpec | None = None
     """Windows to use instead of the checkpoint's; null keeps the checkpoint's."""
     prior: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] | Literal["estimate"] | None = None
-    """Assumed share of the positive class, such as 0.2; `estimate` estimates it from the subject's unlabelled clips; null
-    assumes the training clips' shares in decisions, and equal shares in objectives."""
+    """Assumed share of the positive class, such as 0.2; `estimate` estimates it from the subject's unlabelled clips;
+    null assumes the training clips' shares in decisions, and equal shares in objectives."""
     collapse_share: NonNegativeFloat = 0.2
-    """If adaptation puts all clips of a subject into one class while the unadapted model puts at least this share of them
-    into others, the unadapted predictions are used; a value above 1 disables this."""
+    """If adaptation puts all clips of a subject into one class while the unadapted model puts at least this share of
+    them into others, the unadapted predictions are used; a value above 1 disables this."""
     seed: int = 0
     """Random seed of the order in which `online` visits clips."""
 
@@ -242,7 +243,8 @@ class Session:
     """What a method receives: the parts of the source model it asked for, and the shared settings."""
 
     source: Source
-    """Frozen source model with the configured windows; refuses access to anything not listed in the method's `needs`."""
+    """Frozen source model with the configured windows; refuses access to anything not listed in the method's
+    `needs`."""
     config: AdaptConfig
     """Method and shared settings."""
     tuning: TuningConfig = field(default_factory=TuningConfig)

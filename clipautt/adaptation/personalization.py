@@ -1,7 +1,7 @@
-"""Saves a subject's adaptation to a file and loads it: the method's state, the centre and what is needed to resume.
+"""A subject's adaptation as a file: the method's state, the centre and what is needed to resume.
 
-In: a `SubjectResult` and the settings it was made with. Out: one safetensors file per subject, and from such a file
-the state to predict with or to resume. Each method defines how its state is written (`Method.save`).
+In: a `SubjectResult` and the settings that made it. Out: one safetensors file per subject, and from it the state to
+predict or to go on with. How a method's own state is written is the method's affair (`Method.save`).
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from clipautt.files import write_tensors
 FORMAT = 2
 """Version of the files."""
 _METHOD = "method."
-"""Prefix of the names of the method's tensors."""
+"""How the names of the method's own tensors begin."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Personalization:
-    """A subject's finished adaptation."""
+    """What a subject's adaptation leaves behind."""
 
     subject_id: str
-    """Id of the subject."""
+    """Subject."""
     config: AdaptConfig
-    """Settings of the adaptation."""
+    """How it was made."""
     centre: Tensor
-    """Centre subtracted from frame features, [d]."""
+    """Subtracted from frame features, [d]."""
     saved: SavedState
-    """State of the method, in the form for writing."""
+    """The method's state, as the method writes it."""
     prior: Tensor | None = None
-    """Assumed class shares, [C]; None for those of the training clips."""
+    """Class shares that are assumed, [C]; None: those of the training clips."""
     decisions: tuple[tuple[int, int], ...] = ()
     """`online`: see `SubjectState`."""
     fallback: str | None = None
-    """Why adaptation to the subject stopped; see `SubjectState`."""
+    """Why the subject is no longer adapted to; see `SubjectState`."""
     clips: tuple[str, ...] = ()
-    """Ids of the clips adapted to, in visiting order."""
+    """Ids of the clips it was made from, in the order of the visits."""
 
     def __repr__(self) -> str:
         return f"Personalization({self.subject_id!r}, {self.config.name})"
 
     @classmethod
     def of(cls, result: SubjectResult, config: AdaptConfig, *, earlier: Sequence[str] = ()) -> Personalization:
-        """Create from the result of an adaptation.
+        """From a finished adaptation.
 
         Args:
-            result: result for the subject.
-            config: settings of the adaptation.
-            earlier: ids of the clips of the run that was resumed, in visiting order.
+            result: of the subject.
+            config: how it was made.
+            earlier: ids of the clips of the run that was resumed, in the order of its visits.
         """
         after = result.after
         return cls(
@@ -74,24 +74,24 @@ class Personalization:
         )
 
     def session(self, source: Source, tuning: TuningConfig | None = None) -> Session:
-        """Open a session with the settings of this adaptation."""
+        """A session of the settings that this was made with."""
         return Session.open(source, self.config, tuning)
 
     @torch.no_grad()
     def after(self, session: Session) -> SubjectState:
-        """Progress of the subject's adaptation, to predict with or to resume."""
+        """Where the subject's adaptation stands: to predict with, or to resume."""
         prior = None if self.prior is None else self.prior.to(session.source.backbone.device)
         state = self.config.method.restore(self.saved, session, prior)
         return SubjectState(state, prior, self.decisions, self.fallback)
 
 
 def subject_file(subject_id: str) -> str:
-    """File name of a subject's adaptation; unique per id, and safe whatever characters the id has."""
+    """File name for a subject's adapted prompts; every id gives a name of its own, and none leads out of the folder."""
     return quote(subject_id, safe="").replace(".", "%2E") + ".safetensors"
 
 
 def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
-    """Write one subject's state and centre atomically, together with the checkpoint's fingerprint."""
+    """Write one subject's state and centre as a whole, with the checkpoint's fingerprint inside."""
     tensors = {f"{_METHOD}{name}": tensor for name, tensor in personalization.saved.tensors.items()}
     tensors["centre"] = personalization.centre
     if personalization.prior is not None:
@@ -110,7 +110,7 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
 
 
 def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
-    """Ids of the clips that a file was adapted to, in visiting order; None if the file does not exist.
+    """Ids of the clips that a file's prompts were made from, in the order of the visits; None without a file.
 
     Raises:
         ValueError: if the file is damaged.
@@ -125,11 +125,11 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
             facts = json.loads(file.metadata()["personalization"])
             read = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the subject is adapted again") from error
+        raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is done anew") from error
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by another version of clipautt; remove its folder, and the next `clipautt adapt` "
-            "writes it again"
+            "writes it anew"
         )
     return facts, read
 
@@ -139,21 +139,21 @@ def load_personalization(path: Path, source: Source) -> Personalization:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another version, or made with another checkpoint; the message names both.
+        ValueError: if it is damaged, of another version, or belongs to another checkpoint, naming both.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no adapted prompts at {path}")
     facts, tensors = _read(path)
     if facts["checkpoint"] != source.checkpoint.fingerprint:
         raise ValueError(
-            f"{path} was adapted from checkpoint {facts['checkpoint']}, not from {source.checkpoint.fingerprint}"
+            f"{path} was adapted from checkpoint {facts['checkpoint']}, given is {source.checkpoint.fingerprint}"
         )
-state = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
+    own = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
     return Personalization(
         facts["subject_id"],
         AdaptConfig.from_facts(facts["config"]),
         tensors["centre"],
-        SavedState(state, facts["method"]),
+        SavedState(own, facts["method"]),
         tensors.get("prior"),
         tuple((int(a), int(b)) for a, b in facts["decisions"]),
         facts["fallback"],

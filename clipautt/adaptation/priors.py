@@ -78,8 +78,9 @@ def estimate_prior(
     """Estimate class shares from unlabelled predictions, by expectation maximisation.
 
     Saerens et al. (2002): predictions are shifted to the current shares, and the mean of the shifted probabilities
-    gives the next shares, starting from the training prior. Each step takes the most likely shares above a floor. The floor is 1 / (N + C), which is less than one clip: N clips cannot tell a rarer class from an absent
-    one, and a share of 0 would have no logarithm and could never rise again.
+    gives the next shares, starting from the training prior. Each step takes the most likely shares above a floor.
+    The floor is 1 / (N + C), which is less than one clip: N clips cannot tell a rarer class from an absent one, and
+    a share of 0 would have no logarithm and could never rise again.
 
     Limits: it needs calibrated probabilities. The more over-confident they are, the closer the estimate comes to
     the share of hard decisions, errors included: with two normal classes 1.5 deviations apart and 10% positives it

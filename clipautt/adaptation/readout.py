@@ -1,4 +1,5 @@
-"""How a clip is predicted from its windows. Pure tensor functions: window logits in, the chosen window or clip logits out.
+"""How a clip is predicted from its windows. Pure tensor functions: window logits in, the chosen window or clip
+logits out.
 
 `best_window` takes the window of lowest entropy (as published), `peak_window` the one least like the neutral class,
 `mean_windows` the mean of all windows' logits, `whole_clip` the clip as a single window.

@@ -26,14 +26,15 @@ from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.windows import WindowSpec
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
-"""What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text features;
-the text tower; all clips of a subject at once; the frames themselves."""
+"""What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text
+features; the text tower; all clips of a subject at once; the frames themselves."""
 _FRAMES_PER_PASS = 8192
 _T = TypeVar("_T")
 
 
 def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
-    """Tokenize a checkpoint's prompts; without a leading phrase, the first tokens of each prompt serve as its context."""
+    """Tokenize a checkpoint's prompts; without a leading phrase, the first tokens of each prompt serve as its
+    context."""
     return backbone.tokenize(
         spec.phrases, context=spec.context, num_context=None if spec.context else spec.context_tokens
     )
@@ -106,7 +107,8 @@ class Source:
         return other
 
     def limited_to(self, needs: frozenset[Need] | None) -> Source:
-        """The same model restricted to `needs`; using anything else raises a RuntimeError. None lifts the restriction."""
+        """The same model restricted to `needs`; using anything else raises a RuntimeError. None lifts the
+        restriction."""
         other = copy.copy(self)
         other.granted = needs
         return other

@@ -282,7 +282,8 @@ def _parse(word: str) -> Override:
     try:
         override = parser.parse_override(word)
     except HydraException as error:
-        # A path may contain characters that Hydra's grammar reserves, but it does not open a list, mapping or quotation.
+        # A path may contain characters that Hydra's grammar reserves, but it does not open a list, mapping or
+        # quotation.
         if match is None or match["value"].startswith(("[", "{", "'", '"')):
             raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
         override = parser.parse_override(f"{match['key']}={quoted(match['value'])}")

@@ -1,6 +1,7 @@
 """The manifest of a job.
 
-In: composed settings with `manifest` and the group `dataset`. Out: a `Manifest`, which a data set's reader writes first.
+In: composed settings with `manifest` and the group `dataset`. Out: a `Manifest`, which a data set's reader writes
+first.
 """
 
 from __future__ import annotations

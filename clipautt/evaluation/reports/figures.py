@@ -36,7 +36,7 @@ _UNITS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BURST, _WINDOW = "#E69F00", "#56B4E9"
 _DPI = 150
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-"""Of a label that a line may cross."""
+"""Background of a label that a line may cross."""
 _MAX_NAMED_SUBJECTS = 40
 _ROOMY = 15
 """So many subjects have wide rows; more stand closer together."""
@@ -109,7 +109,7 @@ def _change_panel(axes: Axes, people: pd.DataFrame, *, name: str, labelled: bool
         if not math.isnan(value):
             away, aligned = (5, "left") if value >= 0 else (-5, "right")
             where, offset = (100 * value, row), (away, 0)
-            style = {"va": "center", "ha": aligned, "fontsize": 9, "bbox": _BEHIND, "zorder": 5}
+            style: dict[str, Any] = {"va": "center", "ha": aligned, "fontsize": 9, "bbox": _BEHIND, "zorder": 5}
             axes.annotate(points(value), where, offset, textcoords="offset points", **style)
     axes.axvline(0, color=_INK, lw=0.8)
     axes.axvline(100 * float(np.nanmean(change)), color=_WITH, lw=1.2, ls=(0, (4, 3)), zorder=0.5)

@@ -275,7 +275,8 @@ class Pipeline:
         return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
 
     def _bound(self, context: Any, in_order: bool) -> None:
-        """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes on."""
+        """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes
+        on."""
         memory = self.config.memory_mb << 20
         context.target_max_block_size = memory // _BLOCKS_IN_MEMORY
         context.max_errored_blocks = -1

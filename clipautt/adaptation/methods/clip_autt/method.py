@@ -61,11 +61,13 @@ class ClipAUTT:
     """Prompt tuning on selected windows; with `objective=none` or zero steps, CLIP-AU."""
 
     objective: Objective = "none"
-    """Loss that tuning minimises: `entropy` of the predictions; `infomax`, the mean entropy of the predictions minus the
-    entropy of their mean; `infomax_kl`, that plus the divergence from the source predictions; `none` tunes nothing."""
+    """Loss that tuning minimises: `entropy` of the predictions; `infomax`, the mean entropy of the predictions minus
+    the entropy of their mean; `infomax_kl`, that plus the divergence from the source predictions; `none` tunes
+    nothing."""
     tune: Tune = "context"
     """`context` tunes the context vectors of the AU prompts through the text tower, as published; `feature` tunes an
-    offset of the prompts' text features without the tower: much faster, and every run reports how far decisions agree."""
+    offset of the prompts' text features without the tower: much faster, and every run reports how far decisions
+    agree."""
     precision: TextPrecision = "fp32"
     """Arithmetic inside the text tower while tuning; context vectors, optimizer and loss are always fp32."""
     per_au_context: bool = True
@@ -88,8 +90,8 @@ class ClipAUTT:
     memory: PositiveInt = 16
     """`online`: number of recent samples in the objective; their embeddings are not updated."""
     max_drift: NonNegativeFloat = 30.0
-    """Largest distance of the tuned values from the source prompts, root mean square, in relative steps of size 1; beyond
-    it, the clip or subject is predicted without adaptation."""
+    """Largest distance of the tuned values from the source prompts, root mean square, in relative steps of size 1;
+    beyond it, the clip or subject is predicted without adaptation."""
 
     name: ClassVar[str] = "clip_autt"
     fidelity: ClassVar[Fidelity] = "exact"
@@ -241,7 +243,8 @@ class ClipAUTT:
         return replace(state, memory=(*state.memory, *samples)[-max(self.memory, len(samples)) :])
 
     def _samples(self, views: Views, session: Session, state: PromptState) -> tuple[Tensor, ...]:
-        """A clip's samples in the objective match the readout: its selected windows, or all its windows as one sample."""
+        """A clip's samples in the objective match the readout: its selected windows, or all its windows as one
+        sample."""
         if session.config.readout in ("mean_windows", "peak_window"):
             return (views.embeddings,)
         with torch.no_grad():

@@ -42,7 +42,8 @@ _LARGEST_RATE = 1e30
 """AdamW computes in float32, which overflows beyond this; prompts after such a step are rejected anyway."""
 _WINDOWS_PER_PASS = 1 << 16
 _FEWEST_ROWS = 16
-"""Minimum number of window rows per problem: on CPUs, products of fewer rows use kernels that depend on their number."""
+"""Minimum number of window rows per problem: on CPUs, products of fewer rows use kernels that depend on their
+number."""
 _FLOATS_OF_CLASSIFIER = 1024
 """Floats that the classifier keeps per window for the forward and backward pass."""
 
@@ -205,8 +206,8 @@ class Tuner:
     def tune(self, problems: Sequence[Problem], method: ClipAUTT, readout: Readout) -> list[Tuned | DegenerateError]:
         """Take AdamW steps on the objective for every problem, from its starting point.
 
-        The mutual information of a single sample is zero: there `infomax` and `infomax_kl` return the start, since AdamW
-        would turn rounding errors into full steps.
+        The mutual information of a single sample is zero: there `infomax` and `infomax_kl` return the start, since
+        AdamW would turn rounding errors into full steps.
 
         Args:
             problems: problems of any sizes.
@@ -264,7 +265,8 @@ class Tuner:
     def measure_batch_size(self, method: ClipAUTT, readout: Readout) -> int:
         """Time one step of 1, 2, 4, … problems, and use the batch size that is fastest per problem from now on.
 
-        The search stops when memory runs out, or once two doublings have gained less than 5%. A configured size is kept.
+        The search stops when memory runs out, or once two doublings have gained less than 5%. A configured size is
+        kept.
         """
         if self.config.batch_size:
             return self.batch_size(method)
@@ -303,7 +305,8 @@ class Tuner:
         return least
 
     def bytes_per_problem(self, method: ClipAUTT) -> int:
-        """Memory that each additional problem needs in the text tower's forward and backward pass, measured on two and one.
+        """Memory that each additional problem needs in the text tower's forward and backward pass, measured on two
+        and one.
 
         Tensors saved for the backward pass are counted exactly; temporaries are estimated at half as much again.
         """
@@ -357,7 +360,8 @@ class Tuner:
         readout: Readout,
         parameter: _Parameter,
     ) -> tuple[list[DegenerateError | None], list[int]]:
-        """Optimise `values` in place; return the error of each (None if it succeeded) and the number of steps it took."""
+        """Optimise `values` in place; return the error of each (None if it succeeded) and the number of steps it
+        took."""
         rate = method.learning_rate * (parameter.scale if method.learning_rate_unit == "relative" else 1.0)
         rate = min(rate, _LARGEST_RATE)
         optimizer = torch.optim.AdamW([value.leaf for value in values], lr=rate, weight_decay=0.0, foreach=True)
