@@ -298,6 +298,13 @@ def words_for(path: Path) -> Iterator[tuple[str, list[str]]]:
         return
     for job in configuration.configured_jobs():
         yield from ((job, [f"{name}={option}"]) for name in groups_of(job) if name.partition("@")[0] == group)
+        if group == "shared" and configuration.folder() / path in files_of(job):
+            yield job, []
+
+
+@cache
+def files_of(job: str) -> frozenset[Path]:
+    return frozenset(source.path for source in configuration.compose_with_sources(job).sources)
 
 
 @cache
