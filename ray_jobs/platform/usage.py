@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from ray_jobs.platform import configuration
-from ray_jobs.platform.jobs import Job, jobs
+from ray_jobs.platform.jobs import Job
 from ray_jobs.platform.schema import MISSING, TARGET, Field, fields
 
 _COMMENT_COLUMN = 44
@@ -35,26 +35,6 @@ class Setting:
     """The default, as written on the command line."""
     about: str
     """What it does; empty if undocumented."""
-
-
-def overview() -> str:
-    """What `clipautt --help` prints."""
-    known = jobs()
-    width = max((len(name) for name in known), default=0)
-    lines = [f"  {name.ljust(width)}  {job.purpose}" for name, job in known.items()]
-    return "\n".join(
-        [
-            "clipautt: video emotion recognition from action units, personalised to people it has never seen",
-            "",
-            "Usage: clipautt <job> key=value …",
-            "",
-            "Jobs:",
-            *lines,
-            "",
-            "`clipautt <job> --help` tells what a job takes, with an example. `clipautt --version` prints the version.",
-            "CLIPAUTT_DEBUG=1 in the environment shows where an error came from. RAY_ADDRESS names a cluster to join.",
-        ]
-    )
 
 
 def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
