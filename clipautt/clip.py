@@ -37,7 +37,7 @@ class Clip:
     end_frame: int | None = None
     """Frame before which the clip ends, instead of `end_seconds`."""
     frames_per_second: float | None = None
-    """Of a folder of frames: the rate at which the numbers in the file names count; 1000 for milliseconds."""
+    """For a folder of frames: the rate at which the numbers in the file names count; 1000 for milliseconds."""
 
 
 def id_number(text: str) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KEPT_CHARACTERS = 40
-"""Of the name of the file, at the beginning of its temporary name, which must not become too long for the disk."""
+"""How many characters of a file's name its temporary name begins with; a longer one could exceed the disk's limit."""
 
 
 @contextlib.contextmanager

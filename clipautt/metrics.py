@@ -92,7 +92,7 @@ class Interval:
     """A mean with its bootstrap interval."""
 
     mean: float
-    """Of the values."""
+    """Mean of the values."""
     low: float
     """Lower end."""
     high: float

@@ -68,7 +68,7 @@ class Architecture:
     config: Mapping[str, Any]
     """open_clip's: `embed_dim`, `vision_cfg`, `text_cfg` and more."""
     facts: Facts | None = None
-    """Of the weights, where the name stands for weights too."""
+    """Source of the weights, where the name includes them."""
 
     @property
     def quick_gelu(self) -> bool:
@@ -316,7 +316,8 @@ def _tags(found: Architecture) -> str:
 
 
 def _facts_of_tag(name: str, tag: str) -> Facts | None:
-    """Of the model's tag, or of the same model's with the other activation, which is then refused by name."""
+    """Configuration of the model's tag, or of the same model with the other activation, which is then refused by
+    name."""
     facts: Facts = get_pretrained_cfg(name, tag) or get_pretrained_cfg(name.removesuffix(_QUICK), tag)
     return {"quick_gelu": False, **facts} if facts else None
 

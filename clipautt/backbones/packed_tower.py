@@ -48,11 +48,11 @@ class _Layer:
     qkv: tuple[Tensor, Tensor]
     """Weight and bias of the projection to queries, keys and values."""
     out: tuple[Tensor, Tensor]
-    """Of the attention's output."""
+    """Output projection of the attention."""
     up: tuple[Tensor, Tensor]
-    """Of the first linear layer of the MLP."""
+    """First linear layer of the MLP."""
     down: tuple[Tensor, Tensor]
-    """Of the second one."""
+    """Second linear layer of the MLP."""
     gain: float
     """What the second norm and the first bias of the MLP are multiplied with; 1 but for QuickGELU, see `_finish`."""
     start_keys: Tensor

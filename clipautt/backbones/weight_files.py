@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""Of the files that are read."""
+"""Suffixes of the files that can be read."""
 OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Numbers that only OpenAI's files hold among the weights."""
 

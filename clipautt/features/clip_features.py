@@ -35,7 +35,7 @@ class FeatureSpec:
     backbone: str
     """Name of the backbone."""
     backbone_fingerprint: str
-    """Of weights, preprocessing and precision."""
+    """Fingerprint of the backbone's weights, preprocessing and precision."""
     frames: FrameSpec
     """Which moments of a clip are encoded, and what was made of its frames."""
     feature_dim: int
@@ -64,7 +64,7 @@ class FeatureSpec:
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
-    """Of the facts of a `FeatureSpec`, fresh or read from JSON."""
+    """Fingerprint of the facts of a `FeatureSpec`, fresh or read from JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -62,13 +62,13 @@ class FolderInventory:
     backbone: str
     """Name of the backbone; empty where it is not known."""
     backbone_fingerprint: str
-    """Of its weights, preprocessing and precision; empty where it is not known."""
+    """Fingerprint of the backbone's weights, preprocessing and precision; empty if unknown."""
     frame_size: int | None
     """Height and width of the frames in pixels."""
     frames_per_second: float | None
     """Moments that are encoded; None is every frame, or not known."""
     detector: str
-    """Of faces; empty where it is not known."""
+    """Name of the face detector; empty if unknown."""
     feature_dim: int | None
     """d."""
     ok: int
@@ -76,13 +76,13 @@ class FolderInventory:
     failed: Mapping[str, int]
     """Status → clips that have a failure and no features."""
     frames: int
-    """Of the clips with features."""
+    """Number of frames of the clips with features."""
     files: int
-    """With rows, damaged ones among them."""
+    """Number of files with rows, damaged ones included."""
     bytes: int
-    """Of everything in the folder."""
+    """Size of everything in the folder, bytes."""
     last_written: float | None
-    """Of the newest file with rows, seconds since 1970; None without one."""
+    """Modification time of the newest file with rows, seconds since 1970; None without one."""
     damaged: int
     """Files with rows that cannot be read."""
     set_aside: int
@@ -136,17 +136,17 @@ class Waste:
     path: Path
     """The file or folder that it is, or that it lies in."""
     rows: int
-    """How many rows of the file; 0 for other kinds."""
+    """Number of rows of the file concerned; 0 for other kinds."""
     bytes: int
-    """Of the file or folder; of rows, their share of the file by frames."""
+    """Size of the file or folder, bytes; for rows, their share of the file by frames."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What goes, or went."""
+    """What a collection removes, or removed."""
 
     wastes: tuple[Waste, ...]
-    """By folder."""
+    """What is removed, sorted by folder."""
     notes: tuple[str, ...]
     """Why something stays, one sentence each."""
 
@@ -160,7 +160,7 @@ class _Part:
     modified: float
     """Seconds since 1970."""
     bytes: int
-    """Of the file."""
+    """Size of the file."""
     rows: pd.DataFrame
     """`_FACTS`, `frames`, and whether the file says of each row what its span is, as `has_span`; empty if damaged."""
     damage: str = ""

@@ -77,7 +77,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights and facts that change a prediction."""
+        """Fingerprint of the weights and of the facts that change a prediction."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())

@@ -100,9 +100,9 @@ class Face:
     top: float
     """Upper edge of the box."""
     width: float
-    """Of the box."""
+    """Width of the box, pixels."""
     height: float
-    """Of the box."""
+    """Height of the box, pixels."""
     score: float
     """Higher is surer; comparable within one frame only."""
     eyes: Eyes | None = None

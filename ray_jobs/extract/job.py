@@ -55,7 +55,7 @@ def _speed(usage: Usage) -> list[Tile]:
 
 
 def _run_name(cfg: DictConfig) -> str:
-    """Of the manifest and the settings, so that another extraction gets another folder."""
+    """Name made from the manifest and the settings, so that another extraction gets another folder."""
     settings = {key: value for key, value in resolved(cfg).items() if key not in (*IGNORED, "retry_failed")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return f"{Path(cfg.manifest).stem}-{digest}"

@@ -90,9 +90,9 @@ class SearchSpace:
     dimensions: tuple[Dimension, ...]
     """In the order of `DIMENSIONS`."""
     train: TrainConfig
-    """Of every trial, but for what is searched."""
+    """Training settings that all trials share, except what is searched."""
     adapt: AdaptConfig
-    """Of every trial, but for what is searched; its subject baseline is the training's, too."""
+    """Adaptation settings that all trials share, except what is searched; training uses the same subject baseline."""
 
     def __call__(self, trial: Trial) -> dict[str, Value]:
         """Choose a trial's values; what `ray.tune.search.optuna.OptunaSearch` takes as `space`.

@@ -45,7 +45,7 @@ class SweepJob:
     backbone: BackboneConfig
     """Text tower and fingerprint."""
     features: FeatureSpec
-    """Of the store."""
+    """Specification of the stored features."""
     space: SearchSpace
     """What trials choose from."""
     classes: tuple[str, ...]

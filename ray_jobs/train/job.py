@@ -60,7 +60,7 @@ class TrainJob:
     extraction: ExtractionConfig
     """Where the features are, and how clips are decoded and encoded where features are streamed."""
     features: FeatureSpec
-    """Of the store."""
+    """Specification of the stored features."""
     configs: tuple[TrainConfig, ...]
     """One per checkpoint."""
     folder: str
