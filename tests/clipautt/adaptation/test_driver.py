@@ -380,7 +380,7 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_clip(options: 
     source = fake_source(subject_baseline=options.get("subject_baseline", "none"))
     clips = fake_clips(subjects=2)
     clips[2].features[3, 1] = float("nan")
-    with pytest.raises(NotFiniteError, match="subject 's0', clip 's0c2': features not finite"):
+    with pytest.raises(NotFiniteError, match="subject 's0', clip 's0c2': features are not finite"):
         adapt(source, clips, adapt_config(**options))
     clean = [clip for clip in clips if clip.subject_id == "s1"]
     assert all(p.status == "ok" for p in adapt(source, clean, adapt_config(**options))["s1"].predictions)
@@ -520,7 +520,7 @@ def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any,
     plain = by_clip(adapt(source, clips, adapt_config(protocol=protocol)))
     for prediction in result.predictions:
         drift = re.fullmatch(
-            r"not adapted: the prompts ran away \(drift (0\.\d+), max_drift 1e-06\)", prediction.status
+            r"not adapted: the prompts drifted too far \(drift (0\.\d+), max_drift 1e-06\)", prediction.status
         )
         assert drift and float(drift[1]) <= tuned.steps * tuned.learning_rate, prediction.status
         assert torch.equal(prediction.probabilities, plain[prediction.clip_id].probabilities)
@@ -554,7 +554,7 @@ def test_drift_literal() -> None:
         outcome = ClipAUTT("entropy", max_drift=limit)._checked(start, tuned)
         assert isinstance(outcome, DegenerateError) is fell
         if fell:
-            assert str(outcome) == "the prompts ran away (drift 0.5, max_drift 0.49)"
+            assert str(outcome) == "the prompts drifted too far (drift 0.5, max_drift 0.49)"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -717,7 +717,9 @@ def test_a_history_is_for_online_and_its_clips_are_not_visited_again() -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     online = changed(TUNED, protocol="online")
     history = History(one_run(source, clips[:2], online).after, tuple(clips[:2]))
-    with pytest.raises(ValueError, match=r"subject 's0' resumes an online run; protocol='per_subject' cannot"):
+    with pytest.raises(
+        ValueError, match=r"subject 's0' resumes an online run, which protocol='per_subject' does not support"
+    ):
         adapt_units(Session.open(source, TUNED), [Unit("s0", tuple(clips[2:]), history)])
     with pytest.raises(ValueError, match=r"subject 's0' has duplicate clips: s0c1"):
         adapt_units(Session.open(source, online), [Unit("s0", tuple(clips[1:]), history)])

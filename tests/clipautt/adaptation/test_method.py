@@ -147,7 +147,7 @@ def test_settings_come_back_from_a_file(config: AdaptConfig) -> None:
 
 def test_settings_of_a_file_that_do_not_fit_are_refused() -> None:
     facts = TUNED.facts
-    with pytest.raises(ValueError, match=r"method 'tent' is unknown; there are clip_autt, "):
+    with pytest.raises(ValueError, match=r"method 'tent' is unknown; known methods are clip_autt, "):
         AdaptConfig.from_facts(facts | {"method": {"name": "tent"}})
     with pytest.raises(ValueError, match="relinearise"):
         AdaptConfig.from_facts(facts | {"method": facts["method"] | {"relinearise": 3}})

@@ -49,7 +49,7 @@ def wanting(*needs: Need) -> AdaptConfig:
 
 
 def test_a_method_that_uses_what_it_did_not_ask_for_is_found() -> None:
-    with pytest.raises(RuntimeError, match=r"uses 'views' without naming it in its `needs` \(\['class_text'\]\)"):
+    with pytest.raises(RuntimeError, match=r"uses 'views' without listing it in its `needs` \(\['class_text'\]\)"):
         adapt(fake_source(), [fake_clip()], AdaptConfig(Greedy()))
 
 
@@ -74,9 +74,9 @@ def test_what_was_asked_for_is_given_and_the_rest_is_not(need: Need) -> None:
 
 def test_needs_that_cannot_be_met_are_refused_with_a_way_out() -> None:
     spec = fake_source().checkpoint.spec
-    with pytest.raises(ValueError, match="needs pixels, and the feature store holds features"):
+    with pytest.raises(ValueError, match="needs pixels, but the feature store holds frame features"):
         check_needs(spec, wanting("pixels"))
-    with pytest.raises(ValueError, match=r"needs descriptions of the classes, .* such as adapt=clip_au"):
+    with pytest.raises(ValueError, match=r"needs class descriptions, .* such as adapt=clip_au"):
         check_needs(replace(spec, descriptions=()), AdaptConfig(ZeroShot()))
     with pytest.raises(ValueError, match=r"tunes context tokens, .* take adapt\.method\.tune=feature"):
         check_needs(replace(spec, context_tokens=0), AdaptConfig(ClipAUTT(objective="entropy")))
@@ -98,7 +98,7 @@ def test_every_method_is_one_module_that_the_registry_finds(name: str) -> None:
 
 
 def test_an_unknown_method_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match="method 'tent' is unknown; there are clip_autt, t3a, tda, zero_shot"):
+    with pytest.raises(ValueError, match="method 'tent' is unknown; known methods are clip_autt, t3a, tda, zero_shot"):
         find_method("tent")
 
 

@@ -30,7 +30,7 @@ from tests.support.fakes import (
 
 def test_another_backbone_is_refused_naming_both() -> None:
     other, mine = fake_backbone(seed=1), shared_backbone()
-    message = rf"trained with backbone fake \({mine.fingerprint}\), given is fake \({other.fingerprint}\)"
+    message = rf"trained with backbone fake \({mine.fingerprint}\), not with fake \({other.fingerprint}\)"
     with pytest.raises(ValueError, match=message):
         Source(fake_checkpoint(), other)
 
@@ -180,7 +180,7 @@ def test_class_text_is_normalised_and_needs_descriptions() -> None:
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
     checkpoint = fake_checkpoint()
     without = Checkpoint(checkpoint.model, replace(checkpoint.spec, descriptions=()))
-    with pytest.raises(ValueError, match="this checkpoint has no class descriptions, so there is no zero-shot row"):
+    with pytest.raises(ValueError, match="this checkpoint has no class descriptions, so zero-shot CLIP cannot run"):
         Source(without, shared_backbone()).class_text()
 
 

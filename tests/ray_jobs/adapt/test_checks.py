@@ -113,9 +113,9 @@ def test_rows_whose_needs_cannot_be_met_are_named_and_omitted(
     assert [line.partition("': ")[0] for line in lines] == [
         f"no row '{config.name}" for config in (ZERO_SHOT, tuned, on_frames)
     ]
-    assert "method 'zero_shot' needs descriptions of the classes, and this checkpoint has none for neutral" in lines[0]
+    assert "method 'zero_shot' needs class descriptions, but this checkpoint has none for neutral" in lines[0]
     assert "take adapt.method.tune=feature" in lines[1]
-    assert "method 'tda' needs descriptions of the classes" in lines[2] and "such as adapt=clip_au" in lines[2]
+    assert "method 'tda' needs class descriptions" in lines[2] and "such as adapt=clip_au" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_rows_whose_needs_cannot_be_met_are_named_and_omitted(
     [
         (
             ZERO_SHOT,
-            "method 'zero_shot' needs descriptions .*; take a method that uses the trained classifier, such as",
+            "method 'zero_shot' needs class descriptions.*; take a method that uses the trained classifier, such as",
         ),
-        (AdaptConfig(TDA()), "method 'tda' needs descriptions of the classes, .*, such as adapt=clip_au$"),
+        (AdaptConfig(TDA()), "method 'tda' needs class descriptions, .*, such as adapt=clip_au$"),
         (adapt_config(objective="entropy"), "method 'clip_autt' tunes context tokens, .*; take adapt.method.tune=feat"),
     ],
     ids=lambda one: one.method.name if isinstance(one, AdaptConfig) else "",
@@ -148,7 +148,7 @@ def test_what_a_method_needs_is_told_before_anything_is_computed(
             patch.setattr(f"ray_jobs.adapt.job.{step}", lambda *_, **__: pytest.fail("something is computed"))
         for option in ("zero_shot", "tda"):
             said = said_on_refusal(world.words("needs", f"adapt={option}"), capsys)
-            assert f"method {option!r} needs descriptions of the classes" in said and "such as adapt=clip_au" in said
+            assert f"method {option!r} needs class descriptions" in said and "such as adapt=clip_au" in said
     assert not world.run("needs").exists()
     assert cli.main(["adapt", *world.words("needs", "adapt=t3a", "compare=[zero_shot,tda,clip_au]")]) == 0
     said = capsys.readouterr().out

@@ -562,7 +562,7 @@ def test_degenerate_adaptation_is_marked_and_falls_back(tmp_path: Path) -> None:
     cases = {
         "far": (
             ["adapt.method.tune=feature", "adapt.method.learning_rate=50"],
-            "not adapted: the prompts ran away (drift ",
+            "not adapted: the prompts drifted too far (drift ",
         ),
         "infinite": (
             ["adapt.method.learning_rate=1e300", "adapt.method.learning_rate_unit=absolute"],

@@ -142,7 +142,7 @@ def test_a_pool_of_quarters_of_a_gpu_grows_while_frames_wait(video: Path, tmp_pa
 def test_as_many_encoders_as_fit(share: float | None, asked: int | None, encoders: int) -> None:
     """On one GPU and two cores; a decoder always finds a place."""
     assert pipeline_of(PipelineConfig(encoders=asked), share).num_encoders == encoders
-    with pytest.raises(ValueError, match=r"pipeline\.decoder_cpus=2: with an encoder that is more than the 2 cores"):
+    with pytest.raises(ValueError, match=r"pipeline\.decoder_cpus=2: with an encoder, this exceeds the 2 cores"):
         _ = pipeline_of(PipelineConfig(decoder_cpus=2), 0).num_encoders
 
 

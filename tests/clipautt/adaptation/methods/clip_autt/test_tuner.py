@@ -561,7 +561,7 @@ def test_too_little_memory_for_one_problem_names_the_way_out(monkeypatch: pytest
     fail_beyond(monkeypatch, 0)
     message = (
         r"the memory of cpu is too small to tune a single problem \(1 are too many\); .* "
-        r"or take adapt\.method\.tune=feature"
+        r"or set adapt\.method\.tune=feature"
     )
     for config in (TuningConfig(batch_size=2), TuningConfig()):
         with pytest.raises(MemoryError, match=message):
