@@ -15,8 +15,8 @@ METHOD = {
     "": [
         "files",
         "action_units",
-        "clip",
         "clips",
+        "manifest",
         "metrics",
         "memory",
         "settings",

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from clipautt.adaptation.driver import SubjectResult, adapt
 from clipautt.adaptation.predictions import Prediction
 from clipautt.backbones.text_tower import stock_tokenizer
-from clipautt.clips import Clip, ManifestError, read_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.biovid import BioVid
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.manifest import ManifestError, read_manifest
 from clipautt.model import training
 from clipautt.model.network import TEMPERATURE, initial_model
 from clipautt.model.training import Example, TrainConfig, fit

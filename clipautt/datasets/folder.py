@@ -16,11 +16,12 @@ from typing import cast
 
 from pydantic import NonNegativeInt, PositiveFloat
 
-from clipautt.clips import SPLITS, Split
+from clipautt.clips import Split
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem, Tree
 from clipautt.datasets.label_files import Table
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
+from clipautt.manifest import SPLITS
 from clipautt.settings import settings
 
 _LABELS = ("labels.csv",)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from clipautt.clips import Clip, Manifest, Split, id_number
+from clipautt.clips import Clip, Split, id_number
 from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, choose, name_parts, nfc, some, walk
+from clipautt.manifest import Manifest
 
 NEUTRAL = "neutral"
 _SHOWN_PROBLEMS = 25

@@ -19,9 +19,10 @@ from clipautt.action_units import action_unit_columns
 from clipautt.adaptation.driver import prompts_after
 from clipautt.adaptation.personalization import Personalization
 from clipautt.adaptation.source import Source, Views
-from clipautt.clips import Clip, by_subject
+from clipautt.clips import Clip
 from clipautt.evaluation.stories import AuAgreement, ClipStory, au_agreement, truth_of_windows
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.manifest import by_subject
 from clipautt.model.windows import entropy
 from clipautt.video.reader_process import read_frames
 

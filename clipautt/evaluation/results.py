@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipautt.clips import Clip, by_subject, id_number
+from clipautt.clips import Clip, id_number
 from clipautt.files import write_table
+from clipautt.manifest import by_subject
 from clipautt.metrics import figures_of
 
 EVERY = "every clip"

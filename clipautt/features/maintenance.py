@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipautt.backbones.loading import BackboneConfig
-from clipautt.clips import Clip, ManifestError, read_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, clip_key, fingerprint_of
 from clipautt.features.store import (
     OK,
@@ -41,6 +41,7 @@ from clipautt.features.store import (
     write_part,
 )
 from clipautt.files import hidden, write_bytes
+from clipautt.manifest import ManifestError, read_manifest
 
 Kind = Literal["leftover", "damaged", "replaced", "unreferred", "folder"]
 KINDS: tuple[str, ...] = get_args(Kind)

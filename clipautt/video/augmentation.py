@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from clipautt.clip import id_number
+from clipautt.clips import id_number
 from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveFloat
 
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 

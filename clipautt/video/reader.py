@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.video.decoding import DecodeError, Decoder, Sampling, stream_clip
 from clipautt.video.faces import Face, FaceConfig, make_detector
 from clipautt.video.preprocessing import Frames, Preprocessing, fit_frame

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.settings import settings
 from clipautt.video.decoding import DecodeError, Decoder, decoders_of
 from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks

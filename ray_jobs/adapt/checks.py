@@ -14,9 +14,10 @@ import pandas as pd
 
 from clipautt.adaptation.driver import check_baseline
 from clipautt.adaptation.method import AdaptConfig, check_needs
-from clipautt.clips import SPLITS, Clip, Manifest, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort, predicted, read_rows
 from clipautt.files import write_json, write_table
+from clipautt.manifest import SPLITS, Manifest, read_manifest, write_manifest
 from clipautt.model.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, load_checkpoint
 from ray_jobs.adapt.plan import changed_clips, result_file
 

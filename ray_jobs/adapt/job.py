@@ -21,11 +21,11 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.clips import Manifest, by_subject
 from clipautt.evaluation.openface import list_openface
 from clipautt.evaluation.prompt_changes import read_explanations
 from clipautt.evaluation.reports.prompt_changes_page import write_explanation_page
 from clipautt.evaluation.results import EVERY, predicted, read_rows, subject_scores
+from clipautt.manifest import Manifest, by_subject
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.adapt.actor import AdaptActor, Outcome
 from ray_jobs.adapt.agreement import FOLDER, read_agreement

@@ -19,10 +19,11 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.adaptation.personalization import clips_of_personalization
 from clipautt.adaptation.predictions import Prediction
-from clipautt.clips import Clip, Manifest, by_subject
+from clipautt.clips import Clip
 from clipautt.evaluation.openface import match_openface
 from clipautt.evaluation.results import COLUMNS, EVERY, ResultRow, as_table, write_rows
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, by_subject
 from clipautt.metrics import score
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.adapt.actor import Outcome

@@ -16,10 +16,11 @@ from pydantic import PositiveFloat, PositiveInt
 from clipautt.adaptation.method import AdaptConfig, PromptMethod, TuningConfig
 from clipautt.adaptation.personalization import subject_file
 from clipautt.backbones.loading import BackboneConfig
-from clipautt.clips import Clip, Manifest
+from clipautt.clips import Clip
 from clipautt.evaluation.prompt_changes import FACTS_FILE
 from clipautt.evaluation.results import Cohort
 from clipautt.features.clip_features import FeatureSpec
+from clipautt.manifest import Manifest
 from clipautt.settings import settings
 from ray_jobs.platform.cluster import ClusterConfig
 

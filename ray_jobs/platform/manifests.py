@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.clips import Manifest, is_written_manifest, read_manifest, write_manifest
 from clipautt.datasets.layout import Reading
 from clipautt.files import write_text
+from clipautt.manifest import Manifest, is_written_manifest, read_manifest, write_manifest
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.progress import table
 

@@ -23,13 +23,14 @@ from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.adaptation.personalization import load_personalization, subject_file
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, read_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.synthetic.generate import read_truth, truth_path
 from clipautt.evaluation.clip_stories import Side, choose_clips, measure_agreement, tell_story
 from clipautt.evaluation.reports.page import write_report
 from clipautt.evaluation.results import EVERY, predicted, read_rows
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, read_manifest
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods

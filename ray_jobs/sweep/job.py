@@ -26,8 +26,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.clips import Manifest
 from clipautt.files import write_text
+from clipautt.manifest import Manifest
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import extract, extraction_config, report_failures

@@ -23,10 +23,11 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.predictions import OK
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
-from clipautt.clips import Manifest, Split
+from clipautt.clips import Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.files import atomic
+from clipautt.manifest import Manifest
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model

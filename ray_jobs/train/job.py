@@ -22,9 +22,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from clipautt.backbones.loading import Backbone, load_backbone
-from clipautt.clips import Clip, Manifest, Split
+from clipautt.clips import Clip, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
+from clipautt.manifest import Manifest
 from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import (

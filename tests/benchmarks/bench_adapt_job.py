@@ -25,10 +25,11 @@ import numpy as np
 
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.clips import Clip, by_subject, write_manifest
+from clipautt.clips import Clip
 from clipautt.evaluation.results import read_rows
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import by_subject, write_manifest
 from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from clipautt.video.decoding import Sampling
 from ray_jobs.platform.progress import table

@@ -26,9 +26,9 @@ from clipautt.adaptation.driver import Centring, Unit, adapt_units
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
-from clipautt.clips import read_manifest
 from clipautt.evaluation.results import Cohort, cohorts_of
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import read_manifest
 from clipautt.metrics import score
 from clipautt.model.checkpoint import load_checkpoint
 from ray_jobs import cli

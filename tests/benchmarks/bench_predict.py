@@ -53,7 +53,7 @@ predictor = job.load_predictor(
     limits=configuration.instantiate(cfg.limits),
 )
 marks.append(("  loading", spent()))
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.video import reader_process
 frames = predictor.source.checkpoint.spec.features.frames

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.video.reader_process import work_on_clip
 from tests.support.fakes import write_video
 from tests.support.modules import loaded_while_decoding

@@ -12,8 +12,8 @@ import pytest
 
 from clipautt import Predictor
 from clipautt.backbones.loading import BackboneConfig
-from clipautt.clips import read_manifest
 from clipautt.evaluation.results import EVERY
+from clipautt.manifest import read_manifest
 from ray_jobs import cli
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.report.job import without_prediction

@@ -13,10 +13,11 @@ import pandas as pd
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort, read_rows
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, read_manifest, write_manifest
 from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from clipautt.video.decoding import Sampling
 from ray_jobs.adapt.actor import Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.video.decoding import Sampling, stream_clip
 
 

@@ -2,7 +2,7 @@
 
 One encoder thread and fixed settings make the same frames give the same file. x264's macroblock tree stays off: on
 processors with AVX-512 its rate control differs from call to call. What this module does not know: how to read videos
-that others made; `clipautt.clips` does that.
+that others made; `clipautt.video` does that.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clipautt.clips import Clip, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.bah import BAH, TARGETS, cut, exclusive_end
 from clipautt.datasets.layout import DatasetError
+from clipautt.manifest import read_manifest, write_manifest
 from clipautt.settings import one_line
 from clipautt.video.decoding import Sampling, stream_clip
 from tests.support.fakes import read_number

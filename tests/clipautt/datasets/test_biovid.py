@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clipautt.clips import Clip, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.biovid import TARGETS, BioVid
 from clipautt.datasets.layout import DatasetError
+from clipautt.manifest import read_manifest, write_manifest
 from clipautt.settings import one_line
 from tests.support.trees import (
     BIOVID_SUBJECTS,

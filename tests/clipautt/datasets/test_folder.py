@@ -8,9 +8,10 @@ from time import process_time
 
 import pytest
 
-from clipautt.clips import Clip, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.folder import Folder
 from clipautt.datasets.layout import DatasetError
+from clipautt.manifest import read_manifest, write_manifest
 from clipautt.video.decoding import Sampling, stream_clip
 from tests.support.fakes import read_number
 from tests.support.trees import own_videos, pictures, video, write

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from clipautt.clips import Clip, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.datasets.files import DatasetError, Problem, walk
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules, Subjects, assemble, settle
+from clipautt.manifest import read_manifest, write_manifest
 from tests.support.trees import pictures, video
 
 RULES = Rules("demo", ("neutral", "pain"), Subjects(("t",), 0, 0), True, "auto", 25.0)

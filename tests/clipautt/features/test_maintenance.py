@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipautt.clips import Clip, ManifestError, write_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.maintenance import Collection, References, collect, find_references, inventory, verify
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import ManifestError, write_manifest
 from clipautt.model.checkpoint import save_checkpoint
 from clipautt.video.decoding import Sampling
 from tests.support.fakes import fake_checkpoint, shared_backbone

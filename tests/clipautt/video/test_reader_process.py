@@ -26,7 +26,7 @@ from tests.support.fakes import numbered_frames, read_number, write_video
 
 CODE = """
 import os, sys
-from clipautt.clip import Clip
+from clipautt.clips import Clip
 from clipautt.video import reader_process
 from clipautt.video.decoding import Sampling
 from clipautt.video.preprocessing import Preprocessing

@@ -19,9 +19,10 @@ import pytest
 from pydantic import ValidationError
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.clips import Clip, write_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import encode_clip
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import write_manifest
 from clipautt.settings import one_line
 from clipautt.video.decoding import Sampling
 from clipautt.video.reader import FrameSpec

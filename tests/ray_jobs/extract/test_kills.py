@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.clips import Clip, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, encode_clip
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import read_manifest, write_manifest
 from clipautt.video.decoding import Sampling
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import PipelineConfig

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from clipautt.clips import Clip, write_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import write_manifest
 from clipautt.model.checkpoint import save_checkpoint
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli

@@ -24,9 +24,10 @@ from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.backbones.pretraining import build_small_clip
 from clipautt.backbones.text_tower import stock_tokenizer
-from clipautt.clips import Clip, Manifest, id_number, read_manifest, write_manifest
+from clipautt.clips import Clip, id_number
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, read_manifest, write_manifest
 from clipautt.metrics import score
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.training import PHRASES

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
-from clipautt.clips import Clip, Manifest, read_manifest, write_manifest
+from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, read_manifest, write_manifest
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.network import ClipAU, initial_model
 from clipautt.model.training import PHRASES, Example, TrainConfig, fit

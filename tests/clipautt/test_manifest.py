@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipautt.clips import Clip, Manifest, ManifestError, by_subject, read_manifest, write_manifest
+from clipautt.clips import Clip
+from clipautt.manifest import Manifest, ManifestError, by_subject, read_manifest, write_manifest
 
 HEADER = "clip_id,subject_id,source,start_seconds,end_seconds,label,split,dataset\n"
 
