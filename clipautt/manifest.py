@@ -223,7 +223,7 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     for row in table.index[table["source"].astype(str).str.contains("://", regex=False)]:
         yield f"row {row}: source {table['source'][row]!r} is a URI; only files that every node sees as a path are read"
     for row in table.index[table["clip_id"].duplicated() & table["clip_id"].notna()]:
-        yield f"row {row}: clip_id {table['clip_id'][row]!r} stands twice"
+        yield f"row {row}: clip_id {table['clip_id'][row]!r} is listed twice"
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:
         yield f"row {row}: split {table['split'][row]!r} is not one of {', '.join(SPLITS)}"
     yield from _label_problems(table, classes)

@@ -46,7 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:
-    """Bytes that a computation keeps for its way back; what it was given beforehand, such as weights, counts too."""
+    """Bytes that a computation keeps for its backward pass; its inputs, such as weights, count too."""
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFram
     twice = rows[rows.duplicated([*keys, "clip_id"])]
     if len(twice):
         shown = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in [*keys, "clip_id"])
-        raise ValueError(f"{len(twice)} rows stand twice, the first is {shown}; are two configurations of one name?")
+        raise ValueError(f"{len(twice)} rows are duplicates, the first is {shown}; are two configurations of one name?")
     if rows.empty:
         return pd.DataFrame()
     groups = rows.groupby(keys, sort=True)

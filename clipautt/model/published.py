@@ -52,14 +52,14 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file without prompts, or with one that stands twice.
+        ValueError: for a file without prompts, or with a duplicate.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts={path}: no such file; it holds one prompt per line")
     prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice or not prompts:
-        raise ValueError(f"prompts={path}: {f'{twice[0]!r} stands twice' if twice else 'no prompts in it'}")
+        raise ValueError(f"prompts={path}: {f'{twice[0]!r} is listed twice' if twice else 'no prompts in it'}")
     return tuple(prompts)
 
 

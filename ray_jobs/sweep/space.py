@@ -205,7 +205,7 @@ def _of_choices(name: str, parts: dict[str, Any], key: str) -> Dimension:
     choices = tuple(_checked(name, value, f"{key}.choices") for value in values)
     twice = [value for value in choices if choices.count(value) > 1]
     if twice:
-        raise ValueError(f"{key}.choices={list(values)}: {twice[0]!r} stands twice")
+        raise ValueError(f"{key}.choices={list(values)}: {twice[0]!r} is listed twice")
     return Dimension(name, choices)
 
 

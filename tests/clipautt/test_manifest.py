@@ -133,7 +133,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         f"{path} has 10 problems:",
         "  row 2: clip_id is empty",
         "  row 3: source is empty",
-        "  row 1: clip_id 'a' stands twice",
+        "  row 1: clip_id 'a' is listed twice",
         "  row 8: split 'test' is not one of source_train, source_val, target",
         "  row 8: label 'joy' is not one of neutral, pain",
         "  row 7: label is empty; only target clips may go without",

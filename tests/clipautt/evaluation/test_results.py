@@ -190,5 +190,5 @@ def test_draws_are_averaged_and_methods_and_seeds_kept_apart() -> None:
 
 def test_two_rows_of_one_clip_are_an_error_and_no_average() -> None:
     table = pd.concat([table_of(("a", "pain", "pain")), table_of(("a", "pain", "neutral"), learning_rate=0.1)])
-    with pytest.raises(ValueError, match=r"1 rows stand twice, the first is method='CLIP-AU, best window', .*'c0'"):
+    with pytest.raises(ValueError, match=r"1 rows are duplicates, the first is method='CLIP-AU, best window', .*'c0'"):
         subject_scores(table, classes=("neutral", "pain"))

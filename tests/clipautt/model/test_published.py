@@ -157,7 +157,7 @@ def test_prompts_are_read_verbatim(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("inner_brow_raiser\n\n  Lips part  \nnaïve\n")
     assert read_prompts(tmp_path / "p.txt") == ("inner_brow_raiser", "Lips part", "naïve")
     (tmp_path / "twice.txt").write_text("a\nb\na\n")
-    with pytest.raises(ValueError, match="'a' stands twice"):
+    with pytest.raises(ValueError, match="'a' is listed twice"):
         read_prompts(tmp_path / "twice.txt")
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ValueError, match="no prompts in it"):

@@ -123,7 +123,7 @@ def test_good_trials_are_followed() -> None:
         ({"steps": {"low": 1, "high": 8, "choices": [1]}}, r"^space\.steps=\{.*\}: expected \{low"),
         ({"steps": {"choices": [1, 2], "step": 2}}, r"^space\.steps\.step belongs to a range; a list of choices takes"),
         ({"steps": {"choices": [5]}}, r"^space\.steps\.choices=\[5\]: expected a list of at least two values$"),
-        ({"steps": {"choices": [5, 5.0]}}, r"^space\.steps\.choices=\[5, 5\.0\]: 5 stands twice$"),
+        ({"steps": {"choices": [5, 5.0]}}, r"^space\.steps\.choices=\[5, 5\.0\]: 5 is listed twice$"),
         (
             {"learning_rate": {"low": 0.0, "high": 1, "log": True}},
             r"^space\.learning_rate\.low=0\.0: should be greater than 0$",
