@@ -26,7 +26,7 @@ from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import PipelineConfig
 from tests.support.fakes import numbered_frames, write_video
 
-CLIPS, FRAMES = 48, 150
+CLIPS, FRAMES = 48, 100
 
 
 @pytest.fixture(scope="module")
