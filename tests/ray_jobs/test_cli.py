@@ -103,7 +103,7 @@ def test_help_of_a_job(small_jobs: Path, capsys: pytest.CaptureFixture[str]) -> 
         "  pace=fast                                 Hurried.",
         "  pace=slow                                 (chosen) Calm.",
         "  pace.steps=60                             steps in a minute",
-        "  video=(yours to give)                     the clip to walk through",
+        "  video=(required)                          the clip to walk through",
         "  speed=2                                   How fast it goes, in clips per second.",
         "  nested.depth=[1,2]                        how deep",
         "  nested.silent=null                        held together\n",
@@ -116,7 +116,7 @@ def test_help_shows_what_the_words_chose_and_falls_back_on_field_docs(
     small_jobs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out, _ = run(capsys, "run", "pace=fast", "speed=9", "--help")
-    assert "  pace.num_cpus=3                           Cores that a Ray started here may use" in out
+    assert "  pace.num_cpus=3                           Cores for a Ray started on this machine" in out
     assert "  speed=9  " in out
 
 

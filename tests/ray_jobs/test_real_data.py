@@ -124,7 +124,7 @@ def test_classes_of_ones_own_keep_their_order(
         assert ((rows["probability"] > 0.5) == (rows["prediction"] == "lift")).all()
     assert found[0]["prediction"].tolist() == found[1]["prediction"].tolist()
     assert cli.main(["adapt", "dataset=folder", "root=own", "manifest=mine.csv", "checkpoint=runs/train/default"]) == 2
-    assert "its name ends with .parquet" in capsys.readouterr().err
+    assert "its name must end with .parquet" in capsys.readouterr().err
     table.assign(label="joy").to_csv("other.csv", index=False)
     assert cli.main(["adapt", "manifest=other.csv", "checkpoint=runs/train/default"]) == 2
     assert "label 'joy' is not one of rest, lift" in capsys.readouterr().err

@@ -203,9 +203,8 @@ class Pipeline:
                 del left[index]
                 yield encoded
         assembly.refuse_if_nothing_is_encoded(at_least=1)
-        lost = (
-            f"its worker died {_TASK_RETRIES + 1} times beside other clips, and {_TASK_RETRIES + 1} times with it alone"
-        )
+        tries = _TASK_RETRIES + 1
+        lost = f"the worker that decoded it died {2 * tries} times: {tries} with other clips, {tries} with it alone"
         for index, clip in left.items():
             yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
 

@@ -229,7 +229,7 @@ def test_a_clip_that_kills_its_worker_costs_itself(
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert summary.extracted == 7
     (failure,) = summary.failures
-    assert (failure.clip_id, failure.status) == ("deadly", "lost") and "the worker died" in failure.reason
+    assert (failure.clip_id, failure.status) == ("deadly", "lost") and "died 6 times" in failure.reason
     assert part_rows(store) == Counter({clip.clip_id: 1 for clip in clips})
 
 

@@ -306,7 +306,7 @@ def test_one_start_that_fails_is_made_good(local_ray: None, tmp_path: Path) -> N
 def test_actors_without_a_place_say_what_they_ask_for(local_ray: None, tmp_path: Path) -> None:
     message = (
         r"^no actor was ready for start_seconds=2: each asks for num_cpus=64 and num_gpus=0, the cluster has "
-        r"2 CPU \([\d.]+ free\), 0 GPU \(0 free\); 0 of 1 have a place and are loading$"
+        r"2 CPU \([\d.]+ free\), 0 GPU \(0 free\); 0 of 1 are placed and loading$"
     )
     with pytest.raises(PoolError, match=message):
         run(tmp_path, [["a"]], config(num_cpus=64, start_seconds=2.0))

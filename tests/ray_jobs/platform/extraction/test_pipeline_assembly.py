@@ -114,7 +114,7 @@ def test_clips_that_did_not_come_back_are_tried_once_more_and_alone() -> None:
         "c2": "ok",
         "c3": "ok",
     }
-    assert found["c2"].num_frames == 2 and "the worker died" in found["c0"].reason
+    assert found["c2"].num_frames == 2 and "died 6 times: 3 with other clips, 3 with it alone" in found["c0"].reason
 
 
 def test_what_the_backbone_fails_on_is_tried_again_before_it_is_blamed() -> None:
