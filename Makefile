@@ -49,8 +49,8 @@ bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, b
 gpu-check: $(STAMP) ## The method on one GPU, in one table and gpu_check.json, under eight minutes; one line where there is no GPU
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
-test: $(STAMP) ## The fast tests
-	$(BIN)/python -m pytest tests $(ARGS)
+test: $(STAMP) ## The fast tests, in two processes; the ten slowest are listed
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations=10 $(ARGS)
 
 test-slow: $(STAMP) ## The tests marked slow, gpu or cluster
 	$(BIN)/python -m pytest tests -m "slow or gpu or cluster" $(ARGS)
