@@ -182,7 +182,7 @@ def find_checkpoint(path: str | Path, baseline: str | None = None) -> Path:
         baseline: subject baseline; None takes the first there is of `median`, `none` and `mean`.
 
     Raises:
-        FileNotFoundError: if there is none; the message names those there are.
+        FileNotFoundError: if there is none; the message names the existing ones.
     """
     wanted = _PREFERRED if baseline is None else (baseline,)
     for folder in (Path(path), *(checkpoint_folder(path, name) for name in wanted)):

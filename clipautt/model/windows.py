@@ -86,9 +86,9 @@ def embed_windows(
     zero = torch.zeros_like(first[:1])
     from_left = torch.cat([zero, before[:-1]]).masked_fill(edges, 0.0)  # no video contributes to the next
     from_right = torch.cat([after.masked_fill(edges, 0.0)[1:], zero])
-    counts = [len(own) for own in starts]
+    counts = [len(firsts) for firsts in starts]
     begin = torch.as_tensor(
-        np.concatenate([offset + np.asarray(own) for offset, own in zip(offsets, starts, strict=False)])
+        np.concatenate([offset + np.asarray(firsts) for offset, firsts in zip(offsets, starts, strict=False)])
     ).to(frames.device)
     length = torch.as_tensor(np.repeat(lengths, counts)).to(frames.device)[:, None]
     end = begin + length[:, 0] - 1
@@ -96,7 +96,7 @@ def embed_windows(
     # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter. Each
     # video has its own sums, so that no value of it, finite or not, reaches another video.
     inner = F.gelu(first + from_left + from_right).double()
-    inner = torch.cat([own.cumsum(0) for own in torch.split(inner, [len(video) for video in videos])])
+    inner = torch.cat([part.cumsum(0) for part in torch.split(inner, [len(video) for video in videos])])
     between = (inner[end - 1] - inner[begin]).to(borders.dtype)
     alone = F.gelu(first)[begin] if min(lengths) == 1 else borders
     means = torch.where(length == 1, alone, (borders + between) / length)

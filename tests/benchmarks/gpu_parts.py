@@ -285,10 +285,10 @@ def windows(work: Work) -> Iterator[Row]:
     def loop() -> torch.Tensor:
         return naive_window_entropies(model, frames[: sizes.sampled + _WINDOW - 1], prompts, length=_WINDOW)
 
-    own = {"one pass": _with_arithmetic(work, "fp32", one_pass), "loop": _with_arithmetic(work, "fp32", loop)}
-    entropies = own["one pass"]()
-    difference = float((entropies[: sizes.sampled] - own["loop"]()).abs().max())
-    found = _in_turns(work, own)
+    functions = {"one pass": _with_arithmetic(work, "fp32", one_pass), "loop": _with_arithmetic(work, "fp32", loop)}
+    entropies = functions["one pass"]()
+    difference = float((entropies[: sizes.sampled] - functions["loop"]()).abs().max())
+    found = _in_turns(work, functions)
     total = len(entropies)
     of_loop = sizes.sampled / total
     title = f"T = {sizes.frames:,}"
@@ -298,7 +298,7 @@ def windows(work: Work) -> Iterator[Row]:
     yield Row("windows", f"{title}, loop over windows", 1e3 * seconds, "ms", note=note)
     milliseconds = 1e3 / statistics.median(found["one pass"])
     yield Row("windows", f"{title}, one pass", milliseconds, "ms", note=f"{speed:,.0f} × the speed of the loop")
-    peak = _peak_mb(work, own["one pass"])
+    peak = _peak_mb(work, functions["one pass"])
     if peak is not None:
         frames_mb = frames.numel() * 4 / 2**20
         note = f"above model and features; features {frames_mb:.0f} MiB"
