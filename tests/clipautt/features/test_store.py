@@ -251,7 +251,7 @@ def damage_file(file: Path, how: str) -> None:
         ("empty", "size is 0 bytes"),
         ("text", "Parquet"),
         ("table of another", "it has no column clip_key"),
-        ("another width", r"column features has type .*\[2\]> and not .*\[16\]>"),
+        ("another width", r"column features has type .*\[2\]>, not .*\[16\]>"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, store: FeatureStore, how: str, reason: str) -> None:
