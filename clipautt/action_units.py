@@ -1,11 +1,11 @@
 """The vocabulary: facial action units (AUs) of the Facial Action Coding System, and the tasks built on them.
 
 Codes, names and regions follow the FACS manual (Ekman, Friesen and Hager, 2002). The phrases are ours: plain
-descriptions of what is seen, because a CLIP text tower reads words and not codes. `VOCABULARY` holds the K = 46 prompts
+descriptions of what is seen, because a CLIP text tower reads words, not codes. `VOCABULARY` holds the K = 46 prompts
 that CLIP-AU compares a video with; their order is the order of the AU similarities everywhere.
 
-What this module does not know: which units a given backbone can actually see. That is measured, see the model card of the
-embedded backbone and the rank correlations in every report.
+Which units a given backbone actually sees is measured elsewhere: see the model card of the embedded backbone and the
+rank correlations in every report.
 """
 
 from __future__ import annotations
@@ -119,18 +119,18 @@ def phrases(units: Sequence[ActionUnit] = VOCABULARY) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be recognised: class names in label order and prompts that describe each class in words."""
+    """A recognition task: class names in label order, and phrases that describe each class."""
 
     name: str
     """`pain`, `stress` or `ambivalence`."""
     classes: tuple[str, ...]
     """Class names; a label is one of them, and index 0 is the neutral class."""
     descriptions: tuple[tuple[str, ...], ...]
-    """Per class, phrases for zero-shot recognition made of AU words; a class name never stands in them."""
+    """Per class, phrases in AU words for zero-shot recognition; they never contain a class name."""
 
     @property
     def positive(self) -> str:
-        """The class to be found: the last one."""
+        """The class to detect: the last one."""
         return self.classes[-1]
 
 
@@ -165,11 +165,11 @@ def content_hash(prompts: Sequence[str]) -> str:
 
 
 def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
-    """The AU code of each phrase of the vocabulary; other phrases stand for themselves."""
+    """Column names for prompts: the AU code of a phrase in the vocabulary, any other phrase itself."""
     codes = {unit.phrase: unit.code for unit in VOCABULARY}
     return [codes.get(phrase, phrase) for phrase in prompts]
 
 
 def descriptions_of(classes: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Per class, phrases for zero-shot prediction, of the task with these classes; empty where there is none."""
+    """Per class, the zero-shot phrases of the built-in task with these classes; empty if there is none."""
     return next((task.descriptions for task in TASKS.values() if task.classes == classes), ())

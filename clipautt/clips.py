@@ -23,23 +23,23 @@ class Clip:
     source: str
     """Path of the video file or of the folder of frames, absolute once read."""
     split: Split
-    """`source_train` and `source_val` to learn from and select on, `target` to be personalised."""
+    """`source_train` to learn from, `source_val` to select on, `target` to personalize to."""
     label: str | None = None
     """Class name, or None where it is not known."""
     start_seconds: float | None = None
-    """Where the clip begins in the file; None is its beginning."""
+    """Start of the clip in the file; None for the start of the file."""
     end_seconds: float | None = None
-    """Where the clip ends, exclusive; None is the end of the file."""
+    """End of the clip in the file, exclusive; None for the end of the file."""
     dataset: str = ""
     """Name of the data set."""
     start_frame: int | None = None
     """First frame of the clip in the file, counted from 0, instead of `start_seconds`."""
     end_frame: int | None = None
-    """Frame before which the clip ends, instead of `end_seconds`."""
+    """First frame after the clip, instead of `end_seconds`."""
     frames_per_second: float | None = None
-    """For a folder of frames: the rate at which the numbers in the file names count; 1000 for milliseconds."""
+    """For a folder of frames: the numbers in file names that make up a second; 1000 if they are milliseconds."""
 
 
 def id_number(text: str) -> int:
-    """A stable 63-bit number of an identifier, to seed generators with."""
+    """A stable 63-bit hash of an identifier, to seed generators with."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -1,7 +1,7 @@
-"""Writing files so that a reader sees the old content or the new, whole, and never a part.
+"""Atomic writes: a reader sees the old file or the complete new one, never a part.
 
-In: a path and what to write. Out: the file (or folder) under that name, on the disk. Whatever is killed, fails or loses
-power before leaves the old file as it was.
+In: a path and its content. Out: the file (or folder) at that path, flushed to disk. A kill, an error or a power failure
+before that leaves the old file unchanged.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KEPT_CHARACTERS = 40
-"""How many characters of a file's name its temporary name begins with; a longer one could exceed the disk's limit."""
+"""How many characters of a file's name its temporary name begins with; more could exceed the file system's limit."""
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path to write to; what lies there at the end of the block gets the name `path`.
+    """Yield a temporary path to write to; it is renamed to `path` at the end of the block.
 
-    The temporary path is in the same folder, which must exist. It is unique among all machines that share the disk, and
-    is called `.NAME.<32 hexadecimal digits>.tmp`, which no reader of a folder takes for one of its files. The content
-    and its name are on the disk when the block ends; the temporary is removed where the block fails.
+    The temporary path is in the same folder, which must exist. Its name, `.NAME.<32 hexadecimal digits>.tmp`, is unique
+    across machines that share the disk, and no reader of a folder takes it for one of its files. When the block ends,
+    content and name have been flushed to disk; if the block fails, the temporary file or folder is removed.
 
     Args:
-        path: of a file, which is replaced where it exists; or of a folder, where the block makes one. A folder that
-            holds something already is not replaced.
+        path: target file, which is replaced if it exists, or target folder, if the block makes one. A folder that is
+            not empty is not replaced.
 
     Raises:
         OSError: if it cannot be written, or `path` is a folder that is not empty.
@@ -52,7 +52,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a finished file or folder its name, in a folder of the same disk; it is on the disk afterwards."""
+    """Rename a finished file or folder on the same disk, and flush its content and name to disk."""
     if source.is_dir():
         for folder, _, names in os.walk(source):
             for name in names:
@@ -70,8 +70,8 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+    """Flush the names in a folder to disk."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -81,28 +81,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def hidden(path: Path, *, below: Path) -> bool:
-    """Whether a name on the way from a folder to a path begins with a dot, as those of unfinished files and folders do.
+    """Whether a name between a folder and a path below it begins with a dot, as those of unfinished files do.
 
-    For searches through whole trees: `**` and `*` of `Path.glob` match such names, too.
+    For searches of whole trees: `**` and `*` of `Path.glob` match such names, too.
     """
     return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def newest(folder: str | Path, pattern: str, *, unless: Sequence[str] = ()) -> Path | None:
-    """The path below a folder that was written last, of those that match.
+    """The most recently written path below a folder that matches; None if there is none.
 
     Args:
         folder: where to look; it may be missing.
-        pattern: of `Path.glob`; what is hidden does not match.
-        unless: a path that holds one of these texts does not match.
+        pattern: as for `Path.glob`; hidden paths do not match.
+        unless: a path that contains one of these texts does not match.
     """
     paths = (path for path in Path(folder).glob(pattern) if not hidden(path, below=Path(folder)))
-    meant = [path for path in paths if not any(text in path.as_posix() for text in unless)]
-    return max(meant, key=lambda path: path.stat().st_mtime, default=None)
+    matching = [path for path in paths if not any(text in path.as_posix() for text in unless)]
+    return max(matching, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file as a whole or not at all; its folder is made where it is missing."""
+    """Write a file atomically; a missing folder is created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_bytes(content)
@@ -130,9 +130,9 @@ def write_table(path: str | Path, table: pd.DataFrame | pa.Table) -> None:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file as `write_bytes` does; the tensors may lie on any device and need not be contiguous."""
+    """Write a safetensors file as `write_bytes` does; the tensors may be on any device and need not be contiguous."""
     from safetensors.torch import save
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # `save_file` would make a file that nobody but its owner can read.
+    # `save_file` would make a file that only its owner can read.
     write_bytes(path, save(ready, dict(metadata) if metadata else None))

@@ -1,7 +1,7 @@
 """The manifest: the table that lists clips.
 
-A manifest is a table (Parquet or CSV), one row per clip. It is checked at the door: every problem of every row is
-listed at once. Labels live here and nowhere else; what reaches an adaptation method has no label field.
+A manifest is a table (Parquet or CSV), one row per clip. Reading validates it and reports all problems of all rows at
+once. Labels exist only here: what reaches an adaptation method has no label field.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
 _SHOWN_PROBLEMS = 20
 _CLASSES = b"clipautt.classes"
 NEUTRAL = "neutral"
-"""Name of the neutral class where nothing else is said."""
+"""Default name of the neutral class."""
 
 
 class ManifestError(ValueError):
-    """The manifest breaks its contract; the message lists every problem with row, column and value."""
+    """The manifest is invalid; the message lists its problems (at most 20) with row, column and value."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Manifest:
     classes: tuple[str, ...]
     """Class names in label order; index 0 is the neutral class."""
     fingerprint: str = field(init=False)
-    """A hash of what the clips are and how they are labelled; where the files lie does not enter."""
+    """Hash of the clips and their labels, independent of where the files are."""
 
     def __post_init__(self) -> None:
         content = [
@@ -79,18 +79,18 @@ class Manifest:
         return self.classes.index(clip.label)
 
     def counts(self, *, by: Literal["subject", "split"] = "subject") -> pd.DataFrame:
-        """How many clips there are of every class.
+        """Number of clips per class.
 
         Args:
-            by: `subject` gives a row per subject with `split`, `subject`, a column for every class, `unlabelled`
-                where there are some, and `clips`; `split` gives a row per split with the number of `subjects` instead.
+            by: `subject` gives a row per subject with `split`, `subject`, a column per class, `unlabelled` if there are
+                any, and `clips`; `split` gives a row per split with the number of `subjects` instead.
         """
         rows = [(SPLITS.index(clip.split), clip.subject_id, clip.label) for clip in self.clips]
         groups = pd.DataFrame(rows, columns=["split", "subject", "label"]).groupby(
             ["split", "subject"] if by == "subject" else ["split"]
         )
-        found = groups["label"].value_counts().unstack(fill_value=0)
-        result = found.reindex(index=groups.size().index, columns=list(self.classes), fill_value=0)
+        labelled = groups["label"].value_counts().unstack(fill_value=0)
+        result = labelled.reindex(index=groups.size().index, columns=list(self.classes), fill_value=0)
         unlabelled = groups.size() - result.sum(axis=1)
         if unlabelled.any():
             result["unlabelled"] = unlabelled
@@ -114,12 +114,12 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
 
     Args:
         path: a `.parquet` or `.csv` file. Relative sources are relative to its folder.
-        classes: class names in label order, neutral class first; by default those that `write_manifest` noted, else
-            `neutral` and the other labels found in alphabetical order.
+        classes: class names in label order, neutral class first; by default those that `write_manifest` stored, else
+            `neutral` followed by the table's other labels in alphabetical order.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ManifestError: listing every row that breaks the contract.
+        ManifestError: if the table cannot be read or rows are invalid; the message lists the problems.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,7 +131,7 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
     names = classes or noted or tuple(sorted(found, key=lambda label: (label != NEUTRAL, label)))
     problems = list(find_problems(table, classes=names))
     if len(found) > 1 and NEUTRAL not in found and not (classes or noted):
-        problems.append(f"no label is {NEUTRAL!r} among {', '.join(names)}; give classes=[…], the neutral class first")
+        problems.append(f"no label of {', '.join(names)} is {NEUTRAL!r}; give classes=[…], the neutral class first")
     if problems:
         raise _many(path, problems)
     clips = sorted((_clip(row, path.parent) for row in table.to_dict("records")), key=lambda clip: clip.clip_id)
@@ -145,9 +145,9 @@ def _many(path: Path, problems: list[str]) -> ManifestError:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The table with ids, sources and labels as text, and the classes noted in it.
+    """The table with ids, sources and labels as text, and the classes stored in it.
 
-    `007` keeps its zeros, and `NA` or `None` can be a name; blanks around a cell do not make another subject of it.
+    `007` keeps its zeros, `NA` and `None` are valid names, and white space around a cell is removed.
     """
     if path.suffix.lower() == ".csv":
         table, noted = _read_csv(path), ()
@@ -174,11 +174,11 @@ def _plain(cell: object) -> str | None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Cells as they are written; an empty one is None.
+    """Cells as text without surrounding white space; None for empty ones.
 
     Raises:
-        ManifestError: for a file that is not UTF-8 or empty, or listing the lines with more or fewer cells than the
-            header, as an unquoted comma makes them.
+        ManifestError: if the file is not CSV in UTF-8, or lines have more or fewer cells than the header, as with an
+            unquoted comma; the message lists them.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -187,7 +187,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise ManifestError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     columns = [name.strip() for name in header[1]]
     uneven = [
-        f"line {number} has {len(row)} cells, the header {len(columns)}; cells that hold commas are put in quotes"
+        f"line {number} has {len(row)} cells, the header {len(columns)}; put cells that contain commas in quotes"
         for number, row in rows
         if len(row) != len(columns)
     ]
@@ -208,7 +208,7 @@ def _clip(row: dict[Hashable, Any], folder: Path) -> Clip:
 
 
 def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[str]:
-    """Everything in which a table breaks the manifest contract, one sentence each."""
+    """Yield every problem of a manifest table, one sentence each."""
     absent = [column for column in _REQUIRED if column not in table]
     if absent:
         there = ", ".join(map(str, table.columns)) or "none"
@@ -221,7 +221,7 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
         for row in table.index[table[column].isna() | (table[column].astype(str).str.strip() == "")]:
             yield f"row {row}: {column} is empty"
     for row in table.index[table["source"].astype(str).str.contains("://", regex=False)]:
-        yield f"row {row}: source {table['source'][row]!r} is a URI; only files that every node sees as a path are read"
+        yield f"row {row}: source {table['source'][row]!r} is a URI; give a path that every node can open"
     for row in table.index[table["clip_id"].duplicated() & table["clip_id"].notna()]:
         yield f"row {row}: clip_id {table['clip_id'][row]!r} is listed twice"
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:
@@ -238,7 +238,7 @@ def _label_problems(table: pd.DataFrame, classes: tuple[str, ...]) -> Iterator[s
     for row in table.index[labels.notna() & ~labels.isin(classes)]:
         yield f"row {row}: label {labels[row]!r} is not one of {', '.join(classes)}"
     for row in table.index[labels.isna() & table["split"].isin(("source_train", "source_val"))]:
-        yield f"row {row}: label is empty; only target clips may go without"
+        yield f"row {row}: label is empty; only target clips may be unlabelled"
 
 
 def _span_problems(table: pd.DataFrame) -> Iterator[str]:
@@ -267,12 +267,12 @@ def _span_problems(table: pd.DataFrame) -> Iterator[str]:
 
 
 def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] = ()) -> None:
-    """Write a manifest as Parquet, whole or not at all; sources below its folder are written relative to it.
+    """Write a manifest as Parquet, atomically; sources below its folder are written relative to it.
 
     Args:
         clips: its rows.
-        path: of the file.
-        classes: class names in label order, noted in the file; empty leaves it to the labels.
+        path: the file to write.
+        classes: class names in label order, stored in the file; if empty, readers derive them from the labels.
     """
     rows, folder = [], path.parent.resolve()
     for clip in sorted(clips, key=lambda clip: clip.clip_id):

@@ -1,7 +1,4 @@
-"""Memory of the device that computes: how much is free, what a computation keeps, which errors mean too little.
-
-What this module does not know: what is computed.
-"""
+"""Memory of the computing device: how much is free, how much a computation saves, which errors mean too little."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """What may be taken: 80% of the free memory of a GPU, half of what is available to this process elsewhere."""
+    """Bytes that may be used: 80% of the free memory of a GPU; else half of what is available to this process."""
     if device.type == "cuda":
         return int(_SHARE_OF_FREE_GPU * torch.cuda.mem_get_info(device)[0])
     return int(_SHARE_OF_FREE * min(_machine_bytes(), _cgroup_bytes()))
@@ -31,7 +28,7 @@ def _machine_bytes() -> float:
 
 
 def _cgroup_bytes() -> float:
-    """What a container's limit leaves; infinite without one."""
+    """Bytes left below the container's limit; infinite without one."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
@@ -41,12 +38,12 @@ def _cgroup_bytes() -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory was too short; PyTorch raises a plain RuntimeError for that on CPUs."""
+    """Whether an error means that memory ran out; PyTorch raises a plain RuntimeError for that on CPUs."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:
-    """Bytes that a computation keeps for its backward pass; its inputs, such as weights, count too."""
+    """Bytes that a computation saves for its backward pass, including inputs such as weights."""
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

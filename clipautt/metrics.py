@@ -26,7 +26,7 @@ class Scores:
     uar: float
     """Mean recall over the classes that occur."""
     f1: float
-    """Macro F1 over all classes; a class that is neither there nor predicted counts 0."""
+    """Macro F1 over all classes; a class that neither occurs nor is predicted counts 0."""
 
 
 def score(predictions: Labels, labels: Labels, *, num_classes: int) -> Scores:
@@ -38,7 +38,7 @@ def score(predictions: Labels, labels: Labels, *, num_classes: int) -> Scores:
         num_classes: C.
 
     Raises:
-        ValueError: for empty or unequal inputs.
+        ValueError: if the inputs are empty or differ in length.
     """
     predicted, true = np.asarray(predictions), np.asarray(labels)
     if len(predicted) != len(true) or not len(true):
@@ -59,12 +59,12 @@ def figures_of(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float6
 
 
 def rank_correlation(values: npt.NDArray[np.floating], others: npt.NDArray[np.floating], *, fewest: int = 2) -> float:
-    """Spearman's rho; NaN where a side is constant, for which it is not defined, or there are too few pairs.
+    """Spearman's rho; NaN if a side is constant, for which it is not defined, or there are too few pairs.
 
     Args:
         values: [N].
         others: [N].
-        fewest: pairs that it takes.
+        fewest: minimum number of pairs.
     """
     from scipy.stats import spearmanr
 
@@ -74,7 +74,7 @@ def rank_correlation(values: npt.NDArray[np.floating], others: npt.NDArray[np.fl
 
 
 def roc_auc(values: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> float:
-    """The chance that a positive has the higher value of two, [N] and [N]; NaN where all are alike."""
+    """Probability that a positive has a higher value than a negative, inputs [N]; NaN unless there are both."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, values)) if 0 < positive.sum() < len(positive) else math.nan
@@ -109,8 +109,8 @@ def bootstrap(
     Args:
         values: one figure per subject, [S]; NaN is an error.
         confidence: mass of the interval.
-        draws: resamples.
-        seed: of the resamples.
+        draws: number of resamples.
+        seed: random seed of the resamples.
 
     Raises:
         ValueError: for no values, or values that are not finite.
@@ -130,8 +130,8 @@ def detectable_effect(
     """The smallest true mean change that a paired comparison of this size and spread would find.
 
     (t(1 - α/2) + t(power)) · s / √n, with quantiles of Student's t at n - 1 degrees of freedom (Bloom, *Minimum
-    Detectable Effects*, Evaluation Review 19(5), 1995). Only the spread of the changes counts, not their mean, so this
-    says what the comparison could have seen whatever it saw.
+    Detectable Effects*, Evaluation Review 19(5), 1995). It depends on the spread of the changes, not on their mean: it
+    is what the comparison could have found, whatever it did find.
 
     Args:
         changes: the differences of the two methods, one per subject, [n].
@@ -139,7 +139,7 @@ def detectable_effect(
         power: probability of finding an effect of this size.
 
     Returns:
-        In the unit of `changes`; 0 where all of them are equal.
+        The effect in the unit of `changes`; 0 if all of them are equal.
 
     Raises:
         ValueError: for fewer than two values, or values that are not finite.

@@ -41,9 +41,9 @@ class VideoPrediction:
     probabilities: Mapping[str, float]
     """Class name → probability; they sum to 1."""
     window_start_seconds: float
-    """Begin of the most expressive window."""
+    """Start of the most expressive window, seconds from the start of the clip."""
     window_end_seconds: float
-    """Its end."""
+    """End of that window, seconds."""
     action_units: pd.DataFrame
     """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, V rows."""
     entropy: pd.Series
@@ -71,9 +71,9 @@ class Predictor:
 
     Args:
         source: the frozen model.
-        config: how predictions are read out. The default fits the checkpoint's subject baseline.
+        config: how to predict; by default CLIP-AU, every video alone, with the checkpoint's subject baseline.
         personalizations: folder with one `<subject>.safetensors` per subject, as `clipautt adapt` writes it.
-        limits: what reading a video may cost.
+        limits: time, frame size and memory that reading a video may take.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Predictor:
             checkpoint: folder with `checkpoint.json`.
             backbone: how the checkpoint's backbone is loaded, where its weights have moved since training.
             personalizations: folder of adapted prompts, see `clipautt adapt`.
-            limits: what reading a video may cost.
+            limits: time, frame size and memory that reading a video may take.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -114,7 +114,7 @@ class Predictor:
         """
         loaded = load_checkpoint(checkpoint)
         if loaded.spec.features.frames.faces.detector != "none":
-            make_detector(loaded.spec.features.frames.faces)  # a model that has moved is not the video's fault
+            make_detector(loaded.spec.features.frames.faces)  # a missing model must fail here, not at a video
         given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or loaded.spec.backbone)
         folder = None if personalizations is None else Path(personalizations)
         return cls(Source(loaded, given), personalizations=folder, limits=limits)
@@ -123,15 +123,15 @@ class Predictor:
         """Predict one video.
 
         Args:
-            video: path of a video, or of a folder of frames. Where the checkpoint was trained on footage as it is, a
-                face must fill most of the frame; where it was trained with a face detector, the face is found.
+            video: path of a video, or of a folder of frames. If the checkpoint was trained with a face detector, the
+                face is detected; otherwise it must fill most of the frame.
             subject: a subject with adapted prompts in the predictor's folder, or a `Personalization`; None predicts
                 without personalization (a subject baseline then uses the video's own frames).
 
         Raises:
-            FileNotFoundError: if the video or the subject's prompts are not there.
+            FileNotFoundError: if the video or the subject's prompts are missing.
             DecodeError: if the video cannot be decoded.
-            NoFaceError: if the checkpoint looks for a face and there is none.
+            NoFaceError: if the checkpoint uses a face detector and it finds no face.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else "unknown"
@@ -164,7 +164,7 @@ class Predictor:
 
         Raises:
             ValueError: if the predictor has no folder.
-            FileNotFoundError: if there are none for this subject, naming those that are there.
+            FileNotFoundError: if there are none for this subject; the message names subjects that have some.
         """
         if self.personalizations is None:
             raise ValueError(f"subject={subject!r} needs a folder of adapted prompts: give prompts=FOLDER")
@@ -186,7 +186,7 @@ def _describe(
     after: SubjectState,
     subject: str | None,
 ) -> VideoPrediction:
-    """A prediction with the AU tracks of its clip, whose centre is removed."""
+    """Complete a prediction with its clip's AU similarities over time; the clip's centre is already removed."""
     source, au_embeddings = session.source.limited_to(None), prompts_after(session, after.state)
     views = source.views(clip)
     with torch.no_grad():

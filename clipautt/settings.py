@@ -1,8 +1,7 @@
-"""Settings that check themselves: a decorator for their classes, and what is wrong with a value in one line.
+"""Validated settings: `settings` decorates their classes, `one_line` describes an invalid value in one line.
 
-In: a class whose fields have types, defaults, limits and docstrings. Out: a frozen dataclass whose fields are the only
-home of all of these; what a class is given is checked as strictly as it is written: true is no integer, "3" no number.
-An integer stands for a float. Imports no torch.
+In: a class whose fields have types, defaults, limits and docstrings. Out: a frozen dataclass that checks its arguments
+strictly: true is not an integer, and "3" is not a number, but an integer is accepted as a float. Imports no torch.
 
     @settings
     class Walk:
@@ -28,11 +27,11 @@ from typing_extensions import dataclass_transform
 STRICT = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, use_attribute_docstrings=True
 )
-"""How settings are checked."""
+"""Pydantic's options for all settings."""
 
 _Class = TypeVar("_Class")
 _FIELDS: dict[str, tuple[str, ...]] = {}
-"""Class → its fields: of an argument without a name, pydantic tells the position only."""
+"""Class name → its fields; for a positional argument, pydantic reports only the position."""
 _TYPES = {
     "bool_type": "true or false",
     "dataclass_exact_type": "a group of settings",
@@ -51,10 +50,10 @@ _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'")
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[_Class]) -> type[_Class]:
-    """Make a class of annotated fields a frozen dataclass that checks what it is given; a decorator.
+    """Class decorator: make a class of annotated fields a frozen dataclass that checks its arguments.
 
     Limits are pydantic's (`PositiveInt`, `Annotated[float, Field(gt=0, lt=1)]`), options are a `Literal`. A field's
-    docstring is what the command line's help says of it. `__post_init__` is for checks across several fields.
+    docstring is its help text on the command line. `__post_init__` is for checks across several fields.
     """
     made = dataclass(frozen=True, config=STRICT)(cls)
     _FIELDS[made.__name__] = tuple(made.__dataclass_fields__)
@@ -62,11 +61,11 @@ def settings(cls: type[_Class]) -> type[_Class]:
 
 
 def one_line(error: ValidationError, prefix: str = "") -> str:
-    """What is wrong with the first value that pydantic refused, in one line that names key, value and what is allowed.
+    """Describe the first value that pydantic refused, in one line that names key, value and what is allowed.
 
     Args:
-        error: of a class of settings.
-        prefix: dotted key of the settings, such as `adapt`; empty where it is not known.
+        error: raised by a settings class.
+        prefix: dotted key of the settings, such as `adapt`; empty if unknown.
     """
     details = error.errors(include_url=False)
     first = details[0]
@@ -83,7 +82,7 @@ def one_line(error: ValidationError, prefix: str = "") -> str:
 
 
 def _key(error: ErrorDetails, prefix: str, owner: str) -> str:
-    """The dotted key of a setting, and the place in it where it is a list; the option of a union does not enter."""
+    """Dotted key of a setting, with the index of a list item; which option of a union failed is left out."""
     name, *within = error["loc"] or ("",)
     if isinstance(name, int) and name < len(_FIELDS.get(owner, ())):
         name = _FIELDS[owner][name]

@@ -441,8 +441,8 @@ def _per_video(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: 
 def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Sequence[History | None]) -> list[_Run]:
     """Process units side by side: the first clip of every unit in one batch, then the second ones, and so on."""
     prior, baseline = work.fixed_prior, work.config.subject_baseline
-    after = [SubjectState(work.start(prior), prior) if past is None else past.after for past in histories]
-    seen = [[] if past is None else [clip.features for clip in past.clips] for past in histories]
+    after = [SubjectState(work.start(prior), prior) if history is None else history.after for history in histories]
+    seen = [[] if history is None else [clip.features for clip in history.clips] for history in histories]
     steps: list[list[_Step]] = [[] for _ in units]
     centres = [torch.empty(0) for _ in units]
     for number in range(max(map(len, units))):
@@ -464,11 +464,13 @@ def _online_steps(
     work: _Work, subjects: Sequence[SubjectState], clips: Sequence[ClipFeatures]
 ) -> list[tuple[_Step, SubjectState]]:
     """Process one clip of each subject; adaptation to a subject stops once its predictions have collapsed."""
-    up = [i for i, subject in enumerate(subjects) if subject.fallback is None]
+    active = [i for i, subject in enumerate(subjects) if subject.fallback is None]
     stepped = dict(
         zip(
-            up,
-            work.step([subjects[i].state for i in up], [clips[i] for i in up], [subjects[i].prior for i in up]),
+            active,
+            work.step(
+                [subjects[i].state for i in active], [clips[i] for i in active], [subjects[i].prior for i in active]
+            ),
             strict=True,
         )
     )

@@ -1,7 +1,7 @@
 """A subject's adaptation as a file: the method's state, the centre and what is needed to resume.
 
 In: a `SubjectResult` and the settings that made it. Out: one safetensors file per subject, and from it the state to
-predict or to go on with. How a method's own state is written is the method's affair (`Method.save`).
+predict with or to resume. The method converts its own state (`Method.save`, `Method.restore`).
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from clipautt.adaptation.source import Source
 from clipautt.files import write_tensors
 
 FORMAT = 2
-"""Version of the files."""
+"""Version of the file format."""
 _METHOD = "method."
-"""How the names of the method's own tensors begin."""
+"""Prefix of the names of the method's tensors."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Personalization:
-    """What a subject's adaptation leaves behind."""
+    """The saved result of a subject's adaptation."""
 
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     config: AdaptConfig
-    """How it was made."""
+    """Settings it was made with."""
     centre: Tensor
-    """Subtracted from frame features, [d]."""
+    """Vector to subtract from frame features, [d]."""
     saved: SavedState
-    """The method's state, as the method writes it."""
+    """The method's state, as `Method.save` returns it."""
     prior: Tensor | None = None
-    """Class shares that are assumed, [C]; None: those of the training clips."""
+    """Assumed class shares, [C]; None for those of the training clips."""
     decisions: tuple[tuple[int, int], ...] = ()
     """`online`: see `SubjectState`."""
     fallback: str | None = None
-    """Why the subject is no longer adapted to; see `SubjectState`."""
+    """Why adaptation to the subject has stopped; see `SubjectState`."""
     clips: tuple[str, ...] = ()
-    """Ids of the clips it was made from, in the order of the visits."""
+    """Ids of the clips it was made from, in visiting order."""
 
     def __repr__(self) -> str:
         return f"Personalization({self.subject_id!r}, {self.config.name})"
 
     @classmethod
     def of(cls, result: SubjectResult, config: AdaptConfig, *, earlier: Sequence[str] = ()) -> Personalization:
-        """From a finished adaptation.
+        """Build it from a finished adaptation.
 
         Args:
-            result: of the subject.
-            config: how it was made.
-            earlier: ids of the clips of the run that was resumed, in the order of its visits.
+            result: result of the subject.
+            config: settings it was made with.
+            earlier: ids of the clips of the run that was resumed, in visiting order.
         """
         after = result.after
         return cls(
@@ -74,24 +74,24 @@ class Personalization:
         )
 
     def session(self, source: Source, tuning: TuningConfig | None = None) -> Session:
-        """A session of the settings that this was made with."""
+        """Open a session with the settings that this was made with."""
         return Session.open(source, self.config, tuning)
 
     @torch.no_grad()
     def after(self, session: Session) -> SubjectState:
-        """Where the subject's adaptation stands: to predict with, or to resume."""
+        """The subject's progress, to predict with or to resume."""
         prior = None if self.prior is None else self.prior.to(session.source.backbone.device)
         state = self.config.method.restore(self.saved, session, prior)
         return SubjectState(state, prior, self.decisions, self.fallback)
 
 
 def subject_file(subject_id: str) -> str:
-    """File name for a subject's adapted prompts; every id gives a name of its own, and none leads out of the folder."""
+    """File name for a subject's adapted prompts; names differ between ids, and none leads out of the folder."""
     return quote(subject_id, safe="").replace(".", "%2E") + ".safetensors"
 
 
 def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
-    """Write one subject's state and centre as a whole, with the checkpoint's fingerprint inside."""
+    """Write one subject's state and centre atomically, with the checkpoint's fingerprint."""
     tensors = {f"{_METHOD}{name}": tensor for name, tensor in personalization.saved.tensors.items()}
     tensors["centre"] = personalization.centre
     if personalization.prior is not None:
@@ -110,7 +110,7 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
 
 
 def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
-    """Ids of the clips that a file's prompts were made from, in the order of the visits; None without a file.
+    """Ids of the clips that a file's prompts were made from, in visiting order; None if there is no file.
 
     Raises:
         ValueError: if the file is damaged.
@@ -125,11 +125,11 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
             facts = json.loads(file.metadata()["personalization"])
             read = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is done anew") from error
+        raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is adapted again") from error
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by another version of clipautt; remove its folder, and the next `clipautt adapt` "
-            "writes it anew"
+            "writes it again"
         )
     return facts, read
 
@@ -139,21 +139,21 @@ def load_personalization(path: Path, source: Source) -> Personalization:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another version, or belongs to another checkpoint, naming both.
+        ValueError: if it is damaged, of another version, or belongs to another checkpoint; the message names both.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no adapted prompts at {path}")
     facts, tensors = _read(path)
     if facts["checkpoint"] != source.checkpoint.fingerprint:
         raise ValueError(
-            f"{path} was adapted from checkpoint {facts['checkpoint']}, given is {source.checkpoint.fingerprint}"
+            f"{path} was adapted from checkpoint {facts['checkpoint']}, not from {source.checkpoint.fingerprint}"
         )
-    own = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
+    state = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
     return Personalization(
         facts["subject_id"],
         AdaptConfig.from_facts(facts["config"]),
         tensors["centre"],
-        SavedState(own, facts["method"]),
+        SavedState(state, facts["method"]),
         tensors.get("prior"),
         tuple((int(a), int(b)) for a, b in facts["decisions"]),
         facts["fallback"],

@@ -135,7 +135,7 @@ def assume_share(probability: Tensor, share: float, *, made_with: Tensor | float
     Args:
         probability: probabilities of the positive class, 0..1, any shape.
         share: share to assume, 0 < share < 1.
-        made_with: share that the probabilities assume so far, above 0 and below 1: a single one, or one each.
+        made_with: share that the probabilities assume so far, above 0 and below 1: a single one, or one per value.
 
     Returns:
         float64, the shape of `probability`.

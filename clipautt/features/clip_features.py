@@ -1,6 +1,6 @@
-"""Features of a clip: what makes them comparable, what identifies their clip, and how they are made.
+"""Features of a clip, their specification, and the key that identifies a clip's pixels.
 
-What this module does not know: where features are kept (`feature_store`) and what is made of them.
+In: a clip, a backbone and a `FrameSpec`. Out: `ClipFeatures`; `store` keeps them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SUBJECT_BASELINES: tuple[str, ...] = get_args(SubjectBaseline)
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What makes two features comparable."""
+    """Specification of features; only features of the same specification are comparable."""
 
     backbone: str
     """Name of the backbone."""
     backbone_fingerprint: str
     """Fingerprint of the backbone's weights, preprocessing and precision."""
     frames: FrameSpec
-    """Which moments of a clip are encoded, and what was made of its frames."""
+    """Which frames of a clip are encoded, and how they are cropped and preprocessed."""
     feature_dim: int
-    """d."""
+    """Width of a feature, d."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -48,18 +48,18 @@ class FeatureSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Names the store's subfolder."""
+        """Hash of the facts; the name of the store's subfolder."""
         return fingerprint_of(self.facts)
 
     @classmethod
     def of(cls, backbone: Backbone, sampling: Sampling, faces: FaceConfig | None = None) -> FeatureSpec:
-        """The specification of features that this backbone makes; without `faces` the footage is taken as it is."""
+        """The specification of features that this backbone makes; without `faces`, faces are not detected."""
         frames = FrameSpec(backbone.preprocessing, sampling, faces or FaceConfig())
         return cls(backbone.name, backbone.fingerprint, frames, backbone.feature_dim)
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> FeatureSpec:
-        """The inverse of `dataclasses.asdict`, of values that went through JSON."""
+        """The inverse of `dataclasses.asdict`, for values read from JSON."""
         return cls(**{**facts, "frames": FrameSpec.from_json(facts["frames"])})
 
 
@@ -88,7 +88,7 @@ class ClipFeatures:
 
 
 def clip_key(clip: Clip) -> str:
-    """What identifies a clip's pixels: its file (path, size, time of change; for a folder the latter) and its span."""
+    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span."""
     path = os.path.abspath(clip.source)
     stat = os.stat(path) if os.path.exists(path) else None
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
@@ -97,7 +97,7 @@ def clip_key(clip: Clip) -> str:
 
 
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
-    """Decode and encode one clip, without a store; memory holds a chunk of its frames.
+    """Decode and encode one clip, without a store; one chunk of its frames is in memory at a time.
 
     Raises:
         FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.

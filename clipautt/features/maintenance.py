@@ -1,10 +1,11 @@
-"""Looks after a feature store: what lies in it, whether it is sound, and what nobody needs any more.
+"""Maintenance of a feature store: list its contents, verify them, and remove what is no longer needed.
 
-A row is needed while a manifest that a run names, or that is given, has its clip; a folder while a checkpoint was
-trained on such features. Where that cannot be known for sure, everything is kept and the reason told. Files and rows
-of the last hour are never removed, so other jobs may write while rubbish is collected.
+In: a store, and the runs and manifests that refer to it. Out: a `FolderInventory` per folder, `Finding`s, or a
+`Collection` of what is removed.
 
-What this module does not know: how any of it is printed.
+A row is needed while a manifest that is given, or that a run names, contains its clip; a folder is needed while a
+checkpoint was trained on its features. If that cannot be determined, everything is kept and the reason is reported.
+Files and rows written in the last hour are never removed, so other jobs may write during a collection.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from clipautt.manifest import ManifestError, read_manifest
 Kind = Literal["leftover", "damaged", "replaced", "unreferred", "folder"]
 KINDS: tuple[str, ...] = get_args(Kind)
 GRACE_SECONDS = 3600.0
-"""What was written later than this before now is never removed."""
+"""What was written within this time is never removed, seconds."""
 _LEFTOVERS = (".part-*.tmp", f".{SPEC_FILE}.*.tmp", ".spec-*.tmp", "part-*.tmp", f"{SPEC_FILE}.*.tmp")
 _SET_ASIDE = "_damaged-"
 _FACTS = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", *SPAN)
@@ -54,28 +55,28 @@ _FACTS = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", *SP
 
 @dataclass(frozen=True)
 class FolderInventory:
-    """What lies in the folder of one fingerprint."""
+    """Contents of the folder of one fingerprint."""
 
     folder: Path
     """The folder; its name should be the fingerprint."""
     trouble: str
-    """Why the specification cannot be relied on; empty where it can."""
+    """Why the specification cannot be relied on; empty if it can."""
     backbone: str
-    """Name of the backbone; empty where it is not known."""
+    """Name of the backbone; empty if unknown."""
     backbone_fingerprint: str
     """Fingerprint of the backbone's weights, preprocessing and precision; empty if unknown."""
     frame_size: int | None
-    """Height and width of the frames in pixels."""
+    """Height and width of the frames in pixels; None if unknown."""
     frames_per_second: float | None
-    """Moments that are encoded; None is every frame, or not known."""
+    """Sampling rate; None for every frame, or if unknown."""
     detector: str
     """Name of the face detector; empty if unknown."""
     feature_dim: int | None
-    """d."""
+    """Width of a feature, d; None if unknown."""
     ok: int
-    """Clips with features."""
+    """Number of clips with features."""
     failed: Mapping[str, int]
-    """Status → clips that have a failure and no features."""
+    """Status → number of clips that failed and have no features."""
     frames: int
     """Number of frames of the clips with features."""
     files: int
@@ -85,13 +86,13 @@ class FolderInventory:
     last_written: float | None
     """Modification time of the newest file with rows, seconds since 1970; None without one."""
     damaged: int
-    """Files with rows that cannot be read."""
+    """Number of files with rows that cannot be read."""
     set_aside: int
-    """Damaged files that were renamed, so that nothing reads them."""
+    """Number of damaged files that were renamed, so that nothing reads them."""
     leftovers: int
-    """Files of interrupted writes."""
+    """Number of files left by interrupted writes."""
     replaced: int
-    """Rows of clips that a later row replaces."""
+    """Number of rows that another row of the same clip replaces."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class Finding:
     path: Path
     """The file or folder."""
     what: str
-    """What is the matter."""
+    """What is wrong with it."""
     clip_id: str | None = None
-    """The clip, where it is a row that is meant."""
+    """Id of the clip, if it is about a row."""
     problem: bool = True
     """False for a note: nothing in the store is wrong."""
 
@@ -114,30 +115,30 @@ class Finding:
 
 @dataclass(frozen=True)
 class References:
-    """What refers to features."""
+    """Which features are needed."""
 
     fingerprints: frozenset[str] | None
-    """Folders that are needed; None where that is not known, and then all are kept."""
+    """Folders that are needed; None if unknown, in which case all are kept."""
     clip_keys: frozenset[str] | None
-    """Clips that are needed; None where that is not known, and then all rows are kept."""
+    """Keys of the clips that are needed; None if unknown, in which case all rows are kept."""
     absent_sources: frozenset[str] = frozenset()
-    """Absolute paths that manifests name and that are not there at present, so that their rows cannot be judged."""
+    """Absolute paths that manifests name but that do not exist at present; their rows are kept."""
     recipes: frozenset[tuple[str, float | None, str]] = frozenset()
     """Backbone, frames per second and face detector of runs that have no checkpoint yet."""
     notes: tuple[str, ...] = ()
-    """Why something is not known, one sentence each."""
+    """Why something is unknown, one sentence each."""
 
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that nobody needs."""
+    """Something that is no longer needed."""
 
     kind: Kind
     """`leftover` of an interrupted write, `damaged` file, rows `replaced` or `unreferred`, or a whole `folder`."""
     path: Path
-    """The file or folder that it is, or that it lies in."""
+    """The file or folder; for rows, the file that holds them."""
     rows: int
-    """Number of rows of the file concerned; 0 for other kinds."""
+    """Number of rows; 0 for files and folders."""
     bytes: int
     """Size of the file or folder, bytes; for rows, their share of the file by frames."""
 
@@ -163,15 +164,15 @@ class _Part:
     bytes: int
     """Size of the file."""
     rows: pd.DataFrame
-    """`_FACTS`, `frames`, and whether the file says of each row what its span is, as `has_span`; empty if damaged."""
+    """Columns `_FACTS`, `frames` and `has_span` (whether the file has the columns of spans); empty if damaged."""
     damage: str = ""
-    """Why it cannot be used; empty where it can."""
+    """Why it cannot be used; empty if it can."""
     problems: tuple[tuple[str | None, str], ...] = field(default=())
-    """Clip and what is the matter with its row."""
+    """Clip id, and what is wrong with its row."""
 
 
 def inventory(root: str | Path) -> list[FolderInventory]:
-    """What lies in a store, by folder.
+    """The contents of a store, by folder.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -180,7 +181,7 @@ def inventory(root: str | Path) -> list[FolderInventory]:
 
 
 def verify(root: str | Path) -> list[Finding]:
-    """Read everything in a store and tell what is wrong with it.
+    """Read everything in a store and report what is wrong with it.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -205,12 +206,12 @@ def find_references(
 
     Args:
         runs: folder of runs; `checkpoint.json` names a fingerprint, `config.yaml` a manifest and perhaps a checkpoint
-            elsewhere, which, if they are relative paths, are looked for beside `runs`.
+            elsewhere. Relative paths are relative to the parent folder of `runs`.
         manifests: further manifests whose clips are needed.
         fingerprints: further folders that are needed.
 
     Raises:
-        FileNotFoundError, ManifestError: for one of `manifests`.
+        FileNotFoundError, ManifestError: if one of `manifests` is missing or invalid.
     """
     notes: list[str] = []
     base = Path(runs).absolute().parent
@@ -243,16 +244,16 @@ def find_references(
 
 
 def collect(root: str | Path, references: References, *, apply: bool, now: float | None = None) -> Collection:
-    """Find what nobody needs, and remove it.
+    """Find what is no longer needed, and remove it.
 
-    A damaged file is renamed to `_damaged-…` and never removed. Of a file from which rows go, the others are written
-    as a new file before the old one is removed: whoever reads meanwhile, or after an interruption, finds rows twice
-    and never misses one.
+    A damaged file is renamed to `_damaged-…` and never removed. To remove rows of a file, its other rows are written to
+    a new file before the old one is removed: a job that reads meanwhile, or after an interruption, may find rows twice
+    but never misses one.
 
     Args:
         root: folder of the store.
         references: what is needed.
-        apply: False only tells.
+        apply: whether to remove anything; otherwise only report.
         now: seconds since 1970; the present by default.
 
     Raises:
@@ -281,15 +282,15 @@ def collect(root: str | Path, references: References, *, apply: bool, now: float
 
 
 def read_specification(folder: Path) -> tuple[Mapping[str, Any], str]:
-    """The facts of a folder's specification and why they cannot be relied on, which is empty where they can."""
+    """The facts of a folder's specification, and why they cannot be relied on; empty if they can."""
     try:
         facts = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
         _facts_shown(facts)
     except FileNotFoundError:
-        return {}, f"it has no {SPEC_FILE}, so it is no folder of a store, or lost it; extraction writes it again"
+        return {}, f"it has no {SPEC_FILE}: it is not a folder of a store, or lost the file; extraction writes it again"
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        return {}, f"{SPEC_FILE} is no specification ({reason}); remove it, and extraction writes it again"
+        return {}, f"{SPEC_FILE} is not a specification ({reason}); remove it, and extraction writes it again"
     fingerprint = fingerprint_of(facts)
     if fingerprint == folder.name:
         return facts, ""
@@ -297,7 +298,7 @@ def read_specification(folder: Path) -> tuple[Mapping[str, Any], str]:
 
 
 def _facts_shown(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that `inventory` shows, by the names of its fields; KeyError or TypeError for what is no specification."""
+    """The facts that `inventory` shows, by field; KeyError, TypeError or ValueError for other contents."""
     frames = facts["frames"]
     return {
         "backbone": str(facts["backbone"]),
@@ -320,7 +321,7 @@ _UNKNOWN: dict[str, Any] = {
 
 
 def store_folders(root: str | Path) -> list[Path]:
-    """The folders in a store; those of a fingerprint are named by it.
+    """The folders in a store; each should be named by a fingerprint.
 
     Raises:
         FileNotFoundError: if there is no such store.
@@ -332,13 +333,13 @@ def store_folders(root: str | Path) -> list[Path]:
 
 
 def _stats(folder: Path) -> list[os.stat_result]:
-    found = []
+    stats = []
     for path in folder.iterdir():
         try:
-            found.append(path.stat())
+            stats.append(path.stat())
         except FileNotFoundError:
-            continue  # a write that was just finished
-    return found
+            continue  # the temporary file of a write that has just finished
+    return stats
 
 
 def _leftovers(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -372,7 +373,7 @@ def _inventory(folder: Path) -> FolderInventory:
 
 
 def _parts(folder: Path, facts: Mapping[str, Any], *, features: bool) -> list[_Part]:
-    """Every file with rows, in the order of writing; with `features`, all of it is read and looked at."""
+    """Every file with rows, in the order of writing; with `features`, everything in it is read and checked."""
     return read_parts(folder, lambda file: _read(file, facts.get("feature_dim"), features=features))
 
 
@@ -397,7 +398,7 @@ def _read(file: Path, feature_dim: int | None, *, features: bool) -> _Part:
 
 
 def _check_rows(rows: pd.DataFrame, frames: Iterable[StoredFrames]) -> tuple[str, tuple[tuple[str | None, str], ...]]:
-    """Why the file cannot be used, and what is the matter with its rows."""
+    """Why the file cannot be used, and what is wrong with its rows."""
     damage = ""
     problems: list[tuple[str | None, str]] = []
     for clip, key, status, reason, stored in zip(
@@ -410,22 +411,22 @@ def _check_rows(rows: pd.DataFrame, frames: Iterable[StoredFrames]) -> tuple[str
             damage = damage or f"clip {clip!r} {found}"
             problems.append((clip, found))
         elif status == OK and stored.times is not None and (np.diff(stored.times) < 0).any():
-            problems.append((clip, "has times that go back"))
+            problems.append((clip, "has times that decrease"))
         elif status != OK and not reason:
             problems.append((clip, f"has status {status!r} without a reason"))
     return damage, tuple(problems)
 
 
 def _source_notes(part: _Part) -> Iterator[tuple[str, str]]:
-    """Clips with features whose source is gone, or not what it was."""
+    """Clips with features whose source is gone or has changed."""
     for row in part.rows[part.rows["status"] == OK].to_dict("records"):
         if not os.path.exists(row["source"] or ""):
-            yield row["clip_id"], f"was made of {row['source']}, which is gone"
+            yield row["clip_id"], f"was made from {row['source']}, which is gone"
         elif row["has_span"]:
             span: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in SPAN}
             clip = Clip(row["clip_id"], row["subject_id"], row["source"], "target", **span)
             if clip_key(clip) != row["clip_key"]:
-                yield row["clip_id"], f"was made of {row['source']}, which has changed since"
+                yield row["clip_id"], f"was made from {row['source']}, which has changed since"
 
 
 def _rows(parts: Sequence[_Part]) -> pd.DataFrame:
@@ -436,7 +437,7 @@ def _rows(parts: Sequence[_Part]) -> pd.DataFrame:
 
 
 def _replaced(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows no reader uses: a success replaces failures, and of several rows of one kind the last one counts."""
+    """Which rows no reader uses: a success replaces failures, and a later success or failure an earlier one."""
     ordered = rows.sort_values("status", key=lambda status: status.eq(OK), kind="stable")
     return ordered["clip_key"].duplicated(keep="last").astype(bool).reindex(rows.index)
 
@@ -451,9 +452,9 @@ def _is_needed(folder: Path, facts: Mapping[str, Any], references: References) -
 def _collect_rows(
     folder: Path, facts: Mapping[str, Any], references: References, *, apply: bool, before: float
 ) -> Iterator[Waste]:
-    """The damaged files of a folder, and the rows that nobody needs.
+    """The damaged files of a folder, and the rows that are no longer needed.
 
-    Every file is read whole before anything goes, because a row is only replaced by one that can be read.
+    All files are read completely before anything is removed, because only a readable row replaces another.
     """
     parts = _parts(folder, facts, features=True)
     rows = _rows(parts)
@@ -470,16 +471,16 @@ def _collect_rows(
             continue
         weight = rows["frames"].where(mine, 0) + mine
         kinds: tuple[tuple[Kind, pd.Series[bool]], ...] = (("replaced", replaced), ("unreferred", unreferred))
-        for kind, going in kinds:
-            if (mine & going).any():
-                share = float(weight[going].sum() / weight.sum())
-                yield Waste(kind, part.file, int((mine & going).sum()), round(part.bytes * share))
+        for kind, removed in kinds:
+            if (mine & removed).any():
+                share = float(weight[removed].sum() / weight.sum())
+                yield Waste(kind, part.file, int((mine & removed).sum()), round(part.bytes * share))
         if apply:
             _rewrite(part.file, ~(replaced | unreferred)[mine].to_numpy(bool))
 
 
 def _unreferred(rows: pd.DataFrame, references: References) -> pd.Series[bool]:
-    """Rows whose clip no manifest has; one whose source cannot be looked at now is given the benefit of the doubt."""
+    """Rows whose clip is in no manifest; not those whose source is absent at present."""
     if references.clip_keys is None:
         return pd.Series(False, rows.index)
     absent = rows["source"].map(lambda source: os.path.abspath(source or "") in references.absent_sources)
@@ -487,13 +488,13 @@ def _unreferred(rows: pd.DataFrame, references: References) -> pd.Series[bool]:
 
 
 def _rewrite(file: Path, kept: Any) -> None:
-    """Leave only some rows of a file: those are written anew before the file goes."""
+    """Keep only some rows of a file: they are written to a new file before this one is removed."""
     if kept.any():
         try:
             with pq.ParquetFile(file, page_checksum_verification=True) as part:
                 table = part.read()
         except FileNotFoundError:
-            return  # another collector was here
+            return  # another collection removed it
         write_part(file.parent, table.filter(pa.array(kept)))
     file.unlink(missing_ok=True)
 
@@ -502,11 +503,11 @@ def _rename(file: Path, to: Path) -> None:
     try:
         os.replace(file, to)
     except FileNotFoundError:
-        return  # another collector was here
+        return  # another collection removed it
 
 
 def _collect_folder(folder: Path, leftovers: set[Path], *, apply: bool) -> Iterator[Waste]:
-    """A folder that nothing refers to; damaged files that were set aside in it stay."""
+    """Collect a folder that nothing refers to; damaged files that were set aside in it stay."""
     files = [f for f in sorted(folder.glob("part-*.parquet")) if f not in leftovers]
     spec = folder / SPEC_FILE
     others = [p for p in folder.iterdir() if p not in leftovers and p not in files and p != spec]
@@ -523,7 +524,7 @@ def _collect_folder(folder: Path, leftovers: set[Path], *, apply: bool) -> Itera
     spec.unlink()
     try:
         folder.rmdir()
-    except OSError:  # someone began to write here just now
+    except OSError:  # another job has just begun to write here
         write_bytes(spec, content)
 
 
@@ -535,7 +536,7 @@ def _walk(runs: Path, name: str) -> list[Path]:
 def _checkpoints_used(
     configs: Mapping[Path, Mapping[str, Any]], base: Path, notes: list[str]
 ) -> tuple[set[Path], bool]:
-    """Folders of checkpoints that runs were told to use, wherever they lie, and whether all of them are there."""
+    """Folders of the checkpoints that settings of runs name, and whether all of them exist."""
     found, complete = set(), True
     for path, settings in configs.items():
         if not isinstance(settings.get("checkpoint"), str):
@@ -550,7 +551,7 @@ def _checkpoints_used(
 
 
 def _checkpoints(folders: Iterable[Path], notes: list[str]) -> tuple[set[str], bool]:
-    """Fingerprints of the features that checkpoints were trained on, and whether these are all."""
+    """Fingerprints of the features that checkpoints were trained on, and whether all could be read."""
     found, complete = set(), True
     for path in sorted({path for folder in folders for path in _walk(folder, "checkpoint.json")}):
         try:
@@ -563,7 +564,7 @@ def _checkpoints(folders: Iterable[Path], notes: list[str]) -> tuple[set[str], b
 
 
 def _configs(runs: Path, notes: list[str]) -> tuple[dict[Path, Mapping[str, Any]], bool]:
-    """The settings of every run, by their file, and whether all could be read."""
+    """The settings of every run, by file, and whether all could be read."""
     found: dict[Path, Mapping[str, Any]] = {}
     complete = True
     for path in _walk(runs, "config.yaml"):
@@ -581,7 +582,7 @@ def _configs(runs: Path, notes: list[str]) -> tuple[dict[Path, Mapping[str, Any]
 def _manifests(
     configs: Mapping[Path, Mapping[str, Any]], base: Path
 ) -> dict[Path, tuple[Path, tuple[str, ...] | None]]:
-    """Manifest → a run that names it, and its classes where they were given."""
+    """Manifest → the settings file that names it, and the classes given there, if any."""
     named: dict[Path, tuple[Path, tuple[str, ...] | None]] = {}
     for path, settings in configs.items():
         if isinstance(settings.get("manifest"), str):
@@ -591,10 +592,10 @@ def _manifests(
 
 
 def _recipes(configs: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, float | None, str]]:
-    """What runs extract that have no checkpoint yet: which weights these are cannot be seen from their settings."""
+    """The `References.recipes` of runs without a checkpoint; their settings do not tell the backbone's fingerprint."""
     for path, settings in configs.items():
         parts = [settings.get(name) for name in ("backbone", "sampling", "faces")]
         if all(isinstance(part, dict) for part in parts) and not _walk(path.parent, "checkpoint.json"):
             backbone, sampling, faces = (dict(part or {}) for part in parts)
-            name = BackboneConfig(str(backbone.get("name"))).name  # a folder's path as the store has it
+            name = BackboneConfig(str(backbone.get("name"))).name  # absolute, as in the store
             yield name, sampling.get("frames_per_second"), str(faces.get("detector"))

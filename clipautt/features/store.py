@@ -1,11 +1,11 @@
 """The feature store: every frame is decoded and encoded once, then everything works on features.
 
-A store is a folder with one subfolder per `FeatureSpec` fingerprint (backbone weights, preprocessing, sampling); in it
-lie Parquet files with one row per clip. Rows are only ever added, one whole file at a time, and a clip is looked up by
-the file it came from, so that neither a half-written file nor another data set's clip of the same name is ever used.
-Reading needs nothing of ours: pandas, pyarrow and Ray Data open the files.
+In: a `FeatureSpec`, and rows of encoded or failed clips. Out: `ClipFeatures` by clip id.
 
-What this module does not know: which rows nobody needs any more. `store_care` looks after what lies in a store.
+A store is a folder with one subfolder per `FeatureSpec` fingerprint (backbone weights, preprocessing, sampling), which
+holds Parquet files with one row per clip. Rows are only ever added, one whole file at a time, and a clip is looked up
+by the file it came from, so neither a half-written file nor another data set's clip of the same name is ever used.
+pandas, pyarrow and Ray Data can open the files directly. `maintenance` verifies and cleans stores.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from clipautt.files import atomic, sync_folder, write_json
 
 OK = "ok"
 TRIED_AGAIN = frozenset({"lost", "not_encoded"})
-"""Statuses that say nothing about the clip: it counts as missing, and the next extraction tries it again."""
+"""Statuses of failures not caused by the clip: it counts as missing, and the next extraction tries it again."""
 SPEC_FILE = "_spec.json"
-"""Readers of Parquet folders pass over names that begin with an underscore or a dot."""
+"""File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
 SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
 """Columns with a clip's span."""
 _LATER = (*SPAN, "face_found")
-"""Files written before there were such columns have none."""
+"""Columns that older files lack."""
 _ROWS_PER_GROUP = 8
 _PASSES = 8
 _STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
@@ -46,15 +46,15 @@ _Read = TypeVar("_Read")
 
 
 class DamagedStoreError(ValueError):
-    """A file of the store is not what was written there; the message names it and says what to do."""
+    """A file is damaged or not one of the store; the message names it and says what to do."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StoredFrames:
-    """What a row holds of its clip's frames."""
+    """The frames of a clip as its row holds them."""
 
     features: npt.NDArray[np.float32] | None
-    """[T, d]; None in the row of a failure."""
+    """[T, d]; None in the row of a failed clip."""
     times: npt.NDArray[np.float64] | None
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None
@@ -65,7 +65,7 @@ class StoredFrames:
 
     @property
     def damage(self) -> str | None:
-        """Why these cannot be the frames of a clip that was read well; None where they can."""
+        """Why these are not valid frames of a clip with status `ok`; None if they are."""
         if self.features is None or not len(self.features):
             return "has no frames"
         for name, values in (("times", self.times), ("face_found", self.face_found)):
@@ -77,11 +77,11 @@ class StoredFrames:
 
 
 class FeatureStore:
-    """Rows of one feature specification.
+    """The stored rows of one feature specification.
 
     Args:
         root: folder of the store; the subfolder of the specification is created on the first write.
-        spec: what the features must be.
+        spec: specification of the features.
     """
 
     def __init__(self, root: str | Path, spec: FeatureSpec) -> None:
@@ -91,18 +91,18 @@ class FeatureStore:
         self._keys: dict[Path, list[tuple[str, bool]]] = {}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> Path | None:
-        """Add rows as one file, written aside and renamed; when this returns, they are on the disk.
+        """Add rows as one file, written atomically and flushed to disk.
 
         Args:
-            rows: the columns of the schema; `features` as an array [T, d], or None where status is not `ok`. Columns
-                that a row does not have are null.
+            rows: values by column of the schema; `features` is an array [T, d], or None if status is not `ok`. Absent
+                columns become null.
 
         Returns:
             The file, or None when there are no rows.
 
         Raises:
-            ValueError: for features that are not finite, have another width, or no time for each frame, naming the
-                clip.
+            ValueError: if features are not finite, have another width, or lack a time for each frame; the message names
+                the clip.
         """
         if not rows:
             return None
@@ -121,7 +121,7 @@ class FeatureStore:
         """One row per stored clip: `clip_key, clip_id, status, reason, decoder`; a later success replaces a failure.
 
         Raises:
-            DamagedStoreError: for a file that is damaged, or none of this store's.
+            DamagedStoreError: if a file is damaged or not one of this store.
         """
         tables = read_parts(self.path, lambda file: self._read(file, _STATUS))
         if not tables:
@@ -131,33 +131,33 @@ class FeatureStore:
         return ordered.drop_duplicates("clip_key", keep="last")
 
     def missing(self, clips: Iterable[Clip], *, retry_failed: bool = False) -> list[Clip]:
-        """The clips that have no row yet, or one `TRIED_AGAIN`; with `retry_failed`, all that have no features."""
+        """The clips without a row or with a status `TRIED_AGAIN`; with `retry_failed`, all clips without features."""
         status = self.status()
         final = status["status"] == OK if retry_failed else ~status["status"].isin(TRIED_AGAIN)
         done = set(status.loc[final, "clip_key"])
         return [clip for clip in clips if clip_key(clip) not in done]
 
     def present(self, clips: Iterable[Clip]) -> set[str]:
-        """Ids of the clips that have features, without reading these."""
+        """Ids of the clips that have features; does not read the features."""
         status = self.status()
         there = set(status.loc[status["status"] == OK, "clip_key"])
         return {clip.clip_id for clip in clips if clip_key(clip) in there}
 
     def load(self, clips: Iterable[Clip]) -> dict[str, ClipFeatures]:
-        """Features of the clips that have some, by `clip_id`; clips without are left out.
+        """Features by `clip_id`; clips without features are omitted.
 
-        One file at a time is in memory beside what was asked for. Files are never changed, so what clips one holds is
-        looked up once: many small loads from one `FeatureStore` read only the files that they need.
+        Besides the result, one file at a time is in memory. Files never change, so the keys in a file are read once:
+        many small loads from one `FeatureStore` read only the files that they need.
 
         Raises:
-            DamagedStoreError: for a file that is damaged, or none of this store's.
+            DamagedStoreError: if a file is damaged or not one of this store.
         """
         wanted: dict[str, list[Clip]] = {}
         for clip in clips:
             wanted.setdefault(clip_key(clip), []).append(clip)
         loaded: dict[str, ClipFeatures] = {}
-        for found in read_parts(self.path, lambda file: self._frames(file, wanted.keys())):
-            for key, frames in found.items():
+        for part in read_parts(self.path, lambda file: self._frames(file, wanted.keys())):
+            for key, frames in part.items():
                 assert frames.features is not None and frames.times is not None
                 features = torch.from_numpy(frames.features)
                 for clip in wanted[key]:
@@ -170,7 +170,7 @@ class FeatureStore:
         return read_part(file, columns, feature_dim=self.spec.feature_dim, chosen=chosen)
 
     def _frames(self, file: Path, keys: Set[str]) -> dict[str, StoredFrames]:
-        """What a file has of the clips of these keys; its features are read only where it has any."""
+        """Frames by key of the wanted clips in a file; features are read only if it has any of them."""
         if file not in self._keys:
             rows = self._read(file, ["clip_key", "status"]).to_pylist()
             self._keys[file] = [(row["clip_key"], row["status"] == OK) for row in rows]
@@ -178,11 +178,11 @@ class FeatureStore:
         if not any(chosen):
             return {}
         table = self._read(file, ["clip_key", *_FRAMES], chosen)
-        found = dict(zip(table["clip_key"].to_pylist(), stored_frames(table, self.spec.feature_dim), strict=True))
-        for key, frames in found.items():
+        stored = dict(zip(table["clip_key"].to_pylist(), stored_frames(table, self.spec.feature_dim), strict=True))
+        for key, frames in stored.items():
             if frames.damage:
                 raise damaged(file, f"the clip of clip_key {key} {frames.damage}")
-        return found
+        return stored
 
 
 def store_schema(feature_dim: int) -> pa.Schema:
@@ -200,10 +200,10 @@ def store_schema(feature_dim: int) -> pa.Schema:
 
 
 def part_files(folder: Path) -> set[Path]:
-    """The files with rows in a specification's folder; none where there is no such folder.
+    """The files with rows in a specification's folder; none if there is no such folder.
 
-    The folder is listed twice: a file that is replaced by another while a listing goes on may be in it neither under
-    the old name nor under the new one, but then the second listing has the new one.
+    The folder is listed twice: a listing may miss a file that is being replaced, under both its old and its new name,
+    but then the second listing has the new one.
     """
     try:
         names = {*os.listdir(folder), *os.listdir(folder)}
@@ -213,16 +213,16 @@ def part_files(folder: Path) -> set[Path]:
 
 
 def read_parts(folder: Path, read: Callable[[Path], _Read]) -> list[_Read]:
-    """What `read` makes of every file with rows.
+    """Apply `read` to every file with rows.
 
-    A file that vanishes before it is read was rewritten by another job, so the folder is listed again and the files
-    that came meanwhile are read too; those that were read before are not read twice.
+    A file that disappears before it is read was rewritten by another job, so the folder is listed again and new files
+    are read too; no file is read twice.
 
     Returns:
-        In the order of writing, so that of several failures of a clip the last one's reason counts.
+        Results in the order of writing, so that the last of several failures of a clip gives the reason.
 
     Raises:
-        DamagedStoreError: as `read` does, or if files go on vanishing.
+        DamagedStoreError: as `read` does, or if files keep disappearing.
     """
     done: dict[Path, tuple[int, _Read]] = {}
     for _ in range(_PASSES):
@@ -235,23 +235,25 @@ def read_parts(folder: Path, read: Callable[[Path], _Read]) -> list[_Read]:
         if not gone:
             ordered = sorted(done, key=lambda file: (done[file][0], file.name))
             return [done[file][1] for file in ordered]
-    raise DamagedStoreError(f"files of {folder} vanish while they are read; try again when no other job removes them")
+    raise DamagedStoreError(
+        f"files of {folder} keep disappearing while they are read; try again when no other job removes them"
+    )
 
 
 def read_part(
     file: Path, columns: Sequence[str], *, feature_dim: int | None = None, chosen: Sequence[bool] | None = None
 ) -> pa.Table:
-    """Some columns of a file, their page checksums verified; columns that an older file does not have are null.
+    """Read some columns of a file and verify their page checksums; columns that an older file lacks are null.
 
     Args:
         file: one of `part_files`.
         columns: names in the schema.
-        feature_dim: d; None takes any.
-        chosen: which rows; all by default. Row groups without any are not read.
+        feature_dim: d; None accepts any.
+        chosen: True for each row to read; all by default. Row groups without such rows are not read.
 
     Raises:
-        FileNotFoundError: if it is not there any more.
-        DamagedStoreError: if it is damaged, or none of a store's.
+        FileNotFoundError: if it no longer exists.
+        DamagedStoreError: if it is damaged or not one of a store.
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as part:
@@ -261,12 +263,12 @@ def read_part(
             table = _read_rows(part, there, chosen)
             table.validate(full=True)
     except (MemoryError, pa.ArrowCancelled):
-        raise  # of this process, not of the file
+        raise  # the fault of this process, not of the file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ESTALE:
-            raise FileNotFoundError(errno.ENOENT, "no such file any more", str(file)) from error
+            raise FileNotFoundError(errno.ENOENT, "the file no longer exists", str(file)) from error
         if isinstance(error, OSError) and error.errno:
-            raise  # the disk or the permissions, not the file
+            raise  # the fault of the disk or the permissions, not of the file
         raise damaged(file, " ".join(str(error).split())) from error
     for name in columns:
         if name not in there:
@@ -279,7 +281,7 @@ def _read_rows(part: pq.ParquetFile, columns: Sequence[str], chosen: Sequence[bo
         return part.read(columns=columns, use_threads=False)
     ends = np.cumsum([part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)])
     of_group = np.split(np.asarray(chosen, bool), ends[:-1])
-    groups = [number for number, own in enumerate(of_group) if own.any()]
+    groups = [number for number, rows in enumerate(of_group) if rows.any()]
     mask = np.concatenate([of_group[number] for number in groups]) if groups else np.empty(0, bool)
     return part.read_row_groups(groups, columns=columns, use_threads=False).filter(pa.array(mask))
 
@@ -287,8 +289,8 @@ def _read_rows(part: pq.ParquetFile, columns: Sequence[str], chosen: Sequence[bo
 def damaged(file: Path, reason: str) -> DamagedStoreError:
     """The error that names a damaged file and says what to do."""
     return DamagedStoreError(
-        f"{file} is damaged or no file of this store ({reason}); `clipautt store gc store={file.parent.parent} "
-        "apply=true` sets it aside, and extraction then does its clips again"
+        f"{file} is damaged or not a file of this store ({reason}); `clipautt store gc store={file.parent.parent} "
+        "apply=true` sets it aside, and the next extraction encodes its clips again"
     )
 
 
@@ -299,11 +301,11 @@ def _check_schema(file: Path, schema: pa.Schema, feature_dim: int | None) -> Non
                 continue
             raise damaged(file, f"it has no column {field.name}")
         if schema.field(field.name).type != field.type:
-            raise damaged(file, f"column {field.name} has type {schema.field(field.name).type} and not {field.type}")
+            raise damaged(file, f"column {field.name} has type {schema.field(field.name).type}, not {field.type}")
 
 
 def _width(schema: pa.Schema) -> int:
-    """d as the file states it; 1, which then does not fit, where it states none."""
+    """d according to the file; 1, which then fails the check, if it has none."""
     kind = schema.field("features").type if "features" in schema.names else None
     inner = kind.value_type if kind is not None and pa.types.is_list(kind) else None
     return int(inner.list_size) if inner is not None and pa.types.is_fixed_size_list(inner) else 1
@@ -338,7 +340,7 @@ def write_part(folder: Path, table: pa.Table) -> Path:
 
 
 def _check(row: dict[str, Any], feature_dim: int) -> None:
-    """Refuse a row that cannot be read back as it is meant."""
+    """Refuse a row that could not be read back as it was."""
     if row["features"] is not None and np.shape(row["features"])[1:] != (feature_dim,):
         shape = np.shape(row["features"])
         raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed are [T, {feature_dim}]")
@@ -350,14 +352,14 @@ def _check(row: dict[str, Any], feature_dim: int) -> None:
 
 def _to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, feature_dim: int) -> pa.Table:
     columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in schema.names}
-    for name in SPAN:  # None becomes NaN on its way through some tables
+    for name in SPAN:  # some tables turn None into NaN
         columns[name] = [None if value is None or value != value else value for value in columns[name]]
     columns["features"] = _features_column([row["features"] for row in rows], feature_dim)
     return pa.table(columns, schema=schema)
 
 
 def _features_column(features: Sequence[npt.NDArray[np.float32] | None], feature_dim: int) -> pa.Array:
-    """Arrays [T, d] as lists of d numbers, made of one flat array; None is null."""
+    """Arrays [T, d] as lists of lists of d numbers, over one flat array; None becomes null."""
     lengths = [0 if frames is None else len(frames) for frames in features]
     ends = np.cumsum([0, *lengths]).tolist()
     starts = [None if frames is None else start for frames, start in zip(features, ends, strict=False)]

@@ -1,8 +1,7 @@
-"""CLIP-AU: adapter, temporal module, AU similarities and classifier; and the checkpoint that carries it.
+"""Checkpoints of CLIP-AU: their contents, and how they are saved, found and loaded.
 
-Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalise(Adapter(t_k));
-v = normalise(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Both CLIP towers stay frozen
-outside. The model takes text features as an argument, so that tuned prompts need no change of the model.
+In: a trained `ClipAU` and its `CheckpointSpec`. Out: a folder with `weights.safetensors` and `checkpoint.json`, and
+from it a `Checkpoint` whose fingerprint is verified.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
 
 FACTS_FILE = "checkpoint.json"
-"""In the folder of a checkpoint; written last."""
+"""Name of the JSON file in a checkpoint's folder; written last."""
 _PREFERRED: tuple[SubjectBaseline, ...] = ("median", "none", "mean")
 
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """The facts beside the weights."""
+    """What a checkpoint says about its weights."""
 
     classes: tuple[str, ...]
     """Class names in label order."""
@@ -39,23 +38,23 @@ class CheckpointSpec:
     context: str
     """The leading phrase of every prompt; its tokens are the M context tokens."""
     context_tokens: int
-    """M."""
+    """Number of context tokens, M."""
     features: FeatureSpec
-    """What the model was trained on; other features are refused."""
+    """Specification of the features the model was trained on; other features are refused."""
     subject_baseline: SubjectBaseline
-    """What was subtracted from the frame features of every subject, and must be again."""
+    """Centre subtracted from the frame features of every subject, in training and at test time alike."""
     window: WindowSpec
     """Length and stride that the model was trained with."""
     training: dict[str, Any]
-    """The training configuration and the fingerprint of its manifest; of an imported one, the file it came from."""
+    """The training configuration and the fingerprint of its manifest; for an imported checkpoint, its file's name."""
     metrics: dict[str, float]
-    """On source-validation subjects."""
+    """Figures on source-validation subjects."""
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Per class, phrases for the zero-shot row; empty when the task has none."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """How the backbone was loaded; its weights may lie elsewhere by now."""
+    """How the backbone was loaded; its weights may have moved since."""
     class_shares: tuple[float, ...] = ()
-    """Shares of the classes among the training clips; equal ones where they are not known, as by default."""
+    """Shares of the classes among the training clips; equal if unknown, which is the default."""
 
     def __post_init__(self) -> None:
         if not self.class_shares:
@@ -71,9 +70,9 @@ class Checkpoint:
     model: ClipAU
     """In evaluation mode, without gradients."""
     spec: CheckpointSpec
-    """Facts."""
+    """Classes, prompts, features and training."""
     folder: Path | None = None
-    """Where it was loaded from."""
+    """Folder it was loaded from; None for one that was not."""
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +92,7 @@ class Checkpoint:
         """Refuse features of another backbone, preprocessing or sampling.
 
         Raises:
-            ValueError: naming both sides.
+            ValueError: if they differ; the message names both sides of each difference.
         """
         mine, theirs = _flat(self.spec.features.facts), _flat(features.facts)
         differences = [
@@ -106,7 +105,7 @@ class Checkpoint:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value."""
+    """Nested facts as dotted name → value."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -114,7 +113,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write `weights.safetensors` and `checkpoint.json`; the facts come last, so a folder with them is complete."""
+    """Write `weights.safetensors` and `checkpoint.json`; the latter comes last, so a folder that has it is complete."""
     folder = Path(folder)
     (folder / FACTS_FILE).unlink(missing_ok=True)
     write_tensors(folder / "weights.safetensors", checkpoint.model.state_dict())
@@ -130,7 +129,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     if not is_checkpoint(folder):
-        raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is not there); `clipautt train` makes one")
+        raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is missing); `clipautt train` makes one")
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     fingerprint = facts.pop("fingerprint")
     spec = _spec_from_json(facts)
@@ -149,7 +148,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
     training = dict(facts["training"])
-    earlier = training.pop("class_shares", None)  # where checkpoints once had them
+    earlier = training.pop("class_shares", None)  # older checkpoints have them here
     return CheckpointSpec(
         **{
             **facts,
@@ -171,7 +170,7 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def checkpoint_folder(run: str | Path, baseline: str) -> Path:
-    """Where a run keeps the checkpoint of a subject baseline."""
+    """Folder of a run's checkpoint for a subject baseline."""
     return Path(run) / "checkpoints" / baseline
 
 
@@ -180,10 +179,10 @@ def find_checkpoint(path: str | Path, baseline: str | None = None) -> Path:
 
     Args:
         path: folder of a run, or of a checkpoint.
-        baseline: of the subjects; None takes any, best the default one of training.
+        baseline: subject baseline; None takes the first there is of `median`, `none` and `mean`.
 
     Raises:
-        FileNotFoundError: if there is none, naming those that are there.
+        FileNotFoundError: if there is none; the message names the existing ones.
     """
     wanted = _PREFERRED if baseline is None else (baseline,)
     for folder in (Path(path), *(checkpoint_folder(path, name) for name in wanted)):
@@ -202,11 +201,11 @@ def find_checkpoint(path: str | Path, baseline: str | None = None) -> Path:
 
 
 def newest_checkpoint(runs: str | Path) -> Path | None:
-    """The checkpoint folder below a folder of runs that was written last; None where there is none.
+    """The most recently written checkpoint folder below a folder of runs; None if there is none.
 
-    Of a training the one with the default baseline is taken; the many models of a sweep are not meant.
+    Checkpoints with the default subject baseline that do not belong to a sweep are preferred.
     """
     others = tuple(f"checkpoints/{name}/" for name in _PREFERRED[1:])
-    found = newest(runs, f"**/{FACTS_FILE}", unless=(*others, "/models/"))
-    found = found or newest(runs, f"**/checkpoints/*/{FACTS_FILE}")
-    return found and found.parent
+    facts = newest(runs, f"**/{FACTS_FILE}", unless=(*others, "/models/"))
+    facts = facts or newest(runs, f"**/checkpoints/*/{FACTS_FILE}")
+    return facts and facts.parent

@@ -1,6 +1,12 @@
 """CLIP-AU's network: adapter, temporal module, AU similarities and classifier.
 
-TODO
+In: frame features X [T, d] of videos, cut into windows of L frames, and text features t [K, d] of the AU prompts; both
+CLIP towers stay frozen outside. Out: unit window embeddings v [V, d], AU similarities s [V, K], class logits [V, C].
+
+Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalise(Adapter(t_k));
+v = normalise(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Text features are an argument, so
+tuned prompts need no change of the model. `ClipAU.forward` is the training path, on stacked windows;
+`ClipAU.window_embeddings` embeds all windows of a video in one pass.
 """
 
 from __future__ import annotations
@@ -48,8 +54,8 @@ class ClipAU(nn.Module):
         """v of stacked windows [B, L, d] → [B, d]; the training path, one convolution per window.
 
         Args:
-            windows: frame features, zeros behind the end of a clip shorter than L.
-            lengths: frames of each window that count, [B]; all of them by default.
+            windows: frame features, padded with zeros if a clip is shorter than L.
+            lengths: number of frames before the padding of each window, [B]; L by default.
         """
         hidden = F.gelu(self.temporal(windows.transpose(1, 2)))
         if lengths is None:
@@ -64,13 +70,13 @@ class ClipAU(nn.Module):
     def window_embeddings_of(
         self, videos: Sequence[Tensor], specs: Sequence[WindowSpec], *, frames_per_pass: int | None = None
     ) -> list[tuple[Tensor, list[int]]]:
-        """`window_embeddings` of many videos [T, d], each with a T of its own.
+        """`window_embeddings` of many videos [T, d] of different lengths.
 
         Args:
             videos: frame features.
-            specs: of each video.
-            frames_per_pass: so many frames go through the temporal module at most at once, or one window where that is
-                longer; all by default. A long video is cut between windows, which changes nothing.
+            specs: how each video is cut into windows.
+            frames_per_pass: maximum number of frames that go through the temporal module at once, or one window if that
+                is longer; all by default. A long video is cut between windows, which does not change the result.
         """
         used = [frames[:: spec.stride] for frames, spec in zip(videos, specs, strict=True)]
         starts = [window_starts(len(frames), spec) for frames, spec in zip(used, specs, strict=True)]
@@ -82,18 +88,18 @@ class ClipAU(nn.Module):
             for run in window_runs(starts[video], lengths[video], most)
         ]
         assert self.temporal.bias is not None
-        found: list[list[Tensor]] = [[] for _ in used]
+        embeddings: list[list[Tensor]] = [[] for _ in used]
         for part in _passes(runs, most):
             embedded = embed_windows(
-                [used[video][own[0] : own[-1] + length] for video, own, length in part],
+                [used[video][firsts[0] : firsts[-1] + length] for video, firsts, length in part],
                 self.temporal.weight,
                 self.temporal.bias,
                 lengths=[length for *_, length in part],
-                starts=[[start - own[0] for start in own] for _, own, _ in part],
+                starts=[[start - firsts[0] for start in firsts] for _, firsts, _ in part],
             )
             for (video, *_), windows in zip(part, embedded, strict=True):
-                found[video].append(windows)
-        return [(torch.cat(windows), own) for windows, own in zip(found, starts, strict=True)]
+                embeddings[video].append(windows)
+        return [(torch.cat(windows), firsts) for windows, firsts in zip(embeddings, starts, strict=True)]
 
     def similarities(self, embeddings: Tensor, au_embeddings: Tensor) -> Tensor:
         """s = τ ⟨v, a⟩: [..., V, d] and [..., K, d] → [..., V, K]."""
@@ -115,26 +121,26 @@ class ClipAU(nn.Module):
 
 
 _Run = tuple[int, list[int], int]
-"""Number of a video, the first frames of some of its windows, and their length."""
+"""Index of a video, the first frames of some of its windows, and the length of those windows."""
 
 
 def _passes(runs: Sequence[_Run], most: int) -> Iterator[list[_Run]]:
-    """Runs of windows that go together: of so many frames at most, but for one that is longer alone."""
+    """Group runs of windows into passes of at most `most` frames; a longer run is a pass by itself."""
     part: list[_Run] = []
     frames = 0
     for run in runs:
-        own = run[1][-1] + run[2] - run[1][0]
-        if part and frames + own > most:
+        length = run[1][-1] + run[2] - run[1][0]
+        if part and frames + length > most:
             yield part
             part, frames = [], 0
         part.append(run)
-        frames += own
+        frames += length
     if part:
         yield part
 
 
 def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
-    """`layers(inputs)` of linear, ReLU, linear; once frozen, a row of many does not depend on how many there are."""
+    """`layers(inputs)` for linear, ReLU, linear; once frozen, a row's result does not depend on the number of rows."""
     first, last = layers[0], layers[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return frozen_linear(F.relu(frozen_linear(inputs, first.weight, first.bias)), last.weight, last.bias)

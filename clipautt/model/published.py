@@ -1,11 +1,11 @@
-"""Checkpoints of the published method (CLIP-AUTT, arXiv 2603.27999) as checkpoints of ours.
+"""Import of checkpoints of the published method (CLIP-AUTT, arXiv 2603.27999).
 
-A published file holds three state dicts and no prompts: `text_adapter`, `temporal` and `temporal_classifier`. Its user
-knows the prompts; they are kept as they are written, underscores included, because the weights were trained with just
-these strings. The files do not say which window length, classes or frame rate they were trained with either.
+In: a published file, which holds the state dicts `text_adapter`, `temporal` and `temporal_classifier`, and what it does
+not hold: prompts, classes, window length and frame rate. Out: a `Checkpoint`. Prompts are kept verbatim, underscores
+included, because the weights were trained with exactly these strings.
 
-Those models were trained without context tokens. What CLIP-AUTT tunes for an imported checkpoint are the first tokens
-of each prompt's own words, so that zero steps give CLIP-AU exactly.
+Those models were trained without context tokens. For an imported checkpoint, CLIP-AUTT tunes the first tokens of each
+prompt's words, so that zero steps give CLIP-AU exactly.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _PARTS = {"text_adapter": "adapter", "temporal": "temporal", "temporal_classifie
 
 @settings
 class ImportConfig:
-    """What a published file does not say."""
+    """Facts about a published model that its file does not hold."""
 
     classes: tuple[str, ...] = ("neutral", "pain")
     """Class names in the order of the classifier's outputs."""
     window: WindowSpec = WindowSpec()
-    """Windows of the training; length 16 was published for BioVid, 6 for StressID."""
+    """Windows used in training; published lengths are 16 for BioVid and 6 for StressID."""
     sampling: Sampling = Sampling()
-    """Frames of the training; every second frame of 25 per second was published for BioVid."""
+    """Frames used in training; published for BioVid is every second frame of 25 per second."""
     faces: FaceConfig = FaceConfig()
-    """How faces are cropped; the published models saw footage that was cropped already."""
+    """How faces are cropped; the published models were trained on footage already cropped."""
     context_tokens: NonNegativeInt = 4
-    """How many leading tokens of each prompt are tuned; fewer where the shortest prompt has fewer."""
+    """Number of leading tokens of each prompt to tune; fewer if the shortest prompt has fewer."""
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """One prompt per line, verbatim; empty lines and the white space around a prompt do not count.
+    """Read one prompt per line, verbatim; empty lines and white space around a prompt are ignored.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a file without prompts, or with a duplicate.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"prompts={path}: no such file; it holds one prompt per line")
+        raise FileNotFoundError(f"prompts={path}: no such file; give a text file with one prompt per line")
     prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice or not prompts:
@@ -71,26 +71,26 @@ def import_checkpoint(
     config: ImportConfig | None = None,
     loaded_from: BackboneConfig | None = None,
 ) -> Checkpoint:
-    """Read a published file.
+    """Read a published file as a checkpoint.
 
     Args:
         weights: the `.pth` file.
         prompts: the K prompts in the order of training, verbatim.
         backbone: the CLIP it was trained with: OpenAI's ViT-B/32.
-        config: what the file does not say.
-        loaded_from: how the backbone was loaded, to be kept in the checkpoint.
+        config: facts that the file does not hold.
+        loaded_from: how the backbone was loaded, to be stored in the checkpoint.
 
     Returns:
         A checkpoint whose CLIP-AU logits are those of the published forward pass.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another file, or if prompts, classes or backbone do not fit its shapes.
+        ValueError: if it is not a published checkpoint, or prompts, classes or backbone do not fit its shapes.
     """
     config = config or ImportConfig()
     parts = _read_parts(Path(weights))
     feature_dim, num_prompts, num_classes = _shapes(parts, Path(weights))
-    told = [
+    mismatches = [
         f"{what} ({name} has {given})"
         for what, name, given, fits in (
             (f"{num_prompts} prompts", "prompts", len(prompts), len(prompts) == num_prompts),
@@ -104,10 +104,10 @@ def import_checkpoint(
         )
         if not fits
     ]
-    if told:
-        raise ValueError(f"weights={weights} was trained with {', '.join(told)}")
+    if mismatches:
+        raise ValueError(f"weights={weights} was trained with {', '.join(mismatches)}")
     model = ClipAU(feature_dim, num_prompts, num_classes)
-    state = {f"{_PARTS[part]}.{key}": value.float() for part, own in parts.items() for key, value in own.items()}
+    state = {f"{_PARTS[part]}.{key}": value.float() for part, layers in parts.items() for key, value in layers.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -134,23 +134,23 @@ def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
         raise FileNotFoundError(f"weights={path}: no such file")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file cut short or of another kind raises many kinds
-        raise ValueError(f"weights={path} is no complete file of tensors, or holds other objects") from error
-    found = content if isinstance(content, Mapping) else {}
-    absent = [part for part in _PARTS if not isinstance(found.get(part), Mapping)]
+    except Exception as error:  # truncated or foreign files raise many kinds of errors
+        raise ValueError(f"weights={path} is not a complete file of tensors, or holds other objects") from error
+    states = content if isinstance(content, Mapping) else {}
+    absent = [part for part in _PARTS if not isinstance(states.get(part), Mapping)]
     if absent:
-        there = ", ".join(map(str, list(found)[:8])) or "none"
+        there = ", ".join(map(str, list(states)[:8])) or "none"
         raise ValueError(f"weights={path} lacks {', '.join(absent)}; a published checkpoint has them. It has: {there}")
-    parts = {part: {key.removeprefix("module."): value for key, value in found[part].items()} for part in _PARTS}
-    for part, own in parts.items():
-        for key, value in own.items():
+    parts = {part: {key.removeprefix("module."): value for key, value in states[part].items()} for part in _PARTS}
+    for part, tensors in parts.items():
+        for key, value in tensors.items():
             if not isinstance(value, Tensor) or not value.isfinite().all():
-                raise ValueError(f"weights={path}: {part}.{key} is no tensor of finite numbers")
+                raise ValueError(f"weights={path}: {part}.{key} is not a tensor of finite numbers")
     return parts
 
 
 def _shapes(parts: Mapping[str, Mapping[str, Tensor]], path: Path) -> tuple[int, int, int]:
-    """d, K and C."""
+    """d, K and C, from the shapes of the weights."""
     try:
         return (
             parts["text_adapter"]["0.weight"].shape[1],

@@ -1,9 +1,11 @@
 """Fit CLIP-AU on features of source subjects.
 
-Each epoch sees every clip once through a random window of L frames: trained on windows, the lowest-entropy window later
+In: labelled clips as `Example`s, all at once or streamed in batches, and a `TrainConfig`. Out: a trained `ClipAU`, its
+scores on source-validation subjects, and its `Checkpoint`. Target subjects are never used.
+
+Each epoch takes one random window of L frames from every clip: after training on windows, the lowest-entropy window
 falls on the expression more often than after training on whole clips. Batches and windows derive from seed, epoch and
-clip, so the order in which clips are listed changes nothing. Target subjects never enter. What this module does not
-know: whether features lie in a store or were made a moment ago from decoded clips.
+clip, so the order in which clips are listed changes nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class TrainConfig:
     context: str = "a human face with"
     """Leading phrase of the AU prompts; its tokens become the context that prompt tuning changes."""
     epochs: PositiveInt = 10
-    """Passes over the clips; the last one is kept."""
+    """Passes over the clips; the model after the last one is kept."""
     batch_size: PositiveInt = 8
     """Clips per step."""
     learning_rate: PositiveFloat = 1e-3
@@ -63,8 +65,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.augmentation.on and self.features == "cached":
             raise ValueError(
-                f"train.features='cached' with {self.augmentation}; stored features come from the pictures as they "
-                "are: take train.features=streamed, or set train.augmentation to zeros"
+                f"train.features='cached' with {self.augmentation}; stored features come from unchanged frames: "
+                "take train.features=streamed, or set train.augmentation to zeros"
             )
 
 
@@ -73,14 +75,14 @@ class Example:
     """A labelled clip to learn from."""
 
     clip: ClipFeatures
-    """With the subject's centre removed."""
+    """Features with the subject's centre removed."""
     label: int
     """Class index."""
 
 
 _NO_EXAMPLES = "no labelled source clips with features; check the extraction's failures"
 Batches = Callable[[int], Iterable[Sequence[Example]]]
-"""The batches of an epoch, by its number from 0."""
+"""Number of an epoch, from 0 → its batches."""
 
 
 def subject_centres(clips: Iterable[ClipFeatures], baseline: SubjectBaseline) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) ->
 
 
 def class_shares(labels: Sequence[int], *, num_classes: int) -> tuple[float, ...]:
-    """Shares of the classes among training clips, none of them zero: one that is missing counts as a single clip.
+    """Shares of the classes among training clips, none of them zero: a missing class counts as one clip.
 
     Args:
         labels: class indices [N].
@@ -123,15 +125,15 @@ def make_checkpoint(
     """The checkpoint of a trained model.
 
     Args:
-        model: trained with `PHRASES`; it is moved to the CPU and needs no gradients afterwards.
-        config: what it was trained with.
+        model: trained with `PHRASES`; it is moved to the CPU and frozen.
+        config: settings it was trained with.
         labels: class indices of the training clips.
         classes: names in label order.
-        features: what it was trained on.
+        features: specification of the features it was trained on.
         backbone: how the backbone was loaded.
         context_tokens: M, the tokens of `config.context`.
         manifest: fingerprint of the training clips' manifest.
-        metrics: on source-validation subjects.
+        metrics: figures on source-validation subjects.
     """
     spec = CheckpointSpec(
         classes=classes,
@@ -151,7 +153,7 @@ def make_checkpoint(
 
 
 def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
-    """L consecutive frames [L, d] after the stride; all of a clip that has fewer."""
+    """L consecutive frames [L, d] after the stride; all frames of a clip that has fewer."""
     used = clip.features[int(rng.integers(min(spec.stride, len(clip.features)))) :: spec.stride]
     start = int(rng.integers(max(len(used) - spec.length, 0) + 1))
     return used[start : start + spec.length]
@@ -172,7 +174,7 @@ def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) 
 def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Windows [B, L, d], their lengths [B] and labels [B]; the window depends on seed, epoch and clip alone.
 
-    A clip shorter than L stands alone at its own length, as at test time; zeros fill the rest of its row.
+    A clip shorter than L is a window of its full length, as at test time; its row is padded with zeros.
     """
     windows = []
     for example in batch:
@@ -198,18 +200,18 @@ def fit(
 
     Args:
         model: called as `model(windows, text_features, lengths)`.
-        text_features: of the K prompts with the source context, [K, d].
-        examples: labelled source clips, centred with `centre_subjects`; where features are streamed, what gives the
-            batches of an epoch, one at a time.
+        text_features: text features of the K prompts with the source context, [K, d].
+        examples: labelled source clips, centred with `centre_subjects`; for streamed features, a function that gives
+            the batches of an epoch, one at a time.
         config: see `TrainConfig`.
         on_epoch: called with the epoch's number and mean loss.
-        rank: of this worker; it takes every `world_size`-th clip of each batch, which may be none.
+        rank: index of this worker; it takes every `world_size`-th clip of each batch, which may be none.
         world_size: number of workers whose gradients are averaged.
-        first_epoch: where to go on after a restart.
+        first_epoch: epoch to resume at after a restart.
         optimizer: made by `make_optimizer`; a new one by default.
 
     Raises:
-        ValueError: for no examples, and for kept ones where features are to be streamed.
+        ValueError: without examples, or if `examples` is a list although features are to be streamed.
         FloatingPointError: if the loss is not finite.
     """
     batches = _batches_of(examples, config)
@@ -240,15 +242,17 @@ def fit(
 
 
 def _batches_of(examples: Sequence[Example] | Batches, config: TrainConfig) -> Batches:
-    """The batches of an epoch, whichever way the examples are given."""
+    """Both forms of `examples` as a function that gives the batches of an epoch."""
     if callable(examples):
         return examples
-    if config.features == "streamed":  # a caller that knows features only: it would pass over the augmentation
-        raise ValueError("train.features='streamed' is not possible here, features are stored: take cached")
+    if config.features == "streamed":  # augmentation would have no effect on a list
+        raise ValueError(
+            "train.features='streamed' is not possible here, features are stored: take train.features=cached"
+        )
     if not examples:
         raise ValueError(_NO_EXAMPLES)
-    kept = examples
-    return lambda epoch: epoch_batches(kept, config, epoch)
+    stored = examples
+    return lambda epoch: epoch_batches(stored, config, epoch)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -268,17 +272,17 @@ def validate(
     if not examples:
         return {}
     au = model.au_embeddings(text_features)
-    found: dict[str, list[tuple[int, int]]] = {}
+    decisions: dict[str, list[tuple[int, int]]] = {}
     entropies = []
     for example in examples:
         logits = model.logits(model.window_embeddings(example.clip.features.to(au.device), config.window)[0], au)
         uncertain = entropy(logits)
         best = int(uncertain.argmin())
         entropies.append(float(uncertain[best]))
-        found.setdefault(example.clip.subject_id, []).append((int(logits[best].argmax()), example.label))
+        decisions.setdefault(example.clip.subject_id, []).append((int(logits[best].argmax()), example.label))
     scores = [
         score([predicted for predicted, _ in pairs], [true for _, true in pairs], num_classes=logits.shape[-1])
-        for pairs in found.values()
+        for pairs in decisions.values()
     ]
     return {
         "war": float(np.mean([s.war for s in scores])),

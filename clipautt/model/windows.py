@@ -2,7 +2,7 @@
 
 A window of L frames goes through the temporal module as if it stood alone: its first and last frame see zero padding.
 All windows of a video share one convolution of the whole sequence; only those two border frames differ per window, so
-the cost grows with the number of frames T and not with T × L. Videos of different length go through it together.
+the cost grows with the number of frames T, not with T × L. Videos of different lengths go through it together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WindowSpec:
     length: PositiveInt = 16
     """Frames in a window, L."""
     stride: PositiveInt = 1
-    """Every how many stored frames one is used; 1 uses them all."""
+    """Step between the stored frames that are used; 1 uses all of them."""
     hop: PositiveInt = 1
     """Frames between the starts of neighbouring windows when a video is scanned."""
 
@@ -45,7 +45,7 @@ def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:
 
 
 def window_runs(starts: Sequence[int], length: int, most: int) -> Iterator[slice]:
-    """Runs of neighbouring windows, as slices of `starts`: each spans `most` frames at most, or is a single window.
+    """Runs of neighbouring windows, as slices of `starts`: each spans at most `most` frames, or is a single window.
 
     starts 0 1 2 3 4, length 3, most 5:  0:3 (frames 0 to 4), 3:5 (frames 3 to 6)
     """
@@ -68,9 +68,9 @@ def embed_windows(
     """Embedding of every window of every video: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
 
     Args:
-        videos: frame features of each video, [T, d] with a T of its own.
-        weight: of the convolution, [d_out, d, 3].
-        bias: of the convolution, [d_out].
+        videos: frame features of each video, [T, d]; T may differ.
+        weight: weight of the convolution, [d_out, d, 3].
+        bias: bias of the convolution, [d_out].
         lengths: L of each video's windows, at most its T.
         starts: first frames of each video's windows, see `window_starts`.
 
@@ -80,23 +80,23 @@ def embed_windows(
     frames = torch.cat(list(videos))
     offsets = np.cumsum([0, *(len(video) for video in videos)])
     before, centre, after = frozen_linear(frames, weight.permute(2, 0, 1).flatten(0, 1)).chunk(3, dim=-1)
-    first = centre + bias  # what a frame sees of itself
+    first = centre + bias  # a frame's contribution to itself
     edges = torch.zeros(len(frames), 1, dtype=torch.bool, device=frames.device)
     edges[offsets[:-1]] = True
     zero = torch.zeros_like(first[:1])
-    from_left = torch.cat([zero, before[:-1]]).masked_fill(edges, 0.0)  # nothing comes over from another video
+    from_left = torch.cat([zero, before[:-1]]).masked_fill(edges, 0.0)  # no video contributes to the next
     from_right = torch.cat([after.masked_fill(edges, 0.0)[1:], zero])
-    counts = [len(own) for own in starts]
+    counts = [len(firsts) for firsts in starts]
     begin = torch.as_tensor(
-        np.concatenate([offset + np.asarray(own) for offset, own in zip(offsets, starts, strict=False)])
+        np.concatenate([offset + np.asarray(firsts) for offset, firsts in zip(offsets, starts, strict=False)])
     ).to(frames.device)
     length = torch.as_tensor(np.repeat(lengths, counts)).to(frames.device)[:, None]
     end = begin + length[:, 0] - 1
     borders = F.gelu(first + from_right)[begin] + F.gelu(first + from_left)[end]
-    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter. Of each
-    # video by itself: nothing of one, not even a value that is not finite, reaches another.
+    # Running sums in double precision: a difference of two long fp32 sums would lose the digits that matter. Each
+    # video has its own sums, so that no value of it, finite or not, reaches another video.
     inner = F.gelu(first + from_left + from_right).double()
-    inner = torch.cat([own.cumsum(0) for own in torch.split(inner, [len(video) for video in videos])])
+    inner = torch.cat([part.cumsum(0) for part in torch.split(inner, [len(video) for video in videos])])
     between = (inner[end - 1] - inner[begin]).to(borders.dtype)
     alone = F.gelu(first)[begin] if min(lengths) == 1 else borders
     means = torch.where(length == 1, alone, (borders + between) / length)

@@ -1,8 +1,8 @@
-"""Prompt tuning beside the naive loop and beside the machine's matrix products; window entropies beside a loop.
+"""Speed of prompt tuning, relative to the naive loop and to matrix products; and of window entropies.
 
-Each mode has a process of its own, which loads the model, warms up, and then waits for its turn; a round measures all
-of them one after the other, and the matrix products beside them. Printed are medians over the rounds, of figures and of
-the ratios within each round. Image encoding is excluded everywhere: features are random, 75 frames per video.
+Each mode runs in a separate process, which loads the model, warms up and waits for its turn; a round measures all modes
+and the matrix products, one after the other. The tables show medians over the rounds, of figures and of the ratios
+within each round. Image encoding is excluded everywhere: features are random, 75 frames per video.
 
     make bench-adapt                          # ARGS: vit embedded windows rounds=3 steps=10 videos=64 batch=8
     make bench-adapt ARGS="vit modes=naive,batched rounds=1"
@@ -44,18 +44,18 @@ _VIT = "ViT-B-32-quickgelu"
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to tune, as plain values that another process can take."""
+    """A way to tune, as plain values to send to another process."""
 
     title: str
-    """In the table."""
+    """Name in the table."""
     tune: Literal["naive", "context", "feature"]
     """`naive`: the loop; else as in `ClipAUTT`."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the text tower."""
+    """Arithmetic of the text tower."""
     batched: bool = True
     """Whether videos are tuned together."""
     compile: Literal["none", "default", "cuda_graphs"] = "none"
-    """Of the text tower."""
+    """Compilation of the text tower."""
 
 
 MODES = {
@@ -78,35 +78,35 @@ class Work:
     mode: Mode
     """How it tunes."""
     steps: int
-    """Per video; the naive loop may take fewer."""
+    """AdamW steps per video that are reported."""
     measured_steps: int
-    """Steps that are taken per video; the rest is counted as having the same duration. Only the naive loop's differ."""
+    """Steps taken per video; only the naive loop may take fewer, and the others are assumed to take as long."""
     videos: int
-    """Per round."""
+    """Videos per round."""
     batch: int
-    """Videos that are tuned together."""
+    """Videos tuned together."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a process says once it is ready."""
+    """What a process reports once it is ready."""
 
     step_flops: float
-    """Operations of the text tower per video and step, there and back; 0 where there is no tower."""
+    """Operations of the text tower per video and step, forward and backward pass; 0 without the tower."""
     read_flops: float
-    """Operations of the text tower per prediction."""
+    """Operations of the text tower per prediction, forward pass."""
     base_mb: float
     """Memory with the model loaded, MiB."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One round of one mode."""
+    """Figures of one mode in one round."""
 
     seconds: float
-    """Per video: window selection, all steps, prediction."""
+    """Time per video: window selection, all steps, prediction."""
     peak_mb: float
-    """Memory at most, since the process was ready, MiB."""
+    """Peak memory since the process was ready, MiB."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class Rates:
     """Operations per second of large matrix products."""
 
     fp32: float
-    """PyTorch's own."""
+    """By PyTorch."""
     onednn: float | None
-    """`frozen_linear`'s; None on a GPU."""
+    """By `frozen_linear`; None on a GPU."""
     bf16: float
-    """PyTorch's own."""
+    """By PyTorch."""
 
 
 class _Ready:
-    """In a process of its own: the model, loaded and warm."""
+    """State of a mode's process: the model, loaded and warmed up."""
 
     def __init__(self, work: Work) -> None:
         import torch
@@ -136,12 +136,12 @@ class _Ready:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of loading does not count
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which loading has set
         self._base_mb = memory_mb()
         self.seconds_per_video(steps=1)
 
     def start(self) -> Start:
-        """What is known before the first round."""
+        """The facts known before the first round."""
         step, read = (0.0, 0.0) if self.work.mode.tune == "feature" else self._flops()
         return Start(step, read, self._base_mb)
 
@@ -152,13 +152,13 @@ class _Ready:
         return flops_of(read, self.source.context[None])
 
     def seconds_per_video(self, *, steps: int) -> float:
-        """Of a round whose videos nobody has seen."""
+        """Time per video in a round with new videos."""
         self.round += 1
         clips = make_clips(self.work.videos, self.source.backbone.feature_dim, seed=self.round)
         if self._naive is not None:
             frames = [clip.features.to(self.source.backbone.device) for clip in clips]
-            found = [self._naive.adapt(one, steps=steps, learning_rate=LEARNING_RATE) for one in frames]
-            return statistics.mean(one.seconds(self.work.steps) for one in found)
+            results = [self._naive.adapt(video, steps=steps, learning_rate=LEARNING_RATE) for video in frames]
+            return statistics.mean(result.seconds(self.work.steps) for result in results)
         config = published(self.work.mode, steps)
         units = [clips] if self.work.mode.batched else [[clip] for clip in clips]
         _wait()
@@ -170,11 +170,11 @@ class _Ready:
 
 
 _READY: list[_Ready] = []
-"""Of this process."""
+"""The state of this process, once it is ready."""
 
 
 def get_ready(work: Work) -> Start:
-    """Load and warm up in this process."""
+    """Load and warm up; runs in the mode's process."""
     import torch
 
     warnings.filterwarnings("ignore")
@@ -184,7 +184,7 @@ def get_ready(work: Work) -> Start:
 
 
 def take_turn() -> Figures:
-    """One round in this process."""
+    """Measure one round; runs in the mode's process."""
     (ready,) = _READY
     seconds = ready.seconds_per_video(steps=ready.work.measured_steps)
     return Figures(seconds, memory_mb(peak=True))
@@ -232,7 +232,7 @@ def make_backbone(name: str) -> Backbone:
 
     if name == "embedded":
         return load_backbone(BackboneConfig())
-    logging.disable(logging.WARNING)  # open_clip warns that the weights are random, which is meant
+    logging.disable(logging.WARNING)  # open_clip warns about random weights, which are intended
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained=None)
     return Backbone(model, name=name, preprocessing=Preprocessing(224, (0.5,) * 3, (0.25,) * 3, "bicubic"))
@@ -267,7 +267,7 @@ def make_clips(count: int, feature_dim: int, *, seed: int) -> list[ClipFeatures]
 
 
 def published(mode: Mode, steps: int) -> AdaptConfig:
-    """As published: each video on its own, entropy of the best window, an absolute step size."""
+    """Settings as published: each video by itself, entropy of the best window, an absolute step size."""
     from tests.support.configs import adapt_config
 
     assert mode.tune != "naive"
@@ -283,31 +283,31 @@ def published(mode: Mode, steps: int) -> AdaptConfig:
 
 
 def adapt_all(source: Source, clips: Sequence[ClipFeatures], config: AdaptConfig, tuning: TuningConfig) -> None:
-    """Select, tune and predict; a video that was not adapted to would be no measurement."""
+    """Select, tune and predict; fail if a video fell back to no adaptation."""
     from clipautt.adaptation.driver import adapt
 
-    found = adapt(source, clips, config, tuning=tuning)
-    wrong = [p.status for one in found.values() for p in one.predictions if p.status != "ok"]
+    results = adapt(source, clips, config, tuning=tuning)
+    wrong = [p.status for result in results.values() for p in result.predictions if p.status != "ok"]
     assert not wrong, wrong[0]
 
 
 def flops_of(read: Callable[[torch.Tensor], torch.Tensor], context: torch.Tensor) -> tuple[float, float]:
-    """Operations of a text tower there and back, and there alone, counted on PyTorch's own products."""
+    """Operations of a text tower: forward and backward pass, and forward alone, counted on PyTorch's products."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with mock.patch(
         "clipautt.backbones.frozen_linear._by_onednn", lambda *_: False
-    ):  # the counter knows no oneDNN products
+    ):  # the counter does not see oneDNN products
         with FlopCounterMode(display=False) as both:
             torch.autograd.backward(read(context.detach().clone().requires_grad_(True)).sum())
-        with FlopCounterMode(display=False) as there, torch.no_grad():
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
             read(context)
-    return float(both.get_total_flops()), float(there.get_total_flops())
+    return float(both.get_total_flops()), float(forward.get_total_flops())
 
 
 def memory_mb(*, peak: bool = False) -> float:
-    """MiB of this process, on the GPU where there is one, now or at most."""
+    """Memory of this process, MiB, now or at its peak; on the GPU if there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -325,7 +325,7 @@ def _wait() -> None:
 
 
 def typical_seconds(function: Callable[[], Any], *, times: int) -> float:
-    """Median of so many calls, after one that warms up."""
+    """Median time of `times` calls, after one to warm up."""
     taken = []
     for _ in range(times + 1):
         _wait()
@@ -368,16 +368,16 @@ class Measured:
     """All rounds of one backbone."""
 
     works: Mapping[str, Work]
-    """Per mode."""
+    """Mode → what it measured."""
     starts: Mapping[str, Start]
-    """Per mode."""
+    """Mode → what its process reported at first."""
     rounds: Sequence[Mapping[str, Figures]]
-    """Per round and mode."""
+    """Per round, mode → figures."""
     rates: Sequence[Rates]
-    """Per round."""
+    """Rates of matrix products per round."""
 
     def median(self, of: Callable[[Mapping[str, Figures], Rates], float]) -> float:
-        """Of a figure of each round."""
+        """Median over the rounds of a figure computed from each."""
         return statistics.median(of(one, rates) for one, rates in zip(self.rounds, self.rates, strict=True))
 
     def flops(self, name: str) -> float:
@@ -385,7 +385,7 @@ class Measured:
         return self.works[name].steps * self.starts[name].step_flops + self.starts[name].read_flops
 
     def share(self, name: str, rate: Callable[[Rates], float | None]) -> str:
-        """Of a matrix rate that the tower's operations reach over the whole time of a video."""
+        """Share of a matrix rate that the tower's operations reach over the whole time of a video, as a percentage."""
         if not self.flops(name) or rate(self.rates[0]) is None:
             return "-"
         share = self.median(lambda one, rates: self.flops(name) / one[name].seconds / (rate(rates) or 1.0))
@@ -393,7 +393,7 @@ class Measured:
 
 
 def measure(works: Mapping[str, Work], rounds: int) -> Measured:
-    """All rounds of one backbone."""
+    """Run all rounds of one backbone."""
     with processes(list(works)) as pools:
         starts = {}
         for name, work in works.items():
@@ -401,11 +401,11 @@ def measure(works: Mapping[str, Work], rounds: int) -> Measured:
             starts[name] = pools[name].submit(get_ready, work).result()
             print(f"  {work.mode.title}: ready after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         pools["rates"].submit(multiply).result()
-        found, rates = [], []
+        figures, rates = [], []
         for _ in range(rounds):
             rates.append(pools["rates"].submit(multiply).result())
-            found.append({name: pools[name].submit(take_turn).result() for name in works})
-    return Measured(works, starts, found, rates)
+            figures.append({name: pools[name].submit(take_turn).result() for name in works})
+    return Measured(works, starts, figures, rates)
 
 
 def report(title: str, measured: Measured) -> None:
@@ -430,7 +430,7 @@ def report(title: str, measured: Measured) -> None:
 
 
 def remarks(measured: Measured, steps: int) -> Iterator[str]:
-    """What the figures mean, and those that stand in no row."""
+    """What the figures mean, and figures that are in no row."""
     gpu = measured.rates[0].onednn is None
     fp32, bf16 = (measured.median(lambda _, r, n=n: getattr(r, n)) / 1e9 for n in ("fp32", "bf16"))  # type: ignore[misc]
     onednn = ""
@@ -443,20 +443,21 @@ def remarks(measured: Measured, steps: int) -> Iterator[str]:
     )
     for work in measured.works.values():
         if work.measured_steps != work.steps:
-            yield f"  {work.mode.title}: {work.measured_steps} steps are measured, {work.steps} have as much each."
+            counts = f"{work.measured_steps} of {work.steps}"
+            yield f"  {work.mode.title}: {counts} steps are measured, the others are taken to last as long."
     tower = [f"{w.mode.title} {measured.starts[n].step_flops / 1e9:.1f}" for n, w in measured.works.items()]
     counted = [one for one, name in zip(tower, measured.works, strict=True) if measured.flops(name)]
     if counted:
         yield f"Operations of the text tower, 10⁹ per video-step: {', '.join(counted)}."
-        yield "Shares: those that the mode itself needs, over the whole time of a video, of the rates above."
+        yield "Shares: these operations over the whole time of a video, as shares of the matrix rates above."
 
 
 def compare_windows(rounds: int) -> None:
-    """Print the loop over windows beside the one pass."""
+    """Print times of the loop over windows and of the one pass."""
     with processes([]) as pools:
-        found = [pools["rates"].submit(measure_windows, number).result() for number in range(rounds)]
-    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    ratio, many = (statistics.median(one["loop"] / one[name] for one in found) for name in ("T = 1000", "16 videos"))
+        figures = [pools["rates"].submit(measure_windows, number).result() for number in range(rounds)]
+    middle = {name: statistics.median(one[name] for one in figures) for name in figures[0]}
+    ratio, many = (statistics.median(one["loop"] / one[name] for one in figures) for name in ("T = 1000", "16 videos"))
     rows = [
         ("per-window loop, T = 1000", f"{1e3 * middle['loop']:.1f}", "1"),
         ("one pass, T = 1000", f"{1e3 * middle['T = 1000']:.2f}", f"{ratio:.0f} ×"),
@@ -469,7 +470,7 @@ def compare_windows(rounds: int) -> None:
 
 
 def measure_windows(number: int) -> dict[str, float]:
-    """Seconds per video of the loop and of passes of several sizes; in this process."""
+    """Seconds per video of the loop and of passes of several sizes; runs in a separate process."""
     import torch
 
     from clipautt.model.network import initial_model
@@ -493,15 +494,15 @@ def measure_windows(number: int) -> dict[str, float]:
 
     frames = {length: torch.randn(length, 512, device=device) for length in (500, 1000, 2000, 4000)}
     torch.testing.assert_close(loop(frames[1000]), one_pass([frames[1000]])[0], atol=1e-5, rtol=0)
-    found = {"loop": typical_seconds(lambda: loop(frames[1000]), times=2)}
-    for length, own in frames.items():
-        found[f"T = {length}"] = typical_seconds(lambda own=own: one_pass([own]), times=11)  # type: ignore[misc]
-    found["16 videos"] = typical_seconds(lambda: one_pass([frames[1000]] * 16), times=5) / 16
-    return found
+    seconds = {"loop": typical_seconds(lambda: loop(frames[1000]), times=2)}
+    for length, video in frames.items():
+        seconds[f"T = {length}"] = typical_seconds(lambda video=video: one_pass([video]), times=11)  # type: ignore[misc]
+    seconds["16 videos"] = typical_seconds(lambda: one_pass([frames[1000]] * 16), times=5) / 16
+    return seconds
 
 
 def works_of(backbone: str, options: Mapping[str, str], *, gpu: bool) -> dict[str, Work]:
-    """What the processes of one backbone measure."""
+    """Mode → what its process measures, for one backbone."""
     small = backbone == "embedded"
     steps = int(options.get("steps", 10))
     videos = int(options.get("videos", 64))

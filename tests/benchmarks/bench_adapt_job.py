@@ -1,9 +1,9 @@
-"""The adaptation job beside the bare adaptation: seconds per subject, memory of the driver, and going on.
+"""Cost of the adaptation job relative to adaptation alone: time per subject, memory of the driver, time to resume.
 
-Subjects have random features in a real feature store and no videos. `clipautt adapt` runs on a local Ray in a process
-of its own, at two numbers of subjects; then the same command again, which has nothing left to do. The bare adaptation
-is `adapt()` on the same features, loaded beforehand, in as many processes as there are cores, and is timed in the same
-run on a part of the subjects. Memory is the largest that the driver's process had.
+Subjects have random features in a real feature store, and no videos. `clipautt adapt` runs on a local Ray in a separate
+process, for two numbers of subjects; then the same command runs again with nothing left to do. The baseline is
+`adapt()` on the same features, loaded beforehand, in as many processes as there are cores, timed in the same run on
+some of the subjects. Memory is the peak of the driver's process.
 
     make bench-adapt-job                              # ARGS: subjects=1000,10000 clips=4 frames=16 part=1000
 """
@@ -46,12 +46,12 @@ _CLIPS_PER_FILE = 2000
 
 @dataclass(frozen=True)
 class Run:
-    """One start of the command."""
+    """One run of the command."""
 
     seconds: float
     """From the start of the process to its end."""
     peak_mb: float
-    """Of the driver, MiB."""
+    """Peak memory of the driver, MiB."""
 
 
 def make_world(folder: Path, *, subjects: int, per_subject: int, frames: int) -> list[Clip]:
@@ -76,7 +76,7 @@ def make_world(folder: Path, *, subjects: int, per_subject: int, frames: int) ->
 
 
 def run_job(folder: Path, clips: Sequence[Clip], name: str) -> Run:
-    """The command on these clips."""
+    """Run the command on these clips."""
     manifest = folder / f"{name}.parquet"
     write_manifest(clips, manifest, classes=CLASSES)
     words = [f"manifest={manifest}", f"checkpoint={folder / 'train'}", f"store={folder / 'store'}"]
@@ -99,7 +99,7 @@ def _peak_mb(pid: int) -> float:
 
 
 def bare_seconds(folder: str, clips: Sequence[Clip]) -> float:
-    """Of `adapt()` and CLIP-AU on these clips, features and model loaded beforehand; in this process, one thread."""
+    """Time of `adapt()` and CLIP-AU on these clips, in one thread; loading features and model is not counted."""
     import torch
 
     from clipautt.adaptation.driver import adapt
@@ -128,18 +128,20 @@ def main(arguments: Sequence[str]) -> None:
         clips = make_world(folder, subjects=counts[-1], per_subject=per_subject, frames=frames)
         subjects = by_subject(clips)
         some = list(subjects.values())[:part]
-        shares = [[clip for own in some[core::_CORES] for clip in own] for core in range(_CORES)]
+        shares = [[clip for members in some[core::_CORES] for clip in members] for core in range(_CORES)]
         with ProcessPoolExecutor(_CORES, mp_context=get_context("spawn")) as pool:
             bare = max(pool.map(bare_seconds, [str(folder)] * _CORES, shares)) / part
         rows = [(f"bare adaptation, {_CORES} processes", part, f"{1e3 * bare:.1f}", "1", "-")]
         for count in counts:
-            own = clips[: count * per_subject]
+            chosen = clips[: count * per_subject]
             for title in ("the job", "again, nothing left"):
-                run = run_job(folder, own, f"n{count}")
+                run = run_job(folder, chosen, f"n{count}")
                 each = run.seconds / count
                 rows.append((title, count, f"{1e3 * each:.1f}", f"{each / bare:.2f}", f"{run.peak_mb:.0f}"))
-            found = read_rows((folder / "adapt" / f"n{count}" / "subjects").glob("*.parquet"))
-            assert len(found) == 2 * len(own) and set(found["status"]) == {"ok"}, found["status"].value_counts()
+            written = read_rows((folder / "adapt" / f"n{count}" / "subjects").glob("*.parquet"))
+            assert len(written) == 2 * len(chosen) and set(written["status"]) == {"ok"}, written[
+                "status"
+            ].value_counts()
         table(rows, ["feature mode and CLIP-AU", "subjects", "ms per subject", "of bare", "driver's peak MiB"])
 
 

@@ -1,9 +1,9 @@
-"""Decode ten minutes of 1080p video as extraction does: peak memory and speed, beside decoding alone.
+"""Decode ten minutes of 1080p video as extraction does: peak memory, and speed relative to decoding alone.
 
-Peaks are of resident memory: of the decoding process, and of what the reading process added to its start. The baseline
-of the speed is the same decoder that drops every frame it decodes.
+Memory is resident memory: the peak of the decoding process, and the growth of the reading process. The baseline of the
+speed is the same decoder with every frame dropped.
 
-    make bench-decode                 # ARGS=faces looks for the face as well
+    make bench-decode                 # ARGS=faces also detects the face
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOMENTS = 12.5
 
 
 def write_long_video(path: Path, *, seconds: int = SECONDS) -> Path:
-    """A face that moves through 1080p: some seconds are encoded, then repeated without encoding again."""
+    """A face moving through 1080p video; two seconds are encoded, then repeated without encoding again."""
     turn = 2 * np.pi / (_PIECE_SECONDS * FPS)
     frames = [
         photograph(960 + 300 * np.sin(turn * i), 540 + 80 * np.cos(turn * i), 2.0, size=SIZE)
@@ -58,7 +58,7 @@ def write_long_video(path: Path, *, seconds: int = SECONDS) -> Path:
 
 
 def resident_mb(pid: int | str) -> float:
-    """Resident memory of a process now."""
+    """Resident memory of a process now, MiB; 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def resident_mb(pid: int | str) -> float:
 
 
 def measure(clip: Clip, spec: FrameSpec) -> tuple[int, float, float, float]:
-    """Frames, seconds, peak of the decoding process and growth of this one, both in MiB."""
+    """Number of frames, seconds, and in MiB the peak of the decoding process and the growth of this one."""
     child = reader_process._pool.take()
     reader_process._pool.put(child)
     before, peaks, done = resident_mb("self"), [0.0, 0.0], threading.Event()
@@ -89,7 +89,7 @@ def measure(clip: Clip, spec: FrameSpec) -> tuple[int, float, float, float]:
 
 
 def bare(clip: Clip, decoder: Decoder) -> float:
-    """Seconds in which the decoder alone gives the same frames."""
+    """Seconds that the decoder alone takes for the same frames."""
     began = time.perf_counter()
     for _ in stream_clip(clip, Sampling(_MOMENTS), decoder=decoder):
         pass
@@ -97,7 +97,7 @@ def bare(clip: Clip, decoder: Decoder) -> float:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the table; `faces` among the arguments looks for the face as well, which takes many times as long."""
+    """Print the table; with the argument `faces`, faces are detected as well, which takes many times as long."""
     shape = Preprocessing(224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
     cases = {"as it is": FaceConfig()} | ({"faces=cascade": FaceConfig("cascade")} if "faces" in arguments else {})
     with tempfile.TemporaryDirectory() as folder:

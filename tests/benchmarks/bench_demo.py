@@ -1,9 +1,9 @@
-"""Seconds per stage of the demo in a fresh folder, beside what rendering and encoding alone cost on this machine.
+"""Seconds per stage of the demo in a new folder, compared with rendering and encoding alone on this machine.
 
     make bench-demo                        # ARGS="seed=1" is passed on to the demo
 
-The baseline is one process without Ray: so many clips rendered and written, decoded, and encoded, before and after the
-demo (the mean of both, since machines are shared), scaled to the demo's number of clips and divided by the cores.
+The baseline is one process without Ray that renders, writes, decodes and encodes eight clips before the demo and eight
+after it (their mean is used, since machines are shared), scaled to the demo's number of clips, divided by the cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CLIPS = 8
 
 
 def bare_seconds_per_clip() -> tuple[float, float]:
-    """Rendering and writing one clip, decoding and encoding one clip: seconds in one process on one core."""
+    """Seconds to render and write one clip, and to decode and encode one, in one process on one core."""
     config = SyntheticConfig(
         seed=99, source_subjects=0, source_val_subjects=0, target_subjects=1, clips_per_target_subject=_CLIPS
     )

@@ -1,9 +1,9 @@
-"""Extraction beside what bounds it: the bare encoder, the bare decoder, the whole job; and its memory as clips grow.
+"""Speed of extraction relative to its bounds, the encoder and the decoder alone; and its memory with more clips.
 
 Every round measures, one after the other: (a) the encoder on frames in memory, in one process with all cores and in one
-process per core, of which the faster counts; (b) the decoder that drops its frames, one process per core; (c) the job.
-On cores that both share, a and b together allow 1 / (1/a + 1/b); with a GPU, the smaller of the two. Printed are
-medians over the rounds. Start-up of the job, until its first frames, is shown apart.
+process per core, of which the faster is used; (b) the decoder with its frames dropped, one process per core; (c) the
+job. Where both share the cores, a and b together allow 1 / (1/a + 1/b); with a GPU, the smaller of the two. The tables
+show medians over the rounds. The job's start-up, until its first frames, is shown separately.
 
     make bench-extract                      # ARGS: rounds=3 seconds=60 embedded vit memory encoder
     make bench-extract ARGS=encoder         # (a) and (b) alone, which need no Ray
@@ -44,7 +44,7 @@ _VIT = "ViT-B-32-quickgelu"
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone, as plain values that another process can take."""
+    """A backbone, as plain values to send to another process."""
 
     title: str
     name: str
@@ -71,7 +71,7 @@ class Round:
 
 
 def write_videos(folder: Path) -> list[Path]:
-    """A few seconds of 640 × 480 each, with a face that moves."""
+    """Write videos of a few seconds in 640 × 480, each with a moving face."""
     from tests.support.fakes import write_video
     from tests.support.photograph import photograph
 
@@ -96,7 +96,7 @@ def write_weights(folder: Path) -> Path:
 
 
 def clips_of(videos: Sequence[Path], count: int, folder: Path) -> list[Clip]:
-    """So many clips, each with a file of its own (a link), so that the store takes them for different ones."""
+    """`count` clips, each with a separate file (a link), so that the store treats them as different clips."""
     folder.mkdir(exist_ok=True)
     clips = []
     for number, video in enumerate(islice(cycle(videos), count)):
@@ -108,7 +108,7 @@ def clips_of(videos: Sequence[Path], count: int, folder: Path) -> list[Clip]:
 
 
 def encode_for(case: Case, threads: int, seconds: float) -> tuple[float, float]:
-    """Frames per second of the encoder on frames in memory, and operations per frame; in this process."""
+    """Frames per second of the encoder on frames in memory, and operations per frame; runs in a separate process."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -131,7 +131,7 @@ def encode_for(case: Case, threads: int, seconds: float) -> tuple[float, float]:
 
 
 def decode_for(videos: Sequence[str], size: int, seconds: float) -> float:
-    """Frames per second of the decoder that crops and resizes and drops every frame; in this process."""
+    """Frames per second of the decoder, which crops, resizes and drops every frame; runs in a separate process."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -146,13 +146,13 @@ def decode_for(videos: Sequence[str], size: int, seconds: float) -> float:
 
 
 def together(function: Any, *arguments: Any, processes: int) -> list[Any]:
-    """What a function gives in so many fresh processes at once."""
+    """Results of a function that runs in this many new processes at once."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return [future.result() for future in [pool.submit(function, *arguments) for _ in range(processes)]]
 
 
 def multiply_for(precision: str, seconds: float) -> float:
-    """Operations per second of large matrix products on a GPU, else on one core; in this process."""
+    """Operations per second of large matrix products on a GPU, else on one core; runs in a separate process."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -173,16 +173,16 @@ def multiply_for(precision: str, seconds: float) -> float:
 
 
 def run_job(case: Case, clips: Sequence[Clip], store: Path) -> tuple[float, float]:
-    """The job in a process of its own: frames per second in steady state, and start-up."""
+    """Run the job in a separate process: frames per second in steady state, and seconds to start up."""
     words = json.dumps([vars(case), [vars(clip) for clip in clips], str(store)])
     command = [sys.executable, "-m", "tests.benchmarks.bench_extract", "job"]
-    said = subprocess.run(command, input=words, capture_output=True, text=True, check=True).stdout
-    figures = json.loads(said.splitlines()[-1])
+    printed = subprocess.run(command, input=words, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(printed.splitlines()[-1])
     return figures["frames_per_second"], figures["start_seconds"]
 
 
 def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[str, float]:
-    """Extract, and say how fast and with how much memory, of this process and of the object store."""
+    """Extract, and return its speed and the memory of this process and of the object store."""
     from clipautt.backbones.loading import BackboneConfig
     from ray_jobs.platform.cluster import ClusterConfig, connect
     from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
@@ -192,7 +192,7 @@ def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[s
     began = time.perf_counter()
     with connect(ClusterConfig(address="local")), ObjectStorePeak() as peak:
         base = resident_mb()
-        # Little waits between the two: decoding goes on beside encoding and is not over before it begins.
+        # A small buffer between the two, so that decoding runs beside encoding and does not finish before it begins.
         config = PipelineConfig(memory_mb=MEMORY_MB)
         _, summary = extract(clips, ExtractionConfig(backbone, store, Sampling(MOMENTS), pipeline=config))
     usage = summary.usage
@@ -209,14 +209,14 @@ def job_in_this_process(case: Case, clips: Sequence[Clip], store: str) -> dict[s
 
 
 def resident_mb(*, peak: bool = False) -> float:
-    """Resident memory of this process, now or at most."""
+    """Resident memory of this process, MiB, now or at its peak."""
     name = "VmHWM" if peak else "VmRSS"
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
 class ObjectStorePeak:
-    """Looks at Ray's object store while the block runs; `mb` is the most it held, spilled objects included."""
+    """Watches Ray's object store while the block runs; `mb` is its peak in MiB, spilled objects included."""
 
     def __enter__(self) -> ObjectStorePeak:
         self.mb, self._done = 0.0, threading.Event()
@@ -239,7 +239,7 @@ class ObjectStorePeak:
 
 
 def measure(case: Case, videos: Sequence[Path], folder: Path, seconds: float, *, job: bool) -> Round:
-    """One round."""
+    """Measure one round."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -256,7 +256,7 @@ def measure(case: Case, videos: Sequence[Path], folder: Path, seconds: float, *,
 
 
 def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
-    """The lines of a backbone: medians of figures, and of the ratios within each round."""
+    """Table rows of a backbone: medians of figures, and of the ratios within each round."""
     import torch
 
     def middle(of: Any) -> float:
@@ -278,9 +278,9 @@ def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
     ]
     if rounds[0].job:
         of_a, of_both = middle(lambda r: r.job / r.encoder), middle(lambda r: r.job / allowed(r))
-        told = f"{of_a:.2f} of (a), {of_both:.2f} of what both allow"
+        ratios = f"{of_a:.2f} of (a), {of_both:.2f} of what both allow"
         lines += [
-            ("(c) the job, steady", f"{middle(lambda r: r.job):.1f}", told),
+            ("(c) the job, steady", f"{middle(lambda r: r.job):.1f}", ratios),
             ("    start-up", f"{middle(lambda r: r.start_seconds):.0f} s", "until the first frames"),
         ]
         if len(rounds) > 1:
@@ -290,7 +290,7 @@ def report(case: Case, rounds: Sequence[Round]) -> list[tuple[str, ...]]:
 
 
 def memory(videos: Sequence[Path], folder: Path) -> None:
-    """100 and 1,000 clips side by side."""
+    """Print the memory of the job on 100 and on 1,000 clips."""
     case, rows = Case("embedded", "embedded", None, "fp32", 16, 96), []
     for count in (100, 1000):
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -298,11 +298,11 @@ def memory(videos: Sequence[Path], folder: Path) -> None:
                 [vars(case), [vars(c) for c in clips_of(videos, count, Path(place) / "c")], f"{place}/s"]
             )
             command = [sys.executable, "-m", "tests.benchmarks.bench_extract", "job"]
-            said = subprocess.run(command, input=words, capture_output=True, text=True, check=True).stdout
-        found = json.loads(said.splitlines()[-1])
-        sizes = [f"{found[name]:.0f} MiB" for name in ("object_store_mb", "driver_mb", "driver_growth_mb")]
-        rows.append((f"{count:,} clips, {count * FRAMES_PER_CLIP:,} frames", *sizes, f"{found['total']:.0f} s"))
-    table(rows, ["embedded backbone", "object store, peak", "driver, peak", "of it by the job", "time"])
+            printed = subprocess.run(command, input=words, capture_output=True, text=True, check=True).stdout
+        figures = json.loads(printed.splitlines()[-1])
+        sizes = [f"{figures[name]:.0f} MiB" for name in ("object_store_mb", "driver_mb", "driver_growth_mb")]
+        rows.append((f"{count:,} clips, {count * FRAMES_PER_CLIP:,} frames", *sizes, f"{figures['total']:.0f} s"))
+    table(rows, ["embedded backbone", "object store, peak", "driver, peak", "growth by the job", "time"])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -329,13 +329,13 @@ def main(arguments: Sequence[str]) -> None:
             cases.append(Case("embedded, 96 px", "embedded", None, precision, batch, 96))
         if chosen & {"vit", "encoder"}:
             cases.append(Case("ViT-B-32, 224 px", _VIT, str(write_weights(folder)), precision, batch, 224))
-        found: dict[str, list[Round]] = {case.title: [] for case in cases}
+        measured: dict[str, list[Round]] = {case.title: [] for case in cases}
         for _ in range(int(options.get("rounds", 3))):
             for case in cases:
                 seconds = float(options.get("seconds", 60))
-                found[case.title].append(measure(case, videos, folder, seconds, job=not encoder_only))
+                measured[case.title].append(measure(case, videos, folder, seconds, job=not encoder_only))
         if cases:
-            rows = [line for case in cases for line in report(case, found[case.title])]
+            rows = [line for case in cases for line in report(case, measured[case.title])]
             table(rows, ["backbone", "", "frames/s", ""])
         if "memory" in chosen:
             memory(videos, folder)

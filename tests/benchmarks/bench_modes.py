@@ -1,9 +1,9 @@
-"""Accuracy of the cheap mode of prompt tuning beside the exact one, on source-validation subjects.
+"""Accuracy of the cheap mode of prompt tuning compared with the exact one, on source-validation subjects.
 
-For every seed and difficulty: synthetic people of their own, CLIP-AU trained on 30 of them, 12 others treated as
-unseen. Every mode adapts to the same cohorts, at balanced classes and at 20% positives (the mean of four draws).
-Printed are the means over the seeds, the difference from the exact mode in points, and the share of equal decisions.
-What is made is kept in the folder, so a second run only adapts.
+For every seed and difficulty, new synthetic people: CLIP-AU is trained on 30 of them, and 12 others are treated as
+unseen. Every mode adapts to the same cohorts, at balanced classes and at 20% positives (the mean of four draws). The
+table shows means over the seeds, the difference from the exact mode in points, and the share of equal decisions. Data
+and models are kept in the folder, so a second run only adapts.
 
     make bench-modes                               # half an hour on two cores
     make bench-modes ARGS="seeds=2 first=7 folder=/tmp/modes"
@@ -54,29 +54,29 @@ def modes(exact: AdaptConfig) -> dict[str, AdaptConfig]:
 
 
 def make_data(folder: Path, *, seed: int, difficulty: str) -> Path:
-    """A data set with its features and a checkpoint, unless they are there."""
-    own = folder / f"{difficulty}-{seed}"
+    """Make a data set with its features and a checkpoint, unless they exist; return their folder."""
+    world = folder / f"{difficulty}-{seed}"
     people = {"source_subjects": 42, "source_val_subjects": 12, "target_subjects": 1}
     sizes = people | {"clips_per_source_subject": 20, "clips_per_target_subject": 4}
     words = [f"dataset.{name}={value}" for name, value in sizes.items()]
-    manifest = own / "data" / "manifest.parquet"
+    manifest = world / "data" / "manifest.parquet"
     if not manifest.is_file():
-        made = ["synth", f"dataset.seed={seed}", f"dataset.difficulty={difficulty}", *words, f"out={own / 'data'}"]
+        made = ["synth", f"dataset.seed={seed}", f"dataset.difficulty={difficulty}", *words, f"out={world / 'data'}"]
         assert cli.main(made) == 0
-    if (own / "train" / "t" / "checkpoints" / "none").is_dir():
-        return own
-    trained = ["train", f"manifest={manifest}", f"store={own / 'features'}", f"runs={own}", "name=t"]
+    if (world / "train" / "t" / "checkpoints" / "none").is_dir():
+        return world
+    trained = ["train", f"manifest={manifest}", f"store={world / 'features'}", f"runs={world}", "name=t"]
     assert cli.main([*trained, f"train.seed={seed}", "baselines=[none]"]) == 0
-    return own
+    return world
 
 
-def decisions(own: Path, backbone: Backbone, configs: Mapping[str, AdaptConfig]) -> Iterator[pd.DataFrame]:
-    """Per mode: `mode, cohort, draw, subject_id, clip_id, predicted, true, seconds`."""
-    checkpoint = load_checkpoint(own / "train" / "t" / "checkpoints" / "none")
+def decisions(world: Path, backbone: Backbone, configs: Mapping[str, AdaptConfig]) -> Iterator[pd.DataFrame]:
+    """A table per mode: `mode, cohort, draw, subject_id, clip_id, predicted, true, seconds`."""
+    checkpoint = load_checkpoint(world / "train" / "t" / "checkpoints" / "none")
     source = Source(checkpoint, backbone)
-    manifest = read_manifest(own / "data" / "manifest.parquet")
+    manifest = read_manifest(world / "data" / "manifest.parquet")
     clips = manifest.of_split("source_val")
-    features = FeatureStore(own / "features", checkpoint.spec.features).load(clips)
+    features = FeatureStore(world / "features", checkpoint.spec.features).load(clips)
     true = {clip.clip_id: manifest.label_index(clip) for clip in clips}
     groups = [
         (cohort.name, draw, Unit(subject, tuple(features[clip.clip_id] for clip in members)))
@@ -102,8 +102,8 @@ def decisions(own: Path, backbone: Backbone, configs: Mapping[str, AdaptConfig])
 def figures(rows: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
     """WAR and UAR in percent, mean over draws and subjects; agreement with the exact mode; seconds."""
     scores = [
-        score(own["predicted"].to_numpy(), own["true"].to_numpy(), num_classes=2)
-        for _, own in rows.groupby(["draw", "subject_id"])
+        score(part["predicted"].to_numpy(), part["true"].to_numpy(), num_classes=2)
+        for _, part in rows.groupby(["draw", "subject_id"])
     ]
     means = {name: 100 * sum(getattr(one, name) for one in scores) / len(scores) for name in ("war", "uar")}
     same = (rows["predicted"].to_numpy() == exact["predicted"].to_numpy()).mean()
@@ -116,9 +116,9 @@ def compare(folder: Path, seeds: range) -> pd.DataFrame:
     backbone, found = load_backbone(BackboneConfig()), []
     for difficulty in DIFFICULTIES:
         for seed in seeds:
-            own = make_data(folder, seed=seed, difficulty=difficulty)
+            world = make_data(folder, seed=seed, difficulty=difficulty)
             for objective, exact in OBJECTIVES.items():
-                of_mode = {str(rows["mode"].iloc[0]): rows for rows in decisions(own, backbone, modes(exact))}
+                of_mode = {str(rows["mode"].iloc[0]): rows for rows in decisions(world, backbone, modes(exact))}
                 for mode, rows in of_mode.items():
                     for cohort, part in rows.groupby("cohort"):
                         reference = of_mode["context"][of_mode["context"]["cohort"] == cohort]
@@ -132,13 +132,13 @@ def report(found: pd.DataFrame) -> list[list[str]]:
     lines, keys = [], ["objective", "difficulty", "cohort"]
     for (objective, difficulty, cohort), part in found.groupby(keys, sort=False):
         exact = part[part["mode"] == "context"].set_index("seed")
-        for mode, own in part.groupby("mode", sort=False):
+        for mode, rows in part.groupby("mode", sort=False):
             line = [str(objective), str(difficulty), str(cohort), str(mode)]
             for name in ("uar", "war"):
-                apart = own.set_index("seed")[name] - exact[name]
-                line.append(f"{own[name].mean():.1f}")
-                line.append("" if mode == "context" else f"{apart.mean():+.2f} ± {apart.std(ddof=0):.2f}")
-            lines.append([*line, f"{own['agreement'].mean():.1f} %", f"{own['seconds'].median():.1f}"])
+                change = rows.set_index("seed")[name] - exact[name]
+                line.append(f"{rows[name].mean():.1f}")
+                line.append("" if mode == "context" else f"{change.mean():+.2f} ± {change.std(ddof=0):.2f}")
+            lines.append([*line, f"{rows['agreement'].mean():.1f} %", f"{rows['seconds'].median():.1f}"])
     return lines
 
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     seeds = range(first, first + int(options.get("seeds", 5)))
     found = compare(Path(options.get("folder", "runs/bench-modes")), seeds)
     print(
-        f"{machine()}; seeds {seeds[0]} to {seeds[-1]}, 12 source-validation subjects each, 240 balanced and 480 or so "
+        f"{machine()}; seeds {seeds[0]} to {seeds[-1]}, 12 source-validation subjects each, 240 balanced and about 480 "
         "drawn decisions"
     )
     head = ["objective", "difficulty", "positives", "tuned", "UAR", "− exact", "WAR", "− exact", "same", "s"]

@@ -1,7 +1,7 @@
-"""What `clipautt predict` costs on one video, stage by stage, beside a bare `import torch`.
+"""Time of `clipautt predict` on one video, stage by stage, relative to a bare `import torch`.
 
-Processor seconds are those of the process and of its decoding process. Every round runs each case once, so that a busy
-machine slows all of them alike; the table shows medians, and ratios to the import of torch in the same rounds.
+Processor seconds include those of the decoding process. Every round runs each case once, so that a busy machine slows
+all of them alike; the table shows medians, and ratios to the median of `import torch`.
 
     make bench-predict                # ARGS=9 for nine rounds
 """
@@ -38,7 +38,7 @@ def spent():
     return sum(u.ru_utime + u.ru_stime for u in used), time.perf_counter()
 
 marks = [("", spent())]
-import ray_jobs.predict  # sets what PyTorch reads when it is imported
+import ray_jobs.predict  # sets variables that PyTorch reads on import
 import torch
 marks.append(("  import of torch", spent()))
 from ray_jobs.platform import configuration
@@ -58,7 +58,7 @@ from clipautt.features.clip_features import ClipFeatures
 from clipautt.video import reader_process
 frames = predictor.source.checkpoint.spec.features.frames
 chunks = list(reader_process.read_clip(Clip("clip", "unknown", sys.argv[1], "target"), frames))
-reader_process._pool.close()  # what a child used is known once it has ended
+reader_process._pool.close()  # a child's processor time is counted once it has ended
 marks.append(("  decoding", spent()))
 features = torch.cat([predictor.source.backbone.encode_frames(chunk.frames) for chunk in chunks])
 times = [time for chunk in chunks for time in chunk.times]
@@ -72,7 +72,7 @@ print(json.dumps([[n, a[0] - b[0], a[1] - b[1]] for (_, b), (n, a) in zip(marks,
 
 
 def run(*words: str) -> tuple[float, float, str]:
-    """Processor and wall seconds of a command of this Python, and what it printed."""
+    """Run this Python with arguments; return its processor and wall seconds, and what it printed."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -81,7 +81,7 @@ def run(*words: str) -> tuple[float, float, str]:
 
 
 def write_subject(folder: Path) -> tuple[str, str]:
-    """A video and a checkpoint of the embedded backbone."""
+    """Write a video and a checkpoint of the embedded backbone; return their paths."""
     turn = 2 * np.pi / (2 * FPS)
     faces = [photograph(120 + 10 * np.sin(turn * i), 120, 1.0, size=(240, 240)) for i in range(SECONDS * FPS)]
     backbone = load_backbone(BackboneConfig())

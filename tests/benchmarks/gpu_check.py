@@ -1,11 +1,12 @@
-"""What a machine with one GPU makes of the method, in one table and one JSON file, in under eight minutes, without Ray.
+"""Check and measure the method on a machine with one GPU, in under eight minutes, without Ray.
 
-The measurements are in `gpu_parts`. They run in a worker process, one part after the other, each with a time limit of
-its own and all with one deadline. A part that raises or runs out of time becomes a row with the reason; the worker is
-then replaced and the next part begins. Rows are printed, and the file is written, as soon as they are known.
+Out: one table and one JSON file. The measurements are in `gpu_parts`. They run in a worker process, one part after the
+other; each part has a time limit, and all share one deadline. A part that raises or runs out of time becomes a row with
+the reason; the worker is then replaced and the next part begins. Rows are printed at once; the file is written after
+each part.
 
     make gpu-check                                # ARGS: out=FILE parts=encoder,tuning minutes=7.5
-    make gpu-check ARGS="device=cpu size=tiny"    # everything but compiling, in seconds, at sizes that say nothing
+    make gpu-check ARGS="device=cpu size=tiny"    # everything but compiling, in seconds, at meaningless sizes
 
 Exit code 1: a part raised, or a result is wrong. Without a GPU: one line, and exit code 0.
 """
@@ -36,7 +37,7 @@ from tests.benchmarks.machine import machine
 ROOT = Path(__file__).resolve().parents[2]
 _MINUTES = 7.5
 _START_SECONDS = 90.0
-"""Until a worker has imported everything; a bare machine reads PyTorch from a cold disk."""
+"""Time limit for a worker's imports; a new machine reads PyTorch from a cold disk."""
 LIMITS = {
     "tests": 90.0,
     "encoder": 100.0,
@@ -46,24 +47,24 @@ LIMITS = {
     "batched": 60.0,
     "compiled": 200.0,
 }
-"""Part → the most seconds it may take. Compiling comes last, so that it is what a slow machine does without."""
+"""Part → time limit in seconds. Compiling comes last, so that a slow machine drops it first."""
 _COMPILATIONS = ("default", "cuda_graphs")
 
 
 @dataclass
 class Report:
-    """What is known so far; printed row by row, and written to a file after each part."""
+    """The results so far; printed row by row, and written to a file after each part."""
 
     path: Path
     """The JSON file."""
     head: dict[str, Any]
     """Machine, versions and settings."""
     rows: list[Row] = field(default_factory=list)
-    """In the order of the table."""
+    """Rows in the order of the table."""
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Name, seconds and limit of each part that has ended."""
     began: float = field(default_factory=time.monotonic)
-    """When the whole began."""
+    """When the check began, `time.monotonic` seconds."""
 
     def add(self, row: Row) -> None:
         """Print a row and keep it."""
@@ -75,12 +76,12 @@ class Report:
         print(_line(row.part, row.case, value, row.unit, share, row.status, row.note), flush=True)
 
     def end_part(self, name: str, seconds: float, limit: float) -> None:
-        """Keep how long a part took, and write the file."""
+        """Record how long a part took, and write the file."""
         self.parts.append({"name": name, "seconds": round(seconds, 1), "limit_seconds": limit})
         self.write()
 
     def write(self) -> None:
-        """Write the file as far as things are known."""
+        """Write the file with the results so far."""
         facts = {**self.head, "seconds": round(time.monotonic() - self.began, 1), "parts": self.parts}
         content = json.dumps({**facts, "rows": [asdict(row) for row in self.rows]}, indent=1, ensure_ascii=False)
         self.path.write_text(content + "\n", encoding="utf-8")
@@ -99,7 +100,7 @@ def _figure(value: float) -> str:
 
 
 class Worker:
-    """A fresh process that runs one function after the other; it can be killed together with its children."""
+    """A new process that runs one function after the other; it can be killed together with its children."""
 
     def __init__(self) -> None:
         ours, theirs = get_context("spawn").Pipe()
@@ -109,15 +110,15 @@ class Worker:
         theirs.close()
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin to run a function of `gpu_parts`; `answers` has what it gives."""
+        """Start a function of `gpu_parts`; `answers` yields its results."""
         self.connection.send((function.__name__, arguments))
 
     def answers(self, until: float) -> Iterator[Any]:
-        """What the function returns or, one by one, what it yields.
+        """Yield what the function returns or, one by one, what it yields.
 
         Raises:
-            TimeoutError: if the time is over; the worker is gone then.
-            RuntimeError: if the function raised, or the process ended; the worker is gone then.
+            TimeoutError: if the time is over; the worker has then been killed.
+            RuntimeError: if the function raised, or the process ended; the worker has then been killed.
         """
         while True:
             try:
@@ -147,7 +148,7 @@ class Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """The worker's side: run what is asked for until the parent is gone."""
+    """The worker's side: run the requested functions until the parent is gone."""
     os.setsid()  # its children belong to its group and end with it
     while True:
         try:
@@ -155,20 +156,20 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            found = getattr(gpu_parts, name)(*arguments)
-            for one in found if isinstance(found, Iterator) else [found]:
-                connection.send(("answer", one))
+            result = getattr(gpu_parts, name)(*arguments)
+            for answer in result if isinstance(result, Iterator) else [result]:
+                connection.send(("answer", answer))
             connection.send(("done", None))
         except Exception as error:
             import traceback
 
             traceback.print_exc()
-            said = str(error).strip().splitlines()
-            connection.send(("error", f"{type(error).__name__}: {said[0] if said else ''}"))
+            lines = str(error).strip().splitlines()
+            connection.send(("error", f"{type(error).__name__}: {lines[0] if lines else ''}"))
 
 
 def run_part(name: str, work: Work, worker: Worker, until: float) -> Iterator[Row]:
-    """The rows of a part that one worker measures."""
+    """Yield the rows of a part that one worker measures."""
     worker.ask(gpu_parts.tidy, work)
     for _ in worker.answers(until):
         pass
@@ -177,7 +178,7 @@ def run_part(name: str, work: Work, worker: Worker, until: float) -> Iterator[Ro
 
 
 def run_tests(work: Work, until: float) -> Iterator[Row]:
-    """The method's GPU tests, by pytest in a process of its own."""
+    """Run the method's GPU tests with pytest in a separate process."""
     if importlib.util.find_spec("pytest") is None:
         yield Row("tests", "GPU tests of clipautt", status="skipped", note="pytest is not installed")
         return
@@ -206,7 +207,7 @@ def run_tests(work: Work, until: float) -> Iterator[Row]:
 
 
 def run_compiled(work: Work, until: float) -> Iterator[Row]:
-    """Compiled tuning: all kinds are compiled at the same time, each in a worker, and measured one after the other."""
+    """Compiled tuning: all kinds are compiled at the same time, one per worker, and measured one after the other."""
     if work.size == "tiny":
         yield Row("compiled", "exact bf16", status="skipped", note="compiling takes longer than size=tiny may")
         return
@@ -237,7 +238,7 @@ def run_compiled(work: Work, until: float) -> Iterator[Row]:
 
 
 def failure(part: str, case: str, error: Exception) -> Row:
-    """The row of what raised or ran out of time."""
+    """The row of a case that raised or ran out of time."""
     if isinstance(error, TimeoutError):
         return Row(part, case, status="late", note="its time ran out")
     return Row(part, case, status="failed", note=str(error))

@@ -1,8 +1,8 @@
 """The measurements of `make gpu-check`, each a function that yields rows; `gpu_check` runs them under deadlines.
 
-In: a `Work` (device and sizes). Out: `Row`s, as they become known. Everything that is compared is measured in turns
-within the same rounds, after a warm-up and with the device synchronised; rows show medians over the rounds, and shares
-are medians of the ratios within a round. Weights are random. `tuner_of` is the only place that knows the tuner's API.
+In: a `Work` (device and sizes). Out: `Row`s, as they become known. Things to compare are measured in turns within the
+same rounds, after a warm-up and with the device synchronised; rows show medians over the rounds, and shares are medians
+of the ratios within a round. Weights are random. Only `tuner_of` uses the tuner's API.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Status = Literal["ok", "failed", "skipped", "late"]
 _WINDOW = 16
 _PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "timm", "av", "decord", "opencv-python-headless")
 _TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
-"""By how much a probability may differ between a problem in a batch and the same problem alone."""
+"""Largest allowed difference of a probability between a problem in a batch and the same problem alone."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     models: tuple[str, ...]
     """Image towers by open_clip name; `fake` is the small random CLIP of the tests."""
@@ -78,19 +78,19 @@ class Sizes:
     rounds: int
     """Rounds of most measurements."""
     videos: int
-    """Different video files."""
+    """Number of different video files."""
     readers: int
-    """Decoding processes."""
+    """Number of decoding processes."""
     read_seconds: float
-    """Length of one turn of decoding."""
+    """Duration of one turn of decoding."""
     problems: int
-    """Tuning problems in one batch."""
+    """Number of tuning problems in one batch."""
     steps: int
-    """AdamW steps."""
+    """Number of AdamW steps."""
     frames: int
-    """T of the long video."""
+    """Number of frames of the long video, T."""
     sampled: int
-    """Windows of the long video that the loop visits."""
+    """Number of windows of the long video that the loop visits."""
 
 
 SIZES = {
@@ -129,7 +129,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What to measure, as plain values that another process can take."""
+    """What to measure, as plain values to send to another process."""
 
     device: str
     """`cuda` or `cpu`."""
@@ -143,7 +143,7 @@ class Work:
 
 
 def facts(device: str | None) -> dict[str, Any]:
-    """The device to use, its name, the driver and the versions of what is used; `device` is None without a GPU."""
+    """The device to use, its name, its driver, and package versions; `device` is None without a GPU."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else None)
@@ -164,7 +164,7 @@ def _driver() -> str | None:
 
 
 def tidy(work: Work) -> None:
-    """Free what an earlier part left behind, so that memory figures are the part's own."""
+    """Free what an earlier part left behind, so that it does not count in the next part's memory."""
     import torch
 
     warnings.filterwarnings("ignore")
@@ -175,7 +175,7 @@ def tidy(work: Work) -> None:
 
 
 def encoder(work: Work) -> Iterator[Row]:
-    """The bare image tower on frames that lie on the device, and `encode_frames` on frames in the host's memory."""
+    """Speed of the bare image tower on frames on the device, and of `encode_frames` on frames in host memory."""
     import numpy as np
     import torch
 
@@ -218,7 +218,7 @@ def encoder(work: Work) -> Iterator[Row]:
 
 
 def overlap(work: Work) -> Iterator[Row]:
-    """Decoding in child processes while the encoder works, beside each of the two alone."""
+    """Speed of decoding in child processes while the encoder works, compared with each of the two alone."""
     from clipautt.video.decoding import Sampling
     from clipautt.video.reader import FrameSpec
 
@@ -245,7 +245,7 @@ def overlap(work: Work) -> Iterator[Row]:
 
 
 def tuning(work: Work) -> Iterator[Row]:
-    """Exact tuning in fp32 and bf16, and feature tuning, of one full batch of videos."""
+    """Speed of exact tuning in fp32 and bf16, and of feature tuning, on one full batch of videos."""
     sizes = work.sizes
     source = _source(work)
     problems = _videos(work, source)
@@ -255,7 +255,7 @@ def tuning(work: Work) -> Iterator[Row]:
         for case, (tune, precision) in modes.items()
     }
     functions: dict[str, Callable[[], Any]] = {p: _product(work, p) for p in ("fp32", "bf16")}
-    functions |= {case: lambda solve=own: solve(problems) for case, own in solve.items()}  # type: ignore[misc]
+    functions |= {case: lambda run=run: run(problems) for case, run in solve.items()}  # type: ignore[misc]
     found = _in_turns(work, functions)
     for case, (tune, precision) in modes.items():
         share = None
@@ -265,7 +265,7 @@ def tuning(work: Work) -> Iterator[Row]:
 
 
 def windows(work: Work) -> Iterator[Row]:
-    """Entropies of all windows of a long video: one pass beside a loop over windows, in time, memory and values."""
+    """Entropies of all windows of a long video: one pass compared with a loop, in time, memory and values."""
     import torch
 
     from clipautt.model.network import initial_model
@@ -285,10 +285,10 @@ def windows(work: Work) -> Iterator[Row]:
     def loop() -> torch.Tensor:
         return naive_window_entropies(model, frames[: sizes.sampled + _WINDOW - 1], prompts, length=_WINDOW)
 
-    own = {"one pass": _with_arithmetic(work, "fp32", one_pass), "loop": _with_arithmetic(work, "fp32", loop)}
-    entropies = own["one pass"]()
-    difference = float((entropies[: sizes.sampled] - own["loop"]()).abs().max())
-    found = _in_turns(work, own)
+    functions = {"one pass": _with_arithmetic(work, "fp32", one_pass), "loop": _with_arithmetic(work, "fp32", loop)}
+    entropies = functions["one pass"]()
+    difference = float((entropies[: sizes.sampled] - functions["loop"]()).abs().max())
+    found = _in_turns(work, functions)
     total = len(entropies)
     of_loop = sizes.sampled / total
     title = f"T = {sizes.frames:,}"
@@ -298,7 +298,7 @@ def windows(work: Work) -> Iterator[Row]:
     yield Row("windows", f"{title}, loop over windows", 1e3 * seconds, "ms", note=note)
     milliseconds = 1e3 / statistics.median(found["one pass"])
     yield Row("windows", f"{title}, one pass", milliseconds, "ms", note=f"{speed:,.0f} × the speed of the loop")
-    peak = _peak_mb(work, own["one pass"])
+    peak = _peak_mb(work, functions["one pass"])
     if peak is not None:
         frames_mb = frames.numel() * 4 / 2**20
         note = f"above model and features; features {frames_mb:.0f} MiB"
@@ -309,7 +309,7 @@ def windows(work: Work) -> Iterator[Row]:
 
 
 def batched(work: Work) -> Iterator[Row]:
-    """Problems tuned in a batch and each alone: the same decisions, and how far probabilities differ."""
+    """Compare problems tuned in a batch with the same problems tuned alone: decisions and probabilities."""
     sizes, source = work.sizes, _source(work)
     sets = {"per video, entropy": _videos(work, source), "per subject, infomax": _subjects(work, source)}
     for precision in ("fp32", "bf16"):
@@ -334,11 +334,11 @@ def batched(work: Work) -> Iterator[Row]:
 
 
 _COMPILED: dict[str, Any] = {}
-"""Of this process: what `prepare_compiled` made ready."""
+"""What `prepare_compiled` made ready in this process."""
 
 
 def prepare_compiled(work: Work, compilation: str) -> tuple[float, Row]:
-    """Compile exact tuning in bf16, which takes a minute or more; seconds it took, and how its results compare."""
+    """Compile exact tuning in bf16, which takes a minute or more; return its seconds and a row on its results."""
     sizes, source = work.sizes, _source(work)
     problems = _videos(work, source)
     options: dict[str, Any] = {"tune": "context", "precision": "bf16", "steps": sizes.steps, "batch": sizes.problems}
@@ -374,8 +374,8 @@ def tuner_of(
 ) -> Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]:
     """A function that tunes problems and returns the AU embeddings [K, d] of each.
 
-    A problem is given as its windows [n, d], each of which is a sample of its own. The only place that knows the
-    tuner's API. The step size is the published one: larger steps on random weights would amplify rounding.
+    A problem is given as its windows [n, d], each of which is one sample. The step size is the published one: larger
+    steps on random weights would amplify rounding.
     """
     import torch
 
@@ -389,7 +389,7 @@ def tuner_of(
     tuner = Tuner(source, TuningConfig(batch_size=batch, compile=compilation))  # type: ignore[arg-type]
 
     def solve(problems: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        outcomes = tuner.tune([Problem(torch.split(own, 1)) for own in problems], method, "best_window")
+        outcomes = tuner.tune([Problem(torch.split(windows, 1)) for windows in problems], method, "best_window")
         return [unless_degenerate(outcome).au_embeddings for outcome in outcomes]
 
     return solve
@@ -422,14 +422,14 @@ def _compare(
     expected: Sequence[torch.Tensor],
     precision: str,
 ) -> Row:
-    """Decisions and probabilities under two sets of AU embeddings of the same problems.
+    """Compare decisions and probabilities under two sets of AU embeddings of the same problems.
 
     A decision that changes is an error unless the expected probability was closer to the boundary than rounding.
     """
     import torch
 
     def probabilities(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
-        logits = [source.logits(own, a) for own, a in zip(problems, embeddings, strict=True)]
+        logits = [source.logits(windows, a) for windows, a in zip(problems, embeddings, strict=True)]
         return torch.cat(logits).softmax(-1)
 
     p, q = probabilities(found), probabilities(expected)
@@ -463,7 +463,7 @@ def _backbone(work: Work, name: str) -> Backbone:
 
 
 def _source(work: Work) -> Source:
-    """An untrained CLIP-AU with all AU prompts on that CLIP; its classifier is spread as a trained one's."""
+    """An untrained CLIP-AU with all AU prompts (`tiny`: four), whose logits are spread as a trained one's."""
     from clipautt.action_units import VOCABULARY
     from clipautt.model.windows import WindowSpec
     from tests.support.fakes import fake_source
@@ -475,13 +475,13 @@ def _source(work: Work) -> Source:
 
 def _videos(work: Work, source: Source) -> list[torch.Tensor]:
     """One batch of single videos, each given by its most certain window, [1, d]."""
-    return [own[:1] for own in _best_windows(source, work.sizes.problems, 1)]
+    return [windows[:1] for windows in _best_windows(source, work.sizes.problems, 1)]
 
 
 def _subjects(work: Work, source: Source) -> list[torch.Tensor]:
     """Subjects with different numbers of videos, each given by its most certain window, [n, d]."""
-    own = _best_windows(source, max(2, work.sizes.problems // 2), 16)
-    return [windows[: 5 + number % 12] for number, windows in enumerate(own)]
+    subjects = _best_windows(source, max(2, work.sizes.problems // 2), 16)
+    return [windows[: 5 + number % 12] for number, windows in enumerate(subjects)]
 
 
 def _best_windows(source: Source, subjects: int, videos: int) -> list[torch.Tensor]:
@@ -499,7 +499,7 @@ def _best_windows(source: Source, subjects: int, videos: int) -> list[torch.Tens
 
 
 def _write_videos(folder: Path, sizes: Sizes) -> list[Clip]:
-    """Three seconds of 640 × 480 each: a smooth random picture that moves."""
+    """Write videos of three seconds in 640 × 480, each of a smooth random picture that moves."""
     import cv2
     import numpy as np
 
@@ -517,10 +517,10 @@ def _write_videos(folder: Path, sizes: Sizes) -> list[Clip]:
 
 
 def _decoded(clips: Sequence[Clip], spec: Any, sizes: Sizes, backbone: Backbone | None) -> float:
-    """Frames per second of decoding processes that work in parallel; with a backbone, of frames that it encoded.
+    """Frames per second of parallel decoding processes; with a backbone, frames per second that it encoded.
 
-    Clips that are being read when the time is over are read to their end, so that the processes can be used again;
-    their frames do not count.
+    Clips being read when the time is over are read to their end, so that the processes can be used again, but their
+    frames are not counted.
     """
     import numpy as np
 
@@ -568,7 +568,7 @@ def _decoded(clips: Sequence[Clip], spec: Any, sizes: Sizes, backbone: Backbone 
 
 
 def _encoded_alone(backbone: Backbone, sizes: Sizes) -> float:
-    """Frames per second of `encode_frames` on frames in the host's memory, in calls as large as in `_decoded`."""
+    """Frames per second of `encode_frames` on frames in host memory, in calls as large as in `_decoded`."""
     import numpy as np
 
     size = backbone.preprocessing.size
@@ -582,7 +582,7 @@ def _encoded_alone(backbone: Backbone, sizes: Sizes) -> float:
 
 
 def _product(work: Work, precision: str) -> Callable[[], Any]:
-    """A product of large square matrices in a precision."""
+    """A function that multiplies large square matrices in this precision."""
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -596,7 +596,7 @@ def _matrix_rows(found: Mapping[str, Sequence[float]]) -> Iterator[Row]:
 
 
 def _with_arithmetic(work: Work, precision: str, function: Callable[[], Any]) -> Callable[[], Any]:
-    """The function without gradients and in that precision."""
+    """The function without gradients and in this precision."""
     import torch
 
     from clipautt.backbones.frozen_clip import image_arithmetic
@@ -627,7 +627,7 @@ def _in_turns(work: Work, functions: Mapping[str, Callable[[], Any]]) -> dict[st
 
 
 def _seconds(work: Work, function: Callable[[], Any], times: int) -> float:
-    """Of so many calls in a row, the device's work included."""
+    """Time of `times` calls in a row, until the device has finished."""
     _synchronise(work)
     began = time.perf_counter()
     for _ in range(times):
@@ -650,8 +650,8 @@ def _median_ratio(rates: Sequence[float], bounds: Sequence[float], factor: float
 def _operations(function: Callable[[], Any]) -> float:
     """Floating-point operations of a function's matrix products.
 
-    Attention is counted by its plain products; without gradients, image towers take PyTorch's fused attention, which
-    the counter does not see: callers let a gradient through. On CPUs, frozen layers take PyTorch's own products.
+    Attention is counted by its plain products; without gradients, image towers use PyTorch's fused attention, which the
+    counter does not see, so callers require a gradient. On CPUs, frozen layers use PyTorch's products here.
     """
     from unittest import mock
 
@@ -667,7 +667,7 @@ def _operations(function: Callable[[], Any]) -> float:
 
 
 def _peak_mb(work: Work, function: Callable[[], Any]) -> float | None:
-    """MiB of GPU memory that a call takes at most, above what is there before; None on a CPU."""
+    """Peak GPU memory of a call above what was in use before, MiB; None on a CPU."""
     import torch
 
     if work.device != "cuda":

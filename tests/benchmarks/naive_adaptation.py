@@ -1,13 +1,13 @@
-"""CLIP-AUTT as one writes it down first: what clipautt is compared with, in numbers and in speed.
+"""A straightforward CLIP-AUTT: the reference for clipautt's numbers and speed.
 
-One video at a time. Every window goes through the temporal module, the similarities and the classifier on its own, in a
-Python loop; then AdamW takes its steps on the entropy of the chosen window, each with all K prompts at CLIP's full 77
-tokens through open_clip's own text transformer; then the window is predicted. It is written with care: what frozen
-weights need no gradient for gets none, nothing is computed twice where a plain reading of the method does not ask for
-it, and the AU embeddings of the source prompts are computed once for all videos.
+In: frame features of one video at a time. Out: a `NaiveResult`. Every window goes through the temporal module, the
+similarities and the classifier by itself, in a Python loop; then AdamW takes its steps on the entropy of the chosen
+window, each with all K prompts at CLIP's full 77 tokens through open_clip's text transformer; then the window is
+predicted. It is written with care: frozen weights get no gradients, nothing is computed twice unless the method as
+published asks for it, and the AU embeddings of the source prompts are computed once for all videos.
 
-Source: sections 2 and 3 of the method (CLIP-AUTT, arXiv 2603.27999). What this module does not know: clipautt's
-windows, text towers and tuner; it shares with them the weights and the prompts' strings only.
+Source: sections 2 and 3 of the method (CLIP-AUTT, arXiv 2603.27999). It shares only the weights and the prompts'
+strings with clipautt, not its windows, text towers or tuner.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _TEMPERATURE = 5.0
 
 @dataclass(frozen=True, eq=False)
 class NaiveResult:
-    """What the loop says about one video, and how long its parts took."""
+    """Result of the loop for one video, and how long its parts took."""
 
     probabilities: Tensor
-    """After tuning, float32 [C]."""
+    """Class probabilities after tuning, float32 [C]."""
     window: int
     """First frame of the window of lowest entropy."""
     context: Tensor
     """Tuned context vectors, float32 [K, M, d_text]."""
     selection_seconds: float
-    """Of the entropies of all windows."""
+    """Time for the entropies of all windows."""
     step_seconds: tuple[float, ...]
-    """Of each step: text tower, loss, the way back, AdamW."""
+    """Time of each step: text tower, loss, backward pass, AdamW."""
     prediction_seconds: float
-    """Of the text tower once more, and the prediction."""
+    """Time for the text tower once more, and the prediction."""
 
     def seconds(self, steps: int) -> float:
-        """What a video takes with so many steps of the same duration."""
+        """Time per video with this many steps of the mean duration."""
         mean = sum(self.step_seconds) / max(1, len(self.step_seconds))
         return self.selection_seconds + steps * mean + self.prediction_seconds
 
@@ -57,8 +57,8 @@ class NaiveCLIPAUTT:
         clip: an open_clip `CLIP`, frozen.
         model: CLIP-AU's trained part: `adapter`, `temporal`, `classifier`, frozen.
         texts: the K prompts, context words included.
-        num_context: M, how many tokens of words in front become context vectors.
-        window_length: L; windows begin at every frame.
+        num_context: M, the number of leading tokens that become context vectors.
+        window_length: L; a window begins at every frame.
     """
 
     def __init__(self, clip: Any, model: Any, texts: Sequence[str], *, num_context: int, window_length: int) -> None:
@@ -73,7 +73,7 @@ class NaiveCLIPAUTT:
             self.source_au_embeddings = self.au_embeddings(self.source_context)
 
     def au_embeddings(self, context: Tensor) -> Tensor:
-        """a of the prompts under context vectors: [K, M, d_text] → [K, d]."""
+        """AU embeddings a of the prompts under context vectors: [K, M, d_text] → [K, d]."""
         clip = self._clip
         x = torch.cat([self._embeddings[:, :1], context, self._embeddings[:, 1 + self._num_context :]], dim=1)
         x = clip.transformer(x + clip.positional_embedding, attn_mask=clip.attn_mask)
@@ -82,12 +82,12 @@ class NaiveCLIPAUTT:
         return F.normalize(self._model.adapter(text_features), dim=-1)
 
     def adapt(self, frames: Tensor, *, steps: int, learning_rate: float) -> NaiveResult:
-        """One video [T, d] from the source prompts: choose the window, tune, predict.
+        """Adapt to one video from the source prompts: choose the window, tune, predict.
 
         Args:
-            frames: image features in order, not normalised.
-            steps: of AdamW.
-            learning_rate: its step size.
+            frames: image features in order, not normalised, [T, d].
+            steps: number of AdamW steps.
+            learning_rate: step size of AdamW.
         """
         began = self._now()
         entropies = naive_window_entropies(self._model, frames, self.source_au_embeddings, length=self._window_length)
@@ -132,12 +132,12 @@ def naive_window_entropies(model: Any, frames: Tensor, au_embeddings: Tensor, *,
 
     Args:
         model: CLIP-AU's trained part.
-        frames: of one video, [T, d].
-        au_embeddings: [K, d].
-        length: L; a video that is shorter is one window.
+        frames: frame features of one video, [T, d].
+        au_embeddings: AU embeddings a, [K, d].
+        length: L; a shorter video is one window.
 
     Returns:
-        [T − L + 1], nats.
+        Entropies, nats, [max(1, T − L + 1)].
     """
     entropies = []
     with torch.no_grad():

@@ -49,7 +49,7 @@ def test_numeric_ids_stay_text_with_their_zeros(tmp_path: Path) -> None:
 def test_the_neutral_class_is_not_guessed(tmp_path: Path) -> None:
     """`alert` comes before `rest`; a manifest that says nothing would make it the neutral class."""
     rows = "a,s1,x.mp4,,,rest,source_train,", "b,s2,x.mp4,,,alert,target,"
-    with pytest.raises(ManifestError, match=r"no label is 'neutral' among alert, rest; give classes=\[…\]"):
+    with pytest.raises(ManifestError, match=r"no label of alert, rest is 'neutral'; give classes=\[…\]"):
         read_manifest(csv(tmp_path, *rows))
     manifest = read_manifest(csv(tmp_path, *rows), classes=("rest", "alert"))
     write_manifest(manifest.clips, tmp_path / "m.parquet", classes=manifest.classes)
@@ -70,7 +70,7 @@ def test_blanks_around_a_cell_make_no_other_subject(tmp_path: Path) -> None:
 def test_an_unquoted_comma_moves_no_cell(tmp_path: Path) -> None:
     header = "clip_id,subject_id,source,label,split\n"
     with pytest.raises(
-        ManifestError, match=r"line 2 has 6 cells, the header 5; cells that hold commas are put in quotes"
+        ManifestError, match=r"line 2 has 6 cells, the header 5; put cells that contain commas in quotes"
     ):
         read_manifest(csv(tmp_path, "v1,ann,Doe, Jane/v1.mp4,neutral,source_train", header=header))
     (clip,) = read_manifest(csv(tmp_path, 'v1,ann,"Doe, Jane/v1.mp4",neutral,source_train', header=header)).clips
@@ -136,7 +136,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         "  row 1: clip_id 'a' is listed twice",
         "  row 8: split 'test' is not one of source_train, source_val, target",
         "  row 8: label 'joy' is not one of neutral, pain",
-        "  row 7: label is empty; only target clips may go without",
+        "  row 7: label is empty; only target clips may be unlabelled",
         "  row 6: start_seconds 'soon' is not a number",
         "  row 4: the span from 3 to 2 in seconds is empty or negative",
         "  row 5: the span from -1 to the end in seconds is empty or negative",
@@ -159,7 +159,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 
 
 def test_labels_are_needed_to_learn_from(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="row 0: label is empty; only target clips may go without"):
+    with pytest.raises(ManifestError, match="row 0: label is empty; only target clips may be unlabelled"):
         read_manifest(csv(tmp_path, "a,s,x.mp4,source_train", header="clip_id,subject_id,source,split\n"))
     path = csv(tmp_path, "a,s,x.mp4,target", header="clip_id,subject_id,source,split\n")
     assert read_manifest(path).clips[0].label is None
@@ -227,7 +227,7 @@ def test_subject_on_both_sides_is_refused(tmp_path: Path, other: str) -> None:
 
 
 def test_uris_are_refused_at_the_door(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"row 1: source 's3://bucket/b.mp4' is a URI; only files"):
+    with pytest.raises(ManifestError, match=r"row 1: source 's3://bucket/b.mp4' is a URI; give a path"):
         read_manifest(csv(tmp_path, "a,s1,a.mp4,,,,target,", "b,s1,s3://bucket/b.mp4,,,,target,"))
 
 

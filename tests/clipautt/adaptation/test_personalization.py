@@ -87,7 +87,7 @@ def test_personalization_of_another_checkpoint_is_refused_naming_both(tmp_path: 
     _, personalization, _ = tuned_personalization(source)
     mine, theirs = source.checkpoint.fingerprint, other.checkpoint.fingerprint
     save_personalization(personalization, tmp_path / "p.safetensors", checkpoint=mine)
-    with pytest.raises(ValueError, match=rf"was adapted from checkpoint {mine}, given is {theirs}"):
+    with pytest.raises(ValueError, match=rf"was adapted from checkpoint {mine}, not from {theirs}"):
         load_personalization(tmp_path / "p.safetensors", other)
     with pytest.raises(FileNotFoundError, match=r"no adapted prompts at .*gone\.safetensors"):
         load_personalization(tmp_path / "gone.safetensors", source)

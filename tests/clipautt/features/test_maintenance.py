@@ -88,9 +88,9 @@ def test_inventory_counts_what_there_is(tmp_path: Path, root: Path, store: Featu
     ("content", "trouble"),
     [
         (None, "it has no _spec.json"),
-        ("{", "_spec.json is no specification (JSONDecodeError"),
-        ("[]", "_spec.json is no specification (TypeError"),
-        ('{"backbone": "x"}', "_spec.json is no specification (KeyError: 'frames')"),
+        ("{", "_spec.json is not a specification (JSONDecodeError"),
+        ("[]", "_spec.json is not a specification (TypeError"),
+        ('{"backbone": "x"}', "_spec.json is not a specification (KeyError: 'frames')"),
         (json.dumps(OTHER.facts), f"_spec.json has fingerprint {OTHER.fingerprint}, which is not the folder's name"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_sound_store_has_no_findings(tmp_path: Path, root: Path, store: Featur
 @pytest.mark.parametrize(
     ("columns", "what"),
     [
-        ({"times": [[0.0, 0.2, 0.1]]}, "has times that go back"),
+        ({"times": [[0.0, 0.2, 0.1]]}, "has times that decrease"),
         ({"times": [[0.0, 0.1]]}, "has 3 frames and 2 times"),
         ({"face_found": [[True]]}, "has 3 frames and 1 face_found"),
         ({"features": [[]], "times": [[]]}, "has no frames"),
@@ -176,8 +176,8 @@ def test_sources_that_are_gone_or_changed_are_notes(tmp_path: Path, root: Path, 
     Path(changed.source).write_text("another video")
     found = verify(root)
     assert [finding.problem for finding in found] == [False, False]
-    assert str(found[0]).endswith(f"clip 'gone' was made of {gone.source}, which is gone")
-    assert str(found[1]).endswith(f"clip 'changed' was made of {changed.source}, which has changed since")
+    assert str(found[0]).endswith(f"clip 'gone' was made from {gone.source}, which is gone")
+    assert str(found[1]).endswith(f"clip 'changed' was made from {changed.source}, which has changed since")
 
 
 def test_leftovers_go_after_an_hour(tmp_path: Path, root: Path, store: FeatureStore) -> None:

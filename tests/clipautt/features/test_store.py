@@ -251,7 +251,7 @@ def damage_file(file: Path, how: str) -> None:
         ("empty", "size is 0 bytes"),
         ("text", "Parquet"),
         ("table of another", "it has no column clip_key"),
-        ("another width", r"column features has type .*\[2\]> and not .*\[16\]>"),
+        ("another width", r"column features has type .*\[2\]>, not .*\[16\]>"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, store: FeatureStore, how: str, reason: str) -> None:
@@ -318,14 +318,14 @@ def test_a_file_that_is_rewritten_meanwhile_is_read_under_its_new_name(tmp_path:
     assert sorted(read_parts(store.path, read)) == ["c1", "c2", "c3"]
 
 
-def test_files_that_vanish_again_and_again_are_an_error(tmp_path: Path, store: FeatureStore) -> None:
+def test_files_that_keep_disappearing_are_an_error(tmp_path: Path, store: FeatureStore) -> None:
     append_numbers(str(tmp_path / "features"), [1])
 
     def read(file: Path) -> None:
         file.rename(file.with_name(f"part-{time.perf_counter_ns()}.parquet"))
         raise FileNotFoundError
 
-    with pytest.raises(DamagedStoreError, match="vanish while they are read; try again"):
+    with pytest.raises(DamagedStoreError, match="keep disappearing while they are read; try again"):
         read_parts(store.path, read)
 
 

@@ -135,13 +135,13 @@ def test_files_that_do_not_fit_are_explained(tmp_path: Path, backbone: Backbone,
     whole = path.read_bytes()
     for number, share in enumerate((0.1, 0.5, 0.98)):
         (tmp_path / f"cut{number}.pth").write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match="is no complete file of tensors"):
+        with pytest.raises(ValueError, match="is not a complete file of tensors"):
             import_checkpoint(tmp_path / f"cut{number}.pth", PROMPTS, backbone)
     published.temporal.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"temporal\.bias is no tensor of finite numbers"):
+    with pytest.raises(ValueError, match=r"temporal\.bias is not a tensor of finite numbers"):
         import_checkpoint(published.save(tmp_path / "nan.pth"), PROMPTS, backbone)
     (tmp_path / "text.pth").write_text("no tensors")
-    with pytest.raises(ValueError, match="is no complete file of tensors"):
+    with pytest.raises(ValueError, match="is not a complete file of tensors"):
         import_checkpoint(tmp_path / "text.pth", PROMPTS, backbone)
     with pytest.raises(FileNotFoundError, match=r"weights=.*gone\.pth: no such file"):
         import_checkpoint(tmp_path / "gone.pth", PROMPTS, backbone)
@@ -162,7 +162,7 @@ def test_prompts_are_read_verbatim(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ValueError, match="no prompts in it"):
         read_prompts(tmp_path / "none.txt")
-    with pytest.raises(FileNotFoundError, match=r"prompts=.*gone\.txt: no such file; it holds one prompt per line"):
+    with pytest.raises(FileNotFoundError, match=r"prompts=.*gone\.txt: no such file; give a text file with one"):
         read_prompts(tmp_path / "gone.txt")
 
 

@@ -161,7 +161,7 @@ def test_an_epoch_without_batches_is_an_error() -> None:
 
 def test_stored_examples_are_refused_where_features_are_to_be_streamed() -> None:
     """A caller that knows only features would pass over the augmentation in silence."""
-    with pytest.raises(ValueError, match=r"train\.features='streamed' is not possible here, .*: take cached"):
+    with pytest.raises(ValueError, match=r"train\.features='streamed' is not possible here, .*train\.features=cached"):
         trained(examples_of(), features="streamed")
 
 

@@ -70,7 +70,9 @@ def test_verify_exits_1_where_something_is_wrong(
         (store.path / f"part-{number}.parquet").write_bytes(b"")
     assert cli.main(["store", "verify"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("note: ") and lines[0].endswith(f"clip 'a' was made of {clips[0].source}, which is gone")
+    assert lines[0].startswith("note: ") and lines[0].endswith(
+        f"clip 'a' was made from {clips[0].source}, which is gone"
+    )
     assert sum("is damaged" in line for line in lines) == 25
     assert lines[-2:] == ["… and 2 more problems", "27 problems in features"]
 
