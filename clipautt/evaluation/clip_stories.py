@@ -1,7 +1,7 @@
-"""What a report shows in detail, computed from features, sources and result rows: clip stories and AU agreement.
+"""Clip stories and AU agreement for a report, computed from features, frozen models and result rows.
 
-Two views of a clip are compared: the reference (CLIP-AU without personalization) and the personalised model of that
-subject. What this module does not know: real intensities; they come with synthetic clips only.
+Two models are compared on each clip: the reference (CLIP-AU without personalization) and the personalised model of the
+subject. True intensities are passed in; only synthetic clips have them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clipautt.model.windows import entropy
 from clipautt.video.reader_process import read_frames
 
 Truth = Callable[[str], pd.DataFrame]
-"""True intensities of a video, by its path."""
+"""Path of a video → its true intensities, see `ClipStory.truth`."""
 
 _STRIP_FRAMES = 8
 _AGREEMENT_HOP = 4
@@ -35,7 +35,7 @@ _AGREEMENT_HOP = 4
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the two models that are compared, with what it knows of each subject."""
+    """One of the two models compared, with its personalization of each subject."""
 
     source: Source
     """Frozen model."""
@@ -59,13 +59,13 @@ class Side:
 
 
 def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, count: int) -> list[str]:
-    """Ids of clips worth showing, subjects in turn: mended decisions first, then spoilt ones, then right ones.
+    """Ids of clips to show, subjects in turn: first decisions corrected, then decisions made wrong, then right ones.
 
     Args:
         before: rows of the reference, one per clip.
         after: rows of the personalised method, the same clips.
-        positive: class with the expression; only such clips and spoilt neutral ones are shown.
-        count: at most so many.
+        positive: class with the expression; of other classes, only clips whose decision was made wrong are chosen.
+        count: the most ids to return.
     """
     later = after.set_index("clip_id")["prediction"].rename("prediction_after")
     joined = before.set_index("clip_id").join(later, how="inner")
@@ -81,15 +81,15 @@ def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, co
 def tell_story(
     clip: Clip, features: ClipFeatures, side: Side, *, before: pd.Series, after: pd.Series, truth: Truth | None
 ) -> ClipStory:
-    """One clip as the personalised model sees it.
+    """The story of one clip, as the personalised model sees it.
 
     Args:
-        clip: with its label.
-        features: of the clip.
+        clip: the clip with its label.
+        features: its features.
         side: the personalised model.
         before: result row of the reference.
         after: result row of the personalised method.
-        truth: looks up true intensities; None for real videos.
+        truth: gives the true intensities; None for real videos.
     """
     views, similarities, uncertain = side.track(features)
     start, end = float(after["window_start_seconds"]), float(after["window_end_seconds"])
@@ -119,20 +119,21 @@ def measure_agreement(
 ) -> list[AuAgreement]:
     """Rank correlation of AU similarities with true intensities, mean over subjects, before and after.
 
-    Within a subject, over windows of all clips; averaging over subjects keeps differences between people out of it.
+    Computed within each subject over every fourth window of all its clips, so that differences between people do not
+    enter.
     """
     per_subject: list[pd.DataFrame] = []
     codes = tuple(action_unit_columns(reference.source.checkpoint.spec.phrases))
-    for own in by_subject(clip for clip in clips if clip.clip_id in features).values():
+    for subject_clips in by_subject(clip for clip in clips if clip.clip_id in features).values():
         before, after, true = [], [], []
-        for clip in own:
+        for clip in subject_clips:
             views, similarities, _ = reference.track(features[clip.clip_id])
             kept = slice(None, None, _AGREEMENT_HOP)
             before.append(similarities[kept])
             after.append(personalised.track(features[clip.clip_id])[1][kept])
             true.append(truth_of_windows(truth(clip.source), views.start_seconds[kept], views.end_seconds[kept]))
-        found = au_agreement(np.concatenate(before), pd.concat(true), codes, adapted=np.concatenate(after))
-        per_subject.append(pd.DataFrame([vars(one) for one in found]))
+        agreement = au_agreement(np.concatenate(before), pd.concat(true), codes, adapted=np.concatenate(after))
+        per_subject.append(pd.DataFrame([vars(one) for one in agreement]))
     every = pd.concat(per_subject)
     mean = every.groupby("code", sort=False).agg({"rho": "mean", "rho_adapted": "mean", "num_windows": "sum"})
     return [

@@ -1,11 +1,10 @@
-"""What OpenFace 2 saw of a face: its CSV files, found by clip and read with our action unit codes.
+"""OpenFace 2's CSV files: find the file of each clip, and read its AU intensities and presences under our AU codes.
 
 OpenFace (Baltrušaitis et al., 2018, doi:10.1109/FG.2018.00019) estimates 17 intensities (`AU01_r` … `AU45_r`, 0 to 5)
-and 18 presences (`AU01_c` …, 0 or 1; AU28 has only this one) in every frame. Its files come from
-`FeatureExtraction` or `FaceLandmarkVidMulti`; users bring them, nothing here runs OpenFace.
+and 18 presences (`AU01_c` …, 0 or 1; AU28 has only this one) in every frame. Users write the
+files with `FeatureExtraction` or `FaceLandmarkVidMulti`; nothing here runs OpenFace.
 
-What this module does not know: how good these estimates are; they come from a model and are no ground truth. And
-whether the video that OpenFace read is the one that was encoded.
+The estimates are not ground truth. Whether OpenFace read the video that was encoded is not checked.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pandas as pd
 from clipautt.clips import Clip
 
 MIN_CONFIDENCE = 0.75
-"""Rows of which OpenFace is less sure do not count."""
+"""Rows in which OpenFace is less confident are dropped."""
 
 _UNIT = re.compile(r"AU(\d+)_([rc])")
 _NOT_FINITE = r"[+-]?(?:nan|inf)(?:\(\w*\))?"
@@ -32,22 +31,22 @@ _FACTS = ("timestamp", "frame", "face_id", "confidence", "success")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OpenFaceTrack:
-    """One face over the frames of a video that count."""
+    """One face over the usable frames of a video."""
 
     path: Path
     """File it was read from."""
     intensities: pd.DataFrame
-    """`time_seconds` of the clip, ascending, and a column per code such as `AU4`, 0..5; a row per frame that counts."""
+    """`time_seconds` of the clip, ascending, and a column per code such as `AU4`, 0..5; a row per usable frame."""
     presences: pd.DataFrame
     """The same rows: `time_seconds` and a column per AU code, 0 or 1."""
     face_id: int
-    """OpenFace's number of the face, the one with most rows; 0 where the file has none."""
+    """OpenFace's number of the face with the most rows; 0 where the file has none."""
     num_rows: int
     """Rows of this face in the file."""
     num_dropped: int
-    """Of these, rows that do not count: no success, low confidence, or a value that is not finite."""
+    """Of these, rows that were dropped: no success, low confidence, or a value that is not finite."""
     num_other_faces: int
-    """Rows of other faces, which were left out."""
+    """Rows of other faces, which are omitted."""
 
     def __repr__(self) -> str:
         return f"OpenFaceTrack({self.path.name!r}, {len(self.intensities)} of {self.num_rows} rows)"
@@ -61,7 +60,7 @@ class OpenFaceTrack:
 
         Returns:
             Intensities (0..5) and presences (0..1), V rows each and a column per AU code; NaN in a window without a
-            row that counts.
+            usable row.
         """
         return window_means(self.intensities, start_seconds, end_seconds), window_means(
             self.presences, start_seconds, end_seconds
@@ -77,7 +76,7 @@ def window_means(frames: pd.DataFrame, start_seconds: npt.ArrayLike, end_seconds
         end_seconds: of each window, exclusive, [V].
 
     Returns:
-        V rows, a column for each but `time_seconds`; NaN in a window without rows.
+        V rows, the columns of `frames` without `time_seconds`; NaN in a window without rows.
     """
     values = frames.drop(columns="time_seconds")
     times = frames["time_seconds"].to_numpy(float)
@@ -88,40 +87,40 @@ def window_means(frames: pd.DataFrame, start_seconds: npt.ArrayLike, end_seconds
 
 
 def list_openface(folder: str | Path) -> dict[str, list[Path]]:
-    """The CSV files below a folder by their name without suffix, so that many clips need one look at the disk.
+    """Name without suffix → paths, for the CSV files below a folder; one scan of the disk serves many clips.
 
-    Folders `…_aligned`, where OpenFace leaves a picture of every frame, are not looked into.
+    Folders named `…_aligned`, where OpenFace leaves a picture of every frame, are skipped.
 
     Raises:
         FileNotFoundError: if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"openface={folder}: there is no such folder; give the one with OpenFace's CSV files")
-    found: dict[str, list[Path]] = {}
+        raise FileNotFoundError(f"openface={folder}: no such folder; give the folder with OpenFace's CSV files")
+    by_stem: dict[str, list[Path]] = {}
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith("_aligned")]
         for name in files:
             if name.lower().endswith(".csv"):
-                found.setdefault(Path(name).stem, []).append(Path(place, name))
-    return {stem: sorted(paths) for stem, paths in found.items()}
+                by_stem.setdefault(Path(name).stem, []).append(Path(place, name))
+    return {stem: sorted(paths) for stem, paths in by_stem.items()}
 
 
 def match_openface(
     folder: str | Path | Mapping[str, Sequence[Path]], clips: Sequence[Clip]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The CSV file of each clip: `<clip_id>.csv`, or else the one named after the file that the clip was cut from.
+    """The CSV file of each clip: `<clip_id>.csv`, or else the one named after the video that the clip was cut from.
 
-    Where several have that file name, the one whose folder is called as the video's is taken. A file is never taken
-    for a clip of another video: where other videos have the same name, the folder must fit.
+    Of several CSV files with that name, the one in a folder named like the video's is taken. If other videos have the
+    same name, only such a file is taken, so that no clip gets the file of another video.
 
     Args:
-        folder: looked through at any depth; or what `list_openface` gave.
-        clips: all of a run, since videos of one name must be told apart. A clip id with slashes is looked for by its
-            whole path.
+        folder: searched at any depth; or the result of `list_openface`.
+        clips: all clips of a run, since videos with the same name must be told apart. A clip id with slashes is matched
+            by its whole path.
 
     Returns:
-        Clip id → path, for those that have one; and for those that may have one, clip id → why none was taken.
+        Clip id → path, for clips with a file; and clip id → reason, for clips whose file is ambiguous.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -131,7 +130,7 @@ def match_openface(
     for clip in clips:
         for name in _names(clip):
             sources.setdefault(name, set()).add(clip.source)
-    found: dict[str, Path] = {}
+    matched: dict[str, Path] = {}
     problems: dict[str, str] = {}
     for clip in clips:
         try:
@@ -140,8 +139,8 @@ def match_openface(
             problems[clip.clip_id] = str(error)
         else:
             if path is not None:
-                found[clip.clip_id] = path
-    return found, problems
+                matched[clip.clip_id] = path
+    return matched, problems
 
 
 def _names(clip: Clip) -> list[str]:
@@ -151,8 +150,8 @@ def _names(clip: Clip) -> list[str]:
 
 def _of_clip(files: Mapping[str, Sequence[Path]], clip: Clip) -> Path | None:
     ending = f"/{clip.clip_id}"
-    own = files.get(Path(clip.clip_id).name, ())
-    return _only(clip, [path for path in own if path.with_suffix("").as_posix().endswith(ending)])
+    named = files.get(Path(clip.clip_id).name, ())
+    return _only(clip, [path for path in named if path.with_suffix("").as_posix().endswith(ending)])
 
 
 def _of_video(files: Mapping[str, Sequence[Path]], clip: Clip, sources: Mapping[str, set[str]]) -> Path | None:
@@ -162,8 +161,8 @@ def _of_video(files: Mapping[str, Sequence[Path]], clip: Clip, sources: Mapping[
         fitting = [path for path in same if path.parent.name == folder]
         if same and not fitting and len(sources[name]) > 1:
             raise ValueError(
-                f"clip {clip.clip_id!r}: {same[0]} may be of any of {len(sources[name])} videos of the name {name!r}; "
-                f"put it into a folder {folder!r}, or name it after clip_id"
+                f"clip {clip.clip_id!r}: {same[0]} may belong to any of {len(sources[name])} videos named {name!r}; "
+                f"put it into a folder named {folder!r}, or name it after clip_id"
             )
         if same:
             return _only(clip, fitting or same)
@@ -173,7 +172,7 @@ def _of_video(files: Mapping[str, Sequence[Path]], clip: Clip, sources: Mapping[
 def _only(clip: Clip, paths: Sequence[Path]) -> Path | None:
     if len(paths) > 1:
         raise ValueError(
-            f"clip {clip.clip_id!r}: {paths[0]} and {paths[1]} both have the name {paths[0].stem!r}; keep one of them, "
+            f"clip {clip.clip_id!r}: {paths[0]} and {paths[1]} are both named {paths[0].stem!r}; keep one of them, "
             "or name OpenFace's files after clip_id"
         )
     return paths[0] if paths else None
@@ -182,8 +181,8 @@ def _only(clip: Clip, paths: Sequence[Path]) -> Path | None:
 def read_openface_of(path: Path, clip: Clip) -> OpenFaceTrack:
     """Read the CSV file of a clip, in seconds of the clip.
 
-    A file named after the clip's source covers the whole of it, so its times are shifted by the begin of the clip; one
-    named after the clip alone begins with the clip.
+    A file named after the video covers all of it, so its times are shifted by the start of the clip; a file named after
+    the clip starts with the clip.
 
     Raises:
         FileNotFoundError, ValueError: as `read_openface`.
@@ -203,41 +202,41 @@ def read_openface(
     """Read a CSV file that OpenFace wrote.
 
     Args:
-        path: of the file.
+        path: the CSV file.
         offset_seconds: where the clip begins in the video that OpenFace read; subtracted from its times.
         offset_frames: the same as a number of frames, for clips that are cut by frames.
-        min_confidence: rows with less do not count, 0..1.
+        min_confidence: rows with a lower confidence are dropped, 0..1.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming file, column and line, if it is empty, has no timestamps or no action units, holds something
-            that is not a number or is out of range, or if times go back.
+            that is not a number or is out of range, or if times decrease.
     """
     path = Path(path)
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}; allowed is 0 to 1")
     table = _read_numbers(path)
-    own, face_id = _main_face(table)
-    _check_times(path, own)
-    counts = own.notna().all(axis=1)
-    counts &= own.get("success", pd.Series(1, own.index)) == 1
-    counts &= own.get("confidence", pd.Series(1, own.index)) >= min_confidence
-    kept = own[counts]
+    face, face_id = _main_face(table)
+    _check_times(path, face)
+    usable = face.notna().all(axis=1)
+    usable &= face.get("success", pd.Series(1, face.index)) == 1
+    usable &= face.get("confidence", pd.Series(1, face.index)) >= min_confidence
+    kept = face[usable]
     _check_ranges(path, kept)
-    times = kept["timestamp"] - _time_of_frame(path, own, offset_frames) - offset_seconds
+    times = kept["timestamp"] - _time_of_frame(path, face, offset_frames) - offset_seconds
     return OpenFaceTrack(
         path=path,
         intensities=_units(kept, times, "r"),
         presences=_units(kept, times, "c"),
         face_id=face_id,
-        num_rows=len(own),
-        num_dropped=int((~counts).sum()),
-        num_other_faces=len(table) - len(own),
+        num_rows=len(face),
+        num_dropped=int((~usable).sum()),
+        num_other_faces=len(table) - len(face),
     )
 
 
 def _read_numbers(path: Path) -> pd.DataFrame:
-    """The columns that are needed, as numbers, under names without blanks; and the `line` of each row."""
+    """The needed columns as numbers, blanks stripped from their names, and the `line` of each row in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no OpenFace file at {path}; FeatureExtraction -f VIDEO -out_dir FOLDER writes it")
     try:
@@ -266,15 +265,15 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     there = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     if "timestamp" not in names:
         raise ValueError(
-            f"{path}: no column timestamp (there are: {there}); OpenFace's FeatureExtraction writes it for videos, "
+            f"{path}: no column timestamp (columns: {there}); OpenFace's FeatureExtraction writes it for videos, "
             "FaceLandmarkImg does not"
         )
     if not any(_UNIT.fullmatch(name) for name in names):
-        raise ValueError(f"{path}: no action units such as AU04_r (there are: {there}); run OpenFace with -aus")
+        raise ValueError(f"{path}: no action units such as AU04_r (columns: {there}); run OpenFace with -aus")
 
 
 def _numbers(path: Path, column: pd.Series, lines: npt.NDArray[np.int64]) -> pd.Series:
-    """Cells as numbers; OpenFace's spellings of what is not finite become NaN, but not in a time."""
+    """Cells as numbers; OpenFace's spellings of NaN and infinity become NaN, but are errors in `timestamp`."""
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
     numbers[np.isinf(numbers)] = np.nan
     wrong = numbers.isna()
@@ -289,7 +288,7 @@ def _numbers(path: Path, column: pd.Series, lines: npt.NDArray[np.int64]) -> pd.
 
 
 def _main_face(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The rows of the face that has most of them, the lowest number among equals."""
+    """The rows and number of the face with the most rows; at a tie, of the lowest number."""
     if "face_id" not in table:
         return table, 0
     sizes = table["face_id"].value_counts()
@@ -298,19 +297,19 @@ def _main_face(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def _check_times(path: Path, table: pd.DataFrame) -> None:
-    """Times are rounded to milliseconds, so neighbours may be equal; but not all of them, and none goes back."""
+    """Refuse times that decrease or are all equal; neighbours may be equal, as OpenFace rounds to milliseconds."""
     times = table["timestamp"].to_numpy(float)
     back = np.diff(times, prepend=times[0]) < 0
     if back.any():
         row = _first(back)
         raise ValueError(
             f"{path}, line {table['line'].iloc[row]}: timestamp {times[row]:g} comes after {times[row - 1]:g}; times "
-            "must ascend, so one file holds one video"
+            "must ascend: a file may hold a single video only"
         )
     if len(times) > 1 and times[0] == times[-1]:
         raise ValueError(
-            f"{path}: timestamp is {times[0]:g} in all {len(times)} rows, so no frame has a place in time; convert the "
-            "video to a constant frame rate and run OpenFace again"
+            f"{path}: timestamp is {times[0]:g} in all {len(times)} rows, so frames cannot be placed in time; convert "
+            "the video to a constant frame rate and run OpenFace again"
         )
 
 
@@ -328,7 +327,7 @@ def _check_ranges(path: Path, table: pd.DataFrame) -> None:
 
 
 def _first(wrong: npt.ArrayLike) -> int:
-    """Position of the first that is true."""
+    """Position of the first true value."""
     return int(np.flatnonzero(wrong)[0])
 
 
@@ -336,13 +335,13 @@ def _time_of_frame(path: Path, table: pd.DataFrame, frame: int) -> float:
     """Time of a frame counted from 0; OpenFace counts from 1."""
     if frame == 0:
         return 0.0
-    found = table.loc[table["frame"] == frame + 1, "timestamp"] if "frame" in table else pd.Series(dtype=float)
-    if found.empty:
+    times = table.loc[table["frame"] == frame + 1, "timestamp"] if "frame" in table else pd.Series(dtype=float)
+    if times.empty:
         raise ValueError(
             f"{path}: no row has frame {frame + 1}, where the clip begins (offset_frames={frame}); run OpenFace on the "
             "whole video, or name the file after clip_id if it covers the clip alone"
         )
-    return float(found.iloc[0])
+    return float(times.iloc[0])
 
 
 def _units(table: pd.DataFrame, times: pd.Series, kind: str) -> pd.DataFrame:

@@ -2,10 +2,10 @@
 
 "Before" is the same model with the source prompts, on the same frame features: with the subject's centre removed where
 the checkpoint was trained so, and with the class prior of the prediction. "After" is what was predicted with the
-adapted prompts. So the difference is that of the prompts alone, and a method that tunes none has none.
+adapted prompts. The difference is thus due to the prompts alone, and is zero for a method that tunes none.
 
-What this module does not know: labels. It shows what changed, and not whether that was right; OpenFace is another
-model's opinion and no truth.
+Labels are not used: the tables show what changed, not whether the change was right. OpenFace is another model, not
+ground truth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from clipautt.model.windows import entropy
 
 _TABLES = ("prompts", "similarities", "windows", "openface")
 FACTS_FILE = "explanation.json"
-"""Written last into a subject's folder."""
+"""Name of the file that is written last into a subject's folder."""
 _TEXT = {"clip_id": str, "code": str, "phrase": str, "class_before": str, "class_after": str, "status": str}
 _SAME_SECONDS = 1e-3
 _MIN_WINDOWS = 3
@@ -48,25 +48,25 @@ class SubjectExplanation:
     """One subject before and after adaptation, as tables."""
 
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     classes: tuple[str, ...]
     """Class names in label order; the last is the positive one."""
     prompts: pd.DataFrame
     """A row per AU in the order of the prompts: `code`, `phrase`, `moved` = 1 − cos(before, after), 0..2, mean over
-    clips where each has its own; `rank`, 1 moved most."""
+    clips where each clip has its own prompts; `rank`, 1 moved most."""
     similarities: pd.DataFrame
-    """A row per clip and AU: `clip_id`, `code`, `before`, `after`; both in the window chosen after, −5..5."""
+    """A row per clip and AU: `clip_id`, `code`, `before`, `after`, −5..5, of the window chosen after adaptation."""
     windows: pd.DataFrame
     """A row per clip: `clip_id`; `start_seconds`, `end_seconds` of the window chosen and `start_seconds_before`,
-    `end_seconds_before` of CLIP-AU's; `other_window`, whether these differ; of either's prediction `entropy_before`,
+    `end_seconds_before` of CLIP-AU's; `other_window`, whether these differ; of both predictions `entropy_before`,
     `entropy_after` in nats, `probability_before`, `probability_after` of the positive class, `class_before`,
     `class_after`; `status` of the prediction."""
     openface: pd.DataFrame | None = None
-    """A row per AU that has a prompt and that OpenFace knows: `code`; Spearman's `rho_before`, `rho_after` with the
-    intensity; `auc_before`, `auc_after` for the presence; `num_windows`, `num_present` of them. NaN where a figure is
-    not defined. None where no clip has an OpenFace file."""
+    """A row per AU that has a prompt and that OpenFace estimates: `code`; Spearman's `rho_before`, `rho_after` with the
+    intensity; `auc_before`, `auc_after` for the presence; `num_windows`, and `num_present` of them with the AU. NaN
+    where a figure is not defined. None where no clip has an OpenFace file."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What it rests on, as JSON takes it: `prompts_per`, `readout`, `openface_files` and what the caller adds."""
+    """What the tables are based on, as JSON: `prompts_per`, `readout`, `openface_files`, and the caller's facts."""
 
     def __repr__(self) -> str:
         return f"SubjectExplanation({self.subject_id!r}, {len(self.windows)} clips, {len(self.prompts)} AUs)"
@@ -87,11 +87,11 @@ def explain_subject(
     Args:
         source: the frozen model with the windows that the clips were predicted with.
         clips: one subject's clips, their centre removed as it was for prediction.
-        adapted: AU embeddings a after adaptation, [K, d] for the subject or [clips, K, d] in the order of `clips`.
-        predictions: one per clip in any order: what was predicted, and the window it rests on.
+        adapted: AU embeddings after adaptation, [K, d] for the subject or [clips, K, d] in the order of `clips`.
+        predictions: one per clip in any order: what was predicted, and from which window.
         readout: how clips were read out (`adapt.readout`); CLIP-AU chooses its own window by the same rule.
-        openface: clip id → what OpenFace saw, for the clips that have it, in seconds of the clip.
-        facts: further facts to keep.
+        openface: clip id → OpenFace's track in seconds of the clip, for the clips that have one.
+        facts: further facts to store.
 
     Raises:
         ValueError: if clips, predictions and embeddings do not belong together, naming what does not fit.
@@ -121,17 +121,18 @@ def explain_subject(
 
 
 def _check(source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predictions: Sequence[Prediction]) -> Tensor:
-    """The embeddings after adaptation of every clip, [clips, K, d]."""
+    """Validate the arguments; returns the adapted embeddings of every clip, [clips, K, d]."""
     if not clips:
-        raise ValueError("clips is empty; a subject is explained by at least one clip")
+        raise ValueError("clips is empty; at least one clip is needed")
     subjects = sorted({clip.subject_id for clip in clips})
     if len(subjects) > 1:
-        raise ValueError(f"clips are of the subjects {', '.join(subjects)}; allowed is one subject at a time")
+        raise ValueError(f"clips belong to the subjects {', '.join(subjects)}; allowed is one subject at a time")
     ids, predicted = [clip.clip_id for clip in clips], [prediction.clip_id for prediction in predictions]
     if sorted(ids) != sorted(predicted):
         odd = sorted(set(ids) ^ set(predicted)) or ids
         raise ValueError(
-            f"subject {subjects[0]!r}: clips and predictions differ in {', '.join(odd[:5])}; each needs one"
+            f"subject {subjects[0]!r}: clips and predictions differ in {', '.join(odd[:5])}; "
+            "each clip needs one prediction"
         )
     wanted = tuple(source.au_embeddings.shape)
     if tuple(adapted.shape) not in (wanted, (len(clips), *wanted)):
@@ -144,10 +145,10 @@ def _check(source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predi
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """One clip under both prompts."""
+    """One clip under the source prompts and the adapted prompts."""
 
     clip_id: str
-    """Clip."""
+    """Id of the clip."""
     views: Views
     """Its windows."""
     before: Array
@@ -155,9 +156,9 @@ class _Compared:
     after: Array
     """The same under the adapted prompts, [V, K]."""
     chosen: int
-    """Index of the window that the prediction rests on."""
+    """Index of the window that the prediction is based on."""
     row: dict[str, Any]
-    """Of the table of windows."""
+    """Its row in the table of windows."""
 
 
 def _compare(
@@ -170,7 +171,7 @@ def _compare(
         logits = source.logits(views.embeddings)
     chosen = _window_of(prediction, views)
     used, usual = read_clip(logits, readout)
-    if prediction.prior is not None:  # on both sides: what a prior does is not what adaptation did
+    if prediction.prior is not None:  # before and after alike, so that adaptation alone differs
         used = shift(used, prediction.prior.to(used), source.class_shares)
     probabilities = F.softmax(used, dim=-1)
     row = {
@@ -198,13 +199,13 @@ def _window_of(prediction: Prediction, views: Views) -> int:
     if not apart.min() <= _SAME_SECONDS:
         raise ValueError(
             f"clip {prediction.clip_id!r} was predicted from {start:g} to {end:g} seconds, which is none of its "
-            f"{len(apart)} windows; give the source the windows, and the readout, it was predicted with"
+            f"{len(apart)} windows; give the source the windows and the readout used for the prediction"
         )
     return int(apart.argmin())
 
 
 def _prompt_table(before: Tensor, after: Tensor, codes: Sequence[str], phrases: Sequence[str]) -> pd.DataFrame:
-    """How far each prompt moved. 1 − cos(a, b) is half the squared distance of unit vectors, and exactly 0 at rest."""
+    """How far each prompt moved. 1 − cos(a, b) is half the squared distance of unit vectors, 0 if equal."""
     apart = F.normalize(after.double(), dim=-1) - F.normalize(before.double(), dim=-1)
     moved = (apart.square().sum(-1) / 2).mean(0).cpu().numpy()
     rank = np.empty(len(moved), int)
@@ -219,7 +220,7 @@ def _similarity_table(one: _Compared, codes: Sequence[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class TrackWindows:
-    """Windows of one or more clips with AU similarities and what OpenFace saw in them."""
+    """Windows of one or more clips with their AU similarities and OpenFace's estimates."""
 
     before: Array
     """AU similarities under the source prompts, [N, K]."""
@@ -228,15 +229,15 @@ class TrackWindows:
     intensities: pd.DataFrame
     """OpenFace's mean intensity, N rows and a column per AU code; NaN where it saw no face."""
     presences: pd.DataFrame
-    """Share of frames in which OpenFace saw the AU, 0..1, likewise."""
+    """Share of frames in which OpenFace saw the AU, 0..1; rows and columns likewise."""
 
 
 def _track_windows(seen: Sequence[_Compared], tracks: Mapping[str, OpenFaceTrack]) -> TrackWindows:
-    own = [one for one in seen if one.clip_id in tracks]
-    means = [tracks[one.clip_id].in_windows(one.views.start_seconds, one.views.end_seconds) for one in own]
+    tracked = [one for one in seen if one.clip_id in tracks]
+    means = [tracks[one.clip_id].in_windows(one.views.start_seconds, one.views.end_seconds) for one in tracked]
     return TrackWindows(
-        before=np.concatenate([one.before for one in own]),
-        after=np.concatenate([one.after for one in own]),
+        before=np.concatenate([one.before for one in tracked]),
+        after=np.concatenate([one.after for one in tracked]),
         intensities=pd.concat([intensities for intensities, _ in means], ignore_index=True),
         presences=pd.concat([presences for _, presences in means], ignore_index=True),
     )
@@ -246,11 +247,12 @@ def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFr
     """How well the AU similarities of windows follow OpenFace, before and after adaptation.
 
     Spearman's rank correlation with the mean intensity of a window, and the area under the ROC curve for an AU that is
-    present in at least half of its frames. Windows overlap, so the figures describe; they are no independent samples.
+    present in at least half of its frames. Windows overlap and are not independent samples, so the figures
+    only describe.
 
     Args:
         windows: of all clips of one subject, so that differences between people do not enter.
-        codes: the K codes of the similarities; those that OpenFace does not know have no row.
+        codes: the K codes of the similarities; those that OpenFace does not estimate have no row.
 
     Returns:
         A row per AU, see `SubjectExplanation.openface`.
@@ -295,8 +297,8 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
 
     Args:
         explanation: what to write.
-        folder: of the run; the subject's own folder is made in it.
-        name: of the subject's folder, safe as a file name.
+        folder: folder of the run; the subject's folder is made in it.
+        name: name of the subject's folder, safe as a file name.
 
     Returns:
         The subject's folder.
@@ -306,37 +308,37 @@ def write_explanation(explanation: SubjectExplanation, folder: Path, *, name: st
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"name={name!r}; allowed is the name of a single folder")
-    own = folder / name
-    own.mkdir(parents=True, exist_ok=True)
-    (own / FACTS_FILE).unlink(missing_ok=True)
+    subject_folder = folder / name
+    subject_folder.mkdir(parents=True, exist_ok=True)
+    (subject_folder / FACTS_FILE).unlink(missing_ok=True)
     for part in _TABLES:
         table: pd.DataFrame | None = getattr(explanation, part)
         if table is None:
-            (own / f"{part}.csv").unlink(missing_ok=True)
+            (subject_folder / f"{part}.csv").unlink(missing_ok=True)
         else:
-            write_text(own / f"{part}.csv", table.to_csv(index=False))
+            write_text(subject_folder / f"{part}.csv", table.to_csv(index=False))
     facts = {
         "subject_id": explanation.subject_id,
         "classes": list(explanation.classes),
         "clip_ids": explanation.windows["clip_id"].tolist(),
     }
-    facts |= explanation.facts | facts  # ours stand first, and nobody's replace them
-    write_json(own / FACTS_FILE, facts)
-    return own
+    facts |= explanation.facts | facts  # our keys come first, and the caller's do not replace them
+    write_json(subject_folder / FACTS_FILE, facts)
+    return subject_folder
 
 
 def read_explanation(folder: Path) -> SubjectExplanation:
     """Read what `write_explanation` wrote.
 
     Args:
-        folder: the subject's own.
+        folder: the subject's folder.
 
     Raises:
         FileNotFoundError: if the folder holds no complete explanation.
     """
     if not (folder / FACTS_FILE).is_file():
         raise FileNotFoundError(
-            f"no explanation in {folder} ({FACTS_FILE} is not there); `clipautt adapt explain=true` makes one"
+            f"no explanation in {folder} ({FACTS_FILE} is missing); `clipautt adapt explain=true` makes one"
         )
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     del facts["clip_ids"]
@@ -349,7 +351,7 @@ def read_explanation(folder: Path) -> SubjectExplanation:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """A blank is NaN among numbers; text stays what it was, also where it reads as a number or as `NA`."""
+    """Read a CSV: a blank is NaN in a column of numbers; text stays text, even if it looks like a number or `NA`."""
     names = pd.read_csv(path, nrows=0).columns
     text = {name: kind for name, kind in _TEXT.items() if name in names}
     blank = {name: [""] for name in names if name not in text}
@@ -357,6 +359,6 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def read_explanations(folder: Path) -> dict[str, SubjectExplanation]:
-    """All complete explanations of a run by the names of their folders, in alphabetical order."""
-    found = sorted(path.parent for path in folder.glob(f"*/{FACTS_FILE}"))
-    return {own.name: read_explanation(own) for own in found}
+    """Name of a subject's folder → explanation, for all complete explanations of a run, in alphabetical order."""
+    folders = sorted(path.parent for path in folder.glob(f"*/{FACTS_FILE}"))
+    return {path.name: read_explanation(path) for path in folders}

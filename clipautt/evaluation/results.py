@@ -1,7 +1,7 @@
-"""Result rows: one per video, method, cohort and seed, with everything needed to know what made them.
+"""Result rows: one prediction per clip, method, cohort, draw and seed, with the settings that made it.
 
-A cohort is a set of target clips with a given share of the positive class. Cohorts are drawn per subject from the seed;
-labels enter here, in the design of the evaluation, and never in a method.
+A cohort is a set of target clips with a given share of the positive class, drawn per subject from the seed. Labels are
+used here, to design the evaluation, and never in a method.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EVERY = "every clip"
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One prediction with its circumstances."""
+    """One prediction, with the settings and data it was made from."""
 
     clip_id: str
-    """Clip."""
+    """Id of the clip."""
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     split: str
     """`target`, or `source_val` where source-validation subjects are treated as unseen."""
     label: str
@@ -39,13 +39,13 @@ class ResultRow:
     prediction: str
     """Predicted class name; empty for a clip without features, whose numbers are then NaN."""
     probability: float
-    """Of the positive (last) class, 0..1."""
+    """Probability of the positive (last) class, 0..1."""
     window_start_seconds: float
-    """Start of the window the prediction rests on."""
+    """Start of the window that the prediction is based on."""
     window_end_seconds: float
-    """Its end."""
+    """End of that window."""
     entropy: float
-    """Of the prediction, nats."""
+    """Entropy of the prediction, nats."""
     status: str
     """`ok`, or why the subject fell back to the source prompts, or why the clip has no features."""
     method: str
@@ -67,15 +67,15 @@ class ResultRow:
     readout: str
     """`best_window`, `mean_windows`, `peak_window` or `whole_clip`."""
     window_length: int
-    """L, frames."""
+    """Frames per window, L."""
     window_stride: int
     """Stored frames per used frame."""
     context_tokens: int
-    """M."""
+    """Context vectors per prompt, M."""
     steps: int
     """Optimiser steps."""
     learning_rate: float
-    """As configured."""
+    """Learning rate as configured."""
     tune: str
     """What was tuned: `none`, `context` or `feature`."""
     prior: float
@@ -83,23 +83,23 @@ class ResultRow:
     training_prior: float
     """That share among the training clips, 0..1."""
     position: int
-    """When the clip was visited among those of its subject, from 0; it matters `online`."""
+    """Place of the clip in the order in which its subject's clips were visited, from 0; -1 without a prediction."""
     cohort: str
     """`balanced`, or the share of positives such as `20%`."""
     draw: int
-    """Number of the draw of the cohort."""
+    """Number of the cohort's draw, from 0."""
     seed: int
-    """Of training and adaptation."""
+    """Seed of training and adaptation."""
     backbone: str
-    """Name and fingerprint."""
+    """Name and fingerprint of the backbone."""
     checkpoint: str
-    """Fingerprint."""
+    """Fingerprint of the checkpoint."""
     manifest: str
-    """Fingerprint of the manifest when the row was made; clips that came later give another one."""
+    """Fingerprint of the manifest when the row was made; clips added later change it."""
     code_version: str
-    """Of this package."""
+    """Version of this package."""
     seconds: float
-    """Time of the subject's adaptation and prediction, divided by its videos."""
+    """Time of the subject's adaptation and prediction, divided by the number of its clips."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Cohort:
     """A share of positives, drawn a number of times."""
 
     share: float = 0.5
-    """Of the positive class among each subject's clips, 0 < share < 1."""
+    """Share of the positive class among each subject's clips, 0 < share < 1."""
     draws: int = 1
-    """Independent draws."""
+    """Number of independent draws."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1 or self.draws < 1:
@@ -123,9 +123,9 @@ class Cohort:
         return "balanced" if self.share == 0.5 else f"{self.share:.0%}"
 
     def members(self, clips: Sequence[Clip], *, positive: str, draw: int, seed: int) -> list[Clip]:
-        """One subject's clips at this share: as many as possible, at least one positive.
+        """Draw from one subject's clips at this share: as many as possible, at least one of each class, sorted by id.
 
-        Which clips are taken follows from seed, draw and the clips' own ids, not from their order.
+        The choice depends on seed, draw and clip ids, not on the order of `clips`.
         """
         ordered = sorted(clips, key=lambda clip: clip.clip_id)
         subject = id_number(ordered[0].subject_id)
@@ -143,17 +143,17 @@ class Cohort:
 
 
 def cohorts_of(clips: Sequence[Clip], cohort: Cohort, *, positive: str, draw: int, seed: int) -> dict[str, list[Clip]]:
-    """`Cohort.members` for every subject that has both classes."""
+    """Subject id → `Cohort.members` of the labelled clips, for every subject that has both classes."""
     groups = by_subject(clip for clip in clips if clip.label is not None)
     return {
-        subject: cohort.members(own, positive=positive, draw=draw, seed=seed)
-        for subject, own in groups.items()
-        if len({clip.label for clip in own}) > 1
+        subject: cohort.members(labelled, positive=positive, draw=draw, seed=seed)
+        for subject, labelled in groups.items()
+        if len({clip.label for clip in labelled}) > 1
     }
 
 
 COLUMNS = tuple(field.name for field in fields(ResultRow))
-"""Of a table of result rows."""
+"""Columns of a table of result rows."""
 
 
 def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
@@ -162,12 +162,12 @@ def as_table(rows: Iterable[ResultRow]) -> pd.DataFrame:
 
 
 def write_rows(table: pd.DataFrame, path: Path) -> None:
-    """Write a table of rows as Parquet; the file is there as a whole or not at all."""
+    """Write a table of rows as Parquet, whole or not at all."""
     write_table(path, table)
 
 
 def predicted(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that hold a prediction, without those of clips that have no features."""
+    """The rows with a prediction; clips without features have none."""
     return rows[rows["prediction"] != ""]
 
 
@@ -176,8 +176,8 @@ def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
     tables = [pq.read_table(path, partitioning=None, use_threads=False) for path in sorted(paths)]
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
-    found: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
-    return found
+    table: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
+    return table
 
 
 def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFrame:
@@ -194,19 +194,21 @@ def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFram
     """
     index = {name: i for i, name in enumerate(classes)}
     keys = ["method", "split", "cohort", "seed", "subject_id", "draw"]
-    twice = rows[rows.duplicated([*keys, "clip_id"])]
-    if len(twice):
-        shown = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in [*keys, "clip_id"])
-        raise ValueError(f"{len(twice)} rows are duplicates, the first is {shown}; are two configurations of one name?")
+    duplicates = rows[rows.duplicated([*keys, "clip_id"])]
+    if len(duplicates):
+        shown = ", ".join(f"{name}={duplicates[name].iloc[0]!r}" for name in [*keys, "clip_id"])
+        raise ValueError(
+            f"{len(duplicates)} rows are duplicates, the first is {shown}; do two configurations have the same name?"
+        )
     if rows.empty:
         return pd.DataFrame()
     groups = rows.groupby(keys, sort=True)
     number, count = groups.ngroup().to_numpy(), len(classes)
-    true, found = (rows[name].map(index).to_numpy(int) for name in ("label", "prediction"))
+    true, predictions = (rows[name].map(index).to_numpy(int) for name in ("label", "prediction"))
     counts = np.zeros((number.max() + 1, count, count), np.int64)
-    np.add.at(counts, (number, true, found), 1)
+    np.add.at(counts, (number, true, predictions), 1)
     actual = counts.sum(-1)
-    constant = np.zeros_like(counts)  # all called by the most frequent class; ties go to the first
+    constant = np.zeros_like(counts)  # always the most frequent class; ties go to the first
     constant[np.arange(len(counts)), :, actual.argmax(-1)] = actual
     table = groups.size().reset_index(name="num_clips")
     table = table.assign(**figures_of(counts), positive_share=actual[:, -1] / actual.sum(-1))

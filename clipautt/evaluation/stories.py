@@ -1,7 +1,6 @@
-"""What a report explains in detail: single clips, and how far AU similarities follow the true AU intensities.
+"""Records for a report: single clips, and how far AU similarities follow the true AU intensities.
 
-What this module does not know: where the ground truth comes from (synthetic faces have it, real videos do not), or how
-any of it is drawn.
+True intensities are passed in; synthetic faces have them, real videos do not.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ class ClipStory:
     """One clip: what was seen, which window was chosen, and what personalization changed."""
 
     clip_id: str
-    """Clip."""
+    """Id of the clip."""
     subject_id: str
-    """Subject."""
+    """Id of the subject."""
     label: str
     """True class name."""
     prediction_before: str
-    """Class name, by the reference."""
+    """Class predicted by the reference."""
     prediction_after: str
-    """Class name, personalised."""
+    """Class predicted by the personalised model."""
     probability_before: float
-    """Of the positive (last) class, 0..1."""
+    """Probability of the positive (last) class by the reference, 0..1."""
     probability_after: float
-    """Of the positive (last) class, 0..1."""
+    """Probability of the positive (last) class by the personalised model, 0..1."""
     frames: npt.NDArray[np.uint8] = field(repr=False)
     """RGB frames of the selected window in order, uint8 [n, H, W, 3], n from 1."""
     window_start_seconds: float
@@ -45,13 +44,13 @@ class ClipStory:
     window_times: Array = field(repr=False)
     """Centre of every window, seconds, ascending, [V]."""
     entropies: Array = field(repr=False)
-    """Of every window's prediction, nats, [V]."""
+    """Entropy of every window's prediction, nats, [V]."""
     similarities: Array = field(repr=False)
     """AU similarities of every window, [V, K]."""
     codes: tuple[str, ...]
     """AU codes of the K columns, such as `AU4`."""
     truth: pd.DataFrame | None = field(default=None, repr=False)
-    """True intensities per frame: `time_seconds`, AU codes (0..1), `burst` (bool); None where they are not known."""
+    """True intensities per frame: `time_seconds`, AU codes (0..1), `burst` (bool); None where unknown."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.frames)
@@ -86,7 +85,7 @@ class AuAgreement:
     rho: float
     """Spearman's rank correlation before personalization, -1..1; NaN where one side is constant."""
     rho_adapted: float | None
-    """The same with adapted prompts or a subject baseline; None where there is none."""
+    """The same with adapted prompts or a subject baseline; None without either."""
     num_windows: int
     """Windows it was computed over."""
 
@@ -109,14 +108,14 @@ def au_agreement(
     for name, array in {"similarities": similarities, "adapted": adapted}.items():
         if array is not None and np.shape(array) != wanted:
             raise ValueError(f"{name} is {np.shape(array)}; allowed is [rows of truth, codes] = {wanted}")
-    found = []
+    agreement = []
     for column, code in enumerate(codes):
         if code not in truth:
             continue
         true = truth[code].to_numpy(float)
         after = None if adapted is None else rank_correlation(adapted[:, column], true)
-        found.append(AuAgreement(code, rank_correlation(similarities[:, column], true), after, len(truth)))
-    return found
+        agreement.append(AuAgreement(code, rank_correlation(similarities[:, column], true), after, len(truth)))
+    return agreement
 
 
 def truth_of_windows(truth: pd.DataFrame, start_seconds: Array, end_seconds: Array) -> pd.DataFrame:
@@ -128,7 +127,7 @@ def truth_of_windows(truth: pd.DataFrame, start_seconds: Array, end_seconds: Arr
         end_seconds: of each window, exclusive, [V].
 
     Raises:
-        ValueError: if a window holds no frame of the truth.
+        ValueError: if no frame of `truth` lies in a window.
     """
     times = truth["time_seconds"].to_numpy(float)
     values = truth.drop(columns="time_seconds").to_numpy(float)
@@ -136,7 +135,7 @@ def truth_of_windows(truth: pd.DataFrame, start_seconds: Array, end_seconds: Arr
     for start, end in zip(start_seconds, end_seconds, strict=True):
         inside = (times >= start) & (times < end)
         if not inside.any():
-            raise ValueError(f"no frame of the truth lies in the window from {start} to {end} seconds")
+            raise ValueError(f"no frame of truth lies in the window from {start} to {end} seconds")
         means.append(values[inside].mean(0))
     columns = [name for name in truth.columns if name != "time_seconds"]
     return pd.DataFrame(np.reshape(means, (len(means), len(columns))), columns=columns)

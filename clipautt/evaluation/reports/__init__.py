@@ -1,6 +1,5 @@
 """The report of a run: tables, figures and one self-contained page, from result rows and a few explained clips.
 
-Open `page` first: `write_report` is the whole of it. `tables` and `sentences` compute what it says, `figures`
+Open `page` first: `write_report` writes everything. `tables` and `sentences` compute what the page says, `figures`
 draws what it shows.
-What this package does not know: how predictions were made, where a run keeps its files, or who starts it.
 """

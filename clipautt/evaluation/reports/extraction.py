@@ -1,7 +1,4 @@
-"""The report of an extraction: what was encoded, how fast, and every clip without features with its reason.
-
-What this module does not know: how clips are read, and where features are kept.
-"""
+"""The report of an extraction: what was encoded, how fast, and every clip without features with its reason."""
 
 from __future__ import annotations
 
@@ -30,21 +27,21 @@ class Failure:
     source: str
     """File or folder."""
     status: str
-    """In a word."""
+    """Kind of failure, such as `no_face`."""
     reason: str
-    """In a sentence."""
+    """The reason, as a sentence."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure of the page."""
+    """A key number on the page."""
 
     name: str
     """What is counted."""
     big: str
-    """The figure."""
+    """The number."""
     lines: tuple[str, ...] = ()
-    """What there is to say of it."""
+    """Smaller lines below it."""
 
 
 def write_extraction_report(
@@ -53,14 +50,14 @@ def write_extraction_report(
     """Write `report.html`, and `failures.csv` with every clip that has no features.
 
     Args:
-        folder: it exists.
-        clips: how many were asked for.
-        failures: those without features.
-        tiles: further figures, after the one of the clips.
-        facts: names and values of what makes the features.
+        folder: an existing folder.
+        clips: number of clips requested.
+        failures: the clips without features.
+        tiles: key numbers to show after the number of clips.
+        facts: names and values of the settings that determine the features.
 
     Returns:
-        The page; it needs nothing else.
+        Path of the page, which is self-contained.
     """
     columns = list(Failure.__dataclass_fields__)
     pd.DataFrame([asdict(failure) for failure in failures], columns=columns).to_csv(folder / TABLE, index=False)
@@ -73,7 +70,7 @@ def write_extraction_report(
         escape=True,
         title="Extraction",
         headline=f"{good} of {clips} clips have features",
-        sentence=f"{len(failures)} have none: {', '.join(kinds)}." if failures else "None is left out.",
+        sentence=f"{len(failures)} have none: {', '.join(kinds)}." if failures else "No clip failed.",
         tiles=[Tile("clips", f"{good} of {clips}", tuple(kinds)), *tiles],
         failures=failures[:_SHOWN_FAILURES],
         more=max(0, len(failures) - _SHOWN_FAILURES),

@@ -1,7 +1,6 @@
-"""What face tracking did, to look at: the video with the crop drawn in, and a contact sheet of the crops.
+"""Pictures of what face tracking did: the video with the crop drawn in, and a contact sheet of the crops.
 
-Frames are drawn and encoded one after the other, so a long video needs no more memory than a short one. What this
-module does not know: how a video is read, or how the face was found.
+Frames are drawn and encoded one at a time, so a long video needs no more memory than a short one.
 
 Colours: Okabe and Ito, *Color Universal Design* (2008), https://jfly.uni-koeln.de/color/.
 """
@@ -36,7 +35,7 @@ _TICKS = 1000
 _FINE = 4
 """OpenCV draws at sixteenths of a pixel: 4 binary places."""
 _TILE, _COLUMNS, _GAP, _FRAME = 128, 8, 10, 4
-"""Side of a crop on the sheet in pixels, crops in a row, pixels between them, and width of their frames."""
+"""Side of a crop on the sheet in pixels, crops in a row, pixels between them, and width of their borders."""
 _CELL = _TILE + 2 * _FRAME + _GAP
 _ROW, _HEADER, _LEAST_WIDTH = _CELL + 18, 64, 440
 
@@ -46,11 +45,11 @@ def write_annotated_video(
 ) -> Path:
     """Write the video with the crop, the line between the eyes and the time drawn in.
 
-    Blue is a frame in which the face was found; orange one whose crop follows from other frames. The file appears when
-    it is complete.
+    Blue marks a frame in which the face was found, orange a frame whose crop is inferred from other frames. The file
+    appears when it is complete.
 
     Args:
-        path: of the mp4 file (H.264).
+        path: mp4 file to write (H.264).
         frames: seconds and RGB frame, uint8 [H, W, 3], in order; as many as the track has.
         track: where the face is.
         longest: larger frames are reduced to this longer side in pixels.
@@ -72,7 +71,7 @@ def write_annotated_video(
 
 
 def _encode(file: IO[bytes], frames: Iterable[tuple[float, Frames]], track: FaceTrack, longest: int) -> int:
-    """How many frames there were; those beyond the track's are counted and not written."""
+    """Encode the frames and return their number; those beyond the track's are counted, not written."""
     count, shown, first = 0, -1, 0.0
     with av.open(file, "w", format="mp4") as container:
         stream = None
@@ -157,14 +156,14 @@ def draw_contact_sheet(
     *,
     title: str = "",
 ) -> Path:
-    """Write crops in the order of time as one PNG; those of frames without a face have an orange frame.
+    """Write crops in the order of time as one PNG; those without a face have an orange border.
 
     Args:
         crops: RGB, uint8 [size, size, 3] each; of more than 48, 48 are shown, spread evenly.
-        times: of the crops in seconds.
+        times: time of each crop in seconds.
         found: whether the face was found there.
-        path: of the PNG file.
-        title: stands above; by default in how many of all these frames the face was found.
+        path: PNG file to write.
+        title: heading; by default the number of frames in which the face was found.
 
     Returns:
         The path.
@@ -215,7 +214,7 @@ def _legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
-    """The text, cut at its end where it is wider than so many pixels."""
+    """The text, its end cut off where it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(f"{text}…", font) > width:

@@ -1,9 +1,6 @@
-"""Figures of a report, written as PNG. Colours tell apart what they must also for colour-blind readers.
+"""Figures of a report, written as PNG. They are made without pyplot, so no global state has to be closed.
 
-Figures are made without pyplot, so nothing global is opened that would have to be closed. What this module does not
-know: what a method's name means, or where the page puts a figure.
-
-Colours: Okabe and Ito, *Color Universal Design* (2008), https://jfly.uni-koeln.de/color/.
+Colours can be told apart by colour-blind readers: Okabe and Ito, *Color Universal Design* (2008), https://jfly.uni-koeln.de/color/.
 """
 
 from __future__ import annotations
@@ -40,9 +37,9 @@ _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 """Background of a label that a line may cross."""
 _MAX_NAMED_SUBJECTS = 40
 _ROOMY = 15
-"""So many subjects have wide rows; more stand closer together."""
+"""Up to this many subjects have wide rows; more are set closer together."""
 _TICK_GAP = 0.45
-"""Log odds between labelled shares, so that their labels do not touch."""
+"""Least distance of labelled shares in log odds, so that their labels do not touch."""
 _STRIP = 8
 _NAMES = {unit.code: unit.name for unit in VOCABULARY}
 
@@ -55,7 +52,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def shorten(text: str, limit: int) -> str:
-    """A text of at most `limit` characters, its middle left out where it is longer."""
+    """A text of at most `limit` characters, its middle omitted where it is longer."""
     if len(text) <= limit:
         return text
     head = (limit - 1) * 2 // 3
@@ -63,12 +60,12 @@ def shorten(text: str, limit: int) -> str:
 
 
 def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: str, title: str) -> Path:
-    """For whom it helped and for whom it hurt: each subject's change of UAR and, where it is another, of WAR.
+    """Whom it helped and whom it hurt: each subject's change of UAR and, where it differs, of WAR.
 
     With balanced classes the two are the same, and one panel shows both.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         uar: from `tables.differences`, sorted from gain to loss; both panels keep this order.
         war: the same for WAR.
         against: name of the reference.
@@ -126,7 +123,7 @@ def method_bars(
     """Mean UAR of every method in every cohort, with its 95% interval over subjects.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         table: from `tables.method_table`.
         groups: heading and methods of each group, from top to bottom; the first is the one without subject baseline.
         reference: a dashed line shows its UAR.
@@ -187,7 +184,7 @@ def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalised
     """UAR and WAR against the assumed share of the positive class, cohorts side by side.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         table: from `tables.prior_table`.
         reference: in grey.
         personalised: in blue.
@@ -212,7 +209,7 @@ def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalised
 
 
 def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str, str]) -> None:
-    """One metric in one cohort. Shares stand by their log odds: that is by what is added to the logits."""
+    """One metric in one cohort, over the log odds of the share, as these are what a share adds to the logits."""
     shares = sorted(set(here.loc[~here["own"], "assumed_share"]))
     for method, colour in colours.items():
         mine = here[here["method"] == method]
@@ -235,7 +232,7 @@ def _prior_panel(axes: Axes, here: pd.DataFrame, metric: str, colours: dict[str,
 
 
 def _apart(shares: Sequence[float], places: Mapping[float, float]) -> list[float]:
-    """The shares that get a label: the usual ones first, then others that are far enough from all labelled ones."""
+    """The shares that get a label: the usual ones first, then those far enough from all labelled ones."""
     kept: list[float] = []
     for share in sorted(shares, key=lambda one: (one not in ASSUMED_SHARES, one)):
         if all(abs(places[share] - places[other]) >= _TICK_GAP for other in kept):
@@ -244,7 +241,7 @@ def _apart(shares: Sequence[float], places: Mapping[float, float]) -> list[float
 
 
 def _odds(shares: Sequence[float] | pd.Series[float]) -> npt.NDArray[np.floating]:
-    values = np.clip(np.asarray(shares, float), 0.001, 0.999)  # a cohort of one class still has a place
+    values = np.clip(np.asarray(shares, float), 0.001, 0.999)  # a cohort of one class stays on the axis
     odds: npt.NDArray[np.floating] = np.log(values / (1 - values))
     return odds
 
@@ -255,10 +252,10 @@ def confusion_matrices(
     """Confusion matrices side by side, shaded by the share of the true class.
 
     Args:
-        path: of the PNG.
-        counts: a name and its matrix [C, C] each, rows are true classes.
+        path: PNG file to write.
+        counts: names with their matrices [C, C]; rows are true classes.
         classes: names, C.
-        cohort: for the title.
+        cohort: its title.
     """
     size = max(3.1, 0.9 * len(classes) + 1.6)
     figure = Figure(figsize=(size * len(counts) + 0.6, size), layout="constrained")
@@ -293,7 +290,7 @@ def clip_story(path: Path, story: ClipStory, *, num_units: int = 5) -> Path:
     """One clip: the selected window's frames, the entropy of every window, and AUs over time above the true ones.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         story: the clip.
         num_units: AUs shown: those whose similarity in the selected window rises most above the clip's median.
     """
@@ -357,7 +354,7 @@ def _similarity_panel(axes: Axes, story: ClipStory, colours: dict[str, str]) -> 
 
 
 def _truth_panel(axes: Axes, story: ClipStory, truth: pd.DataFrame, colours: dict[str, str]) -> None:
-    """The same AUs in the same colours; other AUs that are strong in truth in grey, by name."""
+    """The same AUs in the same colours; in grey, by name, other AUs with a high true intensity."""
     times = truth["time_seconds"].to_numpy(float)
     strength = {str(code): float(truth[code].max()) for code in truth.columns if code not in ("time_seconds", "burst")}
     others = sorted((code for code in strength if code not in colours), key=lambda code: -strength[code])[:3]
@@ -371,7 +368,7 @@ def _truth_panel(axes: Axes, story: ClipStory, truth: pd.DataFrame, colours: dic
     axes.set_ylabel("intensity")
     unknown = [code for code in colours if code not in strength]
     missing = f"; no truth for {', '.join(unknown)}" if unknown else ""
-    axes.set_title(f"true intensities, same colours; others strong in truth in grey{missing}", fontsize=10, loc="left")
+    axes.set_title(f"true intensities, same colours; grey: other strong AUs{missing}", fontsize=10, loc="left")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
     _spans(axes, story, labelled=False)

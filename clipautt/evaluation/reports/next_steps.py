@@ -1,4 +1,4 @@
-"""What a reader can do next: a reason and the command for it. What this module does not know: how it is shown."""
+"""What a reader of a report can do next: a reason and the commands for it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Step:
     """Something to do after reading."""
 
     reason: str
-    """What it is good for, as a heading."""
+    """What the step is for, as a heading."""
     commands: tuple[str, ...]
-    """To be run one after the other; capital words stand for what the reader has to fill in."""
+    """Commands to run one after the other; words in capitals are for the reader to fill in."""
     note: str = ""
-    """What to know before."""
+    """What to know first."""
 
 
 _WEIGHTS = "backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt"
@@ -27,7 +27,7 @@ _SYNTHETIC = (
     ),
     Step("See whether other people give the same answer", ("clipautt demo seed=1",)),
     Step(
-        "Compare more methods on more videos, also where positives are rare",
+        "Compare more methods on more videos, including cohorts with rare positives",
         ("clipautt demo size=full",),
         "A quarter of an hour. In a checkout, `make demo-hard` does this for three seeds and joins their reports.",
     ),
@@ -40,15 +40,15 @@ _OWN_DATA = Step(
         "clipautt adapt dataset=folder root=DATA",
         "clipautt predict VIDEO.mp4",
     ),
-    "The embedded CLIP knows rendered faces only, so real faces take another backbone and a model trained on real "
-    "videos. DATA holds SUBJECT/CLIP.mp4 and labels.csv. Look at the detected faces first.",
+    "The embedded CLIP was trained on rendered faces only, so real faces need another backbone and a model trained on "
+    "real videos. DATA holds SUBJECT/CLIP.mp4 and labels.csv. Look at the detected faces first.",
 )
 _REAL = (
     Step("Look at one video", ("clipautt predict VIDEO.mp4", "clipautt predict VIDEO.mp4 subject=SUBJECT")),
     Step(
         "See what prompt tuning changes, person by person",
         ("clipautt adapt adapt=infomax_kl explain=true",),
-        "With the data set's own settings added; writes one page.",
+        "Add the settings of the data set. The command writes one page.",
     ),
 )
 

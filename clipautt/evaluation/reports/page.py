@@ -1,6 +1,6 @@
 """The report of a run: one HTML page that needs nothing else, with its figures and tables beside it.
 
-What this module does not know: what made the rows. It reads their columns, never a method's name.
+It reads the columns of the result rows, never a method's name.
 """
 
 from __future__ import annotations
@@ -50,60 +50,60 @@ from clipautt.evaluation.stories import AuAgreement, ClipStory
 from clipautt.metrics import confusion
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("WAR", "Weighted average recall, the same as accuracy: the share of videos that are classified rightly."),
+    ("WAR", "Weighted average recall, the same as accuracy: the share of videos that are classified correctly."),
     (
         "UAR",
-        "Unweighted average recall: the share of each class that is found, averaged over the classes. Always saying "
-        "the same class gives 50% with two classes, however rare the other is; therefore UAR leads on this page.",
+        "Unweighted average recall: the share of each class that is recognised, averaged over the classes. With two "
+        "classes, always predicting the same class gives 50%, however rare the other is; so this page shows UAR first.",
     ),
     (
         "F1",
-        "Macro F1: precision and recall of each class in one figure, averaged over the classes. A constant predictor "
-        "with WAR p reaches p / (1 + p) with two classes; a row that equals it is marked 'one class'.",
+        "Macro F1: the harmonic mean of precision and recall of each class, averaged over the classes. With two "
+        "classes, always predicting the same class gives p / (1 + p) at WAR p; such rows are marked 'one class'.",
     ),
-    ("target subject", "A person whom the model has not seen in training and whose labels no method is given."),
+    ("target subject", "A person whom the model has not seen in training and whose labels no method uses."),
     (
         "cohort",
-        "A drawing of each subject's videos with a given share of the positive class. Balanced classes suit methods "
-        "that assume them, so every method is also judged where positives are rare.",
+        "A selection of each subject's videos, drawn with a given share of the positive class. Balanced classes suit "
+        "methods that assume them, so every method is also judged where positives are rare.",
     ),
     (
         "assumed share",
-        "How common the positive class is taken to be, also called its prior. Bayes' rule moves a probability from one "
-        "such share to another: what was 80% at even shares is 50% where one video in five is positive.",
+        "How common the positive class is assumed to be, also called its prior. Bayes' rule converts a probability "
+        "from one share to another: what was 80% at even shares is 50% where one video in five is positive.",
     ),
     (
         "subject baseline",
         "The centre (median or mean) of all frame features of a subject, subtracted from each: an estimate of the "
         "resting face. It needs no labels.",
     ),
-    ("prompt tuning", "Adjusting the context words in front of each action unit's words, without labels."),
+    ("prompt tuning", "Adjusting the learnable context vectors before each action unit's words, without labels."),
     ("per video", "Every video starts anew from the source prompts."),
     ("online", "What was learned from a subject's earlier videos carries over to the next one of the same subject."),
     ("per subject", "All unlabelled videos of a subject are used together, then all are predicted."),
     ("action unit (AU)", "A visible movement of the face, numbered by the Facial Action Coding System."),
-    ("window", "A short run of frames. The one with the lowest entropy is taken as the most expressive."),
+    ("window", "A few consecutive frames. The window with the lowest entropy is taken as the most expressive."),
     ("entropy", "How undecided a prediction is, in nats: 0 is certain, 0.69 is a coin toss between two classes."),
     (
         "95% interval",
-        "Where the mean difference falls in 95 of 100 resamplings of the subjects. An interval that includes zero does "
-        "not tell a gain from chance.",
+        "The range in which the mean difference lies in 95 of 100 resamplings of the subjects. If it includes zero, "
+        "the difference may be due to chance.",
     ),
     (
         "can be detected",
-        "The smallest true effect that such a comparison finds in four cases of five (power 80%, 5% two-sided): the "
-        "spread of the changes over the subjects, divided by the root of their number, times about 2.9 (the sum of two "
-        "quantiles of Student's t; Bloom, Minimum Detectable Effects, Evaluation Review 19(5), 1995). It does not "
-        "depend on the effect that was found. Where no clear effect was found, one of this size is unlikely.",
+        "The smallest true effect that such a comparison detects four times out of five (power 80%, 5% two-sided): the "
+        "standard deviation of the changes over subjects, divided by the square root of their number, times about 2.9 "
+        "(the sum of two quantiles of Student's t; Bloom, Minimum Detectable Effects, Evaluation Review 19(5), 1995). "
+        "It does not depend on the effect found. Where no clear effect was found, one of this size is unlikely.",
     ),
 )
 
 VERDICT = "verdict.json"
-"""What the page says first, for other programs: the fields of `sentences.Verdict`."""
+"""File with the verdict for other programs: the fields of `sentences.Verdict`."""
 OPTIONAL = (*PRIORS, "tune", "position")
-"""Columns that rows of earlier versions lack, and that the page does without."""
+"""Columns that rows of earlier versions lack; the page can do without them."""
 _SHOWN = 0.74
-"""CSS pixels per pixel of a figure: sharp on dense displays, and its letters as large as those of the text."""
+"""CSS pixels per pixel of a figure: sharp on dense displays, with letters as large as those of the text."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class Picture:
     data: str
     """PNG as a data URI."""
     width: int
-    """At which it is shown, CSS pixels."""
+    """Width on the page, CSS pixels."""
     alt: str
-    """What it shows, for those who cannot see it."""
+    """Text alternative."""
     name: str = ""
-    """Of its cohort."""
+    """Title of its cohort."""
     caption: str = ""
-    """Below it."""
+    """Text below it."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ def write_report(
     With two classes also priors.parquet: every method's figures under other shares of the positive class.
 
     Args:
-        folder: where to; made if need be, an earlier report in it is replaced.
+        folder: where to write; created if missing, and an earlier report in it is replaced.
         rows: result rows, a column per field of `ResultRow`; those in `OPTIONAL` may be absent.
         classes: class names in label order; the last is the positive one.
-        title: of the page.
+        title: title of the page.
         personalised: the method whose effect the page is about: the default, chosen on source-validation subjects.
         reference: the method it is compared with.
-        stories: clips to explain.
+        stories: clips to show in detail.
         agreement: rank correlations of AU similarities with true intensities.
         facts: backbone, manifest, versions: name and value.
         notes: sentences a reader must know, such as how a method deviates from its paper.
@@ -195,9 +195,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
     _write_tables(folder, rows, content, selection)
-    said = _verdict(content)
-    (folder / VERDICT).write_text(json.dumps(asdict(said), indent=2) + "\n", encoding="utf-8")
-    words = _words(content, selection, rows) | {"verdict": said, "prior": _prior(folder, rows, content)}
+    decided = _verdict(content)
+    (folder / VERDICT).write_text(json.dumps(asdict(decided), indent=2) + "\n", encoding="utf-8")
+    words = _words(content, selection, rows) | {"verdict": decided, "prior": _prior(folder, rows, content)}
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
     given: dict[str, object] = {
         "title": title,
@@ -265,12 +265,12 @@ def _verdict(content: _Content) -> Verdict:
 
 
 def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
-    """Everything the page says, computed."""
+    """Sentences and tables of the page, by their names in the templates."""
     scores, shared = content.scores, content.shared_people
     cohort, pair = content.cohorts[0], {"personalised": content.personalised, "reference": content.reference}
     people = differences(scores, content.personalised, content.reference, cohort=cohort, shared_people=shared)
     gained, lost = most_changed(people)
-    found = additions(scores, content.facts, cohort=cohort, shared_people=shared)
+    added = additions(scores, content.facts, cohort=cohort, shared_people=shared)
     seeds = int(rows.loc[rows["split"] == "target", "seed"].nunique())
     selected = views.grouped(content.facts, list(selection.index))
     return {
@@ -283,8 +283,8 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
         "several_seeds": seeds if seeds > 1 else 0,
         "seed_note": " with the same subjects" if shared else ", each with its own subjects",
         "table": views.table_view(content.table, views.grouped(content.facts, list(content.table.index)), **pair),
-        "addition": addition_sentence(found),
-        "additions": views.addition_rows(found),
+        "addition": addition_sentence(added),
+        "additions": views.addition_rows(added),
         "selection": selection_sentence(scores, content.facts, personalised=content.personalised),
         "selection_table": views.table_view(selection, selected, **pair),
         "settings_head": views.SETTINGS,
@@ -293,7 +293,7 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
 
 
 def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, object] | None:
-    """What the page shows of other shares of the positive class, written and drawn; None for more than two classes."""
+    """Write table and figure for other shares of the positive class, return their section; None beyond two classes."""
     picture, parquet = folder / "figures" / "priors.png", folder / "priors.parquet"
     if content.assumed is None:
         for earlier in (picture, parquet):
@@ -313,8 +313,8 @@ def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, obj
         "picture": _inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
         "table": view,
         "markdown": views.prior_markdown(view),
-        "unstated": f"{unstated} of {len(rows)} rows do not state the shares that their probabilities were trained on; "
-        f"{share_name(UNSTATED_PRIOR)} is taken for them."
+        "unstated": f"{unstated} of {len(rows)} rows do not state the share of positives in training; "
+        f"{share_name(UNSTATED_PRIOR)} is assumed for them."
         if unstated
         else "",
     }
@@ -337,7 +337,7 @@ def _pictures(
     """Draw everything, and return it inlined."""
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in (*folder.glob("clip_*.png"), *folder.glob("who_*.png")):
-        earlier.unlink()  # what an earlier report explained must not stay beside this one
+        earlier.unlink()  # left by an earlier report
     positive = content.classes[-1]
     told = []
     for number, story in enumerate(stories, 1):
@@ -397,6 +397,6 @@ def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
 
 def _inline(path: Path, alt: str, *, name: str = "", caption: str = "") -> Picture:
     content = path.read_bytes()
-    pixels = int.from_bytes(content[16:20], "big")  # the width stands first in a PNG's header
+    pixels = int.from_bytes(content[16:20], "big")  # the width comes first in a PNG's header
     data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return Picture(path.name, data, round(pixels * _SHOWN), alt, name, caption)

@@ -1,6 +1,6 @@
 """The page of a run's explanations: which AU prompts moved, what that changed, and how far OpenFace agrees.
 
-What this module does not know: labels, so it never says that a change was right; and how explanations are computed.
+Labels are not used, so the page never says that a change was right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clipautt.files import write_text
 
 PAGE = "explain.html"
 MAX_SUBJECTS = 24
-"""Shown on the page; the tables of all lie beside it."""
+"""The most subjects shown on the page; the tables of all are beside it."""
 
 _BEFORE, _AFTER, _INK, _FAINT = "#8C96A3", "#0072B2", "#222222", "#D9D9D9"
 _DPI, _SHOWN = 150, 0.64
@@ -43,9 +43,9 @@ class _Picture:
     data: str
     """PNG as a data URI."""
     width: int
-    """At which it is shown, CSS pixels."""
+    """Width on the page, CSS pixels."""
     alt: str
-    """What it shows, for those who cannot see it."""
+    """Text alternative."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Pair:
     after: str
     """Likewise."""
     change: str
-    """With its sign."""
+    """Difference with its sign."""
 
     @property
     def text(self) -> str:
@@ -70,15 +70,15 @@ class _WindowRow:
     """One clip in the table of windows."""
 
     clip: str
-    """Its id."""
+    """Id of the clip."""
     before: str
     """Seconds of the window with the source prompts."""
     after: str
-    """Seconds of the window chosen after."""
+    """Seconds of the window chosen after adaptation."""
     other_window: bool
     """Whether they differ."""
     entropy: _Pair
-    """Nats."""
+    """Of the prediction, nats."""
     probability: _Pair
     """Of the positive class."""
     classes: str
@@ -86,7 +86,7 @@ class _WindowRow:
     other_class: bool
     """Whether the decision changed."""
     status: str
-    """Empty where all is well."""
+    """Empty if it is `ok`."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class _UnitRow:
     rho: _Pair
     """Rank correlation with the intensity."""
     auc: _Pair
-    """For the presence."""
+    """ROC-AUC for the presence."""
     windows: int
-    """With a frame that OpenFace is sure of."""
+    """Windows with a frame of which OpenFace is confident."""
     present: int
-    """Of these, with the AU."""
+    """Of these, windows with the AU."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ class _Subject:
     """One subject on the page."""
 
     title: str
-    """Its id."""
+    """Id of the subject."""
     folder: str
     """Name of the folder with its tables."""
     clips: int
-    """How many."""
+    """Number of clips."""
     moved: str
-    """Mean over prompts."""
+    """How far the prompts moved, mean."""
     most: str
     """The AU that moved most."""
     other_windows: int
@@ -126,13 +126,13 @@ class _Subject:
     probability: _Pair
     """Of the positive class, mean over clips."""
     rho: _Pair
-    """With OpenFace, mean over AUs."""
+    """Rank correlation with OpenFace, mean over AUs."""
     sentence: str
-    """What there is to say."""
+    """Number of clips, and where the tables are."""
     figure: _Picture | None
     """The AUs that moved most; None where none moved."""
     windows: list[_WindowRow]
-    """Those shown."""
+    """Clips that are shown."""
     more: int
     """Clips that are not shown."""
     agreement: list[_UnitRow]
@@ -146,19 +146,19 @@ def write_explanation_page(
     title: str,
     facts: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """Write `explain.html` over all explained subjects of a run, aside and renamed.
+    """Write `explain.html` on all explained subjects of a run, whole or not at all.
 
     Args:
-        folder: it exists; the subjects' folders lie in it.
-        explanations: name of a subject's folder → explanation, see `explanations.read_explanations`.
-        title: of the page.
+        folder: an existing folder with the subjects' folders.
+        explanations: name of a subject's folder → explanation, see `prompt_changes.read_explanations`.
+        title: title of the page.
         facts: names and values of what made the explanations.
 
     Returns:
-        The page; it needs nothing else.
+        Path of the page, which is self-contained.
 
     Raises:
-        ValueError: without a subject, or where subjects have different prompts or classes.
+        ValueError: without a subject, or if subjects have different prompts or classes.
     """
     _check(explanations)
     ordered = sorted(explanations.items(), key=lambda item: (-_move(item[1]), item[1].subject_id))
@@ -240,12 +240,12 @@ def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame) -> 
         sentences.append("The source prompts were used as they are, so similarities are the same before and after.")
     other, changed = int(windows["other_window"].sum()), _num_changed(windows)
     sentences.append(
-        f"Of {len(windows)} clips, {other} rest on another window than with the source prompts, and {changed} have "
-        "another class."
+        f"Of {len(windows)} clips, {other} are predicted from another window than with the source prompts, and "
+        f"{changed} get another class."
     )
     fallen = int((windows["status"] != "ok").sum())
     if fallen:
-        sentences.append(f"{fallen} fell back to the source prompts; the reason stands with each.")
+        sentences.append(f"{fallen} fell back to the source prompts; the reason is given with each clip.")
     rho = _mean_rho(agreement)
     if rho.before != _NONE:
         compared = len(_compared(agreement))
@@ -259,9 +259,9 @@ def _tiles(every: Sequence[SubjectExplanation], mean: pd.DataFrame, agreement: p
     probability = _pair(windows["probability_before"].mean(), windows["probability_after"].mean())
     entropy = _pair(windows["entropy_before"].mean(), windows["entropy_after"].mean())
     tiles = [
-        Tile("prompts moved by", _small(mean["moved"].mean()), (f"mean over {len(mean)} AUs, 0 is at rest",)),
-        Tile("other window", f"{int(windows['other_window'].sum())} of {len(windows)}", ("clips",)),
-        Tile("other class", f"{_num_changed(windows)} of {len(windows)}", ("clips",)),
+        Tile("prompts moved by", _small(mean["moved"].mean()), (f"mean over {len(mean)} AUs, 0 means unchanged",)),
+        Tile("window changed", f"{int(windows['other_window'].sum())} of {len(windows)}", ("clips",)),
+        Tile("class changed", f"{_num_changed(windows)} of {len(windows)}", ("clips",)),
         Tile(f"mean P({every[0].classes[-1]})", probability.text, ("over clips",)),
         Tile("mean entropy", entropy.text, ("nats, of the predictions",)),
     ]
@@ -273,12 +273,12 @@ def _tiles(every: Sequence[SubjectExplanation], mean: pd.DataFrame, agreement: p
 
 
 def _compared(agreement: pd.DataFrame) -> pd.DataFrame:
-    """The AUs that have a rank correlation on both sides."""
+    """The AUs that have a rank correlation before and after."""
     return agreement.dropna(subset=["rho_before", "rho_after"]) if len(agreement) else agreement
 
 
 def _mean_rho(agreement: pd.DataFrame | None) -> _Pair:
-    """Mean over the AUs that have one on both sides."""
+    """Mean rank correlation over the AUs that have one before and after."""
     known = pd.DataFrame() if agreement is None else _compared(agreement)
     if known.empty:
         return _pair(math.nan, math.nan)
@@ -292,7 +292,7 @@ def _num_changed(windows: pd.DataFrame) -> int:
 def _subject(name: str, one: SubjectExplanation) -> _Subject:
     changes, windows = subject_changes(one), one.windows
     most = changes.iloc[int(changes["moved"].argmax())]
-    each = "each clip has prompts of its own" if one.facts.get("prompts_per") == "clip" else "one set of prompts"
+    each = "each clip has its own prompts" if one.facts.get("prompts_per") == "clip" else "one set of prompts"
     alt = f"The AU prompts of {one.subject_id} that moved most, and their similarities before and after"
     return _Subject(
         title=one.subject_id,
@@ -313,7 +313,7 @@ def _subject(name: str, one: SubjectExplanation) -> _Subject:
 
 
 def _window_rows(windows: pd.DataFrame) -> list[_WindowRow]:
-    """All clips in their order, or those whose probability changed most where there are too many."""
+    """All clips in their order, or, where there are too many, those whose probability changed most."""
     change = (windows["probability_after"] - windows["probability_before"]).abs()
     kept = change.nlargest(_MAX_CLIPS).index
     shown = windows[windows.index.isin(kept)]
@@ -355,7 +355,7 @@ def _pair(before: float, after: float) -> _Pair:
 
 
 def _figure(value: float, *, signed: bool = False) -> str:
-    """Two decimals with a true minus; a dash for what is not defined, and no sign for what rounds to nothing."""
+    """Two decimals with a typographic minus; a dash for NaN, and no sign for what rounds to zero."""
     if math.isnan(value):
         return _NONE
     rounded = round(value, 2) + 0.0
@@ -363,14 +363,14 @@ def _figure(value: float, *, signed: bool = False) -> str:
 
 
 def _small(value: float) -> str:
-    """How far a prompt moved: three decimals, and what is less than that but not nothing says so."""
+    """How far a prompt moved: three decimals; `< 0.001` for less, and `0` for a prompt at rest."""
     if value <= _AT_REST:
         return "0"
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def _changes_picture(changes: pd.DataFrame, *, limit: int, alt: str) -> _Picture | None:
-    """Left, how far the prompts moved that moved most; right, their similarity before and after. None at rest."""
+    """Left: the prompts that moved most, and how far; right: their similarity before and after. None if none moved."""
     if changes["moved"].max() <= _AT_REST:
         return None
     shown = changes.sort_values("moved", ascending=False, kind="stable").head(limit)
@@ -408,7 +408,7 @@ def _similarity_panel(axes: Axes, shown: pd.DataFrame) -> None:
 
 
 def _agreement_picture(agreement: pd.DataFrame) -> _Picture | None:
-    """Rank correlation with OpenFace per AU before and after, the best agreement above; None where there is none."""
+    """Rank correlation with OpenFace per AU before and after, the best agreement at the top; None without any."""
     known = _compared(agreement)
     if known.empty:
         return None

@@ -1,7 +1,6 @@
-"""What a report says in words: the verdict, the caveats, what prompt tuning adds. All of it is computed from scores.
+"""The sentences of a report: the verdict, the caveats, what prompt tuning adds. All are computed from scores.
 
-What this module does not know: how a sentence is shown. It never reads a method's name; groups come from the columns
-`objective`, `protocol`, `subject_baseline` and `readout` of the result rows.
+Methods are grouped by the columns `objective`, `protocol`, `subject_baseline` and `readout` of the rows, never by name.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from clipautt.metrics import Interval, detectable_effect
 
 Effect = Literal["helped", "hurt", "unclear"]
 MIN_SUBJECTS = 6
-"""Below this, chance alone moves all subjects the same way in more than one case of twenty (2 / 2^5 = 6%)."""
+"""With fewer, chance alone moves all subjects the same way in more than one case in twenty (2 / 2^5 = 6%)."""
 
 _HEADLINES: dict[Effect, str] = {
     "helped": "Personalization helped",
@@ -64,17 +63,17 @@ class Verdict:
     effect: Effect
     """`helped` or `hurt` where the 95% interval of the difference lies on one side of zero, else `unclear`."""
     headline: str
-    """A few words."""
+    """The effect in a few words."""
     sentence: str
-    """With the figures, in percent."""
+    """The effect as a sentence, with its figures in percent."""
     difference: Interval
-    """Of UAR, in 0..1."""
+    """Mean change of UAR, −1..1, with its 95% interval."""
     helped: int
     """Subjects whose UAR rose."""
     hurt: int
     """Subjects whose UAR fell."""
     unchanged: int
-    """The others."""
+    """Subjects whose UAR stayed the same."""
     detectable: float | None
     """The smallest effect that a comparison of this size and spread would find, in 0..1, from
     `metrics.detectable_effect`; None below `MIN_SUBJECTS` subjects."""
@@ -105,7 +104,7 @@ def verdict(
     effect = effect_of(difference, len(people))
     helped, hurt = int((people["change"] > _UNCHANGED).sum()), int((people["change"] < -_UNCHANGED).sum())
     visible = _detectable(people)
-    sentence = _said(personalised, people, difference, effect, visible)
+    sentence = _verdict_sentence(personalised, people, difference, effect, visible)
     unchanged = len(people) - helped - hurt
     return Verdict(effect, _HEADLINES[effect], sentence, difference, helped, hurt, unchanged, visible)
 
@@ -114,14 +113,16 @@ def _detectable(people: pd.DataFrame) -> float | None:
     return None if len(people) < MIN_SUBJECTS else detectable_effect(people["change"].to_numpy(float))
 
 
-def _said(name: str, people: pd.DataFrame, difference: Interval, effect: Effect, visible: float | None) -> str:
-    verb = {"helped": "raised", "hurt": "lowered", "unclear": "moved"}[effect]
+def _verdict_sentence(
+    name: str, people: pd.DataFrame, difference: Interval, effect: Effect, visible: float | None
+) -> str:
+    verb = {"helped": "raised", "hurt": "lowered", "unclear": "changed"}[effect]
     size = points(difference.mean) if effect == "unclear" else points(abs(difference.mean)).lstrip("+")
     unseen = f"{len(people)} unseen subject{'' if len(people) == 1 else 's'}"
     before, after = percent(people["before"].mean()), percent(people["after"].mean())
     moved = f"{quoted(name)} {verb} mean UAR by {size} points, from {before} to {after}, over {unseen}"
     if visible is None:
-        return f"{moved}: too few for a verdict, which takes {MIN_SUBJECTS}."
+        return f"{moved}: too few for a verdict, which needs at least {MIN_SUBJECTS}."
     interval = f"95% interval {_span(difference)}" + (", which includes zero" if effect == "unclear" else "")
     return f"{moved} ({interval}; with this many subjects, {percent(visible)} points or more can be detected)."
 
@@ -131,7 +132,7 @@ def _span(interval: Interval) -> str:
 
 
 def most_changed(people: pd.DataFrame, *, limit: int = 5) -> tuple[str, str]:
-    """Who gained most and who lost, by name: two sentences, empty where nobody did.
+    """Who gained most and who lost, by name: two sentences.
 
     Args:
         people: from `tables.differences`.
@@ -162,36 +163,41 @@ def caveats(
     cohort: str = "balanced",
     shared_people: bool = False,
 ) -> list[str]:
-    """What speaks against the personalised method, whatever the verdict says.
+    """What speaks against the personalised method, independently of the verdict.
 
     Args:
         table: the target split's `method_table`.
         scores: from `subject_scores`.
         personalised: the method of the verdict.
-        reference: what it is compared with.
-        cohort: that of the verdict, which speaks for itself as to UAR.
+        reference: the method it is compared with.
+        cohort: the cohort of the verdict; its UAR is not repeated here.
         shared_people: see `tables`.
 
     Returns:
-        A sentence for every cohort and figure in which it is clearly worse than the reference; for every other cohort
-        in which UAR shows no clear effect; where WAR is below the majority predictor's; and where it predicts one
-        class only.
+        A sentence for every cohort and metric in which it is clearly worse than the reference; for every other cohort
+        in which UAR shows no clear effect; where WAR is below the majority predictor's; and where it predicts a
+        single class.
     """
-    said = []
+    sentences = []
     for name in cohort_order(scores[(scores["split"] == "target") & (scores["method"] == personalised)]):
         for metric in METRICS:
             if (metric, name) != ("uar", cohort):
-                said += _no_gain(scores, personalised, reference, metric, name, shared_people)
-        own = figures_at(table, personalised, name)
-        if own is None:
+                sentences += _no_gain(scores, personalised, reference, metric, name, shared_people)
+        figures = figures_at(table, personalised, name)
+        if figures is None:
             continue
-        if own["war"] < own["majority_war"]:
-            rival = f"the majority predictor's {percent(own['majority_war'])}"
-            said.append(f"At {name}, WAR is {percent(own['war'])}, below {rival}.")
-        if own["num_one_class"] > 0:
-            people = f"{own['num_one_class']:.0f} of {own['num_subjects']:.0f} subjects"
-            said.append(f"At {name}, it predicts a single class for {people}.")
-    return said
+        if figures["war"] < figures["majority_war"]:
+            rival = f"the majority predictor's {percent(figures['majority_war'])}"
+            sentences.append(f"{_where(name)}, WAR is {percent(figures['war'])}, below {rival}.")
+        if figures["num_one_class"] > 0:
+            people = f"{figures['num_one_class']:.0f} of {figures['num_subjects']:.0f} subjects"
+            sentences.append(f"{_where(name)}, it predicts a single class for {people}.")
+    return sentences
+
+
+def _where(cohort: str) -> str:
+    """How a sentence on a cohort begins."""
+    return "With balanced classes" if cohort == "balanced" else f"At {cohort_title(cohort)}"
 
 
 def _no_gain(
@@ -205,11 +211,11 @@ def _no_gain(
     before, after = percent(people["before"].mean()), percent(people["after"].mean())
     effect = effect_of(change, len(people))
     if effect == "hurt":
-        return [f"At {cohort}, {metric.upper()} fell from {before} to {after} ({_span(change)})."]
+        return [f"{_where(cohort)}, {metric.upper()} fell from {before} to {after} ({_span(change)})."]
     if effect == "unclear" and metric == "uar":
         visible = _detectable(people)
         power = "" if visible is None else f"; {percent(visible)} points or more can be detected"
-        return [f"At {cohort}, UAR shows no clear effect: {before} to {after} ({_span(change)}{power})."]
+        return [f"{_where(cohort)}, UAR shows no clear effect: {before} to {after} ({_span(change)}{power})."]
     return []
 
 
@@ -218,32 +224,33 @@ def prior_sentences(assumed: pd.DataFrame, method: str, *, shared_people: bool =
 
     Args:
         assumed: from `tables.prior_scores`.
-        method: the one to speak of.
+        method: the method to describe.
         shared_people: see `tables`.
 
     Returns:
-        A sentence per cohort on the assumed share that comes nearest to the true one, against the decisions as they
-        stand; then one on the most harmful share, where one clearly lowers UAR.
+        A sentence per cohort that compares the decisions under the assumed share nearest the true one with those as
+        they stand; then one on the most harmful share, if a share clearly lowers UAR.
     """
     own = assumed[assumed["method"] == method]
     table = prior_table(own, shared_people=shared_people)
-    said, harm = [], []
+    sentences, harm = [], []
     for cohort in dict.fromkeys(table["cohort"]):
         here, people = table[table["cohort"] == cohort], own[own["cohort"] == cohort]
         shares = here[~here["own"]].set_index("assumed_share")
         near = float((shares["positive_share"] - shares.index).abs().idxmin())
-        said.append(_at_true_share(people, here[here["own"]].iloc[0], near, shared_people))
+        sentences.append(_at_true_share(people, here[here["own"]].iloc[0], near, shared_people))
         worst = float(shares["uar"].idxmin())
         text, effect = _moved_by(people, worst, "uar", shared_people)
         if effect == "hurt" and abs(worst - near) >= SAME_SHARE:
-            sentence = f"A wrong share costs most at {cohort_title(cohort)}: assuming {share_name(worst)} {text}."
+            where = _where(cohort)
+            sentence = f"A wrong share costs most {where[0].lower()}{where[1:]}: assuming {share_name(worst)} {text}."
             harm.append((shares["uar"].min() - here.loc[here["own"], "uar"].item(), sentence))
-    return [*said, *(sentence for _, sentence in sorted(harm)[:1])]
+    return [*sentences, *(sentence for _, sentence in sorted(harm)[:1])]
 
 
 def _at_true_share(people: pd.DataFrame, own: pd.Series[Any], near: float, shared_people: bool) -> str:
-    """On one method in one cohort: `own` is its row of the table, `near` the assumed share nearest to the truth."""
-    where = f"At {cohort_title(own['cohort'])}"
+    """A sentence on one method in one cohort; `own` is its table row, `near` the assumed share nearest the truth."""
+    where = _where(own["cohort"])
     made_with = people.loc[people["own"], "assumed_share"]
     several = made_with.max() - made_with.min() >= SAME_SHARE
     if not several and abs(own["assumed_share"] - near) < SAME_SHARE:
@@ -252,12 +259,12 @@ def _at_true_share(people: pd.DataFrame, own: pd.Series[Any], near: float, share
     before = share_name(own["assumed_share"])
     instead = f"the subjects' own shares ({before} on average)" if several else before
     moves = " and ".join(_moved_by(people, near, metric, shared_people)[0] for metric in ("war", "uar"))
-    rival = f"always saying the most frequent class has WAR {percent(own['majority_war'])}"
+    rival = f"always predicting the most frequent class gives WAR {percent(own['majority_war'])}"
     return f"{where}, assuming {share_name(near)} instead of {instead} {moves}; {rival}."
 
 
 def _moved_by(people: pd.DataFrame, share: float, metric: Metric, shared_people: bool) -> tuple[str, Effect]:
-    """`raises WAR from 80.2 to 93.1 (+9.0 to +16.2)`, and which side of zero; of one method in one cohort."""
+    """`raises WAR from 80.2 to 93.1 (+9.0 to +16.2)` and the effect, for one method in one cohort."""
     cohort = str(people["cohort"].iloc[0])
     pair = pd.concat([people[people["own"]].assign(method="own"), at_share(people, share).assign(method="assumed")])
     both = differences(pair, "assumed", "own", metric=metric, cohort=cohort, shared_people=shared_people)
@@ -266,7 +273,7 @@ def _moved_by(people: pd.DataFrame, share: float, metric: Metric, shared_people:
         return f"leaves {metric.upper()} at {before}", "unclear"
     change = comparison(pair, "assumed", "own", metric, cohort, shared_people=shared_people)
     effect = effect_of(change, len(both))
-    verb = {"helped": "raises", "hurt": "lowers", "unclear": "moves"}[effect]
+    verb = {"helped": "raises", "hurt": "lowers", "unclear": "changes"}[effect]
     return f"{verb} {metric.upper()} from {before} to {after} ({_span(change)})", effect
 
 
@@ -275,7 +282,7 @@ class MethodFacts:
     """How a method was run, from its result rows. A setting in which its rows differ is `several`."""
 
     method: str
-    """Its name."""
+    """Name of the method."""
     adapts: bool
     """As in `ResultRow`."""
     logits_from: str
@@ -289,34 +296,34 @@ class MethodFacts:
     readout: str
     """As in `ResultRow`."""
     window_length: str
-    """L."""
+    """Frames per window, L."""
     window_stride: str
     """Stored frames per used frame."""
     context_tokens: str
-    """M."""
+    """Context vectors per prompt, M."""
     steps: str
     """Optimiser steps."""
     learning_rate: str
-    """As configured."""
+    """Learning rate as configured."""
     num_rows: int
     """Result rows."""
     num_fallbacks: int
     """Rows whose status is not `ok`."""
     fallback: str
-    """The most frequent such status, or empty."""
+    """The most frequent of these statuses, or empty."""
     videos_per_second: float
-    """Of adaptation and prediction; NaN where no time was recorded."""
+    """Rate of adaptation and prediction; NaN where no time was recorded."""
 
 
 def method_facts(rows: pd.DataFrame) -> list[MethodFacts]:
-    """How each method was run: without subject baseline first, then those that do not adapt, then as the rows come."""
-    found = [_facts_of(str(name), own) for name, own in rows.groupby("method", sort=False)]
-    return sorted(found, key=lambda one: (_rank(one.subject_baseline, _BASELINES), one.adapts))
+    """How each method was run: by subject baseline (none first), then those that do not adapt, then as in `rows`."""
+    facts = [_facts_of(str(name), own) for name, own in rows.groupby("method", sort=False)]
+    return sorted(facts, key=lambda one: (_rank(one.subject_baseline, _BASELINES), one.adapts))
 
 
 def _facts_of(name: str, own: pd.DataFrame) -> MethodFacts:
     values = {column: own[column].unique() for column in _SETTINGS}
-    said = {column: _setting(found[0]) if len(found) == 1 else "several" for column, found in values.items()}
+    settings = {column: _setting(kinds[0]) if len(kinds) == 1 else "several" for column, kinds in values.items()}
     failed = own.loc[own["status"] != "ok", "status"]
     seconds = float(own["seconds"].mean())
     return MethodFacts(
@@ -327,7 +334,7 @@ def _facts_of(name: str, own: pd.DataFrame) -> MethodFacts:
         num_fallbacks=len(failed),
         fallback=str(failed.mode().iloc[0]) if len(failed) else "",
         videos_per_second=1 / seconds if seconds > 0 else float("nan"),
-        **said,
+        **settings,
     )
 
 
@@ -340,44 +347,44 @@ def _rank(value: str, order: Sequence[str]) -> int:
 
 
 def seeds_share_people(rows: pd.DataFrame) -> bool:
-    """Whether the seeds of a run see the same people: then two seeds have the same manifest."""
+    """Whether the seeds of a run have the same people, that is, whether two seeds have the same manifest."""
     return bool((rows.groupby("manifest")["seed"].nunique() > 1).any())
 
 
 @dataclass(frozen=True)
 class Addition:
-    """What prompt tuning adds to the same readout without it."""
+    """A method with prompt tuning, compared with its counterpart without."""
 
     method: str
-    """With prompt tuning."""
+    """Name of the method with prompt tuning."""
     alone: str
-    """Without: the same subject baseline, and the same readout and protocol where there is such a row."""
+    """Name of the method without it: same subject baseline, and if possible same readout, window and protocol."""
     subject_baseline: str
-    """Of both."""
+    """Subject baseline of both."""
     before: float
     """Mean UAR of `alone`, 0..1."""
     after: float
     """Mean UAR of `method`, 0..1."""
     difference: Interval
-    """Paired, of UAR."""
+    """Paired difference of UAR, with its 95% interval."""
     effect: Effect
-    """Side of zero."""
+    """On which side of zero the interval lies."""
 
 
 def additions(
     scores: pd.DataFrame, facts: Sequence[MethodFacts], *, cohort: str = "balanced", shared_people: bool = False
 ) -> list[Addition]:
-    """Every prompt-tuning method of a cohort against the row that differs from it only, or mostly, in the tuning.
+    """Every prompt-tuning method of a cohort, compared with the untuned method most like it.
 
     Args:
         scores: from `subject_scores`.
         facts: from `method_facts`.
-        cohort: the one to look at.
+        cohort: name of the cohort.
         shared_people: see `tables`.
     """
     here = set(scores.loc[(scores["cohort"] == cohort) & (scores["split"] == "target"), "method"])
     present = [one for one in facts if one.method in here]
-    found = []
+    compared = []
     for tuned in (one for one in present if one.adapts):
         alone = _twin(tuned, [one for one in present if not one.adapts and one.logits_from == tuned.logits_from])
         if alone is None:
@@ -386,42 +393,42 @@ def additions(
         change = comparison(scores, tuned.method, alone, "uar", cohort, shared_people=shared_people)
         before, after = float(people["before"].mean()), float(people["after"].mean())
         effect = effect_of(change, len(people))
-        found.append(Addition(tuned.method, alone, tuned.subject_baseline, before, after, change, effect))
-    return found
+        compared.append(Addition(tuned.method, alone, tuned.subject_baseline, before, after, change, effect))
+    return compared
 
 
 def _twin(tuned: MethodFacts, untuned: Sequence[MethodFacts]) -> str | None:
-    """The untuned method most like this one: the subject baseline must agree, then readout, window, protocol count."""
+    """The untuned method most like this one: same subject baseline, if possible same readout, window, protocol."""
     same = [one for one in untuned if one.subject_baseline == tuned.subject_baseline]
     if not same:
         return None
     return max(same, key=lambda one: [getattr(one, name) == getattr(tuned, name) for name in _LIKENESS]).method
 
 
-def addition_sentence(found: Sequence[Addition]) -> str:
-    """Whether prompt tuning adds anything on top of a subject baseline."""
-    on_top = [one for one in found if one.subject_baseline != "none"]
+def addition_sentence(compared: Sequence[Addition]) -> str:
+    """Whether prompt tuning helps on top of a subject baseline."""
+    on_top = [one for one in compared if one.subject_baseline != "none"]
     if not on_top:
         return "No row combines prompt tuning with a subject baseline, so what it adds there is not known."
     if len(on_top) == 1:
         one = on_top[0]
-        reading = {"helped": "adds to it", "hurt": "takes away from it", "unclear": "adds nothing clear"}[one.effect]
+        reading = {"helped": "helps", "hurt": "hurts", "unclear": "has no clear effect"}[one.effect]
         change = f"difference {points(one.difference.mean)}, 95% interval {_span(one.difference)}"
         figures = f"UAR {percent(one.before)} alone, {percent(one.after)} with {quoted(one.method)} ({change})"
         return f"On top of the {one.subject_baseline} baseline, prompt tuning {reading}: {figures}."
     counts = {effect: sum(one.effect == effect for one in on_top) for effect in ("helped", "unclear", "hurt")}
     best = max(on_top, key=lambda one: one.difference.mean)
     return (
-        f"Of {len(on_top)} rows with prompt tuning on top of a subject baseline, {counts['helped']} add to it, "
-        f"{counts['unclear']} show no clear difference and {counts['hurt']} take away from it; the most favourable is "
+        f"Prompt tuning on top of a subject baseline helps in {counts['helped']} of {len(on_top)} rows, has no clear "
+        f"effect in {counts['unclear']} and hurts in {counts['hurt']}; the most favourable is "
         f"{quoted(best.method)} with {points(best.difference.mean)} ({_span(best.difference)})."
     )
 
 
 def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, personalised: str) -> str:
-    """Which method the source-validation subjects choose, and whether it is the one reported.
+    """Which method is best on source-validation subjects, and whether it is the one reported.
 
-    Methods that read class descriptions instead of the trained classifier, such as zero-shot, are no candidates.
+    Methods that read class descriptions instead of the trained classifier, such as zero-shot, are not candidates.
     """
     known = selection_means(scores)
     if not known:

@@ -1,7 +1,4 @@
-"""Figures of a sweep, written as PNG: the window-length curve, the history, the importances.
-
-What this module does not know: how trials were chosen or run; it sees a table with one row per trial.
-"""
+"""Figures of a sweep, from a table with one row per trial to PNG: window lengths, history, importances."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ def window_curve(path: Path, trials: pd.DataFrame) -> Path:
     """Best and median UAR of the trials at each window length, every trial as a dot.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         trials: finished trials, with `window_length` in frames and `uar` in 0..1.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -50,11 +47,11 @@ def window_curve(path: Path, trials: pd.DataFrame) -> Path:
 
 
 def history(path: Path, trials: pd.DataFrame) -> Path:
-    """UAR of every trial in order and the best so far; failed trials as crosses at the foot.
+    """UAR of every trial in order and the best so far; failed trials as crosses at the bottom.
 
     Args:
-        path: of the PNG.
-        trials: all trials by `number`, with `status` and `uar`; at least one has finished well.
+        path: PNG file to write.
+        trials: all trials by `number`, with `status` and `uar`; at least one is `ok`.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -94,9 +91,9 @@ def importances(path: Path, shares: Mapping[str, float], *, num_trials: int) -> 
     """How much of the difference between trials each setting explains.
 
     Args:
-        path: of the PNG.
+        path: PNG file to write.
         shares: setting → its share; they sum to 1.
-        num_trials: that the shares rest on.
+        num_trials: number of trials from which the shares are estimated.
     """
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     figure = Figure(figsize=(7, 1.4 + 0.36 * len(ordered)), layout="constrained")

@@ -1,13 +1,11 @@
 """Tables of a report: one row per method with its figures per cohort, and paired comparisons over subjects.
 
-Everything here is computed from the table of `clipautt.results.subject_scores`: one row per method, split, cohort,
-seed and subject; only `prior_scores` reads result rows, whose decisions it takes anew under assumed shares of the
-positive class. What this module does not know: how a method works, or how a table is laid out on a page. Method names
-are opaque.
+Everything is computed from the table of `evaluation.results.subject_scores`: one row per method, split, cohort, seed
+and subject; only `prior_scores` reads result rows, to decide them again under assumed shares of the positive class.
 
 **The unit is the person.** Where every seed has its own data, subject `s01` of seed 0 and of seed 1 are two people, and
 each counts. Where the seeds share their subjects (`shared_people`), a subject's figures are first averaged over the
-seeds; to count them apart would make intervals too narrow.
+seeds; counting them separately would make intervals too narrow.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ METRICS: tuple[Metric, ...] = ("war", "uar", "f1")
 ASSUMED_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of the positive class under which every clip is decided again."""
 UNSTATED_PRIOR = 0.5
-"""Taken for rows that do not state the share they were trained on; earlier runs had balanced classes mostly."""
+"""Assumed for rows that do not state the share in training; earlier runs mostly had balanced classes."""
 SAME_SHARE = 0.005
-"""Two shares of the positive class that differ by less count as one."""
+"""Two shares of the positive class that differ by less are treated as equal."""
 PRIORS = ("prior", "training_prior")
 """Columns of shares that rows of earlier versions lack."""
 _KEYS = ["method", "split", "cohort"]
@@ -47,7 +45,7 @@ def cohort_order(scores: pd.DataFrame) -> list[str]:
 
 
 def one_class(scores: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which rows of a score table are those of a predictor that always says the same class, [N].
+    """Which rows of a score table belong to a predictor that always gives the same class, [N].
 
     A constant predictor with WAR p has UAR 1/C and macro F1 = 2p / (1 + p) / C; with two classes 1/2 and
     p / (1 + p). At that UAR any other two-class predictor has a higher F1, so the test has no false alarm there.
@@ -64,7 +62,7 @@ def person_scores(scores: pd.DataFrame, *, split: str = "target", shared_people:
 
     Args:
         scores: from `subject_scores`.
-        split: the one to keep.
+        split: the split to keep.
         shared_people: whether all seeds have the same subjects, who are then averaged over seeds.
 
     Returns:
@@ -89,7 +87,7 @@ def differences(
     split: str = "target",
     shared_people: bool = False,
 ) -> pd.DataFrame:
-    """What each person gained or lost with one method against another, over the people whom both have.
+    """What each person gained or lost with one method against another, over the people that both were evaluated on.
 
     Returns:
         Columns `person, before, after, change`, figures in 0..1, sorted from the largest gain to the largest loss.
@@ -104,7 +102,7 @@ def differences(
         own = people[people["method"] == name]
         if own.empty:
             there = sorted(set(people["method"]))
-            raise ValueError(f"method={name!r} has no row in cohort {cohort!r} of split {split!r}; there are {there}")
+            raise ValueError(f"method={name!r} has no row in cohort {cohort!r} of split {split!r}; allowed are {there}")
         pair.append(own.set_index("person")[metric])
     table = pd.DataFrame({"before": pair[1], "after": pair[0]}).dropna().rename_axis("person").reset_index()
     if table.empty:
@@ -139,9 +137,9 @@ def method_table(
 
     Args:
         scores: from `subject_scores`.
-        reference: the method whose UAR the others are compared with; None leaves those columns empty.
+        reference: the method whose UAR the others are compared with; with None these columns are NaN.
         split: `target` or `source_val`.
-        shared_people: see the module.
+        shared_people: see the module's docstring.
 
     Returns:
         Index `method`; columns (cohort, figure), all figures in 0..1:
@@ -149,7 +147,7 @@ def method_table(
         seed), `uar_low`, `uar_high` (95% interval over people), `uar_gain`, `uar_gain_low`, `uar_gain_high` (paired,
         against the reference), `majority_war`, `majority_uar`, `majority_f1` (constant predictor of the most frequent
         class, on the same videos), `positive_share`, `num_subjects`, `num_videos`, `num_one_class` (people
-        for whom it predicts a single class) and `degenerate` (it does so for everybody). A method without rows in a
+        for whom it predicts a single class) and `degenerate` (it does so for all). A method without rows in a
         cohort has NaN there.
 
     Raises:
@@ -194,7 +192,7 @@ def _figures(
 
 
 def long_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A method table with one row per method and cohort, as it is written to Parquet."""
+    """A method table with one row per method and cohort, as written to Parquet."""
     blocks = []
     for cohort in table.columns.get_level_values(0).unique():
         block = table[cohort].dropna(how="all")
@@ -249,9 +247,9 @@ def chosen_method(scores: pd.DataFrame, candidates: Sequence[str]) -> str:
 
 
 def with_priors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Result rows whose columns `prior` and `training_prior` are there and filled.
+    """Result rows with the columns `prior` and `training_prior` filled in.
 
-    A training prior that is not stated is `UNSTATED_PRIOR`; without a prior of its own a row has that of training.
+    A missing training prior becomes `UNSTATED_PRIOR`, a missing prior the training prior.
     """
     stated = {name: rows[name] if name in rows else pd.Series(np.nan, rows.index) for name in PRIORS}
     trained = stated["training_prior"].astype(float).fillna(UNSTATED_PRIOR)
@@ -259,15 +257,15 @@ def with_priors(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def redecided(rows: pd.DataFrame, share: float, *, classes: Sequence[str]) -> pd.DataFrame:
-    """Result rows decided anew from their probabilities, as if the positive class had this share.
+    """Result rows decided again from their probabilities, as if the positive class had this share.
 
-    Only the decision moves: window and prompts stay as they were. A row that was made with this very share keeps its
-    decision; an even probability goes to the first class, as everywhere.
+    Only the decision changes; window and prompts stay. A row made with exactly this share keeps its decision; a
+    probability of 0.5 goes to the first class, as everywhere.
 
     Args:
         rows: from `with_priors`.
-        share: of the positive class, 0 < share < 1.
-        classes: the negative and the positive one.
+        share: share of the positive class, 0 < share < 1.
+        classes: the negative and the positive class.
     """
     known = {name: torch.tensor(rows[name].tolist(), dtype=torch.float64) for name in ("probability", "prior")}
     positive = assume_share(known["probability"], share, made_with=known["prior"]) > 0.5
@@ -276,7 +274,7 @@ def redecided(rows: pd.DataFrame, share: float, *, classes: Sequence[str]) -> pd
 
 
 def assumed_shares(scores: pd.DataFrame) -> tuple[float, ...]:
-    """`ASSUMED_SHARES`, and the true share of every target cohort that is not among them, in percent steps; sorted."""
+    """`ASSUMED_SHARES`, and the true share of every target cohort that is not among them, in whole percent; sorted."""
     target = scores[scores["split"] == "target"]
     true = {min(max(round(float(share), 2), 0.01), 0.99) for share in target.groupby("cohort")["positive_share"].mean()}
     others = {share for share in true if all(abs(share - known) >= SAME_SHARE for known in ASSUMED_SHARES)}
@@ -290,15 +288,15 @@ def prior_scores(
 
     Args:
         rows: result rows with a prediction; without the columns of priors, see `with_priors`.
-        classes: the negative and the positive one.
-        shares: of the positive class, each above 0 and below 1.
+        classes: the negative and the positive class.
+        shares: shares of the positive class, each above 0 and below 1.
 
     Returns:
         The columns of `subject_scores`, and `own` (whether these are the rows' own decisions), `assumed_share` (for
         `own` the mean share that the subject's rows were made with), `prior` and `training_prior` (mean of the rows').
 
     Raises:
-        ValueError: for another number of classes, or a share, prior or probability out of bounds.
+        ValueError: unless there are two classes, or if a share, prior or probability is out of bounds.
     """
     if len(classes) != 2:
         raise ValueError(f"classes={list(classes)}; a share can be assumed for the positive one of two classes only")
@@ -318,7 +316,7 @@ def prior_table(assumed: pd.DataFrame, *, shared_people: bool = False) -> pd.Dat
 
     Args:
         assumed: from `prior_scores`.
-        shared_people: see the module.
+        shared_people: see the module's docstring.
 
     Returns:
         Columns `method, cohort, assumed_share, own`, then means over people: `war, uar, f1, positive_share,
@@ -401,7 +399,7 @@ def points(value: float) -> str:
 
 
 def _tenths(value: float) -> float:
-    """In percent, halves away from zero; the small step makes equal means of differently ordered sums round alike."""
+    """In percent, halves away from zero; the small offset rounds equal means of differently ordered sums alike."""
     return round(100 * value + math.copysign(1e-7, value), 1) + 0.0
 
 
@@ -416,5 +414,5 @@ def share_name(share: float) -> str:
 
 
 def quoted(name: str) -> str:
-    """A method's name inside a sentence; names hold commas and colons."""
+    """A method's name in quotation marks, as names contain commas and colons."""
     return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"

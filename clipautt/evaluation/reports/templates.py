@@ -1,4 +1,4 @@
-"""Fills in the templates of the reports; the style sheet is at hand in each as `css`."""
+"""Fills in the templates of the reports; each can use the style sheet as `css`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 
 def render(name: str, *, escape: bool, **values: object) -> str:
-    """A template of this package with values in their places.
+    """Fill in a template of this package.
 
     Args:
-        name: file of the template.
-        escape: whether values are text that HTML must not take for its own.
-        values: every name that the template uses.
+        name: file name of the template.
+        escape: whether to escape values for HTML.
+        values: a value for every name that the template uses.
 
     Raises:
         jinja2.UndefinedError: for a name without a value.

@@ -1,4 +1,4 @@
-"""Method tables as cells of text, ready for a template. What this module does not know: HTML, files, figures."""
+"""Method tables as cells of text, ready for a template."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS = (
 """Headings of `setting_rows`, after the method."""
 
 
-_SAME_PRIOR = 1e-6  # more than a prior loses in float32, less than any decision of interest turns on
+_SAME_PRIOR = 1e-6  # above the rounding of a float32 prior, below any difference that matters
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Cell:
     text: str = ""
     """The figure."""
     spread: str = ""
-    """Over seeds, behind it."""
+    """Spread over seeds, shown after the figure."""
     under: tuple[str, ...] = ()
     """Smaller lines below: the change, and its interval."""
     effect: str = ""
@@ -64,11 +64,11 @@ class Row:
     """One method."""
 
     name: str
-    """Of the method."""
+    """Name of the method."""
     kind: str
     """`chosen`, `reference`, `majority` or empty."""
     tag: str
-    """Shown behind the name."""
+    """Shown after the name."""
     cells: tuple[Cell, ...]
     """UAR, WAR and F1 of every cohort."""
 
@@ -78,7 +78,7 @@ class Group:
     """Methods that share a subject baseline."""
 
     heading: str
-    """Above them."""
+    """Heading above the rows."""
     rows: tuple[Row, ...]
     """From simple to elaborate."""
 
@@ -114,7 +114,7 @@ class Tile:
     big: str
     """The number."""
     lines: tuple[str, ...]
-    """Smaller ones below."""
+    """Smaller lines below it."""
 
 
 def grouped(facts: Sequence[MethodFacts], present: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -217,7 +217,7 @@ def prior_view(table: pd.DataFrame, methods: Sequence[str]) -> TableView:
 
     Args:
         table: from `tables.prior_table`.
-        methods: each makes a group.
+        methods: names; each gets a group of rows.
     """
     shown = table[table["method"].isin(list(methods))]
     cohorts = cohort_order(shown)
@@ -230,7 +230,7 @@ def prior_view(table: pd.DataFrame, methods: Sequence[str]) -> TableView:
 
 
 def _prior_rows(mine: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Row, ...]:
-    """One method's row per assumed share; the one of its decisions as they stand is marked, or comes first."""
+    """One method's rows, one per assumed share; the row of its decisions as they stand is marked, or added first."""
     own, assumed = mine[mine["own"]], mine[~mine["own"]]
     low, high = own["assumed_share"].min(), own["assumed_share"].max()
     rows, marked = [], False
@@ -252,7 +252,7 @@ def _prior_cells(part: pd.DataFrame, cohorts: Sequence[str]) -> tuple[Cell, ...]
 
 
 def prior_markdown(view: TableView) -> str:
-    """The same as Markdown, a table per group."""
+    """`prior_view` as Markdown, a table per group."""
     head = [view.first, *(f"{cohort.title} {name}" for cohort in view.cohorts for name in ("UAR", "WAR", "F1"))]
     rule = ["---", *["---:"] * (len(head) - 1)]
     tables = []
@@ -269,9 +269,9 @@ def _before_after(before: float, after: float) -> str:
     return f"{percent(before)} \N{RIGHTWARDS ARROW} {percent(after)}"
 
 
-def addition_rows(found: Sequence[Addition]) -> list[dict[str, str]]:
-    """What prompt tuning adds, a row per method."""
-    readings = {"helped": "adds", "hurt": "takes away", "unclear": "no clear difference"}
+def addition_rows(compared: Sequence[Addition]) -> list[dict[str, str]]:
+    """The comparisons with and without prompt tuning, a row per method."""
+    readings = {"helped": "helps", "hurt": "hurts", "unclear": "no clear effect"}
     return [
         {
             "method": one.method,
@@ -283,7 +283,7 @@ def addition_rows(found: Sequence[Addition]) -> list[dict[str, str]]:
             "effect": one.effect,
             "reading": readings[one.effect],
         }
-        for one in found
+        for one in compared
     ]
 
 
@@ -310,8 +310,8 @@ def story_words(story: ClipStory, *, reference: str, positive: str) -> dict[str,
     }
     kind, tag = tags[before, after]
     sentence = (
-        f"True class: {story.label}. {quoted(reference)} says {story.prediction_before} "
-        f"({percent(story.probability_before)}% {positive}); personalised, it says {story.prediction_after} "
+        f"True class: {story.label}. {quoted(reference)} predicts {story.prediction_before} "
+        f"({percent(story.probability_before)}% {positive}); the personalised model predicts {story.prediction_after} "
         f"({percent(story.probability_after)}% {positive})."
     )
     return {"title": f"{story.clip_id}, subject {story.subject_id}", "kind": kind, "tag": tag, "sentence": sentence}

@@ -164,8 +164,8 @@ def test_videos_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> N
     paths, problems = match_openface(tmp_path, clips)
     assert paths == {"a": first}
     assert problems == {
-        "b": f"clip 'b': {first} may be of any of 2 videos of the name 'clip01'; put it into a folder 's2', or name it "
-        "after clip_id"
+        "b": f"clip 'b': {first} may belong to any of 2 videos named 'clip01'; put it into a folder named 's2', or "
+        "name it after clip_id"
     }
     second = write_openface(tmp_path / "s2" / "clip01.csv", [{}])
     assert found(tmp_path, *clips) == {"a": first, "b": second}
@@ -197,7 +197,7 @@ def test_two_files_of_one_name_are_named_both(tmp_path: Path) -> None:
         write_openface(tmp_path / folder / "c1.csv", [{}])
     _, problems = match_openface(tmp_path, [clip("c1", "/data/x.mp4"), clip("c2", "/data/y.mp4")])
     assert problems == {
-        "c1": f"clip 'c1': {tmp_path}/day1/c1.csv and {tmp_path}/day2/c1.csv both have the name 'c1'; keep one of "
+        "c1": f"clip 'c1': {tmp_path}/day1/c1.csv and {tmp_path}/day2/c1.csv are both named 'c1'; keep one of "
         "them, or name OpenFace's files after clip_id"
     }
 
@@ -213,7 +213,7 @@ def broken(path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (" timestamp", " time", "no column timestamp (there are: frame, face_id, time, confidence, success, gaze_0_x,"),
+        (" timestamp", " time", "no column timestamp (columns: frame, face_id, time, confidence, success, gaze_0_x,"),
         ("2.22", "much", "a.csv, line 3: AU01_r is 'much'; a number is needed"),
         ("2.22", "5.10", "a.csv, line 3: AU01_r is 5.1; allowed is 0 to 5"),
         ("0.040", "nan", "a.csv, line 3: timestamp is 'nan'; a number is needed"),
@@ -255,10 +255,10 @@ def test_files_without_rows_or_units_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{path} has a header and no rows; run OpenFace again")):
         read_openface(write_openface(path, []))
     with pytest.raises(
-        ValueError, match=r"no action units such as AU04_r \(there are: frame, .*; run OpenFace with -aus"
+        ValueError, match=r"no action units such as AU04_r \(columns: frame, .*; run OpenFace with -aus"
     ):
         read_openface(write_openface(path, [{}], units=False))
-    with pytest.raises(ValueError, match="timestamp is 0 in all 3 rows, so no frame has a place in time"):
+    with pytest.raises(ValueError, match="timestamp is 0 in all 3 rows, so frames cannot be placed in time"):
         read_openface(write_openface(path, [{"timestamp": "0.000"}] * 3))
     path.write_bytes(b"\xff\xfe\x00timestamp")
     with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as CSV")):
@@ -268,7 +268,7 @@ def test_files_without_rows_or_units_are_refused(tmp_path: Path) -> None:
 def test_what_is_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"no OpenFace file at {tmp_path}/a.csv; FeatureExtraction")):
         read_openface(tmp_path / "a.csv")
-    with pytest.raises(FileNotFoundError, match=re.escape(f"openface={tmp_path}/none: there is no such folder")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"openface={tmp_path}/none: no such folder")):
         list_openface(tmp_path / "none")
     path = write_openface(tmp_path / "a.csv", [{}, {}])
     with pytest.raises(ValueError, match=r"no row has frame 8, where the clip begins \(offset_frames=7\)"):

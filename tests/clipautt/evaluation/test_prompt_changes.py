@@ -248,10 +248,10 @@ def test_what_does_not_belong_together_is_refused() -> None:
 
     refused("adapted is (5, 16); allowed are [K, d] = (6, 16) and [clips, K, d] = (4, 6, 16)", adapted=a[:5])
     refused("adapted is (3, 6, 16); allowed are", adapted=a.expand(3, 6, 16))
-    refused("subject 's0': clips and predictions differ in s0c3; each needs one", predictions=predictions[:3])
+    refused("subject 's0': clips and predictions differ in s0c3; each clip needs one", predictions=predictions[:3])
     refused("clips and predictions differ in s0c0, s0c1", predictions=[*predictions, predictions[0]])
     refused("clips is empty", given=[])
-    refused("clips are of the subjects s0, s1; allowed is one", given=fake_clips())
+    refused("clips belong to the subjects s0, s1; allowed is one", given=fake_clips())
     shifted = [replace(one, window_start_seconds=99.0) for one in predictions]
     refused("clip 's0c0' was predicted from 99 to", predictions=shifted)
     refused("is none of its 1 windows; give the source the windows", readout="whole_clip")
@@ -314,7 +314,7 @@ def test_half_an_explanation_is_none(tmp_path: Path) -> None:
     own = write_explanation(explain(source, clips, tuned(source)), tmp_path, name="s0")
     (own / "explanation.json").unlink()
     assert read_explanations(tmp_path) == {}
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no explanation in {own} (explanation.json is not there)")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no explanation in {own} (explanation.json is missing)")):
         read_explanation(own)
     for name in ("", "..", "a/b"):
         with pytest.raises(ValueError, match=re.escape(f"name={name!r}; allowed is the name of a single folder")):

@@ -176,7 +176,7 @@ def test_truth_of_windows_is_the_mean_over_their_frames() -> None:
     means = truth_of_windows(truth, np.array([0.0, 0.1]), np.array([0.2, 0.4]))
     assert means["AU4"].tolist() == pytest.approx([0.1, 0.5])
     assert means["burst"].tolist() == pytest.approx([0.0, 2 / 3])
-    with pytest.raises(ValueError, match=r"no frame of the truth lies in the window from 9\.0 to 9\.5 seconds"):
+    with pytest.raises(ValueError, match=r"no frame of truth lies in the window from 9\.0 to 9\.5 seconds"):
         truth_of_windows(truth, np.array([9.0]), np.array([9.5]))
 
 

@@ -240,7 +240,7 @@ def test_the_page_groups_by_baseline_and_flags_the_constant_row(report: Path) ->
     row = row[: row.index("</tr>")]
     assert row.count(">one class</span>") == 2
     assert "50.0" in row and "33.3" in row and "95.0" in row and "48.7" in row
-    assert re.search(r"On top of the median baseline, prompt tuning (adds|takes)", page)
+    assert re.search(r"On top of the median baseline, prompt tuning (helps|hurts|has no)", page)
     assert "it is the default reported here" in page or "the default reported here, “" in page
 
 
@@ -273,7 +273,7 @@ def test_other_shares_of_the_positive_class_are_shown(report: Path) -> None:
         page.index("<summary>What if pain is rarer, or more common?</summary>") : page.index("<h2>How do the methods")
     ]
     sentence = re.search(
-        r"At 5% positives, assuming 5% instead of 50% \w+ WAR from [^;]+; always saying .* 95\.0\.", text
+        r"At 5% positives, assuming 5% instead of 50% \w+ WAR from [^;]+; always predicting .* 95\.0\.", text
     )
     assert sentence and sentence[0] in section
     assert '<th scope="col">assumed share</th>' in section
@@ -290,7 +290,7 @@ def test_rows_of_earlier_versions_are_taken_as_trained_on_even_shares(tmp_path: 
     rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
     old = rows.drop(columns=list(OPTIONAL))
     page = write_report(tmp_path, rows=old, classes=CLASSES, title="t", personalised=DEFAULT).read_text()
-    said = "80 of 80 rows do not state the shares that their probabilities were trained on; 50% is taken for them."
+    said = "80 of 80 rows do not state the share of positives in training; 50% is assumed for them."
     assert said in page and said in (tmp_path / "report.md").read_text()
     assert (pd.read_parquet(tmp_path / "priors.parquet")["prior"] == 0.5).all()
     assert "prior" not in pd.read_parquet(tmp_path / "results.parquet")

@@ -93,10 +93,12 @@ def cells(page: str) -> list[list[str]]:
 def test_the_page_says_what_moved(tmp_path: Path) -> None:
     page = page_of(tmp_path, explanation())
     assert "<strong>AU4 Brow lowerer and AU12 Lip corner puller moved most</strong>" in page
-    assert "Of 2 clips, 1 rest on another window than with the source prompts, and 1 have another class." in page
+    assert (
+        "Of 2 clips, 1 are predicted from another window than with the source prompts, and 1 get another class." in page
+    )
     assert ["s0", "2", "0.063", "AU4 Brow lowerer, 0.250", "1", "1", "0.30 → 0.55"] in cells(page)
     assert ["s0c0", "1.00–2.28", "1.00–2.28", "0.60 → 0.60", "0.30 → 0.30", "neutral"] in cells(page)
-    assert ["s0c1", "1.00–2.28", "3.00–4.28 other", "0.60 → 0.20", "0.30 → 0.80", "neutral → pain changed"] in cells(
+    assert ["s0c1", "1.00–2.28", "3.00–4.28 changed", "0.60 → 0.20", "0.30 → 0.80", "neutral → pain changed"] in cells(
         page
     )
     assert "OpenFace" not in page and "fell back" not in page
@@ -166,10 +168,10 @@ def test_the_24_that_moved_most_are_shown(tmp_path: Path, monkeypatch: pytest.Mo
         "clipautt.evaluation.reports.prompt_changes_page._changes_picture", lambda *_, alt, **__: drawn.append(alt)
     )
     page = page_of(tmp_path, *(explanation(f"p{n:02d}", moved=(0, 0.01 * n, 0, 0)) for n in range(30)))
-    assert "The 24 subjects whose prompts moved most are shown; the tables of all 30 lie beside this page" in page
+    assert "The 24 subjects whose prompts moved most are shown; the tables of all 30 are beside this page" in page
     titles = re.findall(r'<section class="story" id="s\d+">\n<h2>(.*?)</h2>', page)
     assert titles == [f"p{n:02d}" for n in range(29, 5, -1)] and len(drawn) == 1 + 24
-    assert "Of 60 clips, 30 rest on another window" in page  # the figures above are of all
+    assert "Of 60 clips, 30 are predicted from another window" in page  # the figures above are of all
 
 
 def test_many_clips_show_those_that_changed_most(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_it_hurt_and_the_page_says_so() -> None:
 def test_an_interval_with_zero_is_no_effect_and_tells_what_could_have_been_seen() -> None:
     headline, sentence = say([0.7] * 8, [0.8, 0.6] * 4)
     assert headline == "No clear effect of personalization"
-    assert "moved mean UAR by 0.0 points, from 70.0 to 70.0, over 8 unseen subjects (95% interval" in sentence
+    assert "changed mean UAR by 0.0 points, from 70.0 to 70.0, over 8 unseen subjects (95% interval" in sentence
     assert sentence.endswith("includes zero; with this many subjects, 12.3 points or more can be detected).")
 
 
@@ -88,8 +88,8 @@ def test_a_few_subjects_are_no_proof_however_they_agree() -> None:
     found = verdict(scores, personalised="new", reference="old")
     assert found.headline == "No clear effect of personalization"
     assert found.sentence == (
-        "“new” moved mean UAR by +30.0 points, from 60.0 to 90.0, over 3 unseen subjects: "
-        "too few for a verdict, which takes 6."
+        "“new” changed mean UAR by +30.0 points, from 60.0 to 90.0, over 3 unseen subjects: "
+        "too few for a verdict, which needs at least 6."
     )
     assert found.detectable is None
 
@@ -122,9 +122,9 @@ def test_caveats_name_losses_where_the_verdict_is_good() -> None:
     rare = make_scores({"old": [0.7, 0.8] * 4, "new": [0.8, 0.7] * 4}, cohort="5%", war={"old": 0.96, "new": 0.8})
     scores = pd.concat([common, rare])
     said = caveats(method_table(scores, reference="old"), scores, personalised="new", reference="old")
-    assert said[0] == f"At 5%, WAR fell from 96.0 to 80.0 ({MINUS}16.0 to {MINUS}16.0)."
-    assert said[1].startswith(f"At 5%, UAR shows no clear effect: 75.0 to 75.0 ({MINUS}")
-    assert said[2] == "At 5%, WAR is 80.0, below the majority predictor's 95.0."
+    assert said[0] == f"At 5% positives, WAR fell from 96.0 to 80.0 ({MINUS}16.0 to {MINUS}16.0)."
+    assert said[1].startswith(f"At 5% positives, UAR shows no clear effect: 75.0 to 75.0 ({MINUS}")
+    assert said[2] == "At 5% positives, WAR is 80.0, below the majority predictor's 95.0."
     assert len(said) == 3
 
 
@@ -132,7 +132,7 @@ def test_caveats_name_subjects_with_a_single_class() -> None:
     scores = make_scores({"old": [0.6] * 8, "new": [0.9] * 6 + [0.5] * 2})
     scores.loc[scores["uar"] == 0.5, "f1"] = 1 / 3
     said = caveats(method_table(scores, reference="old"), scores, personalised="new", reference="old")
-    assert said == ["At balanced, it predicts a single class for 2 of 8 subjects."]
+    assert said == ["With balanced classes, it predicts a single class for 2 of 8 subjects."]
 
 
 def tuned(method: str, baseline: str, readout: str, objective: str = "infomax") -> MethodFacts:
@@ -163,14 +163,14 @@ def test_prompt_tuning_is_compared_with_its_own_readout_and_baseline() -> None:
     ]
     assert found[0].difference.mean == approx(0.08)
     assert addition_sentence(found) == (
-        "On top of the median baseline, prompt tuning takes away from it: UAR 80.0 alone, 75.0 with “tuned base” "
+        "On top of the median baseline, prompt tuning hurts: UAR 80.0 alone, 75.0 with “tuned base” "
         f"(difference {MINUS}5.0, 95% interval {MINUS}5.0 to {MINUS}5.0)."
     )
     assert addition_sentence(found[:1]).startswith("No row combines prompt tuning with a subject baseline")
     several = addition_sentence([found[1], replace(found[0], subject_baseline="mean")])
     assert several.startswith(
-        "Of 2 rows with prompt tuning on top of a subject baseline, 1 add to it, 0 show no clear difference and 1 take "
-        "away from it; the most favourable is “tuned mean” with +8.0"
+        "Prompt tuning on top of a subject baseline helps in 1 of 2 rows, has no clear effect in 0 and hurts in 1; the "
+        "most favourable is “tuned mean” with +8.0"
     )
 
 
@@ -230,7 +230,7 @@ def test_the_true_share_is_compared_with_the_decisions_as_they_stand() -> None:
     war = {None: [0.8] * 6, 0.05: [0.96] * 6, 0.5: [0.8] * 6}
     assert prior_sentences(assume(uar, war=war), "m") == [
         "At 5% positives, assuming 5% instead of 50% raises WAR from 80.0 to 96.0 (+16.0 to +16.0) and lowers UAR from "
-        f"90.0 to 75.0 ({MINUS}18.3 to {MINUS}11.7); always saying the most frequent class has WAR 95.0."
+        f"90.0 to 75.0 ({MINUS}18.3 to {MINUS}11.7); always predicting the most frequent class gives WAR 95.0."
     ]
 
 
@@ -238,7 +238,7 @@ def test_what_is_not_clear_or_not_there_is_called_so() -> None:
     uar = {None: [0.8] * 6, 0.05: [0.7, 0.9] * 3}
     war = {None: [0.8] * 6, 0.05: [0.8] * 6}
     (said,) = prior_sentences(assume(uar, war=war), "m")
-    assert f"leaves WAR at 80.0 and moves UAR from 80.0 to 80.0 ({MINUS}6.7 to +6.7);" in said
+    assert f"leaves WAR at 80.0 and changes UAR from 80.0 to 80.0 ({MINUS}6.7 to +6.7);" in said
 
 
 def test_the_most_harmful_wrong_share_is_named_once() -> None:
@@ -246,10 +246,11 @@ def test_the_most_harmful_wrong_share_is_named_once() -> None:
     balanced = assume({None: [0.9] * 6, 0.5: [0.9] * 6, 0.05: [0.6] * 6}, cohort="balanced")
     rare = assume({None: [0.9] * 6, 0.05: [0.9] * 6, 0.5: [0.8] * 6})
     said = prior_sentences(pd.concat([balanced, rare]), "m")
-    assert said[0] == "At balanced, the decisions as they stand already assume 50%: UAR 90.0 and WAR 90.0."
+    assert said[0] == "With balanced classes, the decisions as they stand already assume 50%: UAR 90.0 and WAR 90.0."
     assert said[1].startswith("At 5% positives, assuming 5% instead of 50% leaves WAR at 90.0 and leaves UAR at 90.0;")
     assert said[2:] == [
-        f"A wrong share costs most at balanced: assuming 5% lowers UAR from 90.0 to 60.0 ({MINUS}30.0 to {MINUS}30.0)."
+        "A wrong share costs most with balanced classes: assuming 5% lowers UAR from 90.0 to 60.0 "
+        f"({MINUS}30.0 to {MINUS}30.0)."
     ]
 
 
