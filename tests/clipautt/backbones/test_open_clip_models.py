@@ -418,7 +418,7 @@ def test_file_whose_activation_is_in_doubt_needs_its_tag(tmp_path: Path, name: s
     message = (
         r"weights\.pt does not state its activation, the only difference between clipautt-tiny(-quickgelu)? and "
         r"clipautt-tiny(-quickgelu)?; give backbone\.weights=TAG:FILE with a tag that has the file's activation; "
-        r"those with QuickGELU are openai; those with GELU are plain, squash; or put the open_clip_config\.json of its training b"
+        r"those with QuickGELU are openai; those with GELU are plain, squash; or put the open_clip_config\.json"
     )
     with pytest.raises(ValueError, match=message):
         load_open_clip(name, str(path))
