@@ -42,13 +42,13 @@ class SmallClipShape:
     width: int = 16
     """Channels of the first stage; the attention pool has 2 × width × 16 / width = 32 heads."""
     text_width: int = 128
-    """d_text."""
+    """d_text: width of the text tower."""
     text_heads: int = 4
     """Attention heads of the text tower."""
     text_layers: int = 3
     """Blocks of the text tower."""
     embed_dim: int = 128
-    """d."""
+    """d: width of image and text features."""
     preprocessing: Preprocessing = RENDERED_FACES
     """Statistics of the rendered faces."""
 

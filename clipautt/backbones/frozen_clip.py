@@ -250,7 +250,7 @@ class Backbone:
         return features.reshape(*lead, *features.shape[1:])
 
     def prompt_reader(self, prompts: Prompts, *, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
-        """Prepare reading these prompts: a function from context [B, K, M, d_text] to text features, float32 [B, K, d].
+        """Prepare a reader of these prompts: context [B, K, M, d_text] → text features, float32 [B, K, d].
 
         Args:
             prompts: K tokenised prompts.

@@ -467,7 +467,7 @@ def load_tokenizer(arch: Architecture) -> Any:
         raise ValueError(
             f"backbone.name {arch.name!r}: its tokenizer {source} needs pip install transformers sentencepiece"
         ) from error
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         local = arch.name.startswith(FOLDER)
         place = f"in {arch.name.removeprefix(FOLDER)}" if local else "in the cache of the hub, and could not be fetched"
         raise ValueError(

@@ -398,7 +398,7 @@ def model_card(config: PretrainConfig, auc: dict[str, dict[str, float]], *, comm
     shape, batch = config.shape, config.identities_per_batch * config.frames_per_batch_identity
     return f"""# Embedded CLIP
 
-A small CLIP trained on this project's **synthetic** faces only. It is there so that demonstrations and tests need no
+A small CLIP trained on this project's **synthetic** faces only. It exists so that demonstrations and tests need no
 download. It has never seen a photograph: do not use it on real people.
 
 - Image tower: open_clip ModifiedResNet {list(shape.layers)}, width {shape.width}, {shape.image_size} px.
@@ -412,7 +412,7 @@ download. It has never seen a photograph: do not use it on real people.
 
 Zero-shot ROC-AUC per action unit on {config.validation_identities} identities it was not trained on: intensity above
 {VISIBLE} against below {ABSENT}, frames after mp4. `prompt` is the shipped prompt ("{LEADING_PHRASE} …"),
-`phrase_alone` leaves the leading phrase out, `held_out_wording` uses words in an order no caption had.
+`phrase_alone` omits the leading phrase, `held_out_wording` uses words in an order no caption had.
 
 | code | name | {" | ".join(auc)} |
 |---|---|{"---|" * len(auc)}

@@ -52,7 +52,7 @@ def read_weights(path: Path) -> WeightFile:
         raise ValueError(f"backbone.weights: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}")
     try:
         content, archive = _read(path)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is broken
+    except Exception as error:  # torch and safetensors raise many types for a broken file
         raise ValueError(f"backbone.weights: {path} could not be read: {_reason(error)}") from error
     state = _state_dict(content, path)
     openai = archive or bool(OPENAI_ENTRIES & state.keys())

@@ -284,7 +284,7 @@ def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, lis
 
 
 def nfc(text: str) -> str:
-    """Text in the Unicode form in which names are compared; some file systems keep another one."""
+    """Text in the Unicode form in which names are compared; some file systems use another one."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -126,12 +126,12 @@ def plain_label(text: str) -> str:
 
 
 def unlabelled(where: str, what: str) -> Problem:
-    """A row without a label."""
+    """The problem of a row without a label."""
     return Problem("unlabelled", f"{where}: {what} has no label")
 
 
 def unknown_label(where: str, what: str, label: str, words: Iterable[str]) -> Problem:
-    """A row with an unknown label."""
+    """The problem of a row with an unknown label."""
     return Problem("unreadable", f"{where}: label {label!r} of {what} is not one of {', '.join(words)}")
 
 

@@ -1,8 +1,8 @@
 """From label files to clips: the steps that the readers of all data sets share.
 
-A reader turns a label file into entries, one per clip it names. The rest happens here: repeated entries
-are merged, contradictory ones dropped, the others located among the files, and subjects are divided into source and
-target. Problems are collected and reported together.
+A reader turns a label file into entries, one per clip it names. The rest happens here: repeated entries are merged,
+contradictory ones dropped, the others located among the files, and subjects are divided into source and target.
+Problems are collected and reported together.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Rules:
     subjects: Subjects
     """Who is a source and who is a target."""
     strict: bool
-    """Whether the data set is refused for a problem, rather than read without what has one."""
+    """True refuses a data set that has a problem; False omits what has one."""
     layout: Layout
     """Where clips are looked for: among videos, folders of frames, or both."""
     frames_per_second: float
@@ -222,7 +222,7 @@ def read_either(
     """Read a data set that is distributed as videos with a table, and as extracted frames with a list of them.
 
     Args:
-        copy: where it lies and how it is used.
+        copy: the settings of the data set.
         rules: from `rules_of`.
         official: name of the table.
         frame_lists: possible names of the list.

@@ -91,7 +91,7 @@ def work_on_clip(
 
     Args:
         work: a function at the top of a module, which the child imports; it is called as
-            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)` and passes the three on to `stream_clip`.
+            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)`; it passes those three on to `stream_clip`.
         clip: what is decoded.
         arguments: further arguments of `work`, as JSON values.
         limits: deadlines, pixels and memory; between two calls of `on_frame` no more than `stall_seconds` may pass.
@@ -330,7 +330,7 @@ def _imported(module: str, name: str) -> Callable[..., Any]:
 
 
 def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], None]:
-    """To call after each frame: it keeps the parent waiting, and ends this process if no other frame comes."""
+    """Function to call after each frame: it keeps the parent waiting, and ends this process if no other comes."""
     spoke, seen, trim = time.monotonic(), 0, _memory_trimmer()
 
     def on_frame() -> None:
@@ -371,7 +371,7 @@ def _reason(error: Exception) -> str:
 
 
 def _memory_trimmer() -> Callable[[], object]:
-    """A function that returns freed memory, of which glibc keeps hundreds of megabytes; else it does nothing."""
+    """Function that gives freed memory back: glibc keeps hundreds of megabytes. Without glibc it does nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return (lambda: trim(0)) if trim else (lambda: None)
 
