@@ -4,6 +4,6 @@ In: the name and weights of a model, frames [N, 3, H, W], prompts. Out: image fe
 a fingerprint that names the weights and the preprocessing.
 
 Open `loading` first: `load_backbone` chooses between `embedded` (ships with the package) and `open_clip_models`.
-`frozen_clip` is what both give; `packed_tower` reads prompts at their real length and `frozen_linear` multiplies with
+`frozen_clip` is what both return; `packed_tower` reads prompts at their real length and `frozen_linear` multiplies with
 frozen weights so that a row does not depend on its batch. `pretraining` makes the embedded weights.
 """

@@ -33,7 +33,7 @@ _CONTEXT_LENGTH = 77
 
 @dataclass(frozen=True)
 class SmallClipShape:
-    """The shape of the embedded CLIP: a ModifiedResNet and a three-layer text transformer, both open_clip's own."""
+    """The shape of the embedded CLIP: a ModifiedResNet and a three-layer text transformer, both as in open_clip."""
 
     image_size: int = 96
     """Frame height and width in pixels."""
@@ -42,13 +42,13 @@ class SmallClipShape:
     width: int = 16
     """Channels of the first stage; the attention pool has 2 × width × 16 / width = 32 heads."""
     text_width: int = 128
-    """d_text."""
+    """d_text: width of the text tower."""
     text_heads: int = 4
     """Attention heads of the text tower."""
     text_layers: int = 3
     """Blocks of the text tower."""
     embed_dim: int = 128
-    """d."""
+    """d: width of image and text features."""
     preprocessing: Preprocessing = RENDERED_FACES
     """Statistics of the rendered faces."""
 
@@ -58,7 +58,7 @@ class SmallClipShape:
 
 
 def _empty_small_clip(shape: SmallClipShape) -> SmallClip:
-    """A CLIP of this shape without weights, which `load_state_dict` brings: there is nothing to draw and to copy."""
+    """A CLIP of this shape on the meta device: `load_state_dict` assigns its weights, so none are drawn or copied."""
     with torch.device("meta"):
         return SmallClip(
             image_size=shape.image_size,
@@ -74,7 +74,7 @@ def _empty_small_clip(shape: SmallClipShape) -> SmallClip:
 
 
 def pack_small_clip(model: nn.Module, token_ids: Iterable[int]) -> dict[str, Tensor]:
-    """The weights to ship: everything, but of the token embedding only the rows that were trained."""
+    """The weights to ship: all tensors, but only the trained rows of the token embedding."""
     rows = torch.tensor(sorted(set(token_ids)))
     state = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name != "attn_mask"
@@ -88,7 +88,7 @@ def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EM
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is none of a small CLIP, or its weights do not have the shape that it states.
+        ValueError: if the file holds no small CLIP, or its weights do not have the shape that it states.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights of a small CLIP at {path}")
@@ -137,7 +137,7 @@ def _reason(error: Exception) -> str:
 
 
 def _token_table(path: Path, state: dict[str, Tensor], text_width: int) -> tuple[list[int], Tensor]:
-    """The ids that were trained, and the token embedding [49408, d_text]; both are taken out of the state."""
+    """The trained ids, and the token embedding [49408, d_text]; both are removed from the state."""
     given = {name: state.pop(f"token_embedding.{name}", None) for name in ("ids", "rows")}
     absent = [f"token_embedding.{name}" for name, value in given.items() if value is None]
     ids, rows = given["ids"], given["rows"]

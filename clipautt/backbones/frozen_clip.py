@@ -1,10 +1,7 @@
 """The frozen CLIP: frames to image features, prompts with learnable context to text features.
 
-Both towers are frozen; gradients reach only the context vectors handed to `encode_prompts`. Preprocessing travels with
-the model: the frames that go in are already square and of the model's size (see `preprocessing`), normalisation happens
-here.
-
-What this module does not know: names of models and files of weights.
+Both towers are frozen; gradients reach only the context vectors passed to `encode_prompts`. Frames come in square and
+of the model's size (see `preprocessing`); they are normalised here. `loading` finds a model by its name.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Tokenised prompts, cut to their real length where that is exact, with places for M context vectors."""
+    """Tokenised prompts, cut to their real length if that leaves features exact, with places for M context vectors."""
 
     texts: tuple[str, ...]
     """The exact strings, K of them."""
@@ -49,13 +46,13 @@ class Prompts:
     tokens: Tensor
     """Token ids, int64 [K, n]; some text towers find their read-out position in them."""
     num_context: int
-    """M: the leading tokens of words, which are replaced by context vectors when some are given."""
+    """M: how many leading word tokens are replaced by context vectors, if any are given."""
     start: int = 1
-    """Tokens before the first word, which stay: one for CLIP, none for SigLIP."""
+    """Tokens before the first word, which are never replaced: one for CLIP, none for SigLIP."""
 
     @property
     def context(self) -> Tensor:
-        """The source context [K, M, d_text]: the embeddings of each prompt's M leading tokens of words."""
+        """The source context [K, M, d_text]: the embeddings of each prompt's M leading word tokens."""
         return self.embeddings[:, self.start : self.start + self.num_context].clone()
 
     @property
@@ -68,8 +65,8 @@ class Backbone:
     """A frozen CLIP with its preprocessing and its fingerprint.
 
     Args:
-        model: an open_clip model or a `SmallClip`; it is put into evaluation mode and float32, and its weights lose
-            their gradients.
+        model: an open_clip model or a `SmallClip`; it is put into evaluation mode and float32, and its weights no
+            longer require gradients.
         name: what to call it in result rows.
         preprocessing: see `Preprocessing`.
         known_tokens: token ids that the text tower was trained with; None where every token is known.
@@ -104,7 +101,7 @@ class Backbone:
         self.fingerprint = _fingerprint(model, preprocessing, precision, self._text_facts())
 
     def _text_facts(self) -> list[object]:
-        """What no weight tells about the text tower, empty for CLIP's own: its read-out, mask and tokenizer."""
+        """What the weights do not show of the text tower: its read-out, mask and tokenizer; empty for CLIP's own."""
         tower, probe = self._text, list(_PROBE)
         ids = self._layout.tokenizer(probe, context_length=tower.room)
         stock = torch.equal(ids, stock_tokenizer()(probe, context_length=tower.room))
@@ -135,8 +132,8 @@ class Backbone:
 
         Args:
             frames: uint8 [T, size, size, 3].
-            batch_size: frames in one pass of the image tower; halved, for this call and later ones, as often as the
-                device's memory is too small for it.
+            batch_size: frames in one pass of the image tower; halved, for this call and later ones, until it
+                fits the device's memory.
 
         Returns:
             float32 [T, d] on the CPU.
@@ -165,20 +162,20 @@ class Backbone:
         return features.float()
 
     def tokenize(self, phrases: Sequence[str], *, context: str = "", num_context: int | None = None) -> Prompts:
-        """Prompts of the words `context… phrase`, between the tokens that the tokenizer adds.
+        """Tokenise the prompts `context phrase`, with the tokens that the tokenizer adds around them.
 
         Args:
             phrases: K phrases with spaces between words.
             context: the leading phrase, the same for all. May be empty.
-            num_context: M, the leading tokens of each prompt's own words that are the places for context vectors; None
-                takes the tokens of the leading phrase.
+            num_context: M, how many leading word tokens of each prompt are places for context vectors; None takes the
+                tokens of the leading phrase.
 
         Returns:
             `Prompts` on the backbone's device, cut to the longest real length where the features stay exact.
 
         Raises:
             ValueError: for words that the backbone's text tower never learned, prompts beyond its context length, or
-                prompts with fewer than `num_context` tokens of words.
+                prompts with fewer than `num_context` word tokens.
         """
         texts = tuple(f"{context} {phrase}".strip() for phrase in phrases)
         ids = self._layout.ids(texts, name=self.name)
@@ -189,17 +186,19 @@ class Backbone:
         return Prompts(texts, self._text.embed(tokens), tokens, num_context, self._layout.start)
 
     def fewest_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens of words the shortest of these texts has: the most that can be places for context vectors."""
+        """How many word tokens the shortest of these texts has: the most that can be places for context vectors."""
         return int(self._layout.num_words(self._layout.ids(texts, name=self.name)).min())
 
     def _leading_tokens(self, ids: Tensor, context: str) -> int:
-        """M: how many tokens the leading phrase has; the prompts must begin with just these."""
+        """M: how many tokens the leading phrase has; every prompt must begin with exactly these."""
         if not context:
             return 0
-        own = self._layout.ids([context], name=self.name)
-        places = slice(self._layout.start, self._layout.start + int(self._layout.num_words(own)))
-        if not (ids[:, places] == own[:, places]).all():
-            raise ValueError(f"the tokens of the leading phrase {context!r} run into the next word in {self.name}")
+        leading = self._layout.ids([context], name=self.name)
+        places = slice(self._layout.start, self._layout.start + int(self._layout.num_words(leading)))
+        if not (ids[:, places] == leading[:, places]).all():
+            raise ValueError(
+                f"{self.name} joins the end of the leading phrase {context!r} and the next word in one token"
+            )
         return places.stop - places.start
 
     def _check_places(self, texts: Sequence[str], ids: Tensor, num_context: int) -> None:
@@ -211,7 +210,7 @@ class Backbone:
     def _check_tokens(self, texts: Sequence[str], ids: Tensor) -> None:
         eos_id = self._text.eos_id
         if eos_id is not None and not (ids == eos_id).any(-1).all():
-            raise ValueError(f"{self.name} reads out at token {eos_id}, which its tokenizer did not write")
+            raise ValueError(f"{self.name} reads out at token {eos_id}, which its tokenizer does not add")
         if self._known_tokens is None:
             return
         lengths = self._layout.lengths(ids)
@@ -238,7 +237,7 @@ class Backbone:
             float32 [..., K, d].
 
         Raises:
-            ValueError: if the context has not one vector for each of the M places of each prompt.
+            ValueError: if the context does not have one vector for each of the M places of every prompt.
         """
         read = self.prompt_reader(prompts)
         if context is None:
@@ -251,7 +250,7 @@ class Backbone:
         return features.reshape(*lead, *features.shape[1:])
 
     def prompt_reader(self, prompts: Prompts, *, precision: TextPrecision = "fp32") -> Callable[[Tensor], Tensor]:
-        """What reads these prompts, prepared once: context [B, K, M, d_text] → text features, float32 [B, K, d].
+        """Prepare a reader of these prompts: context [B, K, M, d_text] → text features, float32 [B, K, d].
 
         Args:
             prompts: K tokenised prompts.
@@ -276,7 +275,7 @@ class Backbone:
 
 
 def _on_device(batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The batches where they are worked on; the copy of one to a GPU overlaps the work on the one before."""
+    """The batches on the device; copying one to a GPU overlaps the work on the one before."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
@@ -284,7 +283,7 @@ def _on_device(batches: Sequence[Tensor], device: torch.device) -> Iterator[Tens
     work = torch.cuda.current_stream(device)
     done: deque[torch.cuda.Event] = deque()
     for batch in batches:
-        if len(done) == _BATCHES_AHEAD:  # else all of a long call would be on the device at once
+        if len(done) == _BATCHES_AHEAD:  # else all batches of a long call would be on the device at once
             done.popleft().synchronize()
         with torch.cuda.stream(copies):
             there = batch.pin_memory().to(device, non_blocking=True)
@@ -295,7 +294,7 @@ def _on_device(batches: Sequence[Tensor], device: torch.device) -> Iterator[Tens
 
 
 def normalise_frames(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W], channels last in memory, mean and std removed."""
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W], channels last in memory, normalised by mean and std."""
     mean = torch.tensor(preprocessing.mean, device=frames.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=frames.device).view(1, 3, 1, 1) * 255
     images = frames.permute(0, 3, 1, 2).float().sub(mean).div(std)
@@ -304,9 +303,9 @@ def normalise_frames(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @contextmanager
 def image_arithmetic(precision: Precision, device_type: str) -> Iterator[None]:
-    """The arithmetic of the image tower, for as long as the context lasts.
+    """Set the arithmetic of the image tower within a `with` block.
 
-    PyTorch's TF32 switches belong to the whole process: they are put back afterwards, and one thread at a time may have
+    PyTorch's TF32 switches are global to the process: they are restored afterwards, and one thread at a time may hold
     them. Both are set for `fp32` too, since convolutions use TF32 unless told otherwise. CPUs have no TF32.
 
     Args:
@@ -345,9 +344,9 @@ def _tf32_switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
 def _fingerprint(
     model: nn.Module, preprocessing: Preprocessing, precision: str, text_facts: Sequence[object] = ()
 ) -> str:
-    """SHA-256 over weights, their names, and what they do not tell: activations, text tower, preprocessing, precision.
+    """SHA-256 over weights, their names, and what they do not show: activations, text tower, preprocessing, precision.
 
-    Text facts are those in which the text tower differs from CLIP's own, so that its fingerprints need none.
+    Text facts say how the text tower differs from CLIP's own, whose fingerprint includes none.
     """
     facts: list[object] = [asdict(preprocessing), precision, _activations(model)]
     digest = hashlib.sha256(json.dumps([*facts, *([text_facts] if text_facts else [])], sort_keys=True).encode())

@@ -1,8 +1,8 @@
 """Matrix products with frozen weights: a gradient for the input only, and on CPUs by oneDNN.
 
-PyTorch sends float32 products on x86 to MKL, which on processors of other makers than Intel runs at about half of what
-their vector units can do; oneDNN, which PyTorch has on board for convolutions and bfloat16, does not. `make
-bench-adapt` prints both rates. What this module does not know: whose weights these are.
+On x86, PyTorch computes float32 products with MKL, which on processors not made by Intel runs at about half of what
+their vector units can do; oneDNN, which PyTorch includes for convolutions and bfloat16, does not. `make bench-adapt`
+prints both rates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
     Args:
         inputs: [..., d_in].
-        weight: [d_out, d_in]; where it does need a gradient, PyTorch's own product is taken.
+        weight: [d_out, d_in]; if it does need a gradient, PyTorch's own product is used.
         bias: [d_out].
 
     Returns:
@@ -32,7 +32,7 @@ def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def _by_onednn(inputs: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # it takes this operator with constant weights only
+    if torch.compiler.is_compiling():  # the compiler accepts this operator with constant weights only
         return False
     plain = inputs.device.type == "cpu" and inputs.dtype == weight.dtype == torch.float32 and not weight.requires_grad
     return plain and _HAS_OPERATOR and bool(torch.backends.mkldnn.enabled)

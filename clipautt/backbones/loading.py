@@ -1,7 +1,6 @@
-"""Which frozen CLIP encodes frames and prompts, by name: the embedded one, or one of open_clip.
+"""Loads the frozen CLIP that encodes frames and prompts, by name: the embedded one, or one of open_clip.
 
-What this module does not know: how a CLIP is read (`frozen_clip`), and where models and weights are found
-(`embedded`, `open_clip_models`).
+In: a `BackboneConfig`. Out: a `Backbone` (`frozen_clip`). `embedded` and `open_clip_models` find models and weights.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class BackboneConfig:
 
 
 def _absolute_weights(weights: str) -> str:
-    """`FILE` or `TAG:FILE` with the file's absolute path; tags and addresses of the hub stay as they are."""
+    """`FILE` or `TAG:FILE` with the file's absolute path; tags and hub addresses stay as they are."""
     tag, colon, file = weights.partition(":")
     if weights.startswith(HUB) or not colon or Path(weights).is_file():
         return absolute_path(weights)
@@ -47,7 +46,7 @@ def _absolute_weights(weights: str) -> str:
 
 
 def absolute_path(path: str) -> str:
-    """`path` as every folder reads it where something is there, else as it was given, but for a leading `~`."""
+    """The absolute path if something exists there, else the path as given, with a leading `~` expanded."""
     there = os.path.expanduser(path)
     return os.path.abspath(there) if os.path.exists(there) else there
 
@@ -63,7 +62,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if config.name == EMBEDDED:
         path = Path(config.weights) if config.weights else embedded_weights()
         return load_small_clip(path, precision=config.precision)
-    # Imported here because open_clip brings torchvision and timm along: without them a prediction takes half as long.
+    # Imported here because open_clip imports torchvision and timm: without them a prediction takes half as long.
     from clipautt.backbones.open_clip_models import load_open_clip
 
     return load_open_clip(config.name, config.weights, precision=config.precision)

@@ -1,4 +1,4 @@
-"""How a backbone's name says where it comes from, known to settings without a library of models."""
+"""Prefixes of a backbone's name that say where it comes from; settings use them without importing open_clip."""
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
-"""What stands before the name of a hub repository or a local folder, as in open_clip."""
+"""Prefixes of a hub repository and of a local folder, as in open_clip."""

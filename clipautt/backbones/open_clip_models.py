@@ -1,12 +1,10 @@
 """Backbones by name: open_clip's own models, repositories of the hub, and local folders in the hub's layout.
 
-A name gives the architecture and the tokenizer, the weights come from a pretrained tag, the hub or a local file.
-Preprocessing and activation belong to the weights: a tag or a repository tells them. A file alone does not, so it is
+A name gives the architecture and the tokenizer; the weights come from a pretrained tag, the hub or a local file.
+Preprocessing and activation belong to the weights: a tag or a repository states them. A file alone does not, so it is
 recognised (by the `open_clip_config.json` beside it, by the name under which it is published, by OpenAI's format) or
-takes what all tags of its model share. Where they differ, or open_clip has the model with the other activation too,
-`TAG:FILE` says what the file is like: it may hold anybody's weights with that tag's preprocessing and activation.
-
-What this module does not know: settings, and how prompts are read.
+gets what all tags of its model share. If those differ, or open_clip also has the model with the other activation,
+`TAG:FILE` is needed: the file may be anyone's weights, with the preprocessing and activation of that tag.
 """
 
 from __future__ import annotations
@@ -44,19 +42,19 @@ _WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-"""Names under which repositories publish weights, the preferred first."""
+"""Names under which repositories publish weights, in order of preference."""
 _NO_WAIT = "HF_HUB_OFFLINE=1 saves the wait for a network"
 _QUICK = "-quickgelu"
 _CROPS = {"shortest": "centre", "squash": "squash"}
 _NOT_TOLD = frozenset({"timm_model_pretrained", "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_kwargs"})
-"""Parts of a configuration that may differ between two of the same architecture: where weights and tokenizer lie."""
+"""Keys that may differ between configurations of the same architecture: where weights and tokenizer are."""
 _FOREIGN = (
-    "a folder or repository without it, such as one in the format of transformers, is no model of open_clip: "
+    "a folder or repository without it, such as one in the format of transformers, is not an open_clip model: "
     "give backbone.name and backbone.weights of an open_clip model instead"
 )
 
 Facts = Mapping[str, Any]
-"""What is known of weights: `mean`, `std`, `interpolation`, `resize_mode` and, where it is known, `quick_gelu`."""
+"""What is known about weights: `mean`, `std`, `interpolation`, `resize_mode` and, where it is known, `quick_gelu`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +62,11 @@ class Architecture:
     """A model that can be built."""
 
     name: str
-    """As open_clip knows it."""
+    """Name in open_clip."""
     config: Mapping[str, Any]
-    """open_clip's: `embed_dim`, `vision_cfg`, `text_cfg` and more."""
+    """open_clip's configuration: `embed_dim`, `vision_cfg`, `text_cfg` and more."""
     facts: Facts | None = None
-    """Source of the weights, where the name includes them."""
+    """Facts of the weights, if the name includes them."""
 
     @property
     def quick_gelu(self) -> bool:
@@ -77,15 +75,15 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file of weights, and what is known of it."""
+class _Weights:
+    """A file of weights, and what is known about it."""
 
     path: Path
     facts: Facts | None
 
 
 def load_open_clip(name: str, weights: str | None = None, *, precision: Precision = "fp32") -> Backbone:
-    """The backbone of a name and its weights.
+    """Load the backbone of a name, with its weights.
 
     Args:
         name: of an open_clip model, `hf-hub:org/repo`, or `local-dir:FOLDER` with a repository's files.
@@ -93,24 +91,24 @@ def load_open_clip(name: str, weights: str | None = None, *, precision: Precisio
         precision: see `BackboneConfig`.
 
     Raises:
-        ValueError: for an unknown name or tag, a text tower that takes no context vectors, weights of another
-            activation or architecture, and files that cannot be read or fetched.
+        ValueError: for an unknown name or tag, a text tower that takes no context vectors, weights for
+            another activation or architecture, and files that cannot be read or fetched.
         FileNotFoundError: if a local file or folder is not there.
     """
-    found = find_architecture(name)
-    reason = refusal(found.config)
+    arch = find_architecture(name)
+    reason = refusal(arch.config)
     if reason:
         refuse(name, reason)
-    where = _find_weights(found, weights)
-    tokenizer = load_tokenizer(found)
+    where = _find_weights(arch, weights)
+    tokenizer = load_tokenizer(arch)
     file = read_weights(where.path)
-    facts = dict(where.facts or _facts_of_file(found, file))
+    facts = dict(where.facts or _facts_of_file(arch, file))
     if file.openai:
         facts["quick_gelu"] = True
-    check_activation(found, facts, weights=str(weights or name))
-    preprocessing = preprocessing_of(found, facts)
-    model = build_model(found)
-    load_weights(model, file, name=found.name)
+    check_activation(arch, facts, weights=str(weights or name))
+    preprocessing = preprocessing_of(arch, facts)
+    model = build_model(arch)
+    load_weights(model, file, name=arch.name)
     return Backbone(model, name=name, preprocessing=preprocessing, precision=precision, tokenizer=tokenizer)
 
 
@@ -125,7 +123,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     if text.get("hf_model_name"):
         return f"it is the Hugging Face model {text['hf_model_name']}"
     if "multimodal_cfg" in config:
-        return "it is that of a CoCa model, which adds a token of its own to every text"
+        return "it belongs to a CoCa model, which adds a token of its own to every text"
     if config["vision_cfg"].get("output_tokens"):
         return "its image tower returns more than one feature"
     return why_no_context(
@@ -136,7 +134,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
 
 
 def find_architecture(name: str) -> Architecture:
-    """What stands behind a name.
+    """The architecture that a name refers to.
 
     Raises:
         ValueError: for a name that open_clip does not know, or a repository that cannot be read.
@@ -152,7 +150,7 @@ def find_architecture(name: str) -> Architecture:
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
-        hint = f"; near it are {', '.join(near)}" if near else ""
+        hint = f"; similar names are {', '.join(near)}" if near else ""
         raise ValueError(f"backbone.name {name!r} is neither 'embedded' nor an open_clip model{hint}")
     return Architecture(name, open_clip.get_model_config(name))
 
@@ -171,22 +169,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(
-            f"{path} describes no open_clip model: it needs model_cfg with embed_dim, vision_cfg, text_cfg, "
-            "of which the first is a whole number and the others are mappings"
+            f"{path} does not describe an open_clip model: it needs model_cfg with embed_dim (a whole number), "
+            "vision_cfg and text_cfg (mappings)"
         )
     if not isinstance(content.get("preprocess_cfg") or {}, dict):
-        raise ValueError(f"{path}: preprocess_cfg={content['preprocess_cfg']!r} is no mapping")
+        raise ValueError(f"{path}: preprocess_cfg={content['preprocess_cfg']!r} is not a mapping")
     return content
 
 
-def _facts_beside(found: Architecture, path: Path) -> Facts:
-    """The facts of a configuration that lies beside weights for an architecture.
+def _facts_beside(arch: Architecture, path: Path) -> Facts:
+    """The facts in a configuration file beside weights for an architecture.
 
     Raises:
         ValueError: if it describes another architecture.
     """
     content = _read_config(path)
-    ours, theirs = _architecture_facts(found.config), _architecture_facts(content["model_cfg"])
+    ours, theirs = _architecture_facts(arch.config), _architecture_facts(content["model_cfg"])
     differ = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(ours.keys() | theirs.keys())
@@ -194,15 +192,15 @@ def _facts_beside(found: Architecture, path: Path) -> Facts:
     ]
     if differ:
         raise ValueError(
-            f"backbone.weights: {path} describes another model than backbone.name {found.name!r}: "
+            f"backbone.weights: {path} describes another model than backbone.name {arch.name!r}: "
             f"{', '.join(differ[:3])}{' and more' if len(differ) > 3 else ''}; "
-            "give the weights' own model, or put the weights where that file is not"
+            "give the model that these weights belong to, or move them away from that file"
         )
     return _facts(content)
 
 
 def _architecture_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says of an architecture, by dotted name, open_clip's defaults filled in."""
+    """What a configuration says about an architecture, by dotted name, with open_clip's defaults filled in."""
     facts = {"embed_dim": config["embed_dim"]}
     for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
         for key, value in {**asdict(defaults), **config[part]}.items():
@@ -213,35 +211,36 @@ def _architecture_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(content: Mapping[str, Any]) -> Facts:
-    """What a repository's configuration tells of its weights."""
+    """What a repository's configuration says about its weights."""
     quick_gelu = bool(content["model_cfg"].get("quick_gelu", False))
     return {**merge_preprocess_dict(PreprocessCfg(), content.get("preprocess_cfg") or {}), "quick_gelu": quick_gelu}
 
 
-def _find_weights(found: Architecture, weights: str | None) -> _Found:
-    """The file that a setting names; what is fetched is checked first."""
-    if found.facts is not None:
+def _find_weights(arch: Architecture, weights: str | None) -> _Weights:
+    """The file that a setting names; the activation is checked before anything is fetched."""
+    if arch.facts is not None:
         if weights:
             raise ValueError(
-                f"backbone.weights {weights!r}: backbone.name {found.name!r} brings its own; leave it empty"
+                f"backbone.weights {weights!r}: backbone.name {arch.name!r} comes with its own weights; "
+                "leave backbone.weights empty"
             )
-        return _Found(_own_weights(found.name), found.facts)
+        return _Weights(_own_weights(arch.name), arch.facts)
     if not weights:
-        raise ValueError(f"backbone.weights is empty: give {found.name} a local file or a pretrained tag{_tags(found)}")
+        raise ValueError(f"backbone.weights is empty: give {arch.name} a local file or a pretrained tag{_tags(arch)}")
     if Path(weights).is_file():
-        return _Found(Path(weights), None)
+        return _Weights(Path(weights), None)
     if weights.startswith(HUB):
-        return _hub_weights(found, weights)
+        return _hub_weights(arch, weights)
     tag, _, file = weights.partition(":")
-    facts = _facts_of_tag(found.name, tag)
+    facts = _facts_of_tag(arch.name, tag)
     if not facts:
-        raise _unknown_weights(found, weights)
-    check_activation(found, facts, weights=weights)
+        raise _unknown_weights(arch, weights)
+    check_activation(arch, facts, weights=weights)
     if not file:
-        return _Found(_tagged_weights(found, tag, facts), facts)
+        return _Weights(_tagged_weights(arch, tag, facts), facts)
     if not Path(file).is_file():
         raise FileNotFoundError(f"backbone.weights {weights!r}: there is no file {file}")
-    return _Found(Path(file), facts)
+    return _Weights(Path(file), facts)
 
 
 def _own_weights(name: str) -> Path:
@@ -259,13 +258,13 @@ def _own_weights(name: str) -> Path:
     return (known or others)[0]
 
 
-def _hub_weights(found: Architecture, weights: str) -> _Found:
+def _hub_weights(arch: Architecture, weights: str) -> _Weights:
     """Weights of a repository for a model that open_clip knows by name."""
     repository, file = _split_repository(weights.removeprefix(HUB))
-    facts = _facts_of_repository(found, repository)
+    facts = _facts_of_repository(arch, repository)
     if facts:
-        check_activation(found, facts, weights=weights)
-    return _Found(_from_hub(repository, file, f"backbone.weights {weights!r}", give="backbone.weights=FILE"), facts)
+        check_activation(arch, facts, weights=weights)
+    return _Weights(_from_hub(repository, file, f"backbone.weights {weights!r}", give="backbone.weights=FILE"), facts)
 
 
 def _split_repository(address: str) -> tuple[str, str | None]:
@@ -274,7 +273,7 @@ def _split_repository(address: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), "/".join(parts[2:]) or None
 
 
-def _tagged_weights(found: Architecture, tag: str, facts: Facts) -> Path:
+def _tagged_weights(arch: Architecture, tag: str, facts: Facts) -> Path:
     repository, file = _split_repository(facts["hf_hub"])
     return _from_hub(repository, file, f"backbone.weights {tag!r}", give=f"backbone.weights={tag}:FILE")
 
@@ -290,7 +289,7 @@ def _from_hub(repository: str, file: str | None, setting: str, *, give: str | No
     """
     try:
         return Path(download_pretrained_from_hf(repository, filename=file))
-    except Exception as error:  # the hub's client raises many kinds, for what is not there as for what is not reached
+    except Exception as error:  # the hub's client raises many types, for a missing file as for a missing network
         what = file or f"{_WEIGHT_FILES[0]} or {_WEIGHT_FILES[2]}"
         other = f"{_FOREIGN}; or " if file == CONFIG_FILE else ""
         reason = str(error).partition("Last error: ")[2].strip() or type(error).__name__
@@ -302,22 +301,22 @@ def _from_hub(repository: str, file: str | None, setting: str, *, give: str | No
         ) from error
 
 
-def _unknown_weights(found: Architecture, weights: str) -> Exception:
+def _unknown_weights(arch: Architecture, weights: str) -> Exception:
     if "/" in weights or Path(weights).suffix.lower() in SUFFIXES:
         return FileNotFoundError(f"backbone.weights: there is no file {weights}")
     return ValueError(
-        f"backbone.weights {weights!r} is neither a file nor a pretrained tag of {found.name}{_tags(found)}"
+        f"backbone.weights {weights!r} is neither a file nor a pretrained tag of {arch.name}{_tags(arch)}"
     )
 
 
-def _tags(found: Architecture) -> str:
-    tags = list_pretrained_tags_by_model(found.name)
+def _tags(arch: Architecture) -> str:
+    tags = list_pretrained_tags_by_model(arch.name)
     return f"; its tags are {', '.join(tags)}" if tags else "; it has no tags"
 
 
 def _facts_of_tag(name: str, tag: str) -> Facts | None:
-    """Configuration of the model's tag, or of the same model with the other activation, which is then refused by
-    name."""
+    """Configuration of the model's tag, or of the same tag of the model with the other activation, which is then
+    refused by name."""
     facts: Facts = get_pretrained_cfg(name, tag) or get_pretrained_cfg(name.removesuffix(_QUICK), tag)
     return {"quick_gelu": False, **facts} if facts else None
 
@@ -325,53 +324,53 @@ def _facts_of_tag(name: str, tag: str) -> Facts | None:
 def _all_tags(name: str) -> dict[str, Facts]:
     """The facts of every tag of a model, those of the other activation included."""
     names = (name.removesuffix(_QUICK), name)
-    return {tag: _facts_of_tag(each, tag) or {} for each in names for tag in list_pretrained_tags_by_model(each)}
+    return {tag: _facts_of_tag(model, tag) or {} for model in names for tag in list_pretrained_tags_by_model(model)}
 
 
-def _facts_of_repository(found: Architecture, repository: str) -> Facts | None:
-    for facts in _all_tags(found.name).values():
+def _facts_of_repository(arch: Architecture, repository: str) -> Facts | None:
+    for facts in _all_tags(arch.name).values():
         if _split_repository(facts["hf_hub"])[0] == repository:
             return facts
     try:
         path = _from_hub(repository, CONFIG_FILE, "backbone.weights")
     except ValueError:  # some repositories hold weights and nothing else
         return None
-    return _facts_beside(found, path)
+    return _facts_beside(arch, path)
 
 
-def _facts_of_file(found: Architecture, file: WeightFile) -> Facts:
-    """What a local file tells of itself, or else what all tags of the model share."""
+def _facts_of_file(arch: Architecture, file: WeightFile) -> Facts:
+    """What is known about a local file, or else what all tags of the model share."""
     beside = file.path.with_name(CONFIG_FILE)
     if beside.is_file():
-        return _facts_beside(found, beside)
+        return _facts_beside(arch, beside)
     default: Facts = merge_preprocess_dict(PreprocessCfg(), {})
     if file.openai:
         return default
-    for tag, facts in _all_tags(found.name).items():
-        if Path(facts["url"]).name == file.path.name and tag != "openai":  # OpenAI's names are too plain to tell
+    for tag, facts in _all_tags(arch.name).items():
+        if Path(facts["url"]).name == file.path.name and tag != "openai":  # OpenAI's file names are too common
             return facts
-    _refuse_unknown_activation(found, file)
-    own = [_facts_of_tag(found.name, tag) or {} for tag in list_pretrained_tags_by_model(found.name)]
-    shared: list[Facts] = [merge_preprocess_dict(PreprocessCfg(), dict(facts)) for facts in own] or [default]
+    _refuse_unknown_activation(arch, file)
+    tagged = [_facts_of_tag(arch.name, tag) or {} for tag in list_pretrained_tags_by_model(arch.name)]
+    shared: list[Facts] = [merge_preprocess_dict(PreprocessCfg(), dict(facts)) for facts in tagged] or [default]
     if any(facts != shared[0] for facts in shared):
         raise ValueError(
-            f"backbone.weights: {file.path} does not tell its preprocessing, which differs between the tags of "
-            f"{found.name}; give backbone.weights=TAG:FILE with the tag whose preprocessing it has{_tags(found)}"
+            f"backbone.weights: {file.path} does not state its preprocessing, which differs between the tags of "
+            f"{arch.name}; give backbone.weights=TAG:FILE with the tag whose preprocessing it has{_tags(arch)}"
         )
     return shared[0]
 
 
-def _refuse_unknown_activation(found: Architecture, file: WeightFile) -> None:
-    """Refuse a file that tells nothing for a model that open_clip has with either activation: their shapes agree.
+def _refuse_unknown_activation(arch: Architecture, file: WeightFile) -> None:
+    """Refuse a file of unknown activation for a model that open_clip has with either one: shapes do not tell which.
 
     Raises:
         ValueError: if the model has such a sibling.
     """
-    other = _sibling(found)
+    other = _sibling(arch)
     if other is None:
         return
     tags: dict[bool, list[str]] = {True: [], False: []}
-    for tag, facts in _all_tags(found.name).items():
+    for tag, facts in _all_tags(arch.name).items():
         tags[bool(facts["quick_gelu"])].append(tag)
     listed = [
         f"those with {kind} are {', '.join(tags[q])}" for q, kind in ((True, "QuickGELU"), (False, "GELU")) if tags[q]
@@ -382,47 +381,47 @@ def _refuse_unknown_activation(found: Architecture, file: WeightFile) -> None:
         else ""
     )
     raise ValueError(
-        f"backbone.weights: {file.path} does not tell its activation, in which alone {found.name} and {other} differ; "
-        f"{use}put the {CONFIG_FILE} of its training beside it"
+        f"backbone.weights: {file.path} does not state its activation, the only difference between {arch.name} and "
+        f"{other}; {use}put the {CONFIG_FILE} of its training beside it"
     )
 
 
-def _sibling(found: Architecture) -> str | None:
+def _sibling(arch: Architecture) -> str | None:
     """The same model with the other activation, where open_clip has it."""
-    other = found.name.removesuffix(_QUICK) if found.quick_gelu else found.name + _QUICK
-    return other if other != found.name and other in open_clip.list_models() else None
+    other = arch.name.removesuffix(_QUICK) if arch.quick_gelu else arch.name + _QUICK
+    return other if other != arch.name and other in open_clip.list_models() else None
 
 
-def check_activation(found: Architecture, facts: Facts, *, weights: str) -> None:
-    """Compare the activation of a model with that of its weights, which no weight tells.
+def check_activation(arch: Architecture, facts: Facts, *, weights: str) -> None:
+    """Compare the activation of a model with that of its weights, which the tensors do not show.
 
     Raises:
         ValueError: if one is QuickGELU and the other is not.
     """
-    quick = facts.get("quick_gelu", found.quick_gelu)
-    if quick == found.quick_gelu:
+    quick = facts.get("quick_gelu", arch.quick_gelu)
+    if quick == arch.quick_gelu:
         return
     kinds = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
-    other = _sibling(found)
+    other = _sibling(arch)
     use = f"; use backbone.name={other}" if other else ""
     raise ValueError(
-        f"backbone.weights {weights!r} were trained with {kinds[0]}; backbone.name {found.name!r} has {kinds[1]}{use}"
+        f"backbone.weights {weights!r} were trained with {kinds[0]}; backbone.name {arch.name!r} has {kinds[1]}{use}"
     )
 
 
-def preprocessing_of(found: Architecture, facts: Facts) -> Preprocessing:
+def preprocessing_of(arch: Architecture, facts: Facts) -> Preprocessing:
     """How frames become the input of a model with these weights.
 
     Raises:
         ValueError: for inputs that are not square, or a way of resizing that would add a border.
     """
-    size = found.config["vision_cfg"].get("image_size", 224)
+    size = arch.config["vision_cfg"].get("image_size", 224)
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1:
-        raise ValueError(f"backbone.name {found.name!r} takes frames of {list(size)} pixels; allowed are square ones")
+        raise ValueError(f"backbone.name {arch.name!r} takes frames of {list(size)} pixels; allowed are square ones")
     mode, interpolation = facts["resize_mode"], facts["interpolation"]
     if mode not in _CROPS:
-        raise ValueError(f"backbone.name {found.name!r} resizes by {mode!r}; allowed are {', '.join(_CROPS)}")
+        raise ValueError(f"backbone.name {arch.name!r} resizes by {mode!r}; allowed are {', '.join(_CROPS)}")
     return Preprocessing(
         int(sides.pop()),
         _channels(facts["mean"]),
@@ -437,44 +436,42 @@ def _channels(value: Any) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def build_model(found: Architecture) -> CLIP | CustomTextCLIP:
-    """The model of an architecture with random weights; the caller's random numbers stay as they are.
+def build_model(arch: Architecture) -> CLIP | CustomTextCLIP:
+    """The model of an architecture with random weights; the caller's random state is unchanged.
 
     Raises:
         ValueError: for a configuration that the installed open_clip or timm does not know.
     """
-    config = deepcopy(dict(found.config))
+    config = deepcopy(dict(arch.config))
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     if config["vision_cfg"].get("timm_model_name"):
-        config["vision_cfg"]["timm_model_pretrained"] = False  # or weights of another training would be fetched
+        config["vision_cfg"]["timm_model_pretrained"] = False  # or other pretrained weights would be fetched
     try:
         with torch.random.fork_rng(devices=[]):
             model: CLIP | CustomTextCLIP = kind(**config)
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"backbone.name {found.name!r} cannot be built by the installed open_clip: {error}") from error
+        raise ValueError(f"backbone.name {arch.name!r} cannot be built by the installed open_clip: {error}") from error
     return model
 
 
-def load_tokenizer(found: Architecture) -> Any:
+def load_tokenizer(arch: Architecture) -> Any:
     """The tokenizer of an architecture; CLIP's own comes with open_clip, others from the hub or a local folder.
 
     Raises:
         ValueError: if it cannot be read; the message says how to provide it.
     """
-    source = found.config["text_cfg"].get("hf_tokenizer_name")
+    source = arch.config["text_cfg"].get("hf_tokenizer_name")
     try:
-        return open_clip.get_tokenizer(found.name)
+        return open_clip.get_tokenizer(arch.name)
     except ImportError as error:
         raise ValueError(
-            f"backbone.name {found.name!r}: its tokenizer {source} needs pip install transformers sentencepiece"
+            f"backbone.name {arch.name!r}: its tokenizer {source} needs pip install transformers sentencepiece"
         ) from error
-    except Exception as error:  # transformers raises many kinds
-        local = found.name.startswith(FOLDER)
-        place = (
-            f"in {found.name.removeprefix(FOLDER)}" if local else "in the cache of the hub, and could not be fetched"
-        )
+    except Exception as error:  # transformers raises many types
+        local = arch.name.startswith(FOLDER)
+        place = f"in {arch.name.removeprefix(FOLDER)}" if local else "in the cache of the hub, and could not be fetched"
         raise ValueError(
-            f"backbone.name {found.name!r}: the tokenizer {source} is not {place}; on a machine with internet run "
+            f"backbone.name {arch.name!r}: the tokenizer {source} is not {place}; on a machine with internet run "
             f"`hf download {source}` and copy {'its files there' if local else 'the cache, with HF_HOME set to it'}. "
             f"{_NO_WAIT}"
         ) from error

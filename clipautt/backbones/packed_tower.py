@@ -1,11 +1,11 @@
 """A text tower that reads prompts without padding and computes nothing twice.
 
-Prompts of one length stand together, so that no sequence is padded and the linear layers see real tokens only. The
-tokens in front of the first word see no word, so their keys and values are computed once per layer; and the last layer
-computes the read-out tokens alone. All this is exact for a causal tower of plain residual attention blocks, up to the
-order of floating-point sums; every other tower is read as it is (`text_tower`).
+In: prompts as token embeddings, and contexts [B, K, M, d_text]. Out: text features [B, K, d].
 
-What this module does not know: tokenizers, and where context vectors come from.
+Prompts of one length are grouped, so that no sequence is padded and the linear layers see real tokens only. The tokens
+before the first word see no word, so their keys and values are computed once per layer; the last layer computes the
+read-out tokens only. All this is exact for a causal tower of plain residual attention blocks, up to the order of
+floating-point sums; every other tower is read as it is (`text_tower`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clipautt.backbones.text_tower import TextTower, class_names
 
 TextPrecision = Literal["fp32", "bf16"]
 _GAIN = 1.702
-"""Of QuickGELU, in open_clip and in OpenAI's models."""
+"""Factor inside QuickGELU's sigmoid, in open_clip and in OpenAI's models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,9 @@ class Bucket:
     members: Tensor
     """Their positions among the K prompts, int64 [k]."""
     embeddings: Tensor
-    """Token embeddings behind the shared start, the read-out token last, float32 [k, n, d_text]."""
+    """Token embeddings after the shared start, the read-out token last, float32 [k, n, d_text]."""
     mask: Tensor
-    """Which keys (shared start and own tokens) each own token sees, bool [n, start + n]."""
+    """Which keys (shared start, then the prompt's tokens) each token of a prompt sees, bool [n, start + n]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class _Layer:
     """The weights of one block, and the keys and values of the shared start."""
 
     block: Any
-    """Its norms, activation and scales, which stay in float32."""
+    """The block itself, for its norms, activation and scales, which stay in float32."""
     qkv: tuple[Tensor, Tensor]
     """Weight and bias of the projection to queries, keys and values."""
     out: tuple[Tensor, Tensor]
@@ -54,11 +54,11 @@ class _Layer:
     down: tuple[Tensor, Tensor]
     """Second linear layer of the MLP."""
     gain: float
-    """What the second norm and the first bias of the MLP are multiplied with; 1 but for QuickGELU, see `_finish`."""
+    """Factor on the second norm and on the first bias of the MLP; 1 except for QuickGELU, see `_finish`."""
     start_keys: Tensor
-    """[heads, start, width / heads]."""
+    """Keys of the shared start, [heads, start, width / heads]."""
     start_values: Tensor
-    """[heads, start, width / heads]."""
+    """Values of the shared start, [heads, start, width / heads]."""
 
 
 def can_pack(tower: TextTower) -> bool:
@@ -84,7 +84,7 @@ def read_prompts(
     num_context: int,
     precision: TextPrecision = "fp32",
 ) -> Callable[[Tensor], Tensor]:
-    """What turns contexts [B, K, M, d_text] into text features, float32 [B, K, d]; the arguments are `PackedTower`'s.
+    """A function from contexts [B, K, M, d_text] to text features, float32 [B, K, d]; arguments as in `PackedTower`.
 
     A tower that cannot be packed is read with all its padding.
     """
@@ -110,9 +110,9 @@ class PackedTower:
         tower: of a backbone; see `can_pack`.
         embeddings: token embeddings of the prompts, float32 [K, n, d_text].
         tokens: their ids, int64 [K, n].
-        start: tokens in front of the first word, the same in all prompts.
-        num_context: M, the tokens behind them that context vectors replace.
-        precision: of the linear layers and of attention; everything that is added up stays in float32.
+        start: number of tokens before the first word, the same in all prompts.
+        num_context: M, the number of tokens after them that context vectors replace.
+        precision: of the linear layers and of attention; the residual stream stays in float32.
     """
 
     def __init__(
@@ -138,12 +138,12 @@ class PackedTower:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are computed per context: of all prompts, without padding and without the shared start."""
+        """Tokens computed per context, over all prompts, without padding and without the shared start."""
         return sum(bucket.embeddings.shape[0] * bucket.embeddings.shape[1] for bucket in self.buckets)
 
     def _bucket(self, embeddings: Tensor, lengths: Sequence[int], length: int) -> Bucket:
         device = embeddings.device
-        members = torch.tensor([k for k, own in enumerate(lengths) if own == length], device=device)
+        members = torch.tensor([k for k, tokens in enumerate(lengths) if tokens == length], device=device)
         mask = torch.ones(length, self._start + length, dtype=torch.bool, device=device).tril(self._start)
         return Bucket(members, embeddings[members, self._start : self._start + length], mask)
 
@@ -207,8 +207,8 @@ class PackedTower:
         return embedded
 
     def _attend(self, layer: _Layer, hidden: Tensor, batch: int, *, last_only: bool = False) -> list[Tensor]:
-        """What attention gives per bucket, [B · k · n, width]; with `last_only` for the read-out tokens alone."""
-        found = []
+        """Output of attention per bucket, [B · k · n, width]; with `last_only` for the read-out tokens only."""
+        outputs = []
         projected = self._project(layer, layer.block.ln_1(hidden))
         for bucket, part in zip(self.buckets, torch.split(projected, self._sizes(batch)), strict=True):
             rows, length = batch * len(bucket.members), bucket.embeddings.shape[1]
@@ -219,8 +219,8 @@ class PackedTower:
             values = torch.cat([layer.start_values.expand(rows, -1, -1, -1), values], dim=2)
             used = slice(-1, None) if last_only else slice(None)
             attended = F.scaled_dot_product_attention(queries[:, :, used], keys, values, attn_mask=bucket.mask[used])
-            found.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
-        return found
+            outputs.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
+        return outputs
 
     def _last_tokens(self, hidden: Tensor, batch: int) -> list[Tensor]:
         parts = torch.split(hidden, self._sizes(batch))
@@ -240,15 +240,15 @@ class PackedTower:
         return frozen_linear(normed.to(self._dtype), *layer.qkv)
 
     def _finish(self, layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The rest of a block behind attention; the residual stream is float32."""
+        """The rest of a block after attention; the residual stream is float32."""
         block = layer.block
         hidden = hidden + block.ls_1(frozen_linear(attended, *layer.out).float())
         if layer.gain == 1.0:
             inner = block.mlp.gelu(frozen_linear(block.ln_2(hidden).to(self._dtype), *layer.up))
             finished: Tensor = hidden + block.ls_2(frozen_linear(inner, *layer.down).float())
             return finished
-        # QuickGELU is x · sigmoid(g x) = silu(g x) / g: one kernel instead of four, with g in the norm before and
-        # the division in the sum behind.
+        # QuickGELU is x · sigmoid(g x) = silu(g x) / g: one kernel instead of four, with g in the norm before it
+        # and the division in the sum after it.
         norm, (weight, bias) = block.ln_2, layer.down
         normed = F.layer_norm(hidden, norm.normalized_shape, norm.weight * layer.gain, norm.bias * layer.gain, norm.eps)
         inner = F.silu(frozen_linear(normed.to(self._dtype), *layer.up))

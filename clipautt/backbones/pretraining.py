@@ -3,11 +3,11 @@
 Frames of many identities are drawn with random action units, sent through mp4 as real clips are, and captioned with
 phrases of the active units; no caption names a class that is to be recognised. The loss is CLIP's contrastive loss on
 the captions, plus a sigmoid loss per AU prompt whose target grows with the intensity, so that similarities rank it,
-plus a linear probe of the image features that is thrown away afterwards: it predicts how the intensities of a frame
+plus that of a linear probe of the image features, discarded afterwards: it predicts how the intensities of a frame
 differ from the person's other frames, which points the image tower at expressions rather than at people from the first
 steps on.
 
-What this module does not know: real faces. Its result is an embedded default for demonstrations and tests.
+The result has never seen a real face; it is the default backbone for demonstrations and tests.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PretrainConfig:
     learning_rate: PositiveFloat = 1.5e-3
     """Peak of the cosine schedule, AdamW."""
     au_loss_weight: NonNegativeFloat = 1.0
-    """Weight of the per-AU sigmoid loss beside the contrastive loss."""
+    """Weight of the per-AU sigmoid loss and of the probe's loss beside the contrastive loss."""
     shape: SmallClipShape = SmallClipShape()
     """Layers and widths of the model."""
 
@@ -220,7 +220,7 @@ def build_small_clip(shape: SmallClipShape) -> CLIP:
 
 
 class Trainee(nn.Module):
-    """The CLIP in training with what is thrown away afterwards.
+    """The CLIP in training, with the parts that are discarded afterwards.
 
     Args:
         config: shape and loss weights.
@@ -265,7 +265,7 @@ class Trainee(nn.Module):
         return contrastive + self.config.au_loss_weight * (per_au + differences.square().sum(-1).mean())
 
     def _within_person(self, values: Tensor) -> Tensor:
-        """[B, 28] minus the mean over the frames of the same person in the batch; they stand together."""
+        """[B, 28] minus the mean over the frames of the same person, which are adjacent in the batch."""
         people = values.reshape(-1, self.config.frames_per_batch_identity, values.shape[-1])
         return people - people.mean(1, keepdim=True)
 
@@ -347,7 +347,7 @@ def au_auc(similarities: npt.NDArray[np.floating], intensities: npt.NDArray[np.f
 
     Args:
         similarities: [N, 28], one column per rendered unit.
-        intensities: true intensities [N, 28]; frames between `ABSENT` and `VISIBLE` are left out of a unit's figure.
+        intensities: true intensities [N, 28]; frames between `ABSENT` and `VISIBLE` are omitted from a unit's AUC.
 
     Returns:
         code → AUC in 0..1; NaN where a unit is never or always shown.
@@ -384,7 +384,7 @@ def save_small_clip(
 
 
 def mean_auc(auc: dict[str, float]) -> float:
-    """Mean over the units that have a figure."""
+    """Mean over the units that have a value."""
     return float(np.nanmean(list(auc.values())))
 
 
@@ -398,7 +398,7 @@ def model_card(config: PretrainConfig, auc: dict[str, dict[str, float]], *, comm
     shape, batch = config.shape, config.identities_per_batch * config.frames_per_batch_identity
     return f"""# Embedded CLIP
 
-A small CLIP trained on this project's **synthetic** faces only. It is there so that demonstrations and tests need no
+A small CLIP trained on this project's **synthetic** faces only. It exists so that demonstrations and tests need no
 download. It has never seen a photograph: do not use it on real people.
 
 - Image tower: open_clip ModifiedResNet {list(shape.layers)}, width {shape.width}, {shape.image_size} px.
@@ -412,7 +412,7 @@ download. It has never seen a photograph: do not use it on real people.
 
 Zero-shot ROC-AUC per action unit on {config.validation_identities} identities it was not trained on: intensity above
 {VISIBLE} against below {ABSENT}, frames after mp4. `prompt` is the shipped prompt ("{LEADING_PHRASE} …"),
-`phrase_alone` leaves the leading phrase out, `held_out_wording` uses words in an order no caption had.
+`phrase_alone` omits the leading phrase, `held_out_wording` uses words in an order no caption had.
 
 | code | name | {" | ".join(auc)} |
 |---|---|{"---|" * len(auc)}

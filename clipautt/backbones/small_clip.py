@@ -1,10 +1,8 @@
 """The small CLIP's network: a residual image tower with attention pooling, and a causal text transformer.
 
-This is the architecture of open_clip's `CLIP` with a ModifiedResNet, for reading: the weights have the same names, and
-the features are the same. Training (`pretraining`) takes open_clip's own class, whose first weights are those of CLIP.
-It is here because open_clip brings torchvision and timm along, and their import takes longer than a prediction.
-
-What this module does not know: weights, files, tokenizers, and what a picture or a prompt must look like.
+This is the architecture of open_clip's `CLIP` with a ModifiedResNet, for inference: same weight names, same features.
+Training (`pretraining`) uses open_clip's own class, which draws CLIP's initial weights. This copy exists because
+open_clip imports torchvision and timm, which takes longer than a prediction.
 """
 
 from __future__ import annotations
@@ -29,10 +27,10 @@ class SmallClip(nn.Module):
     Args:
         image_size: frame height and width in pixels.
         layers: blocks of each of the four stages of the image tower.
-        width: channels of the first stage; the attention pool has 32 heads of so many channels.
+        width: channels of the first stage; the attention pool has 32 heads of as many channels each.
         embed_dim: d.
         context_length: tokens of the longest text.
-        vocabulary: tokens there are.
+        vocabulary: number of tokens in the vocabulary.
         text_width: d_text.
         text_heads: attention heads of a text block.
         text_layers: text blocks.
@@ -65,7 +63,7 @@ class SmallClip(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(text_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.text_pool_type, self.text_eos_id = "argmax", None
-        # Its device is named, since it comes with no weights: a network built on the meta device has it too.
+        # On a named device, since no file of weights holds it: a network built on the meta device needs it too.
         hidden = torch.full((context_length, context_length), -math.inf, device="cpu").triu(1)
         self.register_buffer("attn_mask", hidden, persistent=False)
 
@@ -100,7 +98,7 @@ class _ImageTower(nn.Module):
 
 
 class _Block(nn.Module):
-    """A bottleneck of three convolutions beside a shortcut; it shrinks by averaging, never by skipping pixels."""
+    """A bottleneck of three convolutions beside a shortcut; it shrinks maps by average pooling, never by a stride."""
 
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -124,7 +122,7 @@ class _Block(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-    """The mean of all positions asks each of them and itself; its answer is the feature."""
+    """Attention whose one query is the mean of all positions, over all positions and that mean; then a projection."""
 
     def __init__(self, positions: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -158,7 +156,7 @@ class _TextBlocks(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Attention and a two-layer network, each behind a norm and added to what came in."""
+    """Attention and a two-layer MLP, each after a norm and added to its input."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

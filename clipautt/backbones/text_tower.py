@@ -1,11 +1,9 @@
 """Text towers that take context vectors: how they are read from token embeddings, and where a tokenizer puts words.
 
-A causal tower that reads out at the end of the text sees nothing behind it, so a sequence is cut to its real length.
-Every other tower sees its padding, so its sequences stay as long as the tower is: a cut would change the features.
+A causal tower that reads out at the end of the text does not see what follows it, so sequences are cut to their real
+length. Every other tower sees its padding, so its sequences keep the full length: a cut would change the features.
 
-Models of open_clip are recognised without importing it: that takes longer than everything a prediction needs.
-
-What this module does not know: images, weights, and where a model or a tokenizer comes from.
+Models of open_clip are recognised by class name, without importing it: the import takes longer than a prediction.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from torch import Tensor, nn
 from clipautt.backbones.small_clip import SmallClip
 
 POOLS = ("argmax", "eos", "last", "first")
-"""open_clip's names of a read-out at one token: of the highest id, of the end-of-text id, the last or the first one."""
+"""open_clip's names of a read-out at one token: of the highest id, of the end-of-text id, the last, or the first."""
 _MODELS = frozenset({"open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"})
 _TEXT_TOWERS = frozenset({"open_clip.model.CLIP", "open_clip.transformer.TextTransformer"})
 _PLAIN = re.compile("[A-Za-z ,.]*")
-"""Texts that open_clip's cleaning leaves as they are, but for capitals and blanks."""
+"""Texts that open_clip's cleaning leaves as they are, except for capitals and spaces."""
 _WORD = re.compile("[a-z]+|[,.]+")
 _PROBES = ("a", "the", "with", "face")
 """Words whose tokens begin and end differently, so what their token sequences share is not part of a word."""
@@ -50,7 +48,7 @@ class TextTower:
     pool: str
     """One of `POOLS`."""
     eos_id: int | None
-    """The token of the read-out, where `pool` is `eos`."""
+    """Id of the token that is read out, if `pool` is `eos`."""
     causal: bool
     """Whether a token sees only those before it."""
 
@@ -61,7 +59,7 @@ class TextTower:
 
     @property
     def feature_dim(self) -> int:
-        """d: the width of text features, and of image features with them."""
+        """d: the width of text features and of image features."""
         projection = self.module.text_projection
         if projection is None:
             return int(self.module.positional_embedding.shape[-1])
@@ -103,7 +101,7 @@ def text_tower(model: Any, *, name: str) -> TextTower:
     text: Any = getattr(model, "text", model)
     plain = not _MODELS.isdisjoint(class_names(model)) and not _TEXT_TOWERS.isdisjoint(class_names(text))
     if not plain and not isinstance(model, SmallClip):
-        refuse(name, f"a {type(text).__name__} is no plain transformer of open_clip")
+        refuse(name, f"a {type(text).__name__} is not a plain open_clip transformer")
     pool, eos_id = (text.text_pool_type, text.text_eos_id) if text is model else (text.pool_type, text.eos_id)
     causal = text.attn_mask is not None
     reason = why_no_context(
@@ -175,7 +173,7 @@ def _read_out(tokens: Tensor, pool: str, eos_id: int | None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
-    """Where a tokenizer puts words between its own tokens, found by asking it."""
+    """Where a tokenizer puts words between the tokens that it adds."""
 
     tokenizer: Any
     """Turns strings into padded ids [K, context_length]; an open_clip tokenizer."""
@@ -186,16 +184,16 @@ class TokenLayout:
     closing: int
     """Tokens after the last word that are not padding."""
     padding: int
-    """The id behind the closing tokens."""
+    """Id of the padding after the closing tokens."""
 
     def ids(self, texts: Sequence[str], *, name: str) -> Tensor:
         """Padded token ids, int64 [K, room].
 
         Raises:
-            ValueError: if a text is longer than the tower; `name` is the backbone's.
+            ValueError: if a text is longer than `room`; the message gives `name`, the backbone's.
         """
         ids: Tensor = self.tokenizer(list(texts), context_length=self.room)
-        # A text that was shortened looks complete; with room for one token more it goes on instead of being padded.
+        # A truncated text looks complete; given room for one more token, it continues instead of being padded.
         longer: Tensor = self.tokenizer(list(texts), context_length=self.room + 1)
         fits = (longer[:, :-1] == ids).all(-1) & (longer[:, -1] == self.padding)
         if not fits.all():
@@ -213,7 +211,7 @@ class TokenLayout:
 
 
 def token_layout(tokenizer: Any, room: int) -> TokenLayout:
-    """Ask a tokenizer for the tokens of a few words and compare them.
+    """The layout of a tokenizer, from comparing its tokens for a few words.
 
     Args:
         tokenizer: an open_clip tokenizer.
@@ -239,8 +237,8 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
 class StockTokenizer:
     """open_clip's byte-pair tokenizer with CLIP's vocabulary of 49,408 tokens.
 
-    A token never reaches across words, so the words of the action units are looked up in a small table. Only for other
-    texts is open_clip's own tokenizer made, which reads and sorts its whole vocabulary.
+    A token never spans two words, so the words of the action units are looked up in a small table. Only other texts
+    need open_clip's own tokenizer, which reads and sorts its whole vocabulary.
     """
 
     sot_token_id = 49406
@@ -251,7 +249,7 @@ class StockTokenizer:
         self._words: dict[str, list[int]] = json.loads(table.read_text(encoding="utf-8"))
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without those that begin and end it."""
+        """The token ids of a text, without start and end tokens."""
         plain = _PLAIN.fullmatch(text)
         words = _WORD.findall(text.lower()) if plain else []
         if plain and all(word in self._words for word in words):
@@ -260,7 +258,7 @@ class StockTokenizer:
         return ids
 
     def __call__(self, texts: str | Sequence[str], context_length: int = 77) -> Tensor:
-        """Token ids, int64 [K, context_length], padded with 0; a longer text loses its end."""
+        """Token ids, int64 [K, context_length], padded with 0; a longer text is truncated."""
         texts = [texts] if isinstance(texts, str) else texts
         ids = torch.zeros(len(texts), context_length, dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
@@ -277,7 +275,7 @@ def stock_tokenizer() -> StockTokenizer:
 
 @lru_cache(maxsize=1)
 def _open_clip_tokenizer() -> Any:
-    """open_clip's stock tokenizer: its file is run without the package around it, and makes one at once."""
+    """open_clip's stock tokenizer, which its module creates on import; the package is not imported."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None and package.origin is not None
     spec = importlib.util.spec_from_file_location("_stock_tokenizer", Path(package.origin).with_name("tokenizer.py"))

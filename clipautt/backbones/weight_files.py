@@ -1,10 +1,8 @@
-"""Files of CLIP weights: read without running what is in them, recognised, and put into a model.
+"""Files of CLIP weights: read without running code in them, recognised, and loaded into a model.
 
-Read are safetensors, PyTorch's files of tensors, checkpoints of open_clip's training (`state_dict` inside, `module.`
-before each name), and the files of OpenAI's release (a TorchScript archive, or its tensors). Weights of any precision
-become float32.
-
-What this module does not know: names of models, tags, and where a file came from.
+Supported are safetensors, PyTorch's files of tensors, checkpoints of open_clip's training (`state_dict` inside,
+`module.` before each name), and the files of OpenAI's release (a TorchScript archive, or its tensors). Weights of any
+precision become float32.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from torch import Tensor
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of the files that can be read."""
 OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
-"""Numbers that only OpenAI's files hold among the weights."""
+"""Entries that only OpenAI's files hold among the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ def read_weights(path: Path) -> WeightFile:
         raise ValueError(f"backbone.weights: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}")
     try:
         content, archive = _read(path)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is broken
+    except Exception as error:  # torch and safetensors raise many types for a broken file
         raise ValueError(f"backbone.weights: {path} could not be read: {_reason(error)}") from error
     state = _state_dict(content, path)
     openai = archive or bool(OPENAI_ENTRIES & state.keys())
@@ -68,7 +66,7 @@ def _read(path: Path) -> tuple[Any, bool]:
     if not _is_torchscript(path):
         return torch.load(path, map_location="cpu", weights_only=True), False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's files are what they are
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but OpenAI's files use it
         jit: Any = torch.jit
         return dict(jit.load(path, map_location="cpu").state_dict()), True
 
@@ -81,8 +79,8 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnpicklingError):  # PyTorch's own text tells how to run whatever is in the file
-        return "it is no complete file of tensors, or holds other objects, which are not unpickled"
+    if isinstance(error, UnpicklingError):  # PyTorch's message explains how to run the code in the file
+        return "it is not a complete file of tensors, or it holds other objects, which are not unpickled"
     return (
         f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'broken file'}"
     )
@@ -95,13 +93,13 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)} if named else {}
     if not state or len(state) < len(content):
-        raise ValueError(f"backbone.weights: {path} holds no state dict, that is tensors by name")
+        raise ValueError(f"backbone.weights: {path} holds no state dict (tensors by name)")
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def load_weights(model: CLIP | CustomTextCLIP, weights: WeightFile, *, name: str) -> None:
-    """Put weights into a model of just their shapes.
+    """Load weights into a model of the same architecture.
 
     Args:
         model: float32; changed in place.
@@ -109,7 +107,7 @@ def load_weights(model: CLIP | CustomTextCLIP, weights: WeightFile, *, name: str
         name: of the model, for the message.
 
     Raises:
-        ValueError: if the weights are those of another architecture.
+        ValueError: if the weights belong to another architecture.
     """
     expected = model.state_dict()
     given = _converted(model, weights.state)
@@ -120,15 +118,15 @@ def load_weights(model: CLIP | CustomTextCLIP, weights: WeightFile, *, name: str
         for key, value in expected.items()
         if key in given and given[key].shape != value.shape
     ]
-    findings = {"missing": missing, "not its own": foreign, "of another shape": shapes}
-    told = [f"{len(found)} tensors {kind} (first: {found[0]})" for kind, found in findings.items() if found]
+    findings = {"missing": missing, "unexpected": foreign, "of another shape": shapes}
+    told = [f"{len(names)} tensors {kind} (first: {names[0]})" for kind, names in findings.items() if names]
     if told:
         raise ValueError(f"backbone.weights: {weights.path} does not fit backbone.name {name!r}: {', '.join(told)}")
     model.load_state_dict(given)
 
 
 def _converted(model: CLIP | CustomTextCLIP, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the model's own names, as open_clip converts them."""
+    """A state dict converted by open_clip to the model's names."""
     given: dict[str, Tensor] = dict(convert_state_dict(model, dict(state)))
     if isinstance(model, CustomTextCLIP):
         given = convert_to_custom_text_state_dict(given)

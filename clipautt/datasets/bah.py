@@ -1,13 +1,13 @@
 """BAH as its owners ship it: ambivalence or hesitancy against none, in answers to a webcam.
 
-    split/train.txt, val.txt, test.txt           no header: `Videos/82725/Visite_1/….mp4,1,what was said, unquoted`
+    split/train.txt, val.txt, test.txt           no header: `Videos/82725/Visite_1/….mp4,1,transcript, unquoted`
     segments.csv                                 video,segment_id,label,num_frames,start_frame,end_frame
     Videos/<subject>/Visite_1/<name>.mp4         videos
     cropped_aligned/Videos/<subject>/Visite_1/<name>.mp4/frame-17.jpg
                                                  face crops, also below cropped-aligned-faces
 
-A clip is a whole video with the label of a split file, or a segment with its own. The owners' split into training,
-validation and test does not enter: subjects are divided by the settings. Frames of segments count from 0, as the
+A clip is a whole video with the label of a split file, or a segment with its own label. The owners' split into
+training, validation and test is not used: subjects are divided by the settings. Frames of segments count from 0, as the
 decoder counts those of a video; in a folder they are the numbers in the file names.
 """
 
@@ -32,8 +32,8 @@ TARGETS = ("82711", "82687", "82585", "82592", "82598", "82632", "82681", "82683
 CLASSES = (layout.NEUTRAL, "ambivalence")
 _SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
 _COLUMNS = ("video", "segment_id", "label", "num_frames", "start_frame", "end_frame")
-_PASSED_OVER = ("frame", "unlabel")
-"""Folders with such names hold lists of frames, and videos whose labels were not given out."""
+_SKIPPED = ("frame", "unlabel")
+"""Folders with these words in their paths hold lists of frames, and videos whose labels were not released."""
 _WORDS = {
     CLASSES[0]: "0 neutral no false absent noah nonah notah withoutah",
     CLASSES[1]: "1 ambivalence ambivalent hesitancy hesitant ambivalencehesitancy yes true present ah withah",
@@ -52,13 +52,13 @@ class BAH:
     target_subjects: tuple[str, ...] = TARGETS
     """Subjects to personalise for, the paper's by default; all others are source subjects."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 10
-    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
+    """Source subjects held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     unit: Unit = "videos"
     """What a clip is: a whole video, labelled by the split files, or a segment of one."""
     clip_frames: PositiveInt | None = None
-    """Length of the pieces into which segments are cut, frames; the rest is a clip of its own. None cuts nothing."""
+    """Length in frames of the pieces that segments are cut into; the rest is a clip of its own. None: no cutting."""
     layout: Layout = "auto"
     """`auto`: videos or frames, whichever has more of the clips; videos where both have all."""
     labels: str | None = None
@@ -103,7 +103,7 @@ class BAH:
 
 
 def cut(start: int, end: int, length: int | None) -> list[tuple[int, int]]:
-    """A span of frames in pieces of one length; the tail is a piece of its own, however short.
+    """Cut a span of frames into pieces of one length; the rest is a piece of its own, however short.
 
     Args:
         start: first frame.
@@ -118,17 +118,17 @@ def cut(start: int, end: int, length: int | None) -> list[tuple[int, int]]:
 
 
 def exclusive_end(start: int, end: int, num_frames: int) -> int | None:
-    """The frame before which a segment ends, whether or not its `end` belongs to it; None where neither fits."""
+    """The frame before which a segment ends, whether its `end` is inclusive or exclusive; None if neither fits."""
     if end - start == num_frames:
         return end
     return end + 1 if end - start + 1 == num_frames else None
 
 
 def _split_files(tree: Tree, given: str | None) -> tuple[list[Path], list[Problem]]:
-    """The given file or the files in the given folder, or the split files of the one folder that has some.
+    """The given file or the files in the given folder, or else the split files of the only folder that has some.
 
     Returns:
-        The files, and a problem for each that is absent beside the others.
+        The files, and a problem for each one that is missing.
     """
     folder = tree.root / Path(given or "").expanduser()
     if given is not None and folder.is_dir():
@@ -136,15 +136,15 @@ def _split_files(tree: Tree, given: str | None) -> tuple[list[Path], list[Proble
         return _checked(inside, tree, f"in {folder}")
     if given is not None:
         return [tree.label_file(given, ())], []
-    found = [path for path in map(PurePosixPath, tree.texts) if path.name.lower() in _SPLIT_FILES]
-    found = [path for path in found if not any(word in str(path.parent).lower() for word in _PASSED_OVER)]
-    folders = sorted({str(path.parent) for path in found})
+    paths = [path for path in map(PurePosixPath, tree.texts) if path.name.lower() in _SPLIT_FILES]
+    paths = [path for path in paths if not any(word in str(path.parent).lower() for word in _SKIPPED)]
+    folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise DatasetError(
             f"bah: {len(folders)} folders below {tree.root} have split files: {', '.join(folders)}; "
             "say which with labels=FOLDER"
         )
-    return _checked([tree.root / path for path in found], tree, f"below {tree.root}")
+    return _checked([tree.root / path for path in paths], tree, f"below {tree.root}")
 
 
 def _checked(paths: list[Path], tree: Tree, place: str) -> tuple[list[Path], list[Problem]]:
@@ -171,7 +171,7 @@ def _segment_file(tree: Tree, given: str | None) -> Path:
 
 
 def _videos(path: Path, shown_as: str) -> Listing:
-    """The videos of a split file; its first row counts, unless it holds the names of columns."""
+    """The videos of a split file; a first row with the names of columns is skipped."""
     entries: list[Entry] = []
     problems: list[Problem] = []
     subjects: set[str] = set()
@@ -189,7 +189,7 @@ def _videos(path: Path, shown_as: str) -> Listing:
 
 
 def _path_and_label(line: str) -> tuple[str, str]:
-    """The first two cells of a row; what was said follows, unquoted. A path in quotes may hold commas."""
+    """The first two cells of a row; the transcript follows, unquoted. A path in quotes may hold commas."""
     quoted = re.match(r'"([^"]*)"\s*,([^,]*)', line)
     video, label = (quoted[1], quoted[2]) if quoted else (*line.split(",", 2), "")[:2]
     return video.strip().strip('"'), label.strip().strip('"')
@@ -219,7 +219,7 @@ def _segments(path: Path, shown_as: str, length: int | None) -> Listing:
 
 
 def _entries(problems: list[Problem], subjects: set[str], where: str, video: str, label: str) -> Iterator[Entry]:
-    """The entry of a row, or none and a problem; its id is the path from the subject on."""
+    """The entry of a row, with the path from the subject on as its id; or none, and a problem is added."""
     parts = files.path_parts(video)
     name, below = files.clip_name(parts[-1]), _from_subject(parts)
     word = re.sub(r"[^a-z0-9]", "", label_files.plain_label(label).lower())
@@ -248,7 +248,7 @@ def _short_ids(entries: list[Entry]) -> tuple[Entry, ...]:
 
 
 def _pieces(base: Entry, segment: str, spans: list[tuple[int, int]]) -> Iterator[Entry]:
-    """A clip for each span of a segment; numbers are padded so that names sort like them."""
+    """A clip for each span of a segment; numbers are padded so that names sort in their order."""
     name = f"{base.clip_id}_segment{segment.zfill(3)}"
     width = len(str(len(spans)))
     for number, (start, end) in enumerate(spans, 1):

@@ -51,7 +51,7 @@ class BioVid:
     target_subjects: tuple[str, ...] = TARGETS
     """Subjects to personalise for, the paper's by default; all others are source subjects."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 10
-    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
+    """Source subjects held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"
@@ -101,7 +101,9 @@ def _samples(path: Path, shown_as: str) -> Listing:
         elif level not in _LEVELS:
             problems.append(label_files.unknown_label(where, f"sample {sample!r}", level, _LEVELS))
         elif "-" in sample and sample.partition("-")[0] != row["subject_name"]:
-            problems.append(Problem("conflict", f"{where}: sample {sample!r} is said to be of {row['subject_name']!r}"))
+            problems.append(
+                Problem("conflict", f"{where}: sample {sample!r} is listed for subject {row['subject_name']!r}")
+            )
         elif named not in (None, level):
             problems.append(Problem("conflict", f"{where}: class_name of sample {sample!r} is {level}"))
         elif level not in _CLASS_OF:
@@ -140,10 +142,10 @@ def _frames(path: Path, shown_as: str) -> Listing:
 
 
 def _numbering(samples: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """What numbers mean: 0 and 1 the two classes of the task, or 0 to 4 the five levels.
+    """What numeric labels mean: 0 and 1 the two classes of the task, or 0 to 4 the five levels.
 
-    The majority decides, so that a stray label does not change the meaning of all others: of samples whose names say
-    their level, or else of all, where a 1 speaks for two classes and a 2, 3 or 4 for five.
+    The majority decides, so a stray label does not change the meaning of the others. Samples whose names say their
+    level are counted; if these are undecided, all samples: a 1 counts for two classes, a 2, 3 or 4 for five levels.
 
     Args:
         samples: label and, where the name says it, level of each.
@@ -167,4 +169,4 @@ def _notes(others: Counter[str]) -> tuple[str, ...]:
     if not others:
         return ()
     counted = ", ".join(f"{count} of {level}" for level, count in sorted(others.items()))
-    return (f"only BL1 and PA4 are used; samples of other classes left out: {counted}",)
+    return (f"only BL1 and PA4 are used; samples of other classes are omitted: {counted}",)

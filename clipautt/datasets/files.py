@@ -1,10 +1,8 @@
-"""Files of data sets: a look through the folders, which file holds the labels, and where a clip lies.
+"""Finds the files of a data set: its label file, and the video or folder of frames of each clip.
 
-Videos and folders of frames are found by name wherever they lie below the root. No picture is opened, so that a tree
-of a million frames is read in seconds. Names are compared in one Unicode form, whatever the file system keeps.
-
-What this module does not know: any data set, subjects other than as names of folders, and whether a file can be
-decoded.
+Videos and folders of frames are found by name anywhere below the root. No picture is opened, so a tree of a million
+frames is listed in seconds, and whether a file can be decoded is not checked. Names are compared in one Unicode form,
+whichever the file system uses.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _SHOWN_PLACES = 3
 
 
 class DatasetError(ValueError):
-    """The files of a data set do not fit together; the message lists what is wrong, each with its place."""
+    """The files of a data set do not fit together; the message lists the problems, each with its place."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Problem:
     """One thing that is wrong with a data set."""
 
     kind: str
-    """In a word, to count by: `missing`, `ambiguous`, `unlabelled`, `duplicate`, `conflict`, `unreadable`, `absent`."""
+    """One word, for counting: `missing`, `ambiguous`, `unlabelled`, `duplicate`, `conflict`, `unreadable`, `absent`."""
     text: str
-    """In a sentence, with the file and the row or clip."""
+    """One sentence that names the file and the row or clip."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Place:
     parts: tuple[str, ...]
     """Its path from the sub-folder to which the search is limited, as `name_parts` gives it."""
     video: bool
-    """A video, or a folder of frames."""
+    """True for a video, False for a folder of frames."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,17 +57,17 @@ class Tree:
     dataset: str
     """Name of the data set, for messages."""
     root: Path
-    """Absolute."""
+    """Absolute path."""
     within: str
     """Sub-folder that holds the clips; empty is the root."""
     places: tuple[Place, ...]
     """Videos and folders of frames in that sub-folder, sorted."""
     by_end: Mapping[tuple[str, ...], list[Place]]
-    """Every end of the parts of a place → the places whose paths end so."""
+    """Last parts of a path → the places whose paths end with them."""
     texts: tuple[str, ...]
     """Files below the root that may hold labels, sorted."""
     broken: Mapping[str, str]
-    """Name of a clip → one of its files that is a link to nowhere."""
+    """Name of a clip → one of its files that is a broken link."""
     problems: tuple[Problem, ...] = ()
     """Folders that could not be listed."""
 
@@ -91,19 +89,19 @@ class Tree:
         subject: str = "",
         subjects: frozenset[str] = frozenset(),
     ) -> list[Place]:
-        """Where a clip lies: the places whose paths agree with `path` from the end for the longest.
+        """Where a clip lies: the places whose paths agree with `path` in the most parts, counted from the end.
 
-        Of a video and a folder of frames that agree as long, the video is meant; of several kinds of video, the one
-        whose extension `path` has.
+        Of a video and a folder of frames that agree equally, the video is taken; of videos that differ in their
+        extension, the one with that of `path`.
 
         Args:
             path: a name, or a path that ends with it; a video's extension is not needed.
             layout: look for videos, for folders of frames, or for both.
-            whole_path: every part of `path` has to agree, not only the name; where it is the path from the root, places
-                deeper down do not count.
+            whole_path: every part of `path` has to agree, not only the name; if one place agrees from the root, deeper
+                ones are ignored.
             subject: whose clip it is.
-            subjects: everyone. What lies in the folder of another one is not the clip, unless the folder of `subject`
-                is among the parts that agree.
+            subjects: all subjects. A place in the folder of another subject is not the clip, unless the folder of
+                `subject` is among the parts that agree.
         """
         wanted = name_parts(path)
         for count in range(len(wanted), len(wanted) - 1 if whole_path else 0, -1):
@@ -122,7 +120,7 @@ class Tree:
 
         Raises:
             FileNotFoundError: if there is none.
-            DatasetError: if a name is there several times.
+            DatasetError: if several files have that name.
         """
         if given is not None:
             path = self.root / Path(given).expanduser()
@@ -149,7 +147,7 @@ class Tree:
 
 
 def _meant(found: list[Place], path: str, *, whole_path: bool) -> list[Place]:
-    """Of places that agree equally with a path, those that are meant."""
+    """Of places that agree equally with a path, those to take."""
     parts = path_parts(path)
     same_kind = [place for place in found if nfc(place.path.rpartition("/")[2]) == parts[-1]]
     if clip_name(parts[-1]) != parts[-1] and same_kind:
@@ -168,9 +166,9 @@ class Labels:
     shown_as: str
     """Its name in messages."""
     official: bool
-    """Whether it is the owners' table, or a list of frames."""
+    """Whether it is the owners' table rather than a list of frames."""
     layout: Layout
-    """`videos` or `frames`, or `auto` where the table may speak of either."""
+    """`videos` or `frames`, or `auto` if the table may refer to either."""
 
 
 def choose(
@@ -184,7 +182,7 @@ def choose(
         layout: `videos` needs the table, `frames` prefers a list, `auto` prefers the table.
         official: name of the table.
         frame_lists: possible names of the list.
-        column: name of a column by which a table is known.
+        column: name of a column by which the table is recognised.
 
     Raises:
         FileNotFoundError: if there is no label file.
@@ -198,7 +196,7 @@ def choose(
 
 
 def walk(root: str, *, dataset: str, within: str = "") -> Tree:
-    """Look through a folder once; links are followed, no folder is entered twice, hidden files are passed over.
+    """List all files below a folder; links are followed, no folder is entered twice, hidden files are skipped.
 
     Args:
         root: the folder.
@@ -250,7 +248,7 @@ def _inner(top: Path, within: str, dataset: str) -> str:
 
 
 def _places(found: Mapping[str, bool], within: str) -> Iterator[Place]:
-    """The places in a sub-folder; one that itself holds pictures is none, as the root is none."""
+    """The places in a sub-folder; like the root, the sub-folder itself is never a place, even if it holds pictures."""
     start = f"{within}/" if within else ""
     for path in sorted(found):
         if path.startswith(start):
@@ -258,7 +256,7 @@ def _places(found: Mapping[str, bool], within: str) -> Iterator[Place]:
 
 
 def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Every folder's path relative to `top`, the names of its files, and those of its links to nowhere.
+    """Every folder's path relative to `top`, the names of its files, and those of its broken links.
 
     Links to folders come last, so that a folder with several paths is known by its real one.
     """
@@ -286,7 +284,7 @@ def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, lis
 
 
 def nfc(text: str) -> str:
-    """Text in the Unicode form in which names are compared; some file systems keep another one."""
+    """Text in the Unicode form in which names are compared; some file systems use another one."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -307,7 +305,7 @@ def join(folder: str, name: str) -> str:
 
 
 def path_parts(path: str) -> tuple[str, ...]:
-    """The parts of a path from a label file, which may come from Windows; one that is empty has one empty part."""
+    """The parts of a path from a label file, which may come from Windows; an empty path has one empty part."""
     return tuple(part for part in nfc(path).replace("\\", "/").split("/") if part not in ("", ".")) or ("",)
 
 

@@ -4,9 +4,9 @@
     <root>/<subject>/<clip>/17.jpg               or a folder of frames, numbered in their names
     <root>/labels.csv                            subject,clip,label[,split]  or  clip,label[,split] with SUBJECT/CLIP
 
-Which subjects are targets stands in the column `split` (`source_train`, `source_val`, `source` or `target`), or in the
-setting `target_subjects`, which comes first: where it is given, the column is not looked at. Subjects of whom neither
-says anything, or only that they are `source`, are source subjects, and validation subjects are drawn among them.
+The column `split` (`source_train`, `source_val`, `source` or `target`) says which subjects are targets, unless the
+setting `target_subjects` is given: then the column is ignored. Subjects without a split, or with `source`, are source
+subjects, and validation subjects are drawn from them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Folder:
     target_subjects: tuple[str, ...] = ()
     """Subjects to personalise for; all others are source subjects. If empty, the column `split` decides."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 2
-    """Source subjects without a split that select settings instead of training: how many, or which, as [a,b]."""
+    """Source subjects without a split that are held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     classes: tuple[str, ...] = ()
@@ -127,9 +127,9 @@ def _only_known(listing: Listing, classes: tuple[str, ...]) -> Listing:
 
 
 def _with_splits(listing: Listing, table: Table) -> Listing:
-    """The split of one row holds for all rows of its subject, whether or not that row gives a clip.
+    """The split of one row holds for all rows of its subject, even if that row gives no clip.
 
-    Subjects with several splits, or one that cannot be read, are left out: nobody knows whether they are targets.
+    Subjects with several splits, or one that cannot be read, are omitted: they might be targets.
     """
     told: dict[str, dict[str, str]] = {}
     for where, row in table.rows:
@@ -162,7 +162,7 @@ def _with_splits(listing: Listing, table: Table) -> Listing:
 
 
 def _unlisted(tree: Tree, listing: Listing, rules: Rules) -> tuple[str, ...]:
-    """A note on clips that lie there without a labelled row; copies of a clip in deeper folders count as that clip."""
+    """A note on clips on disk that have no labelled row; copies of a clip in deeper folders count as that clip."""
     listed = {files.name_parts(entry.path) for entry in listing.entries}
     free = [
         place.path

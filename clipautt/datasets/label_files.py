@@ -1,7 +1,4 @@
-"""The rows of label files: tables with a header, lists of frames without one, and what counts as a label.
-
-What this module does not know: any data set, and where its clips lie.
-"""
+"""The rows of label files: tables with a header, lists of frames without one, and what counts as a label."""
 
 from __future__ import annotations
 
@@ -41,19 +38,19 @@ class Table:
     """The rows of a table with a header."""
 
     rows: tuple[tuple[str, dict[str, str]], ...]
-    """File and line, and text by column name in small letters."""
+    """File and line, and text by column name in lower case."""
     misfits: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """File and line, and the cells, of rows with more cells than columns: which one belongs where is not known."""
+    """File and line, and the cells, of rows with more cells than columns: which cell belongs where is unknown."""
     problems: tuple[Problem, ...] = ()
     """One for each misfit."""
 
 
 def read_table(path: Path, *, required: Sequence[str], shown_as: str) -> Table:
-    """A table with a header; columns are parted by tabs, semicolons or commas, whichever the header has.
+    """A table with a header; columns are separated by tabs, semicolons or commas, whichever the header has.
 
     Args:
         path: the file.
-        required: names of columns, in small letters; the header may have them in capitals.
+        required: names of columns, in lower case; the header may use any case.
         shown_as: its name in messages.
 
     Raises:
@@ -105,7 +102,7 @@ def _cells(line: str, delimiter: str, where: str) -> list[str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file without a header that are not empty, with their numbers from 1: the first one counts."""
+    """The lines of a file without a header that are not empty, with their numbers in the file, from 1."""
     for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
         if line.strip():
             yield number, line.strip()
@@ -129,12 +126,12 @@ def plain_label(text: str) -> str:
 
 
 def unlabelled(where: str, what: str) -> Problem:
-    """A row without a label."""
+    """The problem of a row without a label."""
     return Problem("unlabelled", f"{where}: {what} has no label")
 
 
 def unknown_label(where: str, what: str, label: str, words: Iterable[str]) -> Problem:
-    """A row with a label that says nothing."""
+    """The problem of a row with an unknown label."""
     return Problem("unreadable", f"{where}: label {label!r} of {what} is not one of {', '.join(words)}")
 
 
@@ -163,14 +160,14 @@ class LabelledFolder:
 def read_frame_list(path: Path, *, shown_as: str) -> tuple[list[LabelledFolder], list[Problem]]:
     """Folders of frames and their labels, from a file without a header that has a line `path label` for every frame.
 
-    Paths may hold spaces. Rows belong together by their folder; one that has several labels has none.
+    Paths may hold spaces. Rows are grouped by folder; a folder with several labels is a problem.
 
     Args:
         path: the file.
         shown_as: its name in messages.
 
     Returns:
-        The folders in the order in which they appear, and what is wrong.
+        The folders in the order in which they appear, and the problems.
     """
     lines: dict[str, dict[str, list[int]]] = {}
     problems: list[Problem] = []

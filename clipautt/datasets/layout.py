@@ -1,10 +1,8 @@
-"""From label files to clips, as the readers of all data sets go.
+"""From label files to clips: the steps that the readers of all data sets share.
 
-A reader turns a label file into entries, one per clip it names. The rest happens here: entries that repeat or
-contradict each other are sorted out, each is found among the files, subjects are divided into source and target.
-Whatever is wrong is collected and told at once.
-
-What this module does not know: any data set, and whether a file can be decoded.
+A reader turns a label file into entries, one per clip it names. The rest happens here: repeated entries are merged,
+contradictory ones dropped, the others located among the files, and subjects are divided into source and target.
+Problems are collected and reported together.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ class Entry:
     end_frame: int | None = None
     """Frame before which it ends; None is the end."""
     split: Split | None = None
-    """Where the label file itself says it; None leaves it to the settings."""
+    """Split that the label file itself gives; None leaves it to the settings."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,23 @@ class Listing:
     entries: tuple[Entry, ...]
     """In the order of the file."""
     problems: tuple[Problem, ...] = ()
-    """Rows that became no entry."""
+    """Rows that gave no entry."""
     notes: tuple[str, ...] = ()
-    """What was left out because it does not belong to the task, a sentence each."""
+    """What was omitted because it does not belong to the task, a sentence each."""
     subjects: frozenset[str] = frozenset()
-    """Everyone whom the file names, also in rows that became no entry."""
+    """All subjects that the file names, also in rows that gave no entry."""
 
 
 @dataclass(frozen=True, repr=False)
 class Reading:
-    """What a reader found."""
+    """What a reader returns."""
 
     clips: tuple[Clip, ...]
     """Sorted by `clip_id`; sources are absolute paths."""
     classes: tuple[str, ...]
     """Class names in label order; index 0 is the neutral class."""
     problems: tuple[str, ...] = ()
-    """What was left out because something is wrong with it, a sentence each with file and row or clip."""
+    """What was omitted because of a problem, a sentence each with file and row or clip."""
     notes: tuple[str, ...] = ()
     """What else the user should know, a sentence each."""
 
@@ -92,7 +90,7 @@ class Subjects:
     target: tuple[str, ...]
     """Subjects to be personalised; all others are source subjects."""
     validation: int | tuple[str, ...]
-    """How many source subjects select settings instead of training, or which."""
+    """How many source subjects are held out to select settings, or which."""
     seed: int
     """Another seed draws other validation subjects."""
 
@@ -122,12 +120,12 @@ class Subjects:
     def splits(self, subjects: Iterable[str], *, known: Mapping[str, Split] | None = None) -> dict[str, Split]:
         """The split of every subject.
 
-        Validation subjects are those with the lowest numbers among seeded hashes of the source subjects' ids: one
-        subject more or less changes at most one of them.
+        Validation subjects are those with the lowest numbers among seeded hashes of the source subjects' ids: adding
+        or removing a subject changes at most one of them.
 
         Args:
-            subjects: everyone.
-            known: subjects whose split the data set itself says; validation subjects among them count.
+            subjects: ids of all subjects.
+            known: subjects whose split the data set itself gives; validation subjects among them are counted.
 
         Raises:
             ValueError: if no source subject is left to train on, or the settings contradict the data set.
@@ -169,13 +167,13 @@ class Rules:
     subjects: Subjects
     """Who is a source and who is a target."""
     strict: bool
-    """Whether a problem refuses the data set, or only leaves out what it concerns."""
+    """True refuses a data set that has a problem; False omits what has one."""
     layout: Layout
     """Where clips are looked for: among videos, folders of frames, or both."""
     frames_per_second: float
     """Rate at which the numbers in the names of frames count."""
     whole_path: bool = False
-    """Whether a clip must lie under its whole path, or the name is enough."""
+    """Whether a clip's whole path must agree, rather than its name only."""
 
 
 class Copy(Protocol):
@@ -221,14 +219,14 @@ def read_either(
     of_table: Callable[[Path, str], Listing],
     of_frames: Callable[[Path, str], Listing],
 ) -> Reading:
-    """Read a data set that is given out as a table with videos, and as extracted frames with a list of them.
+    """Read a data set that is distributed as videos with a table, and as extracted frames with a list of them.
 
     Args:
-        copy: where it lies and how it is used.
-        rules: of `rules_of`.
+        copy: the settings of the data set.
+        rules: from `rules_of`.
         official: name of the table.
         frame_lists: possible names of the list.
-        column: name of a column by which a table is known.
+        column: name of a column by which the table is recognised.
         of_table: reads the table, from its path and its name in messages.
         of_frames: reads the list, likewise.
 
@@ -245,10 +243,10 @@ def read_either(
 
 
 def settle(listing: Listing, tree: Tree, rules: Rules) -> tuple[Listing, Rules]:
-    """`layout=auto` becomes the one layout in which more of the clips are there, videos where it makes no difference.
+    """Resolve `layout=auto` to the layout that has more of the clips; videos if both have as many.
 
     Returns:
-        The listing, with a note where some clips are there in the other layout; and the rules, with the layout.
+        The listing, with a note if both layouts have clips; and the rules, with the layout.
     """
     kinds = {place.video for place in tree.places}
     if rules.layout != "auto" or not kinds:
@@ -279,7 +277,7 @@ def assemble(listing: Listing, tree: Tree, rules: Rules) -> Reading:
     """The clips of a data set.
 
     Raises:
-        DatasetError: if anything is wrong and `rules.strict`, or nothing is left.
+        DatasetError: if there is a problem and `rules.strict`, or no clip is left.
         ValueError: if no source subject is left to train on.
     """
     entries, repeated = _drop_repeated(listing.entries)
@@ -292,7 +290,7 @@ def assemble(listing: Listing, tree: Tree, rules: Rules) -> Reading:
     problems = [*listing.problems, *tree.problems, *repeated, *unfound, *absent]
     if not found or (problems and rules.strict):
         raise DatasetError(_refusal(tree, problems, any_clip=bool(found)))
-    notes = [*listing.notes, *([f"left out or absent: {_kinds(problems)}"] if problems else [])]
+    notes = [*listing.notes, *([f"omitted or absent: {_kinds(problems)}"] if problems else [])]
     clips = _clips(found, sources, tree, rules)
     return Reading(clips, rules.classes, tuple(problem.text for problem in problems), tuple(notes))
 
@@ -367,7 +365,7 @@ def _locate(
         where = same[0].where + (f" and {len(same) - 1} more" if len(same) > 1 else "")
         if len({entry.subject_id for entry in same}) > 1:
             several = " and ".join(sorted({repr(entry.subject_id) for entry in same}))
-            problems.append(Problem("conflict", f"{where}: {path!r} is said to be of subjects {several}"))
+            problems.append(Problem("conflict", f"{where}: {path!r} is listed for subjects {several}"))
         elif len(places) == 1:
             sources[path] = places[0]
         elif places:
@@ -380,7 +378,7 @@ def _locate(
 
 
 def _missing(where: str, path: str, subject: str, tree: Tree, rules: Rules) -> Problem:
-    """A clip that lies nowhere, with what comes close to it."""
+    """The problem that a clip is not found, with what comes close to it."""
     what = {"videos": "video", "frames": "folder of frames"}.get(rules.layout, "video or folder of frames")
     text = f"{where}: no {what} {path!r} below {tree.below}"
     others = tree.find(path, layout=rules.layout, whole_path=rules.whole_path)
@@ -388,12 +386,12 @@ def _missing(where: str, path: str, subject: str, tree: Tree, rules: Rules) -> P
     if others:
         text += f"; {some([place.path for place in others])} lies in the folder of another subject than {subject!r}"
     elif broken is not None:
-        text += f"; {broken} is a link to nowhere"
+        text += f"; {broken} is a broken link"
     return Problem("missing", text)
 
 
 def _drop_shared(sources: dict[str, Place], users: Mapping[str, list[Entry]]) -> list[Problem]:
-    """A place belongs to the one path that agrees with it the most; the others are taken out of `sources`."""
+    """A place belongs to the path that agrees with it the most; other paths are removed from `sources`."""
     takers: dict[str, list[str]] = {}
     for path, place in sources.items():
         takers.setdefault(place.path, []).append(path)
@@ -405,9 +403,8 @@ def _drop_shared(sources: dict[str, Place], users: Mapping[str, list[Entry]]) ->
         most = max(agreeing.values())
         best = [path for path, count in agreeing.items() if count == most]
         for path in paths if len(best) > 1 else sorted(set(paths) - set(best)):
-            other = next(one for one in best if one != path)
-            where, rival = users[path][0].where, users[other][0].where
-            text = f"{where}: {path!r} is found only as {shared}, as {other!r} of {rival} is"
+            other = next(rival for rival in best if rival != path)
+            text = f"{users[path][0].where}: {path!r} fits only {shared}, as does {other!r} of {users[other][0].where}"
             problems.append(Problem("conflict", text))
             del sources[path]
     return problems
@@ -430,7 +427,7 @@ def _refusal(tree: Tree, problems: Sequence[Problem], *, any_clip: bool) -> str:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     shown = "".join(f"\n  {problem.text}" for problem in problems[:_SHOWN_PROBLEMS])
     more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-    advice = "strict=false goes on without them" if any_clip else "no clip is left without them"
+    advice = "strict=false omits them" if any_clip else "no clip is left without them"
     return f"{tree.dataset} at {tree.root} has {count} ({_kinds(problems)}):{shown}{more}\n{advice}"
 
 

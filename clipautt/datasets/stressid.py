@@ -9,7 +9,7 @@ Two layouts are read:
     all_sub_labels.txt                           no header: `kycf/kycf_Math/image_215.jpg 1`
 
 Subjects agreed to different recordings, so that rows without a label or without a video are to be expected;
-`strict=false` goes on without them.
+`strict=false` omits them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StressID:
     target_subjects: tuple[str, ...] = TARGETS
     """Subjects to personalise for, the paper's by default; all others are source subjects."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 10
-    """Source subjects that select settings instead of training: how many, or which, as [a,b]."""
+    """Source subjects held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0
     """Another seed draws other validation subjects."""
     layout: Layout = "auto"

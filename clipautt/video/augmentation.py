@@ -1,8 +1,7 @@
-"""Random changes of a clip's picture for training: mirrored, cropped, in other colours.
+"""Random augmentation of a clip's frames for training: mirroring, cropping, colour changes.
 
-A clip gets one change for all of its frames, so that nothing moves or flickers that did not before. The change follows
-from seed, epoch and clip alone. Decoding workers apply it, so this module imports no torch. What it does not know: who
-trains on the frames.
+All frames of a clip get the same change, so it adds no motion or flicker. The change depends on seed, epoch and clip
+only. Decoding workers apply it, so this module imports no torch.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
 FrameChange = Callable[[Frames], Frames]
-"""RGB frames, uint8 [n, S, S, 3], to frames of the same shape and type; what it is given stays as it was."""
+"""RGB frames, uint8 [n, S, S, 3], to frames of the same shape and type; the input is not modified."""
 _STREAM = 13
 """Keeps these random numbers apart from those of order (11) and windows (12)."""
 _LUMA = np.array([0.299, 0.587, 0.114])
-"""Shares of red, green and blue in what the eye takes for brightness: Recommendation ITU-R BT.601, section 2.5.1."""
+"""Weights of red, green and blue in luma: Recommendation ITU-R BT.601, section 2.5.1."""
 _MID_GREY = 127.5
 
 
 @settings
 class Augmentation:
-    """How far the pictures of a clip are changed; zeros leave every bit as it is."""
+    """How much the frames of a clip are changed; zeros leave every bit as it is."""
 
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of mirroring a clip."""
@@ -45,21 +44,21 @@ class Augmentation:
         return max(self.flip, self.crop, self.colour) > 0
 
     def transform(self, clip_id: str, *, seed: int, epoch: int) -> FrameChange:
-        """The change of one clip in one epoch.
+        """The augmentation of one clip in one epoch.
 
         Args:
             clip_id: as in the manifest.
-            seed: of the training.
-            epoch: from 0.
+            seed: the training's.
+            epoch: counted from 0.
 
         Returns:
-            A function for any part of the clip's frames; it may be called part by part.
+            A function that changes any part of the clip's frames; it may be called part by part.
         """
         rng = np.random.default_rng([seed, _STREAM, epoch, id_number(clip_id)])
-        # All are drawn whatever is on, so that switching one of them on leaves the others as they were.
-        mirrored, left_away, across, down = rng.random(4)
+        # All are drawn, even those that are off, so switching one on does not change the others.
+        mirrored, removed, across, down = rng.random(4)
         brightness, contrast, saturation = 1 + self.colour * rng.uniform(-1, 1, 3)
-        crop = _crop_map(self.crop * left_away, across, down) if self.crop else None
+        crop = _crop_map(self.crop * removed, across, down) if self.crop else None
         colour = _colour_map(brightness, contrast, saturation) if self.colour else None
         flip = bool(mirrored < self.flip)
 
@@ -72,10 +71,10 @@ class Augmentation:
         return change
 
 
-def _crop_map(left_away: float, across: float, down: float) -> npt.NDArray[np.float64]:
-    """From a place in the result to the place in the frame, both in 0..1: scale and shifts, [2, 3]."""
-    kept = 1 - left_away
-    return np.array([[kept, 0, across * left_away], [0, kept, down * left_away]])
+def _crop_map(removed: float, across: float, down: float) -> npt.NDArray[np.float64]:
+    """The affine map [2, 3] from a position in the crop to the position in the frame, both in 0..1."""
+    kept = 1 - removed
+    return np.array([[kept, 0, across * removed], [0, kept, down * removed]])
 
 
 def _colour_map(brightness: float, contrast: float, saturation: float) -> npt.NDArray[np.float64]:
@@ -90,7 +89,7 @@ def _changed(frame: Frames, crop: npt.NDArray[np.float64] | None, colour: npt.ND
     if crop is not None:
         size = frame.shape[0]
         pixels = crop.copy()
-        # Pixels are counted from their centres: pixel x lies at (x + 0.5) / S.
+        # Coordinates refer to pixel centres: pixel x lies at (x + 0.5) / S.
         pixels[:, 2] = crop[:, 2] * size + 0.5 * crop[0, 0] - 0.5
         how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         frame = np.asarray(

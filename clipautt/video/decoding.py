@@ -1,11 +1,11 @@
-"""Video files and folders of frames to RGB frames at chosen moments, one at a time.
+"""Decodes video files and folders of frames into RGB frames at sampled moments, one at a time.
 
-Frames are chosen by time and not by number, so that a different or variable frame rate gives the same moments. decord
-decodes first; PyAV takes over where decord refuses a file; a folder of frames is read by OpenCV. Frames stream: memory
-holds a few, whatever the length of a video. A file that is damaged in the middle is refused, one that merely ends early
-gives the frames until there; damage that a decoder conceals without saying so is not seen.
+Frames are chosen by time, not by number, so a different or variable frame rate gives the same moments. decord decodes
+first; PyAV takes over where decord refuses a file; a folder of frames is read by OpenCV. Frames are streamed: memory
+holds a few, however long the video. A file damaged in the middle is refused; one that merely ends early gives the
+frames up to there; damage that a decoder conceals is not noticed.
 
-What this module does not do: end a decoder that hangs or survive one that crashes (see `reader`), crop and resize.
+A decoder may hang or crash the process: `reader_process` guards against both. `reader` crops and resizes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOLERANCE = 1e-3
 """Seconds: webm rounds its times to milliseconds, and decord gives them in single precision."""
 _DEFAULT_RATE = 25.0
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "ivf", "gif")
-"""FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are none of them."""
+"""FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are excluded."""
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """Suffixes of the frames in a folder."""
 _NUMBER = re.compile(r"\d+(?!.*\d)")
@@ -49,7 +49,7 @@ class Sampling:
     """Which frames of a clip are used."""
 
     frames_per_second: PositiveFloat | None = 12.5
-    """Moments per second of video that are looked at; None takes every frame."""
+    """Frames sampled per second of video; None takes every frame."""
 
 
 def decoders_of(source: str) -> tuple[Decoder, ...]:
@@ -65,13 +65,13 @@ def stream_clip(
     max_pixels: int | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[float, Frames]]:
-    """The sampled frames of a clip, decoded when they are asked for.
+    """The sampled frames of a clip, decoded on demand.
 
     Args:
         clip: what to decode.
         sampling: which moments.
         decoder: one of `decoders_of(clip.source)`.
-        max_pixels: width × height of the largest frame that is decoded; None is any.
+        max_pixels: width × height of the largest frame that is decoded; None: no limit.
         on_frame: called after each decoded frame, used or not, to show that the decoder is alive.
 
     Yields:
@@ -79,7 +79,7 @@ def stream_clip(
 
     Raises:
         DecodeError: for frames that are too large, damage, time stamps that go back, or a source without frames.
-        Exception: whatever the decoder raises for a file that it cannot read.
+        Exception: any error of the decoder, for a file that it cannot read.
     """
     streams: dict[Decoder, _Stream] = {"decord": _by_decord, "pyav": _by_pyav, "images": _from_folder}
     return streams[decoder](clip, sampling, max_pixels, on_frame)
@@ -93,12 +93,12 @@ def choose_frames(
         frame times   0   .04   .08   .12   .16   .20
         moments       ^         ^           ^            12.5 per second → the frames at 0, .08, .16
 
-    Works on a stream: it looks one frame ahead and keeps none.
+    Works on a stream: it holds one frame at a time.
 
     Args:
         frames: number, time in seconds and content of every frame, both ascending.
         sampling: how many moments per second.
-        clip: its span, in seconds or frames; it begins with the first frame where nothing else is said.
+        clip: its span, in seconds or frames; without a start it begins with the first frame.
 
     Yields:
         Time in seconds from the start of the span, and content; no frame twice.
@@ -125,7 +125,7 @@ def choose_frames(
 
 
 def _inside(frames: Iterable[tuple[int, float, _Content]], clip: Clip) -> Iterator[tuple[int, float, _Content]]:
-    """The frames of a clip's span; nothing behind it is decoded."""
+    """The frames of a clip's span; nothing after it is decoded."""
     first = -math.inf if clip.start_seconds is None else clip.start_seconds - _TOLERANCE
     last = math.inf if clip.end_seconds is None else clip.end_seconds - _TOLERANCE
     before: float | None = None
@@ -157,21 +157,21 @@ def _by_decord(
 ) -> Iterator[tuple[float, Frames]]:
     import decord
 
-    with open_container(clip.source) as container:  # what decord would open unasked is looked at first
+    with open_container(clip.source) as container:  # decord opens anything, so the file is checked first
         times = _seekable_times(container, _video_stream(container, max_pixels))
         if len(container.streams.video) > 1:
-            raise DecodeError("it takes another one of several video streams than players do")
-    # Any frame that decord would replace by its neighbour is too many.
+            raise DecodeError("of several video streams, it decodes another one than players show")
+    # With this tolerance decord fails rather than replace a single frame by its neighbour.
     reader = decord.VideoReader(clip.source, num_threads=1, fault_tol=1e-9)
     stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
     single = _TOLERANCE + 2e-7 * times[-1]  # decord keeps its times in single precision
     if len(stamps) != len(times) or np.abs(stamps - stamps[0] - times).max() > single:
-        raise DecodeError("its time stamps are not those of the file")
-    # One by one: batches grow by hundreds of megabytes over a long video of large frames.
+        raise DecodeError("its time stamps differ from those in the file")
+    # One by one: with batches, memory grows by hundreds of megabytes over a long video of large frames.
     for time, index in choose_frames(((i, t, i) for i, t in enumerate(times.tolist())), sampling, clip):
         frame = reader[index].asnumpy()
         on_frame()
-        if frame.shape[2] != 3:  # pictures a few pixels wide: it takes the padding of their rows for channels
+        if frame.shape[2] != 3:  # in frames a few pixels wide it mistakes row padding for channels
             raise DecodeError(f"it gives frames of shape {frame.shape}")
         yield time, frame
 
@@ -181,7 +181,7 @@ def _seekable_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
 
     Raises:
         DecodeError: where pictures that are shown before a key frame come after it in the file (an open group of
-            pictures): whoever seeks to that key frame loses them, and decord then miscounts.
+            pictures): a seek to that key frame loses them, and decord then miscounts.
     """
     times: list[float] = []
     key = -math.inf
@@ -191,7 +191,7 @@ def _seekable_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
             times.append(float(stamp * packet.time_base))
             key = times[-1] if packet.is_keyframe else key
             if times[-1] < key:
-                raise DecodeError("its groups of pictures are open, so that frames are miscounted after a seek")
+                raise DecodeError("its groups of pictures are open, so frames would be miscounted after a seek")
     if not times:
         raise DecodeError("no frames with time stamps")
     return np.sort(np.array(times)) - min(times)
@@ -200,11 +200,11 @@ def _seekable_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
 def open_container(source: str) -> Any:
     """Open a video file with PyAV, as a context manager.
 
-    Only real containers in local files are opened: a text file that names other files or addresses is none, whatever
-    its name ends with.
+    Only real containers in local files are opened, never a text file that names other files or URLs, whatever its
+    suffix.
 
     Raises:
-        av.FFmpegError: if it is none of `CONTAINERS`, or broken.
+        av.FFmpegError: if it is not one of `CONTAINERS`, or broken.
     """
     return av.open(source, options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)})
 
@@ -218,13 +218,13 @@ def _video_stream(container: Any, max_pixels: int | None) -> Any:
     stream = container.streams.best("video")
     if stream is None:
         raise DecodeError("no video stream")
-    for one in container.streams.video:
-        _check_pixels(one.width, one.height, max_pixels)
+    for video in container.streams.video:
+        _check_pixels(video.width, video.height, max_pixels)
     return stream
 
 
 def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick) -> Iterator[tuple[float, Frames]]:
-    """Decodes from the beginning: a span late in a long file takes its time."""
+    """Decodes from the beginning of the file, so a span late in a long file is slow."""
     with open_container(clip.source) as container:
         stream = _video_stream(container, max_pixels)
         stream.codec_context.thread_count = 1
@@ -236,7 +236,7 @@ def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _
 def _pyav_frames(
     container: Any, stream: Any, max_pixels: int | None, on_frame: _Tick
 ) -> Iterator[tuple[int, float, Any]]:
-    """Number, time from the first frame, and frame; frames without a time stamp follow at the stream's rate."""
+    """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate."""
     rate = float(stream.average_rate or _DEFAULT_RATE)
     first: float | None = None
     number, damage = 0, ""
@@ -248,7 +248,7 @@ def _pyav_frames(
             continue
         for frame in frames:
             on_frame()
-            if damage:  # a file that ends early breaks off in its last frame; here another one follows
+            if damage:  # not just a file that ends early: another frame follows the damage
                 raise DecodeError(damage)
             if frame.is_corrupt:
                 damage = f"damaged at frame {number}"
@@ -272,28 +272,28 @@ def _from_folder(
 
 
 def list_frames(folder: Path) -> list[tuple[int, Path]]:
-    """The pictures of a folder with the last number in their names, in the order of these numbers: 2 before 10.
+    """The pictures of a folder, each with the last number in its name, in numerical order: 2 before 10.
 
     Raises:
-        DecodeError: for a folder without pictures, or a picture without a number or with the number of another one.
+        DecodeError: for a folder without pictures, or a picture without a number or with another's number.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
     if not paths:
         raise DecodeError("no pictures in the folder")
-    found: dict[int, Path] = {}
+    numbered: dict[int, Path] = {}
     for path in paths:
         match = _NUMBER.search(path.stem)
         if match is None:
-            raise DecodeError(f"{path.name} has no number in its name, which says when it was taken")
+            raise DecodeError(f"{path.name} has no number in its name; the number says when a frame was taken")
         number = int(match[0])
-        if number in found:
-            raise DecodeError(f"{found[number].name} and {path.name} have the same number")
-        found[number] = path
-    return sorted(found.items())
+        if number in numbered:
+            raise DecodeError(f"{numbered[number].name} and {path.name} have the same number")
+        numbered[number] = path
+    return sorted(numbered.items())
 
 
 def read_image(path: Path, *, max_pixels: int | None = None) -> Frames:
-    """A picture as RGB uint8 [H, W, 3], upright where its metadata say how.
+    """A picture as RGB uint8 [H, W, 3], turned upright if its metadata say how.
 
     Raises:
         DecodeError: if it cannot be read or is too large.

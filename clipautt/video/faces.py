@@ -1,8 +1,8 @@
-"""Finds faces in a frame: where they are, and where their eyes are.
+"""Finds the faces in a frame, and their eyes.
 
-OpenCV's cascades are built in; YuNet finds more faces and turned ones, when the user gives its ONNX file. "No face" is
-an empty tuple. A detector sees one frame at a time; what it does not know: which face is whose, and where the face was
-in the frame before. `clipautt.face_tracks` links the faces of a clip.
+In: an RGB frame, uint8 [H, W, 3]. Out: a tuple of `Face`, empty where there is none. OpenCV's cascades are built in;
+YuNet finds more faces, turned ones too, but needs its ONNX file. A detector sees one frame at a time; `tracks` links
+the faces of a clip.
 
     detect = make_detector(FaceConfig(detector="cascade"))
     faces = detect(frame)
@@ -72,7 +72,7 @@ class FaceConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that changes a crop, ready for JSON; where the model's file lies does not enter."""
+        """Everything that changes a crop, ready for JSON; the path of the model's file is omitted."""
         if self.detector == "none":
             return {"detector": "none"}
         unused = {"model"} if self.detector == "yunet" else {"model", "model_hash"}
@@ -104,7 +104,7 @@ class Face:
     height: float
     """Height of the box, pixels."""
     score: float
-    """Higher is surer; comparable within one frame only."""
+    """Higher is more certain; comparable within one frame only."""
     eyes: Eyes | None = None
     """The subject's right and left eye as (x, y), which is left and right in an upright picture; None: not found."""
 
@@ -131,15 +131,15 @@ class FaceDetector(Protocol):
     """Finds the faces of one frame."""
 
     def __call__(self, frame: Frames) -> tuple[Face, ...]:
-        """The faces in an RGB frame, uint8 [H, W, 3], the surest first; empty where there is none."""
+        """The faces in an RGB frame, uint8 [H, W, 3], the most certain first; empty where there is none."""
 
 
 def make_detector(config: FaceConfig) -> FaceDetector:
-    """The detector of a configuration; it belongs to the thread that made it.
+    """The detector of a configuration; only the thread that made it may use it.
 
     Raises:
-        ValueError: for `detector="none"`; when OpenCV brings no cascades; when YuNet's file is not there, is another
-            one than the configuration says, or cannot be read.
+        ValueError: for `detector="none"`; when OpenCV has no cascades; when YuNet's file is missing, is not the one
+            that the configuration was made with, or cannot be read.
     """
     if config.detector == "cascade":
         return CascadeDetector(config)
@@ -175,7 +175,7 @@ class CascadeDetector:
         return tuple(faces)
 
     def _boxes(self, grey: Grey, smallest: int) -> Boxes:
-        """What the first attempt that finds anything finds."""
+        """The boxes of the first attempt that finds any."""
         # Sensor noise and hard edges make boxes jump from frame to frame; too dark or bright footage hides faces.
         calm = np.asarray(cv2.GaussianBlur(grey, (0, 0), _BLUR), np.uint8)
         even = np.asarray(cv2.equalizeHist(calm), np.uint8)
@@ -208,13 +208,14 @@ class CascadeDetector:
 
 
 _BLUR = 0.7
-"""Pixels of the reduced picture."""
+"""Standard deviation in pixels of the reduced picture."""
 _KEEN_SCORE, _PROFILE_SCORE = 3.0, 1.0
-"""What scores more is a face. Of the pictures in tests/test_faces.py, faces tilted by 15 degrees score 5.9 and more
-with the keen cascade and a clock 1.9; with the other a man in profile scores 2.3, and nothing else above 0.3.
+"""A box that scores more is a face. In the pictures of tests/clipautt/video/test_faces.py, faces tilted by 15 degrees
+score at least 5.9 with the keen cascade and a clock 1.9; with the other, a man in profile scores 2.3 and nothing else
+above 0.3.
 """
 _EYE_PIXELS = 160
-"""Side of the face in which eyes are looked for, in pixels."""
+"""Side in pixels to which a face is resized to look for eyes."""
 _EYES_ABOVE = 0.65
 """Eyes lie above this share of the face box's height."""
 _EYE_DISTANCE = 0.41
@@ -257,14 +258,14 @@ def _cascade(name: str) -> Any:
     path = Path(folder) / f"haarcascade_{name}.xml"
     if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
         raise ValueError(
-            f"faces.detector='cascade': OpenCV {cv2.__version__} brings no haarcascade_{name}.xml; "
+            f"faces.detector='cascade': OpenCV {cv2.__version__} comes without haarcascade_{name}.xml; "
             "install opencv-python-headless 4.x, or give faces.detector=yunet and its faces.model"
         )
     return cv2.CascadeClassifier(str(path))
 
 
 def _scan(cascade: Any, grey: Grey, smallest: int, *, largest: int = 0) -> Boxes:
-    """What a cascade finds, in a fixed order; `largest` 0 is no limit. OpenCV's threads find boxes in any order."""
+    """A cascade's boxes, sorted: OpenCV's threads find them in any order. `largest` 0 is no limit."""
     boxes, _, scores = cascade.detectMultiScale3(
         grey,
         scaleFactor=1.1,
@@ -273,11 +274,11 @@ def _scan(cascade: Any, grey: Grey, smallest: int, *, largest: int = 0) -> Boxes
         maxSize=(largest, largest),
         outputRejectLevels=True,
     )
-    found = [
+    scored = [
         (float(x), float(y), float(w), float(h), float(score))
         for (x, y, w, h), score in zip(boxes, np.ravel(scores), strict=True)
     ]
-    return sorted(found, key=lambda box: (-box[4], *box[:4]))
+    return sorted(scored, key=lambda box: (-box[4], *box[:4]))
 
 
 def _surer(boxes: Boxes, *, than: float) -> Boxes:
@@ -285,7 +286,7 @@ def _surer(boxes: Boxes, *, than: float) -> Boxes:
 
 
 def _without_overlaps(boxes: Boxes) -> Boxes:
-    """The boxes that overlap no surer one, the surest first."""
+    """The boxes that overlap none with a higher score, the highest score first."""
     kept: Boxes = []
     for box in sorted(boxes, key=lambda box: -box[4]):
         if all(_intersection_over_union(box, other) < _OVERLAP for other in kept):
@@ -309,11 +310,11 @@ class YuNetDetector:
 
     def __init__(self, config: FaceConfig) -> None:
         path = _model_path(config.model)
-        found = _hash_file(path)
-        if config.model_hash != found:
+        model_hash = _hash_file(path)
+        if config.model_hash != model_hash:
             raise ValueError(
                 f"faces.model={config.model!r} is not the file that the checkpoint was trained with: its SHA-256 "
-                f"begins with {found}, not {config.model_hash}, so its crops differ; give that file as faces.model"
+                f"begins with {model_hash}, not {config.model_hash}, so its crops differ; give that file as faces.model"
             )
         self._config = config
         try:
@@ -322,7 +323,7 @@ class YuNetDetector:
         except cv2.error as error:
             reason = str(error).split("error: ")[-1].splitlines()[0]
             raise ValueError(
-                f"faces.model={config.model!r} is no YuNet ONNX file that OpenCV reads ({reason})"
+                f"faces.model={config.model!r} is not a YuNet ONNX file that OpenCV can read ({reason})"
             ) from error
 
     def __call__(self, frame: Frames) -> tuple[Face, ...]:
@@ -352,7 +353,7 @@ def _check_frame(frame: Frames) -> None:
 
 
 def _reduce(picture: npt.NDArray[np.uint8], pixels: int) -> tuple[npt.NDArray[np.uint8], float]:
-    """The picture with a longer side of at most `pixels`, and by how much its coordinates are to be multiplied."""
+    """The picture with a longer side of at most `pixels`, and the factor from its coordinates to the original's."""
     longer = max(picture.shape[:2])
     if longer <= pixels:
         return picture, 1.0

@@ -1,6 +1,6 @@
-"""How a frame becomes the input of the image tower: cropped to a square, resized, mean and standard deviation.
+"""How a frame becomes the input of the image tower: crop to a square, size, filter, mean and standard deviation.
 
-Resizing follows the filter that the model was trained with. `bicubic` and `bilinear` are Pillow's, which average over
+Resizing uses the filter that the model was trained with. `bicubic` and `bilinear` are Pillow's, which average over
 the source pixels when they shrink a picture, as open_clip's own transform does; `area` is OpenCV's.
 """
 
@@ -55,7 +55,7 @@ def fit_frame(frame: Frames, preprocessing: Preprocessing) -> Frames:
 
 
 def _central_square(height: int, width: int, size: int) -> Box:
-    """The part of a frame that is left when its shorter side is resized to `size` and the middle of it is cropped.
+    """The part of a frame that remains when its shorter side is resized to `size` and its middle is cropped.
 
     open_clip resizes to whole pixels, so the scale of the longer side is not exactly that of the shorter one.
     """

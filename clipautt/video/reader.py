@@ -1,7 +1,7 @@
-"""A clip as the image tower takes it: decoded, its face found and cropped, resized, in chunks.
+"""Reads a clip into chunks of frames for the image tower: decoded, cropped to the face, resized.
 
-This is the in-process part: it may hang or crash with the decoder. `reader_process.read_clip` runs it where it can be
-ended. With a face detector a clip is looked at twice: once to follow the face, once to crop it.
+This runs in the caller's process, and hangs or crashes with the decoder; `reader_process.read_clip` runs it in a child
+process that can be killed. A face detector needs two passes over the clip: one follows the face, one crops it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Seconds = npt.NDArray[np.float64]
 _CHUNK_FRAMES = 64
 _CHUNK_BYTES = 16 << 20
 _KEPT_BYTES = 128 << 20
-"""Decoded frames up to this size are kept between the two looks; of longer clips the second look decodes again."""
+"""Decoded frames up to this size are kept between the two passes; longer clips are decoded twice."""
 
 
 class NoFaceError(ValueError):
@@ -39,7 +39,7 @@ class FrameSpec:
     sampling: Sampling = field(default_factory=Sampling)
     """Which moments."""
     faces: FaceConfig = field(default_factory=FaceConfig)
-    """Where the face is looked for; `none` takes the footage as it is."""
+    """How the face is found and cropped; detector `none` takes the footage as it is."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -48,13 +48,13 @@ class FrameSpec:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> FrameSpec:
-        """The inverse of `dataclasses.asdict`, of values that went through JSON."""
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
         return cls(Preprocessing(**facts["preprocessing"]), Sampling(**facts["sampling"]), FaceConfig(**facts["faces"]))
 
 
 @dataclass(frozen=True, repr=False)
 class FrameChunk:
-    """Some successive frames of a clip."""
+    """Consecutive frames of a clip."""
 
     decoder: Decoder
     """Which decoder gave them."""
@@ -63,7 +63,7 @@ class FrameChunk:
     times: Seconds
     """Seconds from the start of the clip, float64 [n]."""
     found: npt.NDArray[np.bool_]
-    """Whether a face was found in the frame, [n]; True throughout where none is looked for."""
+    """Whether a face was found in the frame, [n]; all True without a detector."""
 
     def __repr__(self) -> str:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
@@ -127,13 +127,13 @@ def _face_crops(
 def follow_face(
     frames: Iterable[tuple[float, Frames]], config: FaceConfig
 ) -> tuple[FaceTrack, list[tuple[float, Frames]] | None]:
-    """The first look: where the face is in each frame.
+    """The first pass: where the face is in each frame.
 
     Returns:
-        The track, and the frames where they are few enough to be kept.
+        The track, and the frames if they are small enough to be kept.
 
     Raises:
-        DecodeError: for no frames.
+        DecodeError: if there are no frames.
         NoFaceError: if no face is found in any frame.
     """
     detect = make_detector(config)

@@ -1,9 +1,9 @@
-"""Decoding where it can be ended: in a child process, under deadlines, with bounded memory.
+"""Decoding in a child process, under deadlines and with bounded memory.
 
-Decoders run native code over files that nobody vouches for. One that hangs is killed, one that crashes takes only the
-child with it; the next decoder is tried in a new child, and the clip ends with frames or with an error that says what
-each decoder did. A child serves many clips, so that its start (about half a second) is paid once. `read_clip` hands the
-frames over; `work_on_clip` lets a function of the caller's use them in the child.
+Decoders run native code on untrusted files. One that hangs is killed, and one that crashes takes only the child with
+it; the next decoder is tried in a new child. A clip gives frames, or an error that says what each decoder did. A child
+serves many clips, so its start (about half a second) is paid once. `read_clip` returns the frames; `work_on_clip` runs
+a function of the caller on them in the child.
 
 `main` is the child: it answers requests on an inherited socket until that closes.
 """
@@ -50,7 +50,7 @@ class ReadLimits:
     stall_seconds: PositiveFloat = 30.0
     """A decoder that gives no frame for this long is stopped."""
     total_seconds: PositiveFloat = 1800.0
-    """A decoder that takes longer than this is stopped; time in which nobody takes its frames does not count."""
+    """A decoder that takes longer than this is stopped; waiting for the caller to take frames does not count."""
     max_pixels: PositiveInt = 33_177_600
     """Width × height of a frame; larger frames are not decoded. The default is 8K, 7680 × 4320."""
     memory_mb: PositiveInt = 6144
@@ -60,8 +60,8 @@ class ReadLimits:
 def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> Iterator[FrameChunk]:
     """Decode, crop and resize a clip in a child process.
 
-    The chunks of a decoder that fails midway are followed by those of the next one, from the beginning: keep those
-    whose `decoder` is that of the last chunk.
+    If a decoder fails midway, the next decoder's chunks follow, from the beginning of the clip: keep only chunks with
+    the same `decoder` as the last one.
 
     Args:
         clip: what to read.
@@ -72,9 +72,9 @@ def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> 
         Chunks in order.
 
     Raises:
-        FileNotFoundError: if the source is not there.
+        FileNotFoundError: if the source does not exist.
         DecodeError: if no decoder gives frames, with the reason of each.
-        NoFaceError: if a face is looked for and there is none.
+        NoFaceError: if a face is looked for and never found.
     """
     with closing(_ask_decoders(clip, {"spec": asdict(spec)}, limits or ReadLimits())) as answers:
         for decoder, answer in answers:
@@ -85,19 +85,19 @@ def read_clip(clip: Clip, spec: FrameSpec, limits: ReadLimits | None = None) -> 
 def work_on_clip(
     work: Callable[..., Any], clip: Clip, arguments: Mapping[str, Any], limits: ReadLimits | None = None
 ) -> Any:
-    """Let a function use the frames of a clip in a child process, with one decoder after the other until it succeeds.
+    """Run a function on a clip in a child process, with one decoder after another until it succeeds.
 
-    A decoder that fails may leave the work half done: the next call begins anew and must not trip over that.
+    A decoder that fails may leave the work half done; the next call starts over and must cope with that.
 
     Args:
         work: a function at the top of a module, which the child imports; it is called as
-            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)` and hands the three on to `stream_clip`.
+            `work(clip, decoder=…, max_pixels=…, on_frame=…, **arguments)`; it passes those three on to `stream_clip`.
         clip: what is decoded.
-        arguments: of `work`, as plain values that JSON holds.
+        arguments: further arguments of `work`, as JSON values.
         limits: deadlines, pixels and memory; between two calls of `on_frame` no more than `stall_seconds` may pass.
 
     Returns:
-        What `work` returned, after its way through JSON.
+        What `work` returned, after a round trip through JSON.
 
     Raises:
         ValueError: for a function that another process cannot import.
@@ -116,7 +116,7 @@ def work_on_clip(
 def _ask_decoders(
     clip: Clip, request: dict[str, Any], limits: ReadLimits
 ) -> Generator[tuple[Decoder, dict[str, Any]], None, None]:
-    """The answers of one decoder after the other, until one is done; raises as `read_clip`."""
+    """The answers of one decoder after another, until one succeeds; raises as `read_clip`."""
     # Absolute: a child may have been started in another folder, and a colon in a name would look like a protocol.
     clip = replace(clip, source=os.path.abspath(clip.source))
     if not Path(clip.source).exists():
@@ -171,8 +171,8 @@ class _Child:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        # The child imports what this process would, and nothing that happens to lie in the current folder; it has one
-        # thread in each library.
+        # The child imports what this process would, and nothing that happens to be in the current folder; it has one
+        # thread per library.
         environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         code = "import sys; sys.path[:] = sys.argv[2:]; from clipautt.video.reader_process import main; main()"
         command = [sys.executable, "-c", code, str(theirs.fileno()), *filter(None, sys.path)]
@@ -193,25 +193,25 @@ class _Child:
             started = False
         if not started:
             self.end()
-            raise RuntimeError("the decoding process did not start; CLIPAUTT_DEBUG=1 in the environment says why")
+            raise RuntimeError("the decoding process did not start; set CLIPAUTT_DEBUG=1 in the environment to see why")
 
     def ask(self, request: dict[str, Any], limits: ReadLimits) -> Iterator[dict[str, Any]]:
         """The answers to one request, the last of them `done`; raises `DecodeError` or `NoFaceError`.
 
-        The child is `busy` until it said how it ended.
+        The child is `busy` until it has answered `done` or `failed`.
         """
         self.busy = True
         waited = 0.0
         try:
             self.connection.send_bytes(json.dumps(request | {"limits": asdict(limits)}).encode())
-            if self.connection.poll(_START_SECONDS):  # what the child imports for this is no fault of the decoder's
+            if self.connection.poll(_START_SECONDS):  # the child's imports do not count against the decoder
                 self._receive()
             while self.busy:
                 began = time.monotonic()
                 left = limits.total_seconds - waited
                 if not self.connection.poll(max(0.0, min(limits.stall_seconds, left))):
-                    why = "gave no frame for" if limits.stall_seconds <= left else "was not done after"
-                    raise DecodeError(f"ended, because it {why} {min(limits.stall_seconds, limits.total_seconds):g} s")
+                    why = "gave no frame for" if limits.stall_seconds <= left else "had not finished after"
+                    raise DecodeError(f"stopped because it {why} {min(limits.stall_seconds, limits.total_seconds):g} s")
                 answer = self._receive()
                 waited += time.monotonic() - began
                 if answer["kind"] == "chunk":
@@ -233,7 +233,7 @@ class _Child:
         try:
             code = self.process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            return "closed its end"
+            return "closed its socket"
         return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
 
     def end(self) -> None:
@@ -244,7 +244,7 @@ class _Child:
 
 
 class _Pool:
-    """Idle children of one process. A fork of this process starts with none: sockets cannot be shared."""
+    """Idle children of one process. A forked process starts with none: sockets cannot be shared."""
 
     def __init__(self) -> None:
         self.idle: list[_Child] = []
@@ -274,7 +274,7 @@ atexit.register(_pool.close)
 
 @contextmanager
 def _borrowed_child() -> Iterator[_Child]:
-    """A child for one request; it is kept for the next one unless it was in the middle of something."""
+    """A child for one request; it is kept for the next request unless it is still busy."""
     child = _pool.take()
     try:
         yield child
@@ -286,7 +286,7 @@ def _borrowed_child() -> Iterator[_Child]:
 
 
 class _ParentGoneError(Exception):
-    """Nobody takes the answers of this child."""
+    """The parent no longer reads the answers of this child."""
 
 
 def _serve(connection: Connection) -> None:
@@ -330,7 +330,7 @@ def _imported(module: str, name: str) -> Callable[..., Any]:
 
 
 def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], None]:
-    """What is called after each frame, so that the parent waits on, and this process ends where no other one comes."""
+    """Function to call after each frame: it keeps the parent waiting, and ends this process if no other comes."""
     spoke, seen, trim = time.monotonic(), 0, _memory_trimmer()
 
     def on_frame() -> None:
@@ -338,7 +338,7 @@ def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], No
         seen += 1
         if seen % _TRIM_FRAMES == 0:
             trim()
-        # Whoever waits may be gone while native code hangs: then the alarm ends this process.
+        # The parent may be gone while native code hangs: then the alarm ends this process.
         signal.setitimer(signal.ITIMER_REAL, limits.stall_seconds + _GRACE_SECONDS)
         if time.monotonic() - spoke > _ALIVE_SECONDS:
             spoke = time.monotonic()
@@ -365,13 +365,13 @@ def _send(connection: Connection, answer: dict[str, Any], content: memoryview | 
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, in one line and without the path, which the message has already."""
+    """A decoder's error in one line, without the path, which the message already has."""
     said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
     return said[-1] if said else type(error).__name__
 
 
 def _memory_trimmer() -> Callable[[], object]:
-    """Gives freed memory back: of large frames, glibc keeps hundreds of megabytes for later; nothing elsewhere."""
+    """Function that gives freed memory back: glibc keeps hundreds of megabytes. Without glibc it does nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return (lambda: trim(0)) if trim else (lambda: None)
 

@@ -1,8 +1,8 @@
 """Follows one face through a clip and crops it: which detection is the subject's, where the crop lies in each frame.
 
 Detections are linked over time, the largest and longest-lasting face is taken for the subject's, gaps are bridged, and
-position, size and tilt are smoothed by a filter that looks both ways in time, so that the crop neither shakes nor
-lags. What this module does not know: who somebody is. Two people who change seats out of sight are one face to it.
+position, size and tilt are smoothed by a filter that looks forward and back in time, so that the crop neither shakes
+nor lags. People are not recognised: two who swap seats out of sight are followed as one face.
 
     track = track_faces(times, [detect(frame) for frame in frames], shapes, config)
     crop = crop_face(frames[0], track.centre[0], track.side[0], track.angle[0], size=224, interpolation="bicubic")
@@ -26,22 +26,22 @@ from clipautt.video.preprocessing import Frames, Interpolation, resize
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, int]
 Box = tuple[float, float, float]
-"""Centre x, y and side, in shorter sides of the frame, so that a clip may change its resolution."""
+"""Centre x, y and side, as multiples of the frame's shorter side, so that a clip may change its resolution."""
 
 _REACH, _REACH_PER_SECOND, _FARTHEST = 0.5, 2.0, 1.5
-"""How far a face gets between two detections, in sides of its box: at once, per second between them, and at most."""
+"""How far a face may move between two detections, in sides of its box: at once, plus per second, and at most."""
 _RESIZED, _RESIZED_PER_SECOND, _MOST_RESIZED = 1.4, 0.4, 2.0
-"""By what factor its side changes, in the same sense."""
+"""By what factor its side may change: at once, plus per second, and at most."""
 _SAME_PLACE = 1.0
-"""A face that comes back after the longest gap is the same one within this many sides of where it left."""
+"""A face that returns after a longer gap is the same one if it is within this many sides of where it left."""
 _MEDIAN = 5
 """Detections in the median that removes outliers."""
 _SLOW = 2.0
-"""Size changes more slowly than position and tilt, so it is smoothed over this many times as long."""
+"""Size changes more slowly than position and tilt, so it is smoothed over a time this many times as long."""
 _STILL = 1e-9
 """Square seconds; frames closer together than this tell nothing about speed."""
 _ENOUGH, _ENOUGH_PER_SIZE = 1024, 4
-"""Sides of the turned square, in pixels and in sides of the result, up to which it has the scale of the frame."""
+"""The turned square keeps the frame's scale up to this side, in pixels or in sides of the result if that is more."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -69,11 +69,11 @@ class _Chain:
     """Detections that are one face."""
 
     frames: list[int] = field(default_factory=list)
-    """Ascending."""
+    """Numbers of the frames, ascending."""
     faces: list[int] = field(default_factory=list)
-    """Which of the frame's detections."""
+    """Index of the detection in each of them."""
     boxes: list[Box] = field(default_factory=list)
-    """Where it is."""
+    """Box in each of them."""
 
     def add(self, frame: int, face: int, box: Box) -> None:
         """Continue with a detection of a later frame."""
@@ -90,7 +90,7 @@ class _Chain:
 def track_faces(
     times: npt.ArrayLike, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape], config: FaceConfig
 ) -> FaceTrack | None:
-    """Follow the one face that is largest for longest.
+    """Follow one face: the one that is largest for longest.
 
         detections   A A A . . A A A     A near and large, b far away, x a false alarm
                      b b b b b b b b
@@ -104,7 +104,7 @@ def track_faces(
         config: margin, alignment, smoothing and the longest gap.
 
     Returns:
-        Where to crop; None when there is no face anywhere. A box in one or two frames of a clip that has nine or more
+        Where to crop; None when no frame has a face. A box in one or two frames of a clip that has nine or more
         is a false alarm, not a face.
 
     Raises:
@@ -138,7 +138,7 @@ def _link(times: Array, detections: Sequence[tuple[Face, ...]], units: Array, ma
     alive: list[_Chain] = []
     for frame, faces in enumerate(detections):
         boxes = [_box(face, units[frame]) for face in faces]
-        # Detections in successive frames have no gap between them, however rare the frames are.
+        # Detections in successive frames have no gap between them, however far apart the frames are.
         alive = [c for c in alive if c.frames[-1] == frame - 1 or times[frame] - times[c.frames[-1]] <= max_gap]
         continued = _assign([(chain.boxes[-1], times[frame] - times[chain.frames[-1]]) for chain in alive], boxes)
         for number, box in enumerate(boxes):
@@ -155,11 +155,14 @@ def _box(face: Face, unit: float) -> Box:
 
 
 def _assign(last: Sequence[tuple[Box, float]], boxes: Sequence[Box]) -> dict[int, int]:
-    """Which chain each box continues; the least strange pairs first, each chain and box once.
+    """Match boxes to chains, the most plausible pairs first, each chain and box at most once.
 
     Args:
-        last: of every chain the last box and the seconds since.
-        boxes: of this frame.
+        last: the last box of every chain and the seconds since.
+        boxes: those of this frame.
+
+    Returns:
+        Number of a box → number of the chain that it continues.
     """
     pairs = []
     for (chain, (before, seconds)), (number, box) in itertools.product(enumerate(last), enumerate(boxes)):
@@ -174,7 +177,7 @@ def _assign(last: Sequence[tuple[Box, float]], boxes: Sequence[Box]) -> dict[int
 
 
 def _strangeness(before: Box, after: Box, seconds: float) -> float | None:
-    """How unlikely it is that a face moved so in this time, from 0; None when it is too far or too much resized."""
+    """How unlikely it is that a face moved like this in this time, 0 or more; None when too far or too much resized."""
     side = max(before[2], after[2])
     moved = math.dist(before[:2], after[:2]) / side
     resized = abs(math.log(after[2] / before[2]))
@@ -184,7 +187,7 @@ def _strangeness(before: Box, after: Box, seconds: float) -> float | None:
 
 
 def _choose(chains: Sequence[_Chain]) -> _Chain | None:
-    """The chain with the largest area over time, joined by those in which the same face comes back to its place."""
+    """The chain with the largest area over time, joined with those in which the same face returns to its place."""
     ordered = sorted(chains, key=lambda chain: (-chain.weight, chain.frames[0]))
     if not ordered:
         return None
@@ -220,7 +223,7 @@ def _join(subject: _Chain, other: _Chain) -> _Chain | None:
 
 
 def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, config: FaceConfig) -> FaceTrack:
-    """The crop of every frame from the detections in some."""
+    """The crop in every frame, from the detections in some frames."""
     found = np.zeros(len(times), bool)
     found[chain.frames] = True
     eyes = np.full((len(times), 2, 2), np.nan)
@@ -247,9 +250,9 @@ def _follow(times: Array, seen: Array, values: Array, seconds: float) -> Array:
 
 
 def smooth(times: Array, values: Array, seconds: float) -> Array:
-    """Smooth values over time without delay: at each moment a line is fitted to what lies around it.
+    """Smooth values over time without delay: at each moment a line is fitted to the values around it.
 
-    A steady movement comes out as it went in, up to the first and last frame, where a mean would lag.
+    A steady movement is left unchanged, even at the first and last frame, where a mean would lag.
 
     Args:
         times: in seconds, ascending, [T]; any spacing.
@@ -281,7 +284,7 @@ def smooth(times: Array, values: Array, seconds: float) -> Array:
 def crop_face(
     frame: Frames, centre: npt.ArrayLike, side: float, angle: float, *, size: int, interpolation: Interpolation
 ) -> Frames:
-    """Cut a turned square out of a frame and resize it; beyond the frame its border pixels go on.
+    """Cut a turned square out of a frame and resize it; beyond the frame its border pixels are repeated.
 
     Args:
         frame: RGB, uint8 [H, W, 3].
@@ -295,14 +298,14 @@ def crop_face(
         uint8 [size, size, 3].
 
     Raises:
-        ValueError: when the square is not of a positive size at a finite place.
+        ValueError: when a number is not finite or the side is not positive.
     """
     x, y = (float(v) for v in np.asarray(centre, np.float64))
     if not (math.isfinite(x + y + side + angle) and side > 0):
         raise ValueError(
             f"centre=({x}, {y}), side={side}, angle={angle}; finite numbers and a positive side are needed"
         )
-    # Turned at the scale of the frame: the resizing that follows averages over its pixels, which a turn does not.
+    # Turned at the frame's scale, then resized: resizing averages over pixels, turning does not.
     # Memory and time follow the square's area, so for a very large one the frame is reduced first.
     pixels = max(1, min(round(side), max(_ENOUGH, _ENOUGH_PER_SIZE * size)))
     scale = side / pixels
@@ -328,7 +331,7 @@ def crop_face(
 
 
 def _reduced(frame: Frames, matrix: Array, factor: float) -> tuple[Frames, Array]:
-    """A frame averaged down by a factor below 1, and the matrix [2, 3] into the frame as one into the smaller frame."""
+    """A frame averaged down by a factor below 1, and the matrix [2, 3] changed to map into the smaller frame."""
     height, width = frame.shape[:2]
     small = cv2.resize(
         frame, (max(1, round(width * factor)), max(1, round(height * factor))), interpolation=cv2.INTER_AREA

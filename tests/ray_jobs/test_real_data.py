@@ -93,7 +93,7 @@ def test_faces_are_found_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_mistakes_in_the_settings_of_faces_are_one_error(tmp_path: Path) -> None:
     clips = [Clip("c", "s", str(tmp_path / "v.mp4"), "target")]
     (tmp_path / "other.onnx").write_text("no network")
-    with pytest.raises(ValueError, match=r"faces\.model=.*other\.onnx' is no YuNet ONNX file"):
+    with pytest.raises(ValueError, match=r"faces\.model=.*other\.onnx' is not a YuNet ONNX file"):
         faces = FaceConfig("yunet", model=str(tmp_path / "other.onnx"))
         extract(clips, ExtractionConfig(BackboneConfig(), str(tmp_path / "store"), faces=faces))
 

@@ -1,8 +1,8 @@
 """Painting: collects shapes in face coordinates, projects all of them at once and rasterises them.
 
 Three layers: `colour` holds what has a colour of its own; `fine` and `broad` are multiplied onto it and hold wrinkles
-and bulges. Everything is drawn at twice the size and averaged down. Projecting all points of a layer in one go is what
-makes it fast. What this module does not know: what a face looks like.
+and bulges. Everything is drawn at twice the size and averaged down. All points of a layer are projected at once, for
+speed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Sketch:
     """Broad layer: closed outline of the face, shaded because it turns away [n, 2]."""
 
     def fill(self, points: Points, colour: Colour, *, front: float | NDArray[np.float64] = FRONT) -> None:
-        """A filled polygon; `front` says for all or for each of its points where they lie."""
+        """A filled polygon; `front` says where its points lie, one value for all or one for each."""
         self.shapes.append((points, front, colour, 0.0))
 
     def stroke(self, points: Points, colour: Colour, width: float) -> None:

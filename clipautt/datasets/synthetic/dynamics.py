@@ -2,8 +2,7 @@
 
 A clip holds everyday movements (blinks, talking, smiles, lone frowns, glances, head turns) and, when positive, one
 subtle burst of the task's expression. Everyday movements come from a random stream of their own, so a positive and a
-neutral clip drawn from the same generator differ in the burst and in nothing else. What this module does not know: how
-it is drawn.
+neutral clip drawn from the same generator differ only in the burst.
 
 Durations are in frames at 25 frames per second; clips shorter than 96 frames shrink them in proportion.
 """
@@ -236,7 +235,7 @@ class _Burst:
         return envelope(self.num_frames, self.start, self.onset, self.apex, self.offset)
 
     def part(self, first: float, last: float) -> Array:
-        """An envelope over a fraction of the burst, for what happens only for a moment."""
+        """An envelope over a fraction of the burst, for brief movements."""
         length = self.end - self.start
         duration = (last - first) * length
         return envelope(self.num_frames, self.start + first * length, 0.3 * duration, 0.4 * duration, 0.3 * duration)

@@ -1,8 +1,8 @@
 """Writes synthetic data sets: videos, the true intensities of every frame, and the manifest.
 
 The unit of work is a subject: `plan` lists them, `write_subject` renders one and needs nothing else, `finish` writes
-the tables. `generate` does all three. Everything follows from the configuration, so a run that was interrupted goes on
-where it stopped and gives the same files. What this module does not know: where the work runs.
+the tables. `generate` does all three. Everything follows from the configuration, so an interrupted run resumes where it
+stopped and gives the same files.
 
     config = SyntheticConfig(seed=1, source_subjects=4, source_val_subjects=1, target_subjects=2)
     manifest = generate(config, "faces")
@@ -72,7 +72,7 @@ class SyntheticConfig:
     source_subjects: Annotated[int, Field(ge=0, le=_TARGET_OFFSET)] = 30
     """People with known labels, including those for validation."""
     source_val_subjects: NonNegativeInt = 6
-    """How many of the source subjects select settings instead of training; fewer than `source_subjects`."""
+    """How many of the source subjects are held out to select settings; fewer than `source_subjects`."""
     target_subjects: Annotated[int, Field(ge=0, le=_TARGET_OFFSET)] = 10
     """People to personalise for."""
     clips_per_source_subject: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -134,7 +134,7 @@ class SubjectPlan:
 def plan(config: SyntheticConfig) -> list[SubjectPlan]:
     """All subjects and clips of the data set, without rendering anything.
 
-    Identity seeds of different configuration seeds never meet, and none lies below 1,000,000: those are free for
+    Identity seeds of different configuration seeds never overlap, and none lies below 1,000,000: those are free for
     pretraining.
     """
     first_seed = (config.seed + 1) * _SEEDS_PER_DATASET
@@ -157,7 +157,7 @@ def _plan_clips(subject_id: str, count: int, task: str) -> tuple[ClipPlan, ...]:
 
 
 def prepare(config: SyntheticConfig, out: str | Path) -> Path:
-    """Makes the folder and notes the configuration in `dataset.json`, before anything is rendered.
+    """Creates the folder and records the configuration in `dataset.json`, before anything is rendered.
 
     Returns:
         The folder.
@@ -173,7 +173,7 @@ def prepare(config: SyntheticConfig, out: str | Path) -> Path:
         _refuse_difference(config, facts)
         return folder
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        # Another process may have noted the configuration between the two looks.
+        # Another process may have recorded the configuration between the two checks.
         if facts.exists():
             return prepare(config, out)
         raise ValueError(f"out={str(out)!r} holds files but no dataset.json; an empty or a new folder is needed")
@@ -186,11 +186,11 @@ def prepare(config: SyntheticConfig, out: str | Path) -> Path:
 
 def _refuse_difference(config: SyntheticConfig, facts: Path) -> None:
     try:
-        found = json.loads(facts.read_text())
+        recorded = json.loads(facts.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{facts} is not readable JSON ({error}); delete the folder to start again") from error
-    there, asked = found.get("configuration", {}), asdict(config)
-    there["format_version"], asked["format_version"] = found.get("format_version"), FORMAT_VERSION
+    there, asked = recorded.get("configuration", {}), asdict(config)
+    there["format_version"], asked["format_version"] = recorded.get("format_version"), FORMAT_VERSION
     names = [field.name for field in fields(config)] + ["format_version"]
     different = [f"{n}={there.get(n)!r} there, {asked[n]!r} asked" for n in names if there.get(n) != asked[n]]
     if different:
@@ -200,14 +200,14 @@ def _refuse_difference(config: SyntheticConfig, facts: Path) -> None:
 def write_subject(subject: SubjectPlan, out: str | Path, config: SyntheticConfig) -> list[Row]:
     """Renders the clips of one subject that are not there yet.
 
-    Needs no other subject and no order, so any number of processes may share the work. A clip counts as there when its
-    table carries the key of this configuration and its video exists; the table is written last.
+    Subjects are independent of each other, so any number of processes may share the work. A clip counts as there when
+    its table carries the key of this configuration and its video exists; the table is written last.
 
     Returns:
         The subject's manifest rows.
 
     Raises:
-        ValueError: when the folder belongs to another configuration, or the subject is none of the configuration's.
+        ValueError: when the folder belongs to another configuration, or the subject is not in its plan.
     """
     if subject not in plan(config):
         raise ValueError(f"subject {subject.subject_id!r} is not in the plan of this configuration")
@@ -290,7 +290,7 @@ def read_truth(video: str | Path) -> pd.DataFrame:
     """
     path = truth_path(video)
     if not path.exists():
-        raise ValueError(f"video={str(video)!r} has no true intensities; {path.name} does not lie beside it")
+        raise ValueError(f"video={str(video)!r} has no true intensities; {path.name} is not beside it")
     table: pd.DataFrame = pq.read_table(path).to_pandas()
     return table
 
@@ -348,7 +348,7 @@ def generate(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes a whole data set, or what is missing of it.
+    """Writes a whole data set, or what is still missing of it.
 
     Args:
         config: what it consists of.

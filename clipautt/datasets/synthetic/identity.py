@@ -1,7 +1,7 @@
 """Who a synthetic person is: geometry, looks, the camera that films them, how they express and how they rest.
 
 An identity follows from its seed alone. Looks, expressivity and resting face come from separate random streams, so a
-person looks the same at every difficulty. What this module does not know: how any of it is drawn.
+person looks the same at every difficulty.
 
 Lengths are in face units: the origin is the middle of the face, x points to the viewer's right (the subject's left), y
 points down, and the face is about 1.9 wide and 2.6 high.
@@ -172,7 +172,7 @@ def draw_identity(seed: int, *, resting_bias: float = 1.0, expressivity_spread: 
 
     Args:
         seed: non-negative; the same seed is the same person.
-        resting_bias: factor on the resting intensities; 0 gives resting faces without any.
+        resting_bias: factor on the resting intensities; 0 gives resting faces without any expression.
         expressivity_spread: factor on the spread of the logarithm of the gains; 0 makes everyone equally expressive.
 
     Raises:

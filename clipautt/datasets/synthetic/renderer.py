@@ -1,7 +1,7 @@
 """Draws a synthetic person with given action-unit intensities.
 
-`render` is a pure function of its arguments (plus `rng` for the sensor noise). What it does not know: why a unit is
-active, how it changes over time, or how much of it is the resting face.
+`render` is a pure function of its arguments (plus `rng` for the sensor noise). It draws one frame; intensities include
+the resting face.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Frames to mp4 and back, for synthetic clips.
 
 One encoder thread and fixed settings make the same frames give the same file. x264's macroblock tree stays off: on
-processors with AVX-512 its rate control differs from call to call. What this module does not know: how to read videos
-that others made; `clipautt.video` does that.
+processors with AVX-512 its rate control differs from call to call. `clipautt.video` reads any other videos.
 """
 
 from __future__ import annotations

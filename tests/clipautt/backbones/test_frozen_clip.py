@@ -79,7 +79,7 @@ def test_prompts_of_other_tokenizers_read_as_the_words_do(
     backbone = backbone_with(tokenizer=tokenizer, custom_text=custom_text, **text)
     texts = ("smile", "eyes closed", "nose wrinkled now")
     if pool == "eos" and tokenizer.drop_end:
-        with pytest.raises(ValueError, match="fake reads out at token 4, which its tokenizer did not write"):
+        with pytest.raises(ValueError, match="fake reads out at token 4, which its tokenizer does not add"):
             backbone.tokenize(texts, context=CONTEXT)
         return
     check_prompts(backbone, texts, tokenizer)
@@ -236,7 +236,9 @@ def test_leading_phrase_whose_tokens_run_into_the_next_word_is_refused() -> None
 
     backbone = backbone_with(tokenizer=Merging(start=(1,), end=(2,)))
     assert backbone.tokenize(["eyes"], context=CONTEXT).num_context == 4
-    with pytest.raises(ValueError, match=r"leading phrase 'a human face with' run into the next word in fake"):
+    with pytest.raises(
+        ValueError, match=r"fake joins the end of the leading phrase 'a human face with' and the next word in"
+    ):
         backbone.tokenize(["eyes", "nose"], context=CONTEXT)
 
 

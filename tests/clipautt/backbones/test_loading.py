@@ -25,7 +25,7 @@ def test_embedded_takes_another_file_of_its_kind(tmp_path: Path) -> None:
     [
         (
             BackboneConfig("ViT-B-23"),
-            r"backbone\.name 'ViT-B-23' is neither 'embedded' nor an open_clip model; near it are ViT-B-32",
+            r"backbone\.name 'ViT-B-23' is neither 'embedded' nor an open_clip model; similar names are ViT-B-32",
         ),
         (BackboneConfig("embeded"), r"backbone\.name 'embeded' is neither 'embedded' nor an open_clip model$"),
         (

@@ -114,7 +114,7 @@ def test_masked_padding_and_foreign_towers_are_refused() -> None:
     with pytest.raises(ValueError, match="takes no context vectors: it masks the padding"):
         text_tower(model, name="fake")
     model.text = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"takes no context vectors: a Linear is no plain transformer of open_clip"):
+    with pytest.raises(ValueError, match=r"takes no context vectors: a Linear is not a plain open_clip transformer"):
         text_tower(model, name="fake")
 
 

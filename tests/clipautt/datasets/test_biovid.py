@@ -43,7 +43,7 @@ def problems_of(config: BioVid) -> tuple[str, ...]:
 def test_official_layout(tmp_path: Path) -> None:
     reading = reader(biovid_videos(tmp_path)).read()
     assert reading.classes == ("neutral", "pain") and reading.problems == ()
-    assert reading.notes == ("only BL1 and PA4 are used; samples of other classes left out: 4 of PA3",)
+    assert reading.notes == ("only BL1 and PA4 are used; samples of other classes are omitted: 4 of PA3",)
     assert len(reading.clips) == 8
     assert reading.clips[:2] == (
         Clip(
@@ -206,7 +206,7 @@ def test_problems_of_the_official_layout(tmp_path: Path) -> None:
         "starting_point/samples.csv line 17: label 'BL2' of sample '071309_w_21-BL2-082' is not one of "
         "BL1, PA1, PA2, PA3, PA4",
         "starting_point/samples.csv line 18: class_name of sample '071309_w_21-BL1-083' is PA4",
-        "starting_point/samples.csv line 19: sample '100214_m_50-BL1-085' is said to be of '081014_w_27'",
+        "starting_point/samples.csv line 19: sample '100214_m_50-BL1-085' is listed for subject '081014_w_27'",
         "starting_point/samples.csv line 20: subject_name or sample_name is empty",
         "starting_point/samples.csv line 2, starting_point/samples.csv line 14: clip '071309_w_21-BL1-080' is listed "
         "2 times",

@@ -69,13 +69,13 @@ def test_everything_that_is_wrong_is_told_at_once_and_left_out_if_not_strict(roo
         f"  labels line 6: no video or folder of frames 's/d' below {root}",
         "  target subject 't' has no clip that can be used",
         "  class 'pain' has no clip that can be used",
-        "strict=false goes on without them",
+        "strict=false omits them",
     ]
     reading = assemble(listing, walk(str(root), dataset="demo"), replace(RULES, strict=False))
     assert [clip.clip_id for clip in reading.clips] == ["a"]
     assert list(reading.problems) == [line.strip() for line in text.splitlines()[1:-1]]
     assert reading.notes == (
-        "left out or absent: 2 absent, 1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing",
+        "omitted or absent: 2 absent, 1 unlabelled, 1 duplicate, 1 conflict, 1 ambiguous, 1 missing",
     )
 
 
@@ -89,9 +89,9 @@ def test_one_place_is_not_the_clip_of_two(tmp_path: Path) -> None:
     )
     text = message(Listing(entries), tmp_path)
     assert text.splitlines()[1:-1] == [
-        "  labels line 1: 's/day1/x' is found only as s/day2/x.mp4, as 's/day2/x' of labels line 2 is",
-        "  labels line 3: 's/y' is found only as y.mp4, as 't/y' of labels line 4 is",
-        "  labels line 4: 't/y' is found only as y.mp4, as 's/y' of labels line 3 is",
+        "  labels line 1: 's/day1/x' fits only s/day2/x.mp4, as does 's/day2/x' of labels line 2",
+        "  labels line 3: 's/y' fits only y.mp4, as does 't/y' of labels line 4",
+        "  labels line 4: 't/y' fits only y.mp4, as does 's/y' of labels line 3",
     ]
     reading = assemble(Listing(entries), walk(str(tmp_path), dataset="demo"), replace(RULES, strict=False))
     assert [clip.clip_id for clip in reading.clips] == ["2", "5", "6"]
@@ -119,7 +119,7 @@ def test_a_clip_is_not_taken_from_the_folder_of_another_subject(tmp_path: Path) 
 
 def test_a_file_that_two_subjects_claim_belongs_to_none(root: Path) -> None:
     listing = Listing((*LISTING.entries, Entry("c", "t", "s/a", "neutral", "labels line 3")))
-    assert "labels line 2 and 1 more: 's/a' is said to be of subjects 's' and 't'" in message(listing, root)
+    assert "labels line 2 and 1 more: 's/a' is listed for subjects 's' and 't'" in message(listing, root)
 
 
 def test_a_class_without_clips_is_a_problem(root: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_class_without_clips_is_a_problem(root: Path) -> None:
 def test_a_link_to_nowhere_is_told(root: Path) -> None:
     (root / "t" / "b.webm").unlink()
     (root / "t" / "b.webm").symlink_to(root / "annex")
-    assert f"no video or folder of frames 't/b' below {root}; t/b.webm is a link to nowhere" in message(LISTING, root)
+    assert f"no video or folder of frames 't/b' below {root}; t/b.webm is a broken link" in message(LISTING, root)
 
 
 def test_the_layout_is_the_one_in_which_more_clips_are_there(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_rows_without_a_label_are_listed_and_left_out(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"has 4 problems \(4 unlabelled\)"):
         reader(tmp_path).read()
     reading = replace(reader(tmp_path), strict=False).read()
-    assert len(reading.clips) == 8 and reading.notes == ("left out or absent: 4 unlabelled",)
+    assert len(reading.clips) == 8 and reading.notes == ("omitted or absent: 4 unlabelled",)
     assert reading.problems == (
         "labels.csv line 10: clip '2ea4_Stroop' has no label",
         "labels.csv line 11: clip 'kycf_Stroop' has no label",

@@ -161,7 +161,9 @@ def test_none_makes_no_detector() -> None:
 
 def test_opencv_without_cascades(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cv2.data, "haarcascades", f"{tmp_path}/")
-    with pytest.raises(ValueError, match=r"brings no haarcascade_.*install opencv-python-headless 4.x, or give faces"):
+    with pytest.raises(
+        ValueError, match=r"comes without haarcascade_.*install opencv-python-headless 4.x, or give faces"
+    ):
         make_detector(CASCADE)
 
 
@@ -236,5 +238,7 @@ def test_yunet_file_must_be_the_one_it_was(tmp_path: Path) -> None:
 def test_a_file_that_is_no_yunet(tmp_path: Path, content: bytes | str) -> None:
     model = write_fake_yunet(tmp_path / "yunet.onnx")
     model.write_bytes(content if isinstance(content, bytes) else model.read_bytes().replace(b"cls_8", b"out_8"))
-    with pytest.raises(ValueError, match=r"faces.model='.*yunet.onnx' is no YuNet ONNX file that OpenCV reads \("):
+    with pytest.raises(
+        ValueError, match=r"faces.model='.*yunet.onnx' is not a YuNet ONNX file that OpenCV can read \("
+    ):
         make_detector(FaceConfig(detector="yunet", model=str(model)))

@@ -121,7 +121,7 @@ def test_every_decoder_says_why_it_failed(tmp_path: Path, video: Path) -> None:
 def test_a_decoder_that_hangs_is_ended(tmp_path: Path, video: Path) -> None:
     pipe = write_pipe(tmp_path / "pipe.mp4")
     began = time.monotonic()
-    expected = r"decord: ended, because it gave no frame for 1 s; pyav: ended, because it gave no frame for 1 s"
+    expected = r"decord: stopped because it gave no frame for 1 s; pyav: stopped because it gave no frame for 1 s"
     with pytest.raises(DecodeError, match=expected):
         list(read_clip(clip_of(pipe), SPEC, ReadLimits(stall_seconds=1)))
     assert time.monotonic() - began < 60  # two deadlines and two starts; without a deadline it would wait for ever
@@ -129,7 +129,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, video: Path) -> None:
 
 
 def test_a_clip_that_takes_too_long_is_ended(many_pictures: Path) -> None:
-    with pytest.raises(DecodeError, match=r"images: ended, because it was not done after 0\.5 s"):
+    with pytest.raises(DecodeError, match=r"images: stopped because it had not finished after 0\.5 s"):
         list(read_clip(clip_of(many_pictures), SPEC, ReadLimits(total_seconds=0.5)))
 
 
@@ -184,7 +184,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, video: 
 def test_a_child_that_does_not_start_is_explained(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader_process._pool.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="the decoding process did not start; CLIPAUTT_DEBUG=1"):
+    with pytest.raises(RuntimeError, match="the decoding process did not start; set CLIPAUTT_DEBUG=1"):
         list(read_clip(clip_of(video), SPEC))
 
 

@@ -119,7 +119,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, capsys: pytest.CaptureFix
     began = time.monotonic()
     assert cli.main(["faces", str(pipe), f"out={out}", "limits.stall_seconds=1"]) == 2
     assert time.monotonic() - began < 60  # two deadlines and three starts; without a deadline it would wait for ever
-    why = "ended, because it gave no frame for 1 s"
+    why = "stopped because it gave no frame for 1 s"
     assert capsys.readouterr().err == (
         f"clipautt faces: clip 'pipe': {pipe} cannot be decoded (decord: {why}; pyav: {why})\n"
     )
@@ -129,7 +129,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_video_that_takes_too_long_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, out = many_pictures(tmp_path / "pictures"), tmp_path / "look"
     assert cli.main(["faces", str(pictures), f"out={out}", "limits.total_seconds=0.2"]) == 2
-    assert "(images: ended, because it was not done after 0.2 s)" in capsys.readouterr().err
+    assert "(images: stopped because it had not finished after 0.2 s)" in capsys.readouterr().err
     assert names_in(out) == []
 
 

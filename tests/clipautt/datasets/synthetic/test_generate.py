@@ -81,7 +81,7 @@ def test_truth_fits_the_video(folder: Path) -> None:
         assert set(intensities.dtypes) == {np.dtype(np.float32)} and truth.burst.dtype == bool
         assert intensities.min(axis=None) >= 0 and intensities.max(axis=None) <= 1
         assert truth.burst.any() == positive
-    with pytest.raises(ValueError, match=r"other\.aus\.parquet does not lie beside it"):
+    with pytest.raises(ValueError, match=r"other\.aus\.parquet is not beside it"):
         read_truth(folder / "other.mp4")
 
 
