@@ -1,11 +1,12 @@
 """A pool of Ray actors that load something once and then work on items; failures are retried and cost no other item.
 
-In: a function that makes an actor, and tasks, which are lists of items. Out: a `Done` or `Failed` per item. Open `run_pool` first.
+In: a function that makes an actor, and tasks, which are lists of items. Out: a `Done` or `Failed` per item. Open
+`run_pool` first.
 
-The pool, not Ray, handles failures: a lost actor or node is replaced, a failed task is split into its items, and an item
-is given up after it has failed alone a number of times. Each actor has at most one task in flight, and a task is taken
-from its iterable and put into Ray only when an actor is ready for it. When the driver is killed, its actors die with it;
-keeping finished results is up to the caller.
+The pool, not Ray, handles failures: a lost actor or node is replaced, a failed task is split into its items, and an
+item is given up after it has failed alone a number of times. Each actor has at most one task in flight, and a task is
+taken from its iterable and put into Ray only when an actor is ready for it. When the driver is killed, its actors die
+with it; keeping finished results is up to the caller.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class PipelineConfig:
     """How much of the cluster reading and encoding take; nothing here changes a feature by more than rounding."""
 
     encoders: PositiveInt | None = None
-    """Maximum number of encoding actors; None: as many as fit on the GPUs (`cluster.num_gpus_per_actor`), or one per core."""
+    """Maximum number of encoding actors; None: as many as fit on the GPUs (`cluster.num_gpus_per_actor`), or one per
+    core."""
     min_encoders: PositiveInt | None = None
     """Encoding actors to start with; more are added, up to `encoders`, while frames wait. None: all at once."""
     decoders: PositiveInt | None = None
