@@ -17,7 +17,7 @@ setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it 
 $(STAMP): pyproject.toml constraints.txt
 	@.ci/setup $(VENV)
 
-demo: $(STAMP) ## Generate videos, train, personalise, report: the whole path, a few minutes
+demo: $(STAMP) ## Generate videos, train, personalize, report: the whole path, a few minutes
 	$(BIN)/clipautt demo $(ARGS)
 
 demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint report: the figures and the picture of the README, 45 minutes
@@ -25,28 +25,28 @@ demo-hard: $(STAMP) ## Three seeds at difficulty=hard size=full and their joint 
 	$(BIN)/clipautt report "run=[runs/hard/0/adapt/demo,runs/hard/1/adapt/demo,runs/hard/2/adapt/demo]" out=runs/hard/report
 	cp runs/hard/report/figures/methods.png .github/report.png
 
-bench-demo: $(STAMP) ## Seconds per stage of the demo, beside what the bare work costs here
+bench-demo: $(STAMP) ## Seconds per stage of the demo, compared with the bare work on this machine
 	$(BIN)/python -m tests.benchmarks.bench_demo $(ARGS)
 
-bench-decode: $(STAMP) ## Memory and speed of reading ten minutes of 1080p video, beside decoding alone
+bench-decode: $(STAMP) ## Memory and speed of reading ten minutes of 1080p video, compared with decoding alone
 	$(BIN)/python -m tests.benchmarks.bench_decode $(ARGS)
 
-bench-extract: $(STAMP) ## Extraction beside the bare encoder and the bare decoder, and its memory at 100 and 1,000 clips
+bench-extract: $(STAMP) ## Extraction compared with the bare encoder and the bare decoder, and its memory at 100 and 1,000 clips
 	$(BIN)/python -m tests.benchmarks.bench_extract $(ARGS)
 
-bench-adapt: $(STAMP) ## Prompt tuning beside the naive loop and the machine's matrix rate; window entropies beside a loop
+bench-adapt: $(STAMP) ## Prompt tuning compared with the naive loop and the machine's matrix rate; window entropies with a loop
 	$(BIN)/python -m tests.benchmarks.bench_adapt $(ARGS)
 
-bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects beside the bare adaptation; ten minutes
+bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects, compared with the bare adaptation; ten minutes
 	$(BIN)/python -m tests.benchmarks.bench_adapt_job $(ARGS)
 
-bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning beside the exact one, five seeds; half an hour
+bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning compared with the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)
 
-bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, beside a bare import of torch
+bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, compared with a bare import of torch
 	$(BIN)/python -m tests.benchmarks.bench_predict $(ARGS)
 
-gpu-check: $(STAMP) ## The method on one GPU, in one table and gpu_check.json, under eight minutes; one line where there is no GPU
+gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
 test: $(STAMP) ## The fast tests, in two processes; the ten slowest are listed
@@ -55,11 +55,11 @@ test: $(STAMP) ## The fast tests, in two processes; the ten slowest are listed
 test-slow: $(STAMP) ## The tests marked slow, gpu or cluster
 	$(BIN)/python -m pytest tests -m "slow or gpu or cluster" $(ARGS)
 
-lint: $(STAMP) ## Format and lint, as a check
+lint: $(STAMP) ## Check format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: $(STAMP) ## Format and mend what lint can mend
+format: $(STAMP) ## Format, and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

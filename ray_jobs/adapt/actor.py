@@ -40,7 +40,7 @@ class Outcome:
     predictions: tuple[Prediction, ...]
     """One per clip, in the order in which the clips were visited."""
     seconds: float
-    """Time per video."""
+    """Time per video, seconds."""
     failed: str | None = None
     """Why there are no predictions; only a comparison may have none."""
 
@@ -152,7 +152,7 @@ class AdaptActor:
 
 
 def _tracks(work: SubjectWork) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
-    """OpenFace's tracks of a subject's clips; and clip → why its file cannot be used, which costs no result."""
+    """Clip → OpenFace's track, for a subject; and clip → why its file cannot be used, which costs no result."""
     tracks, problems = {}, dict(work.openface_problems)
     for clip in work.clips:
         if clip.clip_id not in work.openface:
@@ -165,5 +165,5 @@ def _tracks(work: SubjectWork) -> tuple[dict[str, OpenFaceTrack], dict[str, str]
 
 
 def _together(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[K, d] where all clips were predicted with the same prompts, else [clips, K, d]."""
+    """The AU embeddings, [K, d] if all clips were predicted with the same prompts, else [clips, K, d]."""
     return embeddings[0] if len({id(one) for one in embeddings}) == 1 else torch.stack(list(embeddings))

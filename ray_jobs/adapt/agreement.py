@@ -26,7 +26,7 @@ FOLDER = "agreement"
 def agreement_of(
     rows: pd.DataFrame, outcomes: Sequence[Outcome], exact: Mapping[str, AdaptConfig], *, classes: Sequence[str]
 ) -> dict[str, Agreement]:
-    """One subject's agreement for every approximation that was compared.
+    """Name of each approximation that was compared → its agreement with the exact method, for one subject.
 
     Args:
         rows: the subject's result rows.
@@ -35,7 +35,7 @@ def agreement_of(
         classes: class names in label order.
     """
     every = rows[(rows["cohort"] == EVERY) & (rows["prediction"] != "")]
-    found = {}
+    agreements = {}
     for name, config in exact.items():
         exactly = _decisions(every, config.name)
         for outcome in outcomes:
@@ -46,8 +46,8 @@ def agreement_of(
                 }
         agreement = compare_decisions(_decisions(every, name), exactly)
         if agreement is not None:
-            found[name] = agreement
-    return found
+            agreements[name] = agreement
+    return agreements
 
 
 def _decisions(rows: pd.DataFrame, method: str) -> dict[str, Decision]:

@@ -33,7 +33,9 @@ def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
     allowed = [field.name for field in fields(Cohort)]
     for one in settings:
         if not isinstance(one, Mapping) or not set(one) <= set(allowed):
-            raise ValueError(f"cohorts={one!r}; allowed are {{share: 0.2, draws: 1}} with {' and '.join(allowed)}")
+            raise ValueError(
+                f"cohorts={one!r}: expected the keys {' and '.join(allowed)}, as in {{share: 0.2, draws: 1}}"
+            )
     cohorts = [Cohort(**one) for one in settings]
     names = [cohort.name for cohort in cohorts]
     duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -99,7 +101,7 @@ def load_checkpoints(methods: Sequence[AdaptConfig], checkpoint: str | Path) -> 
 
 
 def check_same_checkpoints(file: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse to resume a run with other weights; of a new run, note the fingerprints in `file`.
+    """Refuse to resume a run with other weights; for a new run, write the fingerprints to `file`.
 
     Raises:
         ValueError: naming the fingerprints before and now.
@@ -123,7 +125,7 @@ def check_same_checkpoints(file: Path, checkpoints: Mapping[str, Checkpoint]) ->
 
 
 def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip]) -> None:
-    """Refuse to resume a run if clips that it has results for are gone or changed; note the clips as they are now.
+    """Refuse to resume a run if clips with results are gone or changed; else record the clips as they are now.
 
     Raises:
         ValueError: naming these clips.
@@ -164,7 +166,7 @@ def _files(clips: Sequence[Clip]) -> pd.DataFrame:
 def _replaced_files(folder: Path, clips: Sequence[Clip], sources: Path, now: pd.DataFrame) -> list[str]:
     """A line for each clip that has a prediction and whose file has been replaced since.
 
-    A file that was moved has another path and often another time, so there only the size counts.
+    A moved file has another path and often another time, so only its size is compared.
     """
     if not sources.is_file():
         return []

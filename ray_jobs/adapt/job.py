@@ -73,7 +73,7 @@ class Plan:
     run: AdaptRun
     """The run as a whole."""
     book: ResultBook
-    """Reads and writes the result files, and counts."""
+    """Reads and writes the result files, and counts subjects."""
     subjects: dict[str, SubjectPlan]
     """Subject → its plan, for subjects with something left to do."""
 
@@ -123,7 +123,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
 
 
 def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
-    """Extract the missing features on the connected Ray; the run with its feature spec and the reasons for failures."""
+    """Extract the missing features on the connected Ray; returns the run with its feature spec and why clips failed."""
     frames = run.job.features.frames
     config = ExtractionConfig(
         run.job.backbone,
@@ -168,7 +168,7 @@ def execute(plan: Plan) -> None:
 
 
 def finish(plan: Plan) -> int:
-    """Print the results and where they are; the exit code, 1 if a subject failed."""
+    """Print the results and where they are; returns the exit code, 1 if a subject failed."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
     folder = Path(run.job.folder)
@@ -218,7 +218,7 @@ def _outcomes(
 
 
 def _videos(work: SubjectWork) -> float:
-    """Videos to predict; one counts as often as methods and cohorts ask for it."""
+    """Videos to predict, each counted once per assignment that predicts it."""
     return float(sum(len(assignment.clip_ids) for assignment in work.assignments))
 
 
@@ -234,11 +234,11 @@ def _write_explanations(run: AdaptRun) -> None:
         problem for one in explained.values() for problem in one.facts.get("openface_problems", {}).items()
     ]
     if problems:
-        table(problems[:_SHOWN_PROBLEMS], ["clip", f"{len(problems)} files of OpenFace cannot be used"])
+        table(problems[:_SHOWN_PROBLEMS], ["clip", f"{len(problems)} OpenFace files cannot be used"])
 
 
 def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:
-    """Print mean WAR, UAR and F1 over subjects; of the balanced cohort where there is one."""
+    """Print mean WAR, UAR and F1 over subjects, for the balanced cohort if there is one."""
     labelled = predicted(rows[rows["label"] != ""])
     cohort = "balanced" if (labelled["cohort"] == "balanced").any() else EVERY
     shown = labelled[labelled["cohort"] == cohort]

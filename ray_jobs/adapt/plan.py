@@ -4,8 +4,8 @@ In: a subject's clips, the methods, the cohorts and the rows written so far. Out
 the `SubjectWork` that goes to an actor and holds no label.
 
 Valid rows are kept. A new clip extends its subject: if its prediction does not depend on other clips it is predicted
-alone; an `online` run of the run's own method resumes from its saved state; whatever else the clip could have changed
-is computed again.
+alone; an `online` run of the run's own method resumes from its saved state; anything else that the clip could change is
+computed again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SubjectWork:
     openface: Mapping[str, Path] = field(default_factory=dict)
     """Clip → OpenFace's file, for the explanation."""
     openface_problems: Mapping[str, str] = field(default_factory=dict)
-    """Clip → why the file that seems to be its own is not used."""
+    """Clip → why the file that seems to belong to it is not used."""
 
     @property
     def num_videos(self) -> int:
@@ -153,8 +153,8 @@ def plan_subject(
     kept: list[int] = []
     standing = _standing(rows)
     for number, method in enumerate(methods):
-        stands, missing = _plan_method(method, standing, groups, resumable if number == 0 else None)
-        kept += stands
+        valid, missing = _plan_method(method, standing, groups, resumable if number == 0 else None)
+        kept += valid
         missing = [replace(one, keep=number == 0 and one.keep) for one in missing]
         if number == 0 and groups and explained is not None and set(explained) != groups[0].clip_ids:
             before = rows.iloc[list(standing.get((method.name, EVERY, 0), {}).values())].sort_values("position")[
@@ -184,7 +184,7 @@ _Standing = dict[tuple[str, str, int], dict[str, int]]
 
 
 def _standing(rows: pd.DataFrame) -> _Standing:
-    """Where the rows with a prediction are. In plain containers, as there may be many thousands of subjects."""
+    """Numbers of the rows with a prediction. In plain containers, as there may be many thousands of subjects."""
     numbers: _Standing = {}
     columns = [rows[name].tolist() for name in ("method", "cohort", "draw", "clip_id", "prediction")]
     for number, (method, cohort, draw, clip_id, prediction) in enumerate(zip(*columns, strict=True)):
@@ -196,10 +196,10 @@ def _standing(rows: pd.DataFrame) -> _Standing:
 def _explaining(
     missing: Sequence[Assignment], method: AdaptConfig, clips: Sequence[Clip], every: Group, visited: Sequence[str]
 ) -> list[Assignment]:
-    """What is missing, with the explanation written along the way, or else by one more pass over all clips.
+    """The missing assignments, one of which writes the explanation; if none can, with one more pass over all clips.
 
-    An explanation is always made from all clips at once, so that it depends on nothing but them. Under `online`, clips
-    that were visited before come first, in that order.
+    An explanation is always made from all clips at once, so that it depends on them alone. Under `online`, clips that
+    were visited before come first, in that order.
     """
     whole = [one.keep and not one.history_ids and set(one.clip_ids) == every.clip_ids for one in missing]
     if any(whole):
@@ -213,7 +213,7 @@ def _explaining(
 def _plan_method(
     method: AdaptConfig, standing: _Standing, groups: Sequence[Group], resumable: Sequence[str] | None
 ) -> tuple[list[int], list[Assignment]]:
-    """Numbers of a method's valid rows, and what is missing."""
+    """Numbers of a method's valid rows, and the missing assignments."""
     if not groups:
         return [], []
     if not method.transductive:
@@ -222,8 +222,8 @@ def _plan_method(
             (clip_id, row) for key, rows in standing.items() if key[0] == method.name for clip_id, row in rows.items()
         ]
         missing = sorted(wanted - {clip_id for clip_id, _ in written})
-        stands = [row for clip_id, row in written if clip_id in wanted]
-        return stands, [Assignment(method, tuple(missing), keep=True)] if missing else []
+        valid = [row for clip_id, row in written if clip_id in wanted]
+        return valid, [Assignment(method, tuple(missing), keep=True)] if missing else []
     kept: list[int] = []
     assignments = []
     for group in groups:
@@ -273,7 +273,7 @@ def standing_rows(file: Path) -> pd.DataFrame:
     try:
         return read_rows([file] if file.is_file() else [])
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise ValueError(f"{file} is damaged ({error}); remove it, and its subject is adapted to again") from error
+        raise ValueError(f"{file} is damaged ({error}); remove it to adapt to its subject again") from error
 
 
 def make_tasks(work: Sequence[SubjectWork], *, clips_per_task: int, actors: int) -> list[list[SubjectWork]]:

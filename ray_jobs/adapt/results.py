@@ -38,13 +38,21 @@ class ResultBook:
     """Reads and writes the run's result files, and counts subjects."""
 
     run: AdaptRun
+    """The run."""
     settings: Mapping[str, dict[str, Any]] = field(init=False)
+    """Name of a method → the columns that all its rows share."""
     failures: dict[str, str] = field(default_factory=dict)
+    """Subject → why it failed."""
     not_compared: dict[str, str] = field(default_factory=dict)
+    """Subject → why approximations were not compared with the exact method."""
     total: int = 0
+    """Number of subjects."""
     done: int = 0
+    """Subjects whose rows are complete."""
     gained: float = 0.0
+    """Sum of `gain` over subjects, percentage points."""
     compared: int = 0
+    """Number of subjects in `gained`."""
 
     def __post_init__(self) -> None:
         self.settings = shared_columns(self.run)
@@ -124,8 +132,9 @@ class ResultBook:
         write_rows(rows, self.results / result_file(subject))
         if any(one.assignment.keep for one in outcomes):
             self._promote(subject)
-        found = agreement_of(rows, outcomes, exact_counterparts(self.job.methods), classes=self.manifest.classes)
-        write_agreement(self.results.parent, subject, found)
+        exact = exact_counterparts(self.job.methods)
+        agreements = agreement_of(rows, outcomes, exact, classes=self.manifest.classes)
+        write_agreement(self.results.parent, subject, agreements)
         self.not_compared.update((subject, one.failed) for one in outcomes if one.failed)
         self._count(rows)
 
@@ -153,7 +162,7 @@ class ResultBook:
         fresh.unlink(missing_ok=True)
 
     def _standing(self, plan: SubjectPlan) -> pd.DataFrame:
-        """The valid rows, in the groups as they are now."""
+        """The valid rows, with the groups and labels as they are now."""
         kept = []
         for method in self.job.methods:
             own = plan.kept[plan.kept["method"] == method.name]
@@ -244,8 +253,8 @@ def _empty(clip: Clip, why: str, settings: Mapping[str, Any]) -> ResultRow:
 def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
     """A subject's UAR under the run's own method minus that of CLIP-AU; empty without labels of both classes."""
     names = ("label", "prediction", "cohort", "draw", "method")
-    label, found, cohort, draw, method = (rows[name].to_numpy(object) for name in names)
-    shown = (label != "") & (found != "")
+    label, predicted, cohort, draw, method = (rows[name].to_numpy(object) for name in names)
+    shown = (label != "") & (predicted != "")
     shown &= cohort == ("balanced" if (shown & (cohort == "balanced")).any() else EVERY)
     shown &= draw == 0
     sides = [shown & (method == name) for name in (own, CLIP_AU.name)]
@@ -253,7 +262,7 @@ def gain(rows: pd.DataFrame, classes: Sequence[str], own: str) -> list[float]:
         return []
     index = {name: i for i, name in enumerate(classes)}
     uars = [
-        score(*([index[one] for one in column[side]] for column in (found, label)), num_classes=len(classes)).uar
+        score(*([index[one] for one in column[side]] for column in (predicted, label)), num_classes=len(classes)).uar
         for side in sides
     ]
     return [uars[0] - uars[1]]

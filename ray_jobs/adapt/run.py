@@ -34,8 +34,8 @@ class WorkConfig:
     clips_per_task: PositiveInt = 128
     """Small subjects are combined into tasks of about this many clips, or fewer if actors would have no work."""
     seconds_per_video: PositiveFloat = 120.0
-    """Time limit of a task for each of its videos under each method and cohort; a task over the limit is stopped and
-    tried again."""
+    """Time limit of a task in seconds, per video, method and cohort; a task over the limit is stopped and tried
+    again."""
     exact_sample: PositiveInt = 3
     """Number of subjects on which approximations are compared with the exact method."""
 
@@ -49,7 +49,7 @@ class AdaptJob:
     checkpoint: str
     """Run folder of a training, or a checkpoint folder."""
     methods: tuple[AdaptConfig, ...]
-    """The methods, a row of the table each; the first is the run's own, whose adapted state is saved."""
+    """The methods, one row of the table each; the first is the run's own, whose adapted state is saved."""
     folder: str
     """Folder of this run."""
     store: str
@@ -114,17 +114,15 @@ class AdaptRun:
 
 
 def check_methods(methods: Sequence[AdaptConfig], *, explain: bool) -> None:
-    """Refuse what no run can do.
+    """Refuse methods that cannot be run together, or cannot be explained.
 
     Raises:
         ValueError: for two methods with the same name, or for explaining a method that moves no prompts.
     """
     own = methods[0].method
     if explain and not isinstance(own, PromptMethod):
-        raise ValueError(f"explain=true with method {own.name!r}, which moves no AU prompts; take explain=false")
+        raise ValueError(f"explain=true with method {own.name!r}, which moves no AU prompts; set explain=false")
     names = [method.name for method in methods]
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
-        raise ValueError(
-            f"two settings have the same name in the table: {', '.join(duplicates)}; omit one from compare"
-        )
+        raise ValueError(f"two methods have the same name in the table: {', '.join(duplicates)}; omit one from compare")

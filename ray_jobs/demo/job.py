@@ -1,7 +1,7 @@
 """The whole path on synthetic faces: render, extract, train, personalize, report.
 
-Makes mp4 clips of people who differ in how they express and in how they look at rest, trains CLIP-AU on some of them,
-personalizes to the others without labels and writes a report that shows whom it helped. It chains the very jobs that
+Makes mp4 clips of people who differ in their expressions and in how they look at rest, trains CLIP-AU on some of them,
+personalizes to the others without labels and writes a report that shows whom it helped. It chains the same jobs that
 work on real data. A second run continues where the first one stopped.
 
 Example:
@@ -70,7 +70,7 @@ def first_words(report: Path) -> str:
 
 
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:
-    """The job's own settings with the demo's shared ones and the given ones in their places."""
+    """The job's default settings, overridden by the demo's shared settings and then by `given`."""
     settings, shared = compose(job), resolved(cfg)
     for key in _SHARED:
         if key in settings.keys() and key in shared:  # noqa: SIM118 - `in` alone overlooks what has no value yet
@@ -87,5 +87,5 @@ def example_video(data: Path) -> Path:
 
 
 def shorter(path: Path) -> str:
-    """Relative to the working directory where that is possible."""
+    """The path, relative to the working directory if it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

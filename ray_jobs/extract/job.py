@@ -1,7 +1,7 @@
 """Decode and encode every clip once, into the feature store.
 
 Ray Data decodes on CPU tasks and encodes on a pool of actors; features stream to the store. A clip that cannot be read
-costs one row with a reason. Started again, after whatever ended it, the job does only what is missing.
+costs one row with a reason. Started again after any interruption, the job does only what is missing.
 
 Example:
     clipautt extract manifest=data/hard/manifest.parquet store=features
@@ -29,7 +29,7 @@ from ray_jobs.platform.runs import IGNORED, open_run
 
 def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, clips: int) -> Path:
     """The page about an extraction."""
-    done = Tile("encoded now", str(summary.extracted), (f"{summary.present} were there",))
+    done = Tile("encoded now", str(summary.extracted), (f"{summary.present} already in the store",))
     tiles = [done, *([] if summary.usage is None else _speed(summary.usage))]
     spec = store.spec
     sampling = spec.frames.sampling.frames_per_second
@@ -70,7 +70,8 @@ def main(cfg: DictConfig) -> int:
     with connect(config.cluster):
         store, summary = extract(clips, config)
     report_failures(summary)
-    print(f"{summary.extracted} clips encoded, {summary.present} were there, {len(summary.failures)} without features")
+    counts = f"{summary.extracted} clips encoded, {summary.present} already in the store"
+    print(f"{counts}, {len(summary.failures)} without features")
     page = write_report(run.folder, store, summary, clips=len(clips))
     print(f"store: {store.path}\nreport: {page}")
     return 1 if len(summary.failures) == len(clips) else 0

@@ -1,8 +1,8 @@
 """Look at what the face detector sees in a video: where the crop lies, and what the model would be shown.
 
-Writes `annotated.mp4` with the crop drawn in, `contact_sheet.png` with crops in the order of time, and `track.csv` with
-the numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is
-decoded as there, in a process of its own and under limits: where every decoder fails, a message says how.
+Writes `annotated.mp4` with the crop drawn in, `contact_sheet.png` with crops in time order, and `track.csv` with the
+numbers. The settings are those of `extract`, so what looks right here is what is encoded there. The video is decoded as
+there, in its own process and under limits; if every decoder fails, the message says why.
 
 Example:
     clipautt faces interview.mp4 out=look
@@ -42,21 +42,21 @@ def look(video: Path, out: Path, *, faces: FaceConfig, sampling: Sampling, limit
 
     Args:
         video: a file, or a folder of frames.
-        out: a folder that is there.
+        out: an existing folder.
         faces: how the face is found and cropped.
         sampling: which moments are looked at.
-        limits: what this may cost each decoder.
+        limits: limits for each decoder.
 
     Returns:
-        In how many frames the face was found, and how many there are.
+        Number of frames with a face, and number of frames.
 
     Raises:
-        DecodeError: if no decoder reads the video, with the reason of each.
+        DecodeError: if no decoder reads the video, with each one's reason.
         NoFaceError: if there is no face in it.
     """
-    make_detector(faces)  # a mistake in its settings is not the video's
+    make_detector(faces)  # so that wrong settings are not reported as a fault of the video
     clip = Clip(video.stem, "unknown", str(video), "target")
-    # A decoder may die while it writes; beside the final place, a finished file takes it without being copied.
+    # A decoder may die while it writes; from a folder beside the final files, finished ones are moved without a copy.
     with tempfile.TemporaryDirectory(prefix=".faces-", dir=out) as aside:
         arguments = {"folder": os.path.abspath(aside), "faces": asdict(faces), "sampling": asdict(sampling)}
         found, count = work_on_clip(write_outputs, clip, arguments, limits)
@@ -72,7 +72,7 @@ def write_outputs(
 
     Args:
         clip: the video.
-        folder: where the files go; those of a decoder that failed are written over.
+        folder: where the files go; those of a decoder that failed are overwritten.
         faces: fields of a `FaceConfig`.
         sampling: fields of a `Sampling`.
         decoding: `decoder`, `max_pixels` and `on_frame` of `stream_clip`.
@@ -93,7 +93,7 @@ def write_outputs(
 
 
 def _write_crops(frames: Iterator[tuple[float, Frames]], track: FaceTrack, path: Path) -> list[float]:
-    """The contact sheet of some of the frames; returns the times of all."""
+    """Draw the contact sheet of some of the frames; returns the times of all frames."""
     chosen = set(evenly_chosen(len(track.found)))
     times, crops, shown = [], [], []
     for index, (time, frame) in enumerate(frames):
@@ -119,9 +119,9 @@ def main(cfg: DictConfig) -> int:
     if not video.exists():
         raise FileNotFoundError(f"video={video}: no such file or folder")
     if config.detector == "none":
-        raise ValueError("faces=none looks for nothing; allowed here are cascade and yunet")
+        raise ValueError("faces=none detects nothing; allowed here are cascade and yunet")
     if any((out / name).exists() and (out / name).samefile(video) for name in OUTPUTS):
-        raise ValueError(f"out={out}: {video.name} would be written over; give another folder")
+        raise ValueError(f"out={out}: {video.name} would be overwritten; give another folder")
     sampling, limits = instantiate(cfg.sampling), instantiate(cfg.limits)
     out.mkdir(parents=True, exist_ok=True)
     found, count = look(video, out, faces=config, sampling=sampling, limits=limits)

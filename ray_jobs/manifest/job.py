@@ -1,7 +1,7 @@
-"""Turn a data set as its owners ship it into a manifest, or check a manifest that is there.
+"""Turn a data set as its owners ship it into a manifest, or check an existing manifest.
 
-Prints how many clips and subjects each split has, and everything that is wrong, at once. The other jobs take the same
-words, so this one is for looking first.
+Prints how many clips and subjects each split has, and all problems at once. The other jobs take the same settings; this
+one lets you look first.
 
 Example:
     clipautt manifest dataset=biovid root=/data/biovid

@@ -1,11 +1,12 @@
 """A pool of Ray actors that load something once and then work on items; failures are retried and cost no other item.
 
-In: what makes an actor, and tasks, which are lists of items. Out: a `Done` or `Failed` per item. Open `run_pool` first.
+In: a function that makes an actor, and tasks, which are lists of items. Out: a `Done` or `Failed` per item. Open
+`run_pool` first.
 
-The pool decides, not Ray: a lost actor or node is replaced, a failed task is split into its items, and an item is given
-up after a number of failures of its own. Each actor has at most one task in flight, and a task is taken from its
-iterable and put into Ray only when an actor is ready for it. When the driver is killed, its actors die with it; keeping
-finished results is up to the caller.
+The pool, not Ray, handles failures: a lost actor or node is replaced, a failed task is split into its items, and an
+item is given up after it has failed alone a number of times. Each actor has at most one task in flight, and a task is
+taken from its iterable and put into Ray only when an actor is ready for it. When the driver is killed, its actors die
+with it; keeping finished results is up to the caller.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _ResultOut = TypeVar("_ResultOut", covariant=True)
 
 _LONGEST_REASON = 400
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
-_ILL_AFTER = 2
+_FAULTY_AFTER = 2
 """Failed tasks in a row after which the actor is suspected rather than the items: a device can be faulty."""
 _MOST_READY = 64
-"""Most outcomes that may wait for the caller before handing out tasks pauses."""
+"""While this many outcomes wait for the caller, no tasks are handed out."""
 _ANSWER_SECONDS = 10.0
 """An idle actor answers within milliseconds; one that takes longer than this counts as lost."""
 
@@ -50,7 +51,7 @@ class PoolConfig:
     """Number and resources of the actors, attempts and time limits."""
 
     actors: int
-    """Most actors, at least 1; those that find no place wait while the others work."""
+    """Maximum number of actors, at least 1; those that cannot be placed wait while the others work."""
     num_cpus: float = 1.0
     """Cores per actor, at least 0."""
     num_gpus: float = 0.0
@@ -59,10 +60,10 @@ class PoolConfig:
     """Attempts at an item alone before it is given up, and failed starts in a row before no more actors are started; at
     least 1."""
     start_seconds: float = 900.0
-    """The pool gives up after this time without any actor that is ready or at work; above 0."""
+    """The pool gives up after this many seconds without an actor that is ready or working; above 0."""
     seconds_per_item: float | None = 1800.0
-    """Time limit of a task per unit of its items' sizes; above 0. A task over the limit has failed, and its actor is
-    killed. None: no limit."""
+    """Time limit of a task in seconds, per unit of its items' sizes; above 0. A task over the limit has failed, and its
+    actor is killed. None: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "attempts"):
@@ -175,7 +176,7 @@ class _Queue(Generic[Item]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """An exception of the code in the actor, as text: not every exception can be pickled."""
+    """An exception raised in the actor, as text: not every exception can be pickled."""
 
     reason: str
     """Type and message, in one line."""
@@ -188,7 +189,7 @@ class PoolActor:
         self.runner: Runner[Any, Any] | None = None
 
     def ping(self) -> None:
-        """Show that the process is there."""
+        """Return at once, which shows that the process runs."""
 
     def load(self, make_actor: Callable[..., Runner[Any, Any]], arguments: tuple[Any, ...]) -> _Raised | None:
         """Make the runner; an exception is returned as text."""
@@ -250,7 +251,7 @@ class _Pool(Generic[Item, Result]):
         self.workers: list[_Worker[Item]] = []
         self.failed_starts = 0
         self.start_reason = ""
-        self.ill_in_vain = 0  # actors replaced because they seemed faulty, since the last task that succeeded
+        self.replaced = 0  # actors replaced because they seemed faulty, since the last task that succeeded
         self.last_able = time.monotonic()
 
     def outcomes(self) -> Iterator[Done[Item, Result] | Failed[Item]]:
@@ -275,7 +276,7 @@ class _Pool(Generic[Item, Result]):
             return
         if self._able():
             self.last_able = time.monotonic()
-        for worker in self._come(wait=wait):
+        for worker in self._await_ready(wait=wait):
             yield from self._advance(worker)
         yield from self._end_overdue()
         yield from self._hand_out()
@@ -319,7 +320,7 @@ class _Pool(Generic[Item, Result]):
         self.workers.append(_Worker(handle, handle.load.remote(self.make_actor, self.arguments), placed))
 
     def _hand_out(self) -> Iterator[Failed[Item]]:
-        """A task for each idle actor."""
+        """Send a task to each idle actor; yields items that are given up because they cannot be sent."""
         for worker in [worker for worker in self.workers if worker.state == "idle"]:
             if self.queue.exhausted and not self.queue.again:
                 return
@@ -336,7 +337,7 @@ class _Pool(Generic[Item, Result]):
                     yield from self._fail(task, _in_words(error.__cause__ or error))
 
     def _is_there(self, worker: _Worker[Item]) -> bool:
-        """Whether an idle actor still answers; no task suffers from one that died while idle."""
+        """Whether an idle actor still answers, so that no task is sent to one that died while idle."""
         import ray
 
         try:
@@ -358,7 +359,7 @@ class _Pool(Generic[Item, Result]):
         each = self.config.seconds_per_item
         return math.inf if each is None else each * sum(self.size(item) for item in task.items)
 
-    def _come(self, *, wait: bool) -> list[_Worker[Item]]:
+    def _await_ready(self, *, wait: bool) -> list[_Worker[Item]]:
         """Actors whose reference is ready; with `wait`, waits for one, at most until the next deadline."""
         import ray
 
@@ -371,8 +372,8 @@ class _Pool(Generic[Item, Result]):
                 clocks.append(self.last_able + self.config.start_seconds)
             timeout = max(0.0, min(clocks, default=math.inf) - time.monotonic())
             ray.wait(list(waiting), timeout=None if math.isinf(timeout) else timeout)
-        come, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
-        return [waiting[reference] for reference in come]
+        ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return [waiting[reference] for reference in ready]
 
     def _advance(self, worker: _Worker[Item]) -> Iterator[Done[Item, Result] | Failed[Item]]:
         """Act on the reference that has become ready."""
@@ -411,14 +412,14 @@ class _Pool(Generic[Item, Result]):
             self._suspect(worker)
             yield from self._fail(task, value.reason)
             return
-        worker.failures, self.ill_in_vain = 0, 0
+        worker.failures, self.replaced = 0, 0
         yield from (Done(item, result) for item, result in zip(task.items, value, strict=True))
 
     def _suspect(self, worker: _Worker[Item]) -> None:
         """Replace an actor that keeps failing, unless its replacements keep failing too."""
         worker.failures += 1
-        if worker.failures >= _ILL_AFTER and self.ill_in_vain < self.config.attempts:
-            self.ill_in_vain += 1
+        if worker.failures >= _FAULTY_AFTER and self.replaced < self.config.attempts:
+            self.replaced += 1
             self._drop(worker)
 
     def _fail(self, task: _Task[Item], reason: str) -> Iterator[Failed[Item]]:
@@ -432,7 +433,7 @@ class _Pool(Generic[Item, Result]):
 
     def _lose_start(self, reason: str) -> None:
         """Count a failed start; after too many in a row, drop unplaced actors. Others may still become ready."""
-        if _is_node(reason):  # does not predict the next start, which waits for a place
+        if _is_node(reason):  # says nothing about the next start, which waits until it can be placed
             return
         self.failed_starts, self.start_reason = self.failed_starts + 1, reason
         if self.failed_starts >= self.config.attempts:

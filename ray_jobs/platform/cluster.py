@@ -188,7 +188,7 @@ def _await_answer(address: str) -> None:
         OSError: Nothing listens there.
     """
     if address.startswith(("http://", "https://")):
-        raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's: send jobs there with `clipautt submit`")
+        raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's address: send jobs there with `clipautt submit`")
     if address != "auto" and _is_address(address):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

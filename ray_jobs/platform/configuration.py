@@ -282,7 +282,7 @@ def _parse(word: str) -> Override:
     try:
         override = parser.parse_override(word)
     except HydraException as error:
-        # A path may contain characters that Hydra's grammar reserves, but it does not open a list, mapping or
+        # A path may contain characters that Hydra's grammar reserves, but does not begin like a list, mapping or
         # quotation.
         if match is None or match["value"].startswith(("[", "{", "'", '"')):
             raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
@@ -311,7 +311,7 @@ def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Overri
 
 
 def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
-    """Change the setting that a word names, after checking that it exists and the value is of its kind.
+    """Change the setting that a word names, after checking that it exists and the value has its type.
 
     `+key` and `++key` mean the same as `key`, as the settings hold every possible key; `~key` removes a key, which
     leaves a field at its class's default.
@@ -336,13 +336,13 @@ def _remove(cfg: DictConfig, word: Override) -> None:
     if name not in parent:
         return
     if word.value() is not None and word.value() != parent._get_node(name):
-        raise ValueError(f"{_text(word)}: the value is {parent._get_node(name)}")
+        raise ValueError(f"{_text(word)}: not removed, as the value is {parent._get_node(name)}")
     with open_dict(parent):
         del parent[name]
 
 
 def _checked(cfg: DictConfig, word: Override, key: str) -> Any:
-    """The value of a word, in the kind of its field, or of its default where it fills no field."""
+    """The value of a word, in the type of its field, or of its default if it fills no field."""
     field = _field(cfg, key)
     if field is None:
         return _parse(_checked_kind(word, _default(cfg, key))).value()

@@ -138,8 +138,8 @@ def overrides(job: Job, words: Sequence[str]) -> list[str]:
 def entry_of(job: Job) -> Callable[[Any], int]:
     """The job's `main`; importing it may take seconds.
 
-    What it imports stays until the end, so the collector of reference cycles need not search it: not as it grows, and
-    not when the process ends. For a short job that is a tenth of the processor time.
+    Its imports stay until the process ends, so the garbage collector need not search them, neither while they load nor
+    at the end. That saves a short job a tenth of its processor time.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
 """The manifest of a job.
 
-In: composed settings with `manifest` and the group `dataset`. Out: a `Manifest`, which a data set's reader writes
+In: composed settings with `manifest` and the group `dataset`. Out: a `Manifest`, whose file a data set's reader writes
 first.
 """
 

@@ -1,4 +1,4 @@
-"""Plain settings into objects: calls the class of settings that a `_target_` names.
+"""Builds objects from plain settings: calls the settings class that a `_target_` names.
 
 In: plain containers, as a YAML file or the command line gives them. Out: the frozen objects they describe, or a
 one-line `ValueError` that names key, value and what is allowed. The classes check their values themselves; what YAML

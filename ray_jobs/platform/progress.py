@@ -64,7 +64,7 @@ class Progress:
         return self
 
     def begin(self) -> None:
-        """Start the clock of the rate: preparations are over."""
+        """Start the clock of the rate, once preparations are over."""
         self._began = self._clock()
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str | None = None) -> None:

@@ -167,13 +167,13 @@ def _is_block(name: yaml.Node, value: yaml.Node) -> bool:
 
 
 def _behind(lines: list[str], row: int, column: int) -> str:
-    """The comment that follows a position on its line, if nothing stands between."""
+    """The comment that follows a position on its line, if nothing lies between."""
     match = re.fullmatch(r"\s*#\s*(.*)", lines[row][column:]) if row < len(lines) else None
     return match[1].strip() if match else ""
 
 
 def _block_above(lines: list[str], row: int) -> str:
-    """The comment lines right above a line, joined; Hydra's directives do not count."""
+    """The comment lines right above a line, joined, without Hydra's directives."""
     first = row
     while first and lines[first - 1].lstrip().startswith("#"):
         first -= 1

@@ -2,6 +2,6 @@
 
 import os
 
-# PyTorch's threads sleep while they wait for one another: spinning, as is the default, takes more of a busy processor
-# than the work of one short video. It is read when PyTorch is imported, so it stands in front of the job.
+# Let PyTorch's threads sleep while they wait for one another: spinning, the default, costs a busy processor more than
+# the work of one short video. PyTorch reads the variable when it is imported, so it is set before the job is.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -45,14 +45,15 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     Args:
         runs: run folders of `clipautt adapt`, with the same method in each.
         out: folder of the report.
-        backbone: how the one that the runs used is loaded; None: as it was for training.
+        backbone: how the runs' backbone is loaded; None: as in training.
         clips: how many clips of the first run are shown in detail.
 
     Returns:
         The path of report.html.
 
     Raises:
-        FileNotFoundError: if a folder is no adaptation run or has no results.
+        FileNotFoundError: if a folder is not an adaptation run or has no results.
+        ValueError: if the manifest lacks a clip of the first run.
     """
     settings = [_settings(run) for run in runs]
     read = [_rows(run) for run in runs]
@@ -64,7 +65,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     gone = sorted(set(read[0][0]["clip_id"]) - {clip.clip_id for clip in manifest.clips})
     if gone:
         raise ValueError(
-            f"{settings[0]['manifest']} is not the manifest any more that {runs[0]} was made with: {gone[0]!r} is gone"
+            f"{settings[0]['manifest']} is no longer the manifest that {runs[0]} was made with: {gone[0]!r} is gone"
         )
     names = list(dict.fromkeys(map(_dataset_name, manifests, settings)))
     loaded = load_backbone(backbone or spec.backbone)
@@ -72,7 +73,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
     methods = make_methods(own, settings[0]["compare"])
     notes = list(dict.fromkeys(config.method.deviations for config in methods))
     if own.method.adapts and own.protocol != "per_subject":
-        notes.append("Entropies and AU tracks of single clips are those of the prompts after a subject's last clip.")
+        notes.append("Entropies and AU tracks of single clips are made with the prompts after a subject's last clip.")
     return write_report(
         out,
         rows=rows,
@@ -91,12 +92,12 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
 def _settings(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     if not file.is_file() or not (run / "subjects").is_dir():
-        raise FileNotFoundError(f"{run} is no run folder of `clipautt adapt` (config.yaml or subjects/ is not there)")
+        raise FileNotFoundError(f"{run} is not a run folder of `clipautt adapt` (config.yaml or subjects/ is missing)")
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Scored rows of a run; and of the clips without a prediction, id → why."""
+    """The rows of a run to score; and clip id → why it has no prediction."""
     every = read_rows((run / "subjects").glob("[!.]*.parquet"))
     labelled = predicted(every[every["label"] != ""])
     if labelled.empty:
@@ -112,7 +113,7 @@ def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
     if not every:
         return []
     more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
-    return [f"Without a prediction, and left out of every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+    return [f"Without a prediction, and omitted from every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
 
 
 def _explained(
@@ -154,7 +155,7 @@ def _explained(
 
 
 def _one_per_clip(rows: pd.DataFrame, method: str) -> pd.DataFrame:
-    """A method's rows of the cohort that has most clips, one per clip."""
+    """A method's rows of the cohort with the most clips, one per clip."""
     own = rows[rows["method"] == method]
     largest = own.groupby("cohort")["clip_id"].nunique().idxmax()
     return own[own["cohort"] == largest].drop_duplicates("clip_id")

@@ -1,7 +1,9 @@
-"""Uploads to answers: the part of the server that holds the model. It knows neither Ray nor the web.
+"""The part of the server that holds the model, without Ray or the web.
 
-Subjects are looked up among the files that are there, so an id never becomes a path. Their prompts are kept in memory,
-a bounded number of them, and read again when the file changes.
+In: an uploaded video and the id of a subject. Out: a prediction as plain values, or a `RefusedError`.
+
+Subjects are looked up among the existing files, so an id never becomes a path. The prompts of a bounded number of them
+are kept in memory, and read again when the file changes.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ _DIGITS = 5
 
 
 class Service:
-    """Answers about uploads with a predictor; knows neither Ray nor the web.
+    """Answers requests with a predictor.
 
     Args:
         predictor: A loaded predictor.
-        limits: Of an upload.
+        limits: Limits of an upload.
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
@@ -40,7 +42,7 @@ class Service:
         self._personalization_of = lru_cache(maxsize=_CACHED_SUBJECTS)(self._load_personalization)
 
     def predict(self, video: bytes, subject: str | None) -> dict[str, Any]:
-        """The prediction for a video, as `serve_web.Answer` in plain values.
+        """The prediction for a video, as `web.Answer` in plain values.
 
         Raises:
             RefusedError: The subject is unknown, or the video cannot be read or is over a limit.
@@ -57,7 +59,7 @@ class Service:
             except NoFaceError as error:
                 raise RefusedError(422, "no face was found in the video") from error
             except NotFiniteError as error:
-                raise RefusedError(422, f"the model gives no finite numbers for this video: {error}") from error
+                raise RefusedError(422, f"the model's numbers for this video are not finite: {error}") from error
         return describe(prediction) | {"duration_seconds": duration, "seconds": time.perf_counter() - began}
 
     def subjects(self) -> list[str]:
@@ -66,7 +68,7 @@ class Service:
         return sorted(unquote(path.stem) for path in folder.glob("*.safetensors")) if folder else []
 
     def facts(self) -> dict[str, Any]:
-        """What is served, as `serve_web.Health` without status and limits."""
+        """What is served, as `web.Health` without status and limits."""
         checkpoint = self.predictor.source.checkpoint
         return {
             "checkpoint": checkpoint.fingerprint,
@@ -77,7 +79,7 @@ class Service:
 
     def _find(self, subject: str) -> Personalization:
         folder = self.predictor.personalizations
-        # Among the names that are there: an id can be longer than any file name may be.
+        # Compare names instead of opening the file: an id can be longer than a file name may be.
         if folder is None or subject_file(subject) not in {path.name for path in folder.glob("*.safetensors")}:
             raise RefusedError(404, f"no adapted prompts for subject {subject!r}; GET /v1/subjects lists the subjects")
         path = folder / subject_file(subject)

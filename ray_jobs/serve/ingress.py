@@ -1,4 +1,4 @@
-"""The web side of the server inside Ray Serve. Apart from `serve`, so that its worker starts without PyTorch."""
+"""The web side of the server inside Ray Serve. Separate from `job`, so that its worker starts without PyTorch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class WebReplica:
 
 
 class RemoteModel:
-    """A `serve_web.Model` that asks the replicas, with a deadline.
+    """A `web.Model` that asks the replicas, with a deadline.
 
     Args:
-        handle: Of the deployment of `ModelReplica`.
+        handle: Ray Serve's handle of the `ModelReplica` deployment.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -57,4 +57,4 @@ class RemoteModel:
         except asyncio.TimeoutError:
             return Refusal(504, f"no answer within {ANSWER_SECONDS:g} s")
         except RayActorError:
-            return Refusal(503, "the worker stopped while it was at this request; it starts again by itself")
+            return Refusal(503, "the worker stopped during this request; it restarts by itself, try again")

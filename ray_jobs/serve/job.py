@@ -1,6 +1,6 @@
 """Serve predictions on this machine: a web page for people, JSON over HTTP for programs.
 
-Uploads are decoded in a worker, lie in a private file until they are answered, and are then deleted; nothing is kept.
+Uploads are decoded in a worker, kept in a private file until they are answered, and then deleted.
 With adapted prompts of `clipautt adapt`, a request may name the subject whose prompts to use. Only programs on this
 machine can connect, because there is no authentication; from elsewhere, use an SSH tunnel.
 
@@ -63,7 +63,7 @@ class ServeConfig:
     prompts: Path | None = None
     """Folder of adapted prompts; None serves the source prompts only."""
     backbone: BackboneConfig | None = None
-    """How the checkpoint's CLIP is loaded; None: as it was for training."""
+    """How the checkpoint's CLIP is loaded; None: as in training."""
     host: str = "127.0.0.1"
     """Address to listen on, one of this machine's own."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
@@ -84,7 +84,7 @@ class ServeConfig:
 
     @property
     def url(self) -> str:
-        """Where the server is found."""
+        """Address of the server."""
         return f"http://{self.host}:{self.port}"
 
 
@@ -184,7 +184,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
 def main(cfg: DictConfig) -> int:
     """Run the job, until Ctrl-C or SIGTERM."""
     config = config_of(cfg)
-    served_predictor(config)  # A mistake in the settings shows here at once, in one line, and not in a worker.
+    served_predictor(config)  # A mistake in the settings is reported here, in one line, rather than by a worker.
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
@@ -245,17 +245,19 @@ def _await_running() -> None:
             reasons = [found.message for found in application.deployments.values() if found.status != "HEALTHY"]
             raise ConnectionError("the server does not start: " + "\n".join([application.message, *reasons]))
         if time.monotonic() > deadline:
-            raise ConnectionError(f"the server is not ready after {_READY_SECONDS:g} s; has the cluster free cores?")
+            raise ConnectionError(
+                f"the server is not ready after {_READY_SECONDS:g} s; does the cluster have free cores?"
+            )
         time.sleep(0.5)
 
 
 def _watch(config: ServeConfig) -> None:
-    """Wait for a signal, and say when the server no longer answers.
+    """Wait for a signal, and print when the server stops answering or answers again.
 
-    Asked over HTTP, because questions to a Ray that has died may never return.
+    It is asked over HTTP, because calls to a Ray that has died may never return.
 
     Raises:
-        ConnectionError: It has not answered for a while, so it will not.
+        ConnectionError: The server has not answered for `_SILENCE_SECONDS`.
     """
     answered = time.monotonic()
     silent = False
@@ -276,7 +278,7 @@ def _answers(config: ServeConfig) -> bool:
     connection = http.client.HTTPConnection(config.host, config.port, timeout=_CHECK_SECONDS)
     try:
         connection.request("GET", "/healthz")
-        connection.getresponse()  # Whatever it says; all workers may be busy.
+        connection.getresponse()  # Any response will do; all workers may be busy.
     except (OSError, http.client.HTTPException):
         return False
     finally:
@@ -285,10 +287,10 @@ def _answers(config: ServeConfig) -> bool:
 
 
 def _refuse_used_port(config: ServeConfig) -> None:
-    """Ray would share the port with whoever listens on it already, or fail minutes later.
+    """Refuse a port that is in use, which Ray would share with the other process, or fail on minutes later.
 
     Raises:
-        ConnectionError: Somebody listens there.
+        ConnectionError: The server cannot listen on the port.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

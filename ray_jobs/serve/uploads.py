@@ -1,8 +1,8 @@
-"""Uploaded videos: what is refused before anything decodes them, and the private file in which they lie meanwhile.
+"""Uploaded videos: what is refused before anything decodes them, and the private file that holds them meanwhile.
 
-Nothing an upload says about itself is believed: containers are chosen by content from a short list that never reads
-other files or the network, and the length is counted from the packets. What this module does not know: the web, Ray,
-and what is predicted.
+In: the bytes of an upload, and `Limits`. Out: a file and the video's length, or a `RefusedError`. Nothing an upload
+says about itself is trusted: containers are chosen by content from a short list that never reads other files or the
+network, and the length is counted from the packets.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
 
 @settings
 class Limits:
-    """What an upload may be at most."""
+    """Upper limits of an upload."""
 
     max_bytes: PositiveInt = 50_000_000
-    """Size of the file."""
+    """Size of the file, bytes."""
     max_seconds: PositiveFloat = 60.0
-    """Length of the video, from its first frame to the end of its last."""
+    """Length of the video in seconds, from its first frame to the end of its last."""
     max_pixels: PositiveInt = 3840 * 2160
     """Width × height of a frame."""
 
@@ -49,7 +49,7 @@ class Refusal:
 
 
 class RefusedError(ValueError):
-    """Carries a `Refusal` to whoever answers the request."""
+    """Carries a `Refusal` to the code that answers the request."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -58,7 +58,7 @@ class RefusedError(ValueError):
 
 @contextmanager
 def private_file(content: bytes) -> Iterator[Path]:
-    """A file that only this user can read, in a folder of its own; both are gone after the block, however it ends."""
+    """A file that only this user can read, in its own folder; both are deleted after the block, however it ends."""
     with tempfile.TemporaryDirectory(prefix="clipautt-upload-") as folder:
         path = Path(folder) / _FILE_NAME
         path.write_bytes(content)
@@ -70,13 +70,13 @@ def check_video(path: Path, limits: Limits) -> float:
 
     Args:
         path: The file.
-        limits: Of its length and picture size.
+        limits: Limits of its length and frame size.
 
     Returns:
         The length in seconds.
 
     Raises:
-        RefusedError: 415 for what is no video that can be read, 422 for what is over a limit.
+        RefusedError: 415 for a file that cannot be read as a video, 422 for one that is over a limit.
     """
     try:
         with open_container(str(path)) as container:
@@ -101,13 +101,13 @@ def without_paths(text: str, path: Path) -> str:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise RefusedError(
-            422, f"the pictures are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are taken"
+            422, f"the frames are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are allowed"
         )
 
 
 def _check_seconds(seconds: float, limits: Limits) -> None:
     if seconds > limits.max_seconds:
-        raise RefusedError(422, f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are taken")
+        raise RefusedError(422, f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed")
 
 
 def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:

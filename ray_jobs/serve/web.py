@@ -1,8 +1,8 @@
-"""The web side of the server: routes, what is refused at the door, and the page. It sees the model as three questions.
+"""The web side of the server: routes, what is refused before they run, and the page.
 
-The door is an ASGI layer before any parsing. It reads a request's body up to the limit and no further, and turns away
-browsers that another site sent here: a page elsewhere must not reach a server that trusts everyone on this machine.
-What this module does not know: Ray, and how a prediction is made.
+In: a `Model`, which answers the routes' questions, and `Limits`. Out: an ASGI application, see `make_app`. `Door` is
+the layer before any parsing. It reads a request's body up to the limit and no further, and turns away browsers that
+another site sent here: a page elsewhere must not reach a server that trusts everyone on this machine.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ray_jobs.serve.uploads import Limits, Refusal
 
 _FRAMING_BYTES = 64 * 1024
-"""What a multipart body may hold beside the file."""
+"""Bytes that a multipart body may hold besides the file."""
 _PAGE = resources.files("ray_jobs.serve") / "page"
 _ERRORS = {
-    400: "no file `video`, not multipart/form-data, or asked under another name than this machine's",
-    403: "asked by another site's page",
-    404: "nobody has adapted prompts under this subject_id",
+    400: "no file `video`, not multipart/form-data, or sent to a host name that is not this machine's",
+    403: "sent by another site's page",
+    404: "no subject with this subject_id has adapted prompts",
     409: "the subject's prompts belong to another checkpoint",
-    413: "more bytes than are taken",
-    415: "no video that can be decoded; says what the decoders said",
-    422: "longer, or of larger pictures, than is taken",
+    413: "more bytes than allowed",
+    415: "not a video that can be decoded; gives the decoders' messages",
+    422: "longer, or with larger frames, than allowed; or no face or no finite numbers in the video",
     500: "the server failed",
     503: "too many requests at once, or the worker stopped; try again",
     504: "no answer in time",
@@ -91,18 +91,20 @@ class Answer(BaseModel):
 
     label: str = Field(description="The most probable class")
     probabilities: dict[str, float] = Field(description="Class → probability; they sum to 1")
-    window_start_seconds: float = Field(description="Begin of the most expressive window, on which the label rests")
-    window_end_seconds: float = Field(description="Its end")
+    window_start_seconds: float = Field(description="Start of the most expressive window, on which the label rests")
+    window_end_seconds: float = Field(description="End of that window")
     top_action_units: list[TopActionUnit] = Field(description="What rose most in that window, highest first")
     action_units: ActionUnitCurves
-    entropy: list[float] = Field(description="Of each window's class probabilities, nats; low where the face is clear")
+    entropy: list[float] = Field(
+        description="Entropy of each window's class probabilities, nats; low where the model is sure"
+    )
     personalized_for: str | None = Field(description="Subject whose adapted prompts were used")
-    duration_seconds: float = Field(description="Length of the video")
-    seconds: float = Field(description="Time that the prediction took")
+    duration_seconds: float = Field(description="Length of the video, seconds")
+    seconds: float = Field(description="Time that the prediction took, seconds")
 
 
 class Subjects(BaseModel):
-    """Who has adapted prompts."""
+    """The subjects with adapted prompts."""
 
     subjects: list[str]
 
@@ -115,7 +117,7 @@ class Health(BaseModel):
     backbone: str = Field(description="Name of the CLIP")
     classes: list[str] = Field(description="What can be predicted")
     subjects: int = Field(description="How many subjects have adapted prompts")
-    limits: dict[str, float] = Field(description="Of an upload: max_bytes, max_seconds, max_pixels")
+    limits: dict[str, float] = Field(description="Limits of an upload: max_bytes, max_seconds, max_pixels")
 
 
 class Problem(BaseModel):
@@ -129,7 +131,7 @@ class Door:
 
     Args:
         app: The application.
-        max_body_bytes: Of a request.
+        max_body_bytes: Most bytes in the body of a request.
         hosts: Names of this server, from whose pages requests may come.
     """
 
@@ -158,7 +160,7 @@ class Door:
         await self.app(scope, receive, send)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
-        """What the headers alone are refused for."""
+        """Why the headers alone are refused; None if they are not."""
         origin = headers.get(b"origin")
         if origin is not None and _hostname(origin.decode("latin-1")) not in self.hosts:
             return Refusal(403, "requests from other sites' pages are not answered")
@@ -168,7 +170,7 @@ class Door:
         return self._too_large() if int(length) > self.max_body_bytes else None
 
     async def _read(self, receive: Receive) -> bytes | Refusal | None:
-        """The body; None where the client left before its end."""
+        """The body; None if the client left before its end."""
         body = bytearray()
         while True:
             message = await receive()
@@ -185,21 +187,21 @@ class Door:
 
 
 def too_large(max_bytes: int) -> Refusal:
-    """What a file over the limit is told."""
-    return Refusal(413, f"the file is too large; at most {max_bytes / 1e6:g} MB are taken")
+    """The refusal of a file over the limit."""
+    return Refusal(413, f"the file is too large; at most {max_bytes / 1e6:g} MB are allowed")
 
 
 def make_app(model: Model, limits: Limits, *, host: str = "127.0.0.1") -> ASGI:
-    """The application.
+    """The ASGI application of the server.
 
     Args:
-        model: Answers the questions.
-        limits: Of an upload.
+        model: Answers the routes' questions.
+        limits: Limits of an upload.
         host: Address that the server listens on.
     """
     app = FastAPI(
         title="clipautt",
-        summary="Emotion from face video by facial action units, personalised",
+        summary="Emotion from face video by facial action units, personalized",
         docs_url=None,
         redoc_url=None,
     )
@@ -210,7 +212,7 @@ def make_app(model: Model, limits: Limits, *, host: str = "127.0.0.1") -> ASGI:
     app.add_exception_handler(Exception, _answer_bug)
     hosts = frozenset({"127.0.0.1", "localhost", host})
     door = Door(app, max_body_bytes=limits.max_bytes + _FRAMING_BYTES, hosts=hosts)
-    # Against DNS rebinding: a name of another site that leads to this machine is not answered, whatever is asked.
+    # Against DNS rebinding: a request is refused if its host name is another site's, even if it leads to this machine.
     return _with_headers(TrustedHostMiddleware(door, allowed_hosts=sorted(hosts), www_redirect=False))
 
 
@@ -221,7 +223,9 @@ def _add_routes(app: FastAPI, model: Model, limits: Limits) -> None:
 
     @app.post("/v1/predict", summary="Predict one video", response_model=Answer, responses=errors)
     async def predict(
-        video: Annotated[UploadFile, File(description="The video: MP4, WebM, MOV, MKV, AVI …; one face fills it")],
+        video: Annotated[
+            UploadFile, File(description="The video: MP4, WebM, MOV, MKV, AVI …; one face fills the frame")
+        ],
         subject_id: Annotated[
             str | None, Form(description="Use this subject's adapted prompts", max_length=200)
         ] = None,
@@ -233,7 +237,7 @@ def _add_routes(app: FastAPI, model: Model, limits: Limits) -> None:
             raise HTTPException(415, "the file is empty")
         return JSONResponse(_value(await model.predict(content, subject_id or None)))
 
-    @app.get("/v1/subjects", summary="Who has adapted prompts")
+    @app.get("/v1/subjects", summary="List the subjects with adapted prompts")
     async def subjects() -> Subjects:
         return Subjects(subjects=_value(await model.subjects()))
 
@@ -255,7 +259,7 @@ def _raise(refusal: Refusal) -> None:
 async def _answer_malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-    hint = "send multipart/form-data with a file `video` and, if wanted, a text `subject_id`"
+    hint = "send multipart/form-data with a file `video` and, optionally, a text `subject_id`"
     return JSONResponse({"detail": f"{'; '.join(problems)}; {hint}"}, 400)
 
 
@@ -282,7 +286,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_headers(app: ASGI) -> ASGI:
-    """The application with `_HEADERS` on every answer, refusals among them."""
+    """The application with `_HEADERS` on every answer, including refusals."""
 
     async def headed(scope: Message, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:

@@ -1,10 +1,10 @@
-"""Look after a feature store: show what lies in it, verify it, remove what nobody needs.
+"""Look after a feature store: list what it holds, verify it, remove what is not needed.
 
 `ls` prints a line for every fingerprint: one backbone with its weights, preprocessing, crop and sampling. `verify`
-reads everything and exits 1 where something is wrong. `gc` tells what would go, and removes it with apply=true:
-leftovers of interrupted writes, rows that a later one replaces, rows of clips that no manifest of a run has, and
-folders of features that no checkpoint was trained on. Damaged files are only renamed. Nothing of the last hour is
-removed, and where it cannot be known what is needed, everything stays.
+reads everything and exits with 1 if something is wrong. `gc` lists what it would remove, and removes it with
+apply=true: leftovers of interrupted writes, rows that a later one replaces, rows of clips that no manifest of a run
+has, and folders of features that no checkpoint was trained on. Damaged files are only renamed. Nothing written in the
+last hour is removed, and if it cannot be known what is needed, everything stays.
 
 Example:
     clipautt store ls
@@ -45,7 +45,7 @@ _MEANING = {
 
 
 def list_store(root: Path) -> int:
-    """Print what lies in a store."""
+    """Print what a store holds; returns 0."""
     folders = inventory(root)
     table(
         [_line(folder) for folder in folders],
@@ -58,7 +58,7 @@ def list_store(root: Path) -> int:
 
 
 def verify_store(root: Path) -> int:
-    """Print what is wrong with a store; 1 where something is."""
+    """Print what is wrong with a store; returns 1 if something is, else 0."""
     findings = verify(root)
     problems = [str(finding) for finding in findings if finding.problem]
     _print_some([f"note: {finding}" for finding in findings if not finding.problem], "notes")
@@ -68,7 +68,7 @@ def verify_store(root: Path) -> int:
 
 
 def collect_garbage(root: Path, cfg: DictConfig) -> int:
-    """Print what goes, and remove it where that is asked for."""
+    """Print what is not needed, and remove it if `cfg.apply` is set; returns 0."""
     keep, manifests = list(cfg.keep or ()), list(cfg.manifests or ())
     _check_keep(root, keep)
     references = find_references(cfg.runs, manifests=manifests, fingerprints=keep)
@@ -81,21 +81,21 @@ def collect_garbage(root: Path, cfg: DictConfig) -> int:
     _print_some([_waste(waste) for waste in collection.wastes], "")
     table([_sum(kind, collection.wastes) for kind in KINDS if _of(kind, collection.wastes)], ["what", "count", "size"])
     freed = size_text(sum(waste.bytes for waste in collection.wastes if waste.kind != "damaged"))
-    print(f"{freed} freed" if cfg.apply else f"{freed} would be freed; nothing was changed: apply=true does it")
+    print(f"{freed} freed" if cfg.apply else f"{freed} would be freed; nothing was changed: apply=true removes it")
     return 0
 
 
 def _check_keep(root: Path, keep: Sequence[object]) -> None:
-    """A fingerprint that was mistyped would not keep what it was meant to."""
+    """Refuse a fingerprint that the store does not have: a mistyped one would not keep what it was meant to."""
     there = [folder.name for folder in store_folders(root)]
     for name in keep:
         if name not in there:
             hint = "" if isinstance(name, str) else "; it was read as a number: put it in quotes, keep=['…']"
-            raise ValueError(f"keep={name!r} is no folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
+            raise ValueError(f"keep={name!r} is not a folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
 
 
 def size_text(count: int) -> str:
-    """Bytes as people read them: `512 B`, `13.1 MB`."""
+    """A number of bytes in a readable unit: `512 B`, `13.1 MB`."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
@@ -124,7 +124,7 @@ def _line(folder: FolderInventory) -> tuple[object, ...]:
 
 
 def _notes(folder: FolderInventory) -> list[str]:
-    """What the table does not say of a folder."""
+    """What the table does not say about a folder."""
     failed = ", ".join(f"{count} {status}" for status, count in folder.failed.items())
     counted = {
         "damaged files; `clipautt store verify` names them": folder.damaged,
@@ -132,8 +132,9 @@ def _notes(folder: FolderInventory) -> list[str]:
         "leftovers of interrupted writes": folder.leftovers,
         "rows that a later row replaces": folder.replaced,
     }
-    found = [f"without features: {failed}"] if failed else []
-    return [*([folder.trouble] if folder.trouble else []), *found, *(f"{n} {what}" for what, n in counted.items() if n)]
+    lacking = [f"without features: {failed}"] if failed else []
+    trouble = [folder.trouble] if folder.trouble else []
+    return [*trouble, *lacking, *(f"{n} {what}" for what, n in counted.items() if n)]
 
 
 def _print_some(lines: Sequence[str], what: str) -> None:

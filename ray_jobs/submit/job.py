@@ -1,13 +1,13 @@
-"""Run a job on a Ray cluster from here: sends the code, waits, follows the log, ends with the job's exit code.
+"""Run a job on a Ray cluster from here: sends the code, follows the log, ends with the job's exit code.
 
     clipautt submit <job> key=value … [--address URL]
 
 The cluster is the one at `--address` (the dashboard's URL, `http://host:8265`), else at RAY_API_SERVER_ADDRESS or
-RAY_ADDRESS, else at http://127.0.0.1:8265. From a source checkout the code travels along, without data, runs and
-caches; an installed wheel sends nothing, the cluster needs the same wheel. Ctrl-C stops the job.
+RAY_ADDRESS, else at http://127.0.0.1:8265. From a source checkout the code is sent along, without data, runs and
+caches; an installed wheel sends nothing, so the cluster needs the same wheel. Ctrl-C stops the job.
 
 Paths are read on the cluster: give absolute paths on storage that its machines share, or URIs, `runs=…` included. A
-relative path there lies in a temporary folder that Ray removes.
+relative path would lie in a temporary folder that Ray removes.
 
 Example:
     clipautt submit adapt name=ward7 dataset=biovid dataset.root=/shared/biovid runs=/shared/runs \\
@@ -60,7 +60,7 @@ EXCLUDES = (
     "*.mov",
     "*.log",
 )
-"""What of a checkout is not sent, in the grammar of .gitignore; a leading slash means the checkout's top only."""
+"""Files of a checkout that are not sent, as .gitignore patterns; a leading slash matches at the checkout's top only."""
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
@@ -76,8 +76,8 @@ def main(words: Sequence[str]) -> int:
         words: `<job> key=value … [--address URL]`.
 
     Raises:
-        ValueError: A word is wrong; this is found out here, before anything is sent.
-        ConnectionError: No cluster answers, or it was lost on the way.
+        ValueError: A word is wrong; this is checked before anything is sent.
+        ConnectionError: No cluster answers, or it stopped answering.
     """
     address, rest = _take_address(list(words))
     if not rest:
@@ -95,7 +95,7 @@ def entrypoint_of(name: str, words: Sequence[str]) -> str:
     """
     job = find_job(name)
     if job.reads_words:
-        raise ValueError(f"{name!r} runs here, it cannot be submitted")
+        raise ValueError(f"{name!r} runs on this machine and cannot be submitted")
     settings = overrides(job, words)
     if job.module in configuration.configured_jobs():
         runs = configuration.complete(job.module, settings).get("runs")
@@ -114,11 +114,11 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     """Print a job's log until it ends.
 
     Args:
-        client: Of the cluster.
+        client: Client of the cluster.
         job_id: As `submit_job` returned it.
 
     Returns:
-        The job's own exit code; 1 where it failed without one, 130 when Ctrl-C stopped it.
+        The job's own exit code; 1 if it failed without one, 130 if Ctrl-C stopped it.
 
     Raises:
         ConnectionError: The cluster stopped answering. The job may still run.
@@ -135,7 +135,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
         client.stop_job(job_id)
         _wait(client, job_id, _STOP_SECONDS)
         return EXIT_INTERRUPTED
-    except RuntimeError as error:  # What Ray's client raises for every answer that is not a good one.
+    except RuntimeError as error:  # Ray's client raises it for every failed request.
         raise ConnectionError(f"lost the cluster; {job_id} may still run there ({_last_line(str(error))})") from error
 
 
@@ -147,7 +147,7 @@ async def _print_log(client: JobSubmissionClient, job_id: str, shown: list[str])
             shown.append(lines)
             print(lines, end="", flush=True)
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
-        print(f"clipautt submit: the log breaks off, its rest follows at the end ({error})", file=sys.stderr)
+        print(f"clipautt submit: the log was interrupted, the rest follows at the end ({error})", file=sys.stderr)
 
 
 def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
@@ -159,7 +159,7 @@ def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
 
 
 def _wait(client: JobSubmissionClient, job_id: str, seconds: float | None) -> None:
-    """Until the job has ended, or the seconds are over. A few lost answers in a row are forgiven."""
+    """Wait until the job has ended or `seconds` have passed; a few failed requests in a row are tolerated."""
     deadline = None if seconds is None else time.monotonic() + seconds
     failures = 0
     while deadline is None or time.monotonic() < deadline:
@@ -175,7 +175,7 @@ def _wait(client: JobSubmissionClient, job_id: str, seconds: float | None) -> No
 
 
 def _python() -> str:
-    """Shell words for the interpreter: that of this virtual environment where the cluster can see it, else `python`."""
+    """Shell words for the interpreter: this virtual environment's if the cluster can see it, else `python`."""
     if sys.prefix == sys.base_prefix:
         return "python"
     return f'"$(command -v {shlex.quote(sys.executable)} || echo python)"'
@@ -203,13 +203,13 @@ def _client(address: str | None) -> JobSubmissionClient:
             return JobSubmissionClient(target)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
-                f"no Ray cluster takes jobs at {target}: start one with `ray start --head` on this machine, or give "
+                f"no Ray cluster accepts jobs at {target}: start one with `ray start --head` on this machine, or give "
                 f"the URL of a cluster's dashboard with --address ({_last_line(str(error))})"
             ) from error
 
 
 def _await_answer(url: str) -> None:
-    """A machine that swallows packets would keep Ray's client waiting for ever.
+    """Check that something answers: a machine that drops packets would keep Ray's client waiting forever.
 
     Raises:
         TimeoutError: Nothing answers within the deadline.
@@ -227,7 +227,7 @@ def _await_answer(url: str) -> None:
 
 @contextmanager
 def _without_addresses() -> Iterator[None]:
-    """Ray lets the environment win over an explicit address; here the address given wins."""
+    """Hide the address variables of the environment, which Ray prefers to an explicit address."""
     kept = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
     try:
         yield

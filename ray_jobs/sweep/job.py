@@ -1,8 +1,8 @@
 """Search window length, prompt tuning and readout on source-validation subjects.
 
 Every trial trains CLIP-AU on the source subjects, personalizes to the validation subjects as if they were unseen, and
-is scored by its mean UAR over them; target subjects are never read. Trials run on Ray Tune, Optuna chooses what they
-try. A run that is started again does only the trials that are missing.
+is scored by its mean UAR over them; target subjects are never read. Trials run on Ray Tune, and Optuna chooses their
+values. A run that is started again does only the trials that are missing.
 
 The run folder then holds `best.yaml` (the settings, and the commands that use them), `trials.parquet`, `study.db` (the
 Optuna study) and `figures/`.
@@ -40,9 +40,9 @@ from ray_jobs.sweep.trial import METRICS, SweepData, SweepJob, load_data, run_tr
 
 _FACTS = ("seconds", "trained", "fallbacks", "agreement")
 _QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even where nothing is asked for.
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # A failed trial is one line of ours; its reason is kept.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run goes on from there.
+    "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even with verbose=0.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # We print one line per failed trial, and keep its reason.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run continues from there.
 }
 
 
@@ -66,7 +66,7 @@ def _storage(folder: str | Path) -> Any:
 
 
 def _fact_key(number: int) -> str:
-    """Optuna closes a trial before its reason is known, so what we know of a trial is kept with the study."""
+    """Key of a trial's facts, which are kept with the study, as Optuna closes a trial before its reason is known."""
     return f"trial {number}"
 
 
@@ -84,7 +84,7 @@ def read_trials(study: Any, space: SearchSpace) -> pd.DataFrame:
         facts = noted.get(_fact_key(trial.number), {})
         ok = trial.state.name == "COMPLETE"
         row = {"number": trial.number, "status": "ok" if ok else facts.get("status", "failed")}
-        row["reason"] = "" if ok else facts.get("reason", "not known: the run was stopped before it was noted")
+        row["reason"] = "" if ok else facts.get("reason", "unknown: the run was stopped before it was noted")
         row["uar"] = trial.value if ok else None
         row |= {name: facts.get(name) for name in (*METRICS[1:], *_FACTS)}
         if row["seconds"] is None and trial.duration is not None:
@@ -100,10 +100,10 @@ class TrialLog:
     """Notes what Optuna does not and prints one line per finished trial.
 
     Args:
-        study: of the sweep.
+        study: the sweep's Optuna study.
         folder: where failing trials leave their reasons, see `reason_file`.
-        total: trials when all are done.
-        done: trials that were finished before.
+        total: number of trials when all are done.
+        done: number of trials that were finished before.
     """
 
     def __init__(self, study: Any, folder: str | Path, *, total: int, done: int) -> None:
@@ -114,7 +114,7 @@ class TrialLog:
         self.best: tuple[float, int] | None = None if best is None else (best.value, best.number)
 
     def finished(self, number: int, result: Mapping[str, Any]) -> None:
-        """A trial has its figures."""
+        """Note a finished trial's figures and print its line."""
         self.study.set_user_attr(_fact_key(number), {name: result[name] for name in (*METRICS[1:], *_FACTS)})
         uar = float(result["uar"])
         if self.best is None or uar > self.best[0]:
@@ -122,7 +122,7 @@ class TrialLog:
         self._line(f"trial {number}: UAR {100 * uar:.1f} %")
 
     def failed(self, number: int, reason: str) -> None:
-        """A trial has none."""
+        """Note why a trial failed and print its line."""
         self.study.set_user_attr(_fact_key(number), {"status": "failed", "reason": reason})
         self._line(f"trial {number} failed: {reason}")
 
@@ -136,21 +136,21 @@ class TrialLog:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: what the trial's code said."""
+    """The error of a trial's code in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else "no reason given"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _ending(error_file: str | None) -> str:
-    """How a trial's process ended that could say nothing itself: what Ray noted, below a headline with the time."""
+    """Why a trial ended whose process left no reason: the first line that Ray noted below a headline with the time."""
     text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
     return lines[0] if lines else "its process ended without a reason"
 
 
 def reason_file(folder: str | Path, trial_id: str) -> Path:
-    """Where a failing trial says why: Tune itself may not have its error yet when it reports the failure."""
+    """File in which a failing trial says why: Tune may not have its error yet when it reports the failure."""
     return Path(folder) / f"{trial_id}.reason"
 
 
@@ -192,14 +192,14 @@ def sweep(
     """Run the trials that are missing, on the connected Ray.
 
     Args:
-        job: what is searched, and where the run lies.
-        data: features.
-        trials: finished trials to have at the end, failed ones among them, interrupted ones not.
-        name: of the study.
-        seed: of the values that trials try.
-        cluster: share of a GPU per trial.
+        job: the search space, and the run's folder.
+        data: features of the source subjects.
+        trials: finished trials to have at the end, including failed ones, but not interrupted ones.
+        name: name of the study.
+        seed: seed of the values that trials try.
+        cluster: gives the share of a GPU per trial.
         concurrent: trials at a time; None: as many as fit. With one at a time, equal seeds try equal values, however
-            often the run was stopped; else what Optuna knows depends on which trial was faster.
+            often the run was stopped; with more, what Optuna knows depends on which trial ends first.
 
     Returns:
         All trials of the run, see `read_trials`.
@@ -261,7 +261,7 @@ def _tune(
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # What Tune keeps there is in the study, too.
+        shutil.rmtree(scratch, ignore_errors=True)  # What Tune keeps there is also in the study.
 
 
 def check_counts(trials: int, concurrent: int | None) -> None:
@@ -272,7 +272,9 @@ def check_counts(trials: int, concurrent: int | None) -> None:
     """
     for name, value in (("trials", trials), ("concurrent", concurrent)):
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected a whole number from 1" + (", or null" * (name == "concurrent")))
+            raise ValueError(
+                f"{name}={value}: expected a whole number, at least 1" + (", or null" * (name == "concurrent"))
+            )
 
 
 def check_splits(manifest: Manifest) -> None:
@@ -284,7 +286,7 @@ def check_splits(manifest: Manifest) -> None:
     for split in ("source_train", "source_val"):
         if not any(clip.split == split for clip in manifest.clips):
             raise ValueError(
-                f"the manifest has no {split} clips; a sweep trains on source_train, selects on source_val"
+                f"the manifest has no {split} clips; a sweep trains on source_train and selects on source_val"
             )
 
 
@@ -296,7 +298,7 @@ def main(cfg: DictConfig) -> int:
     check_splits(manifest)
     train = instantiate(cfg.train)
     if train.features != "cached":
-        raise ValueError(f"train.features={train.features!r}; a sweep works on stored features: allowed is cached")
+        raise ValueError(f"train.features={train.features!r}: a sweep works on stored features; set it to cached")
     space = make_space(settings.get("space") or {}, train=train, adapt=instantiate(cfg.adapt))
     extraction = extraction_config(cfg)
     settings["manifest_fingerprint"] = manifest.fingerprint

@@ -1,6 +1,6 @@
-"""What a sweep leaves behind: the table of trials, the best settings as commands, the figures.
+"""The results of a sweep: the table of trials, the best settings as commands, the figures.
 
-What this module does not know: how trials were run.
+In: the trials, their study and the run's settings. Out: files in the run folder, and what is printed at the end.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
     """Write `trials.parquet`, `best.yaml` and the figures into the run folder, and print the best trials.
 
     Args:
-        job: of the sweep.
-        trials: from `sweep.read_trials`.
+        job: what the trials shared.
+        trials: from `job.read_trials`.
         study: the Optuna study, for the importances.
-        settings: of the run, plain and resolved.
+        settings: the run's settings, plain and resolved.
 
     Returns:
-        The exit code: 1 where no trial finished well.
+        The exit code: 1 if no trial succeeded, else 0.
     """
     folder = Path(job.folder)
     write_table(folder / "trials.parquet", trials)
     print_counts(trials, job.space)
     best = best_trial(trials)
     if best is None:
-        print(f"no trial finished well, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
+        print(f"no trial succeeded, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
         return 1
     facts = best_settings(job, best, settings)
     text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
@@ -66,13 +66,13 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
 
 
 def best_trial(trials: pd.DataFrame) -> pd.Series | None:
-    """The trial of the highest UAR, of equal ones the first; None where none finished well."""
+    """The trial with the highest UAR, the first of equal ones; None if none succeeded."""
     good = trials[trials["status"] == "ok"]
     return None if good.empty else good.iloc[int(good["uar"].argmax())]
 
 
 def values_of(trial: pd.Series, space: SearchSpace) -> dict[str, Any]:
-    """The values that a trial chose, as plain Python values; what did not matter in it is left out."""
+    """The values that a trial chose, as plain Python values, without dimensions that did not matter in it."""
     names = [dimension.name for dimension in space.dimensions]
     chosen = {name: trial[name] for name in names if not pd.isna(trial[name])}
     return {name: value.item() if hasattr(value, "item") else value for name, value in chosen.items()}
@@ -82,9 +82,9 @@ def best_settings(job: SweepJob, trial: pd.Series, settings: Mapping[str, Any]) 
     """What `best.yaml` holds.
 
     Args:
-        job: of the sweep.
+        job: what the trials shared.
         trial: a row of the table of trials.
-        settings: of the run, plain and resolved.
+        settings: the run's settings, plain and resolved.
 
     Returns:
         The trial's number, figures, values and model, the words for `clipautt train` and `clipautt adapt`, and the
@@ -149,7 +149,7 @@ def draw(space: SearchSpace, trials: pd.DataFrame, study: Any, folder: Path) -> 
     if "window_length" in good and good["window_length"].nunique() > 1:
         sweep_figures.window_curve(folder / "window_length.png", good)
     else:
-        notes.append("no window-length curve: all trials have one length")
+        notes.append("no window-length curve: all trials have the same length")
     if len(good) < _FEWEST_FOR_IMPORTANCES or good["uar"].nunique() < 2:
         notes.append(
             f"no importances: they need {_FEWEST_FOR_IMPORTANCES} finished trials that differ, there are {len(good)}"
@@ -160,26 +160,26 @@ def draw(space: SearchSpace, trials: pd.DataFrame, study: Any, folder: Path) -> 
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Share of each dimension in what makes a trial good; conditional PED-ANOVA (arXiv 2304.10255, 2601.20800)."""
+    """Dimension → its share in what makes a trial good; conditional PED-ANOVA (arXiv 2304.10255, 2601.20800)."""
     import optuna
 
-    found = optuna.importance.get_param_importances(study)
-    return {str(name): float(share) for name, share in found.items()}
+    shares = optuna.importance.get_param_importances(study)
+    return {str(name): float(share) for name, share in shares.items()}
 
 
 def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:
-    """How many trials there are of each kind, and the first reasons of failed ones."""
+    """Print how many trials have each status, and the first reasons of failed ones."""
     counts = trials["status"].value_counts()
     parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "interrupted") if status in counts]
     values = trials.loc[trials["status"] == "ok", [dimension.name for dimension in space.dimensions]]
-    print(f"trials: {', '.join(parts)}; {len(values.drop_duplicates())} different ones finished")
+    print(f"trials: {', '.join(parts)}; the ok ones have {len(values.drop_duplicates())} distinct settings")
     failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
     if len(failed):
         table(failed[["number", "reason"]].head(_SHOWN).to_numpy().tolist(), ["failed trial", "reason"])
 
 
 def print_best(trials: pd.DataFrame, space: SearchSpace) -> None:
-    """The best trials with their values."""
+    """Print the best trials with their values."""
     good = trials[trials["status"] == "ok"].sort_values(["uar", "number"], ascending=[False, True])
     rows = []
     for _, trial in good.head(_SHOWN).iterrows():
@@ -190,5 +190,6 @@ def print_best(trials: pd.DataFrame, space: SearchSpace) -> None:
     compared = good.head(1).dropna(subset="agreement")
     for _, best in compared.iterrows():
         print(
-            f"trial {best['number']} agrees with the exact method in {100 * best['agreement']:.1f} % of some decisions"
+            f"trial {best['number']} agrees with the exact method in {100 * best['agreement']:.1f} % of the decisions "
+            "compared"
         )

@@ -1,7 +1,7 @@
 """The search space of a sweep: what may be searched, how a YAML file says so, and what a trial's values configure.
 
-A dimension that cannot matter in a trial (step sizes where no prompt is tuned) is not sampled in it. What this module
-does not know: Ray, and how good any value is.
+In: the mapping `space` of a configuration. Out: a `SearchSpace`, with which Optuna chooses a trial's values. A
+dimension that cannot matter in a trial (step sizes where no prompt is tuned) is not sampled in it.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class Dimension:
     name: str
     """A key of `DIMENSIONS`."""
     choices: tuple[Value, ...] = ()
-    """At least two values, or none where it is a range."""
+    """At least two values; empty for a range."""
     low: int | float = 0
-    """Least value of the range."""
+    """Smallest value of the range."""
     high: int | float = 0
     """Largest value of the range, inclusive."""
     step: int | float | None = None
-    """Distance of neighbouring values; None: 1 for whole numbers, else any number."""
+    """Distance between neighbouring values; None: 1 for whole numbers, none for others."""
     log: bool = False
     """Whether to sample evenly on a logarithmic scale."""
 
     @property
     def dtype(self) -> str:
-        """Type of its column in the table of trials; every one has room for an empty cell."""
+        """Type of its column in the table of trials; all of them allow an empty cell."""
         return {int: "Int64", float: "float64", bool: "boolean"}.get(_hint(self.name), "object")
 
     def suggest(self, trial: Trial) -> Value:
@@ -138,7 +138,7 @@ def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConf
     """The search space that a configuration describes.
 
     Args:
-        space: name → `{low: …, high: …}` with `step` or `log`, or `{choices: […]}`; None leaves a dimension out.
+        space: name → `{low: …, high: …}` with `step` or `log`, or `{choices: […]}`; None omits a dimension.
         train: settings shared by all trials.
         adapt: settings shared by all trials.
 
@@ -149,21 +149,19 @@ def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConf
         if name not in DIMENSIONS:
             raise ValueError(f"space.{name}: unknown dimension{suggestion(str(name), DIMENSIONS)}")
     if not isinstance(adapt.method, ClipAUTT):
-        raise ValueError(
-            f"method {adapt.method.name!r}: a sweep searches the settings of clip_autt; take adapt=clip_au"
-        )
+        raise ValueError(f"method {adapt.method.name!r}: a sweep searches the settings of clip_autt; set adapt=clip_au")
     if adapt.window is not None:
         raise ValueError("adapt.window: expected null, the trials use the window they train with; set train.window")
     dimensions = [_dimension(name, space[name]) for name in DIMENSIONS if space.get(name) is not None]
     if not dimensions:
         raise ValueError(f"space is empty: search at least one of {', '.join(DIMENSIONS)}")
-    found = SearchSpace(tuple(dimensions), train, adapt)
-    _refuse_idle(found)
-    return found
+    result = SearchSpace(tuple(dimensions), train, adapt)
+    _refuse_idle(result)
+    return result
 
 
 def _refuse_idle(space: SearchSpace) -> None:
-    """A dimension that matters in no trial would be searched for nothing."""
+    """Refuse a dimension that matters in no trial."""
     searched = {dimension.name: dimension.choices for dimension in space.dimensions}
     usual = {
         "objective": cast(ClipAUTT, space.adapt.method).objective,
@@ -177,9 +175,7 @@ def _refuse_idle(space: SearchSpace) -> None:
     for name in searched:
         if not any(_matters(name, config) for config in reachable):
             given = ", ".join(f"{key} {' or '.join(map(str, values))}" for key, values in deciding.items())
-            raise ValueError(
-                f"space.{name} changes nothing in any trial ({given}); search objective too, or leave it out"
-            )
+            raise ValueError(f"space.{name} changes nothing in any trial ({given}); search objective too, or omit it")
 
 
 def _dimension(name: str, given: Any) -> Dimension:
@@ -223,12 +219,12 @@ def _of_range(name: str, parts: dict[str, Any], key: str) -> Dimension:
     if not isinstance(log, bool):
         raise ValueError(f"{key}.log={log!r}: should be true or false")
     if log and (low <= 0 or "step" in parts):
-        raise ValueError(f"{key}: low={low}, step={parts.get('step')}; a logarithmic range starts above 0 without step")
+        raise ValueError(f"{key}: low={low}, step={parts.get('step')}; a logarithmic range has low above 0 and no step")
     step = parts.get("step")
     if step is not None and type(step) not in (int, _hint(name)):
         raise ValueError(f"{key}.step={step!r}: should be {'an integer' if _hint(name) is int else 'a number'}")
     if step is not None and (step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9):
-        raise ValueError(f"{key}.step={step}: expected a positive part of {high} − {low} that divides it")
+        raise ValueError(f"{key}.step={step}: expected a positive number that divides {high} − {low}")
     return Dimension(name, low=low, high=high, step=step, log=log)
 
 
@@ -256,16 +252,16 @@ def _forms(name: str) -> str:
         owner, field = DIMENSIONS[name]
         allowed = schema.fields(f"{owner.__module__}.{owner.__name__}")[field].allowed
         return f"{{choices: […]}}, each {allowed or ('true or false' if _hint(name) is bool else 'text')}"
-    return "{low: …, high: …}, with step: … or log: true where wanted, or {choices: […]}"
+    return "{low: …, high: …}, optionally with step: … or log: true, or {choices: […]}"
 
 
 class SeededSampler(BaseSampler):
     """Optuna's TPE with random numbers that follow from the seed and the trial's number alone.
 
-    A sampler that is seeded once would, in a resumed sweep, suggest the first trials once more.
+    A sampler that is seeded once would suggest the first trials again in a resumed sweep.
 
     Args:
-        seed: of the sweep.
+        seed: seed of the sweep.
     """
 
     def __init__(self, seed: int) -> None:
@@ -276,22 +272,22 @@ class SeededSampler(BaseSampler):
         if self._current is None or self._current[0] != trial.number:
             numbers = np.random.SeedSequence([self.seed, _STREAM, trial.number]).generate_state(1)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # `group` lets dimensions be left out of trials.
+                warnings.simplefilter("ignore", ExperimentalWarning)  # `group` allows trials without some dimensions.
                 self._current = trial.number, TPESampler(seed=int(numbers[0]), multivariate=True, group=True)
         return self._current[1]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What is sampled jointly."""
+        """The dimensions that are sampled jointly."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Joint values."""
+        """Values of the dimensions that are sampled jointly."""
         return self._of(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """One value by itself."""
+        """The value of a dimension that is sampled alone."""
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)

@@ -1,6 +1,6 @@
 """One trial of a sweep: train CLIP-AU or take it from the run folder, personalize to validation subjects, score.
 
-What this module does not know: Ray, and how the values of a trial are chosen. Target subjects never come here.
+In: a trial's values, a `SweepJob` and `SweepData`. Out: the trial's figures. Nothing of target subjects is read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ray_jobs.sweep.space import SearchSpace
 
 _COMPARED_SUBJECTS = 3
 METRICS = ("uar", "war", "f1")
-"""Means over validation subjects, in 0..1; the first one is what trials are chosen by."""
+"""Means over validation subjects, in 0..1; trials are chosen by the first one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SweepJob:
     """What every trial needs to know; plain values only."""
 
     backbone: BackboneConfig
-    """Text tower and fingerprint."""
+    """The backbone, for its text tower and its fingerprint."""
     features: FeatureSpec
     """Specification of the stored features."""
     space: SearchSpace
@@ -52,7 +52,7 @@ class SweepJob:
     classes: tuple[str, ...]
     """Class names in label order."""
     manifest: str
-    """Fingerprint, for the checkpoints."""
+    """Fingerprint of the manifest, for the checkpoints."""
     folder: str
     """Run folder; `models/` in it holds one checkpoint per training configuration."""
 
@@ -70,7 +70,7 @@ class SweepData:
 
 
 def load_data(manifest: Manifest, store: FeatureStore) -> SweepData:
-    """The source subjects' features; target clips are not asked for.
+    """The source subjects' features; none of target clips.
 
     Raises:
         ValueError: if a source split has no clip with features.
@@ -85,7 +85,7 @@ def _labelled(manifest: Manifest, store: FeatureStore, split: Split) -> tuple[tu
     loaded = store.load(clips)
     if not loaded:
         raise ValueError(
-            f"{len(clips)} {split} clips, none with features; a sweep trains on source_train, selects on source_val"
+            f"{len(clips)} {split} clips, none with features; a sweep trains on source_train and selects on source_val"
         )
     labels = {clip.clip_id: manifest.label_index(clip) for clip in clips if clip.clip_id in loaded}
     return tuple(loaded.values()), labels
@@ -100,9 +100,9 @@ def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict
         data: see `SweepData`.
 
     Returns:
-        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of some subjects'
-        decisions that are the exact method's, where the method is an approximation) and `fallbacks` (clips that are
-        predicted without adaptation because it went wrong).
+        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of a few subjects'
+        decisions in which an approximation agrees with the exact method; None if the method is exact) and `fallbacks`
+        (number of clips predicted without adaptation because it went wrong).
     """
     began = time.perf_counter()
     if not torch.cuda.is_available():
@@ -116,7 +116,7 @@ def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict
 
 @lru_cache(maxsize=1)
 def _backbone(config: BackboneConfig) -> Backbone:
-    """Loaded once per process; trials follow each other in it."""
+    """The backbone, loaded once per process, which runs one trial after another."""
     return load_backbone(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -136,7 +136,7 @@ def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[s
 def _agreement(
     source: Source, data: SweepData, config: AdaptConfig, results: Mapping[str, SubjectResult]
 ) -> float | None:
-    """Share of a few subjects' decisions that are the exact method's; None where the settings are exact."""
+    """Share of a few subjects' decisions that agree with the exact method; None if the method is exact."""
     if config.exact is None:
         return None
     chosen = subjects_to_compare(results, _COMPARED_SUBJECTS)
@@ -192,7 +192,7 @@ def model_folder(job: SweepJob, config: TrainConfig) -> Path:
 
 
 def _keep(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write it as a whole; of two trials that trained the same model at once, the first one's is kept."""
+    """Write a checkpoint as a whole; if two trials train the same model at once, the first one's is kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic(folder) as temporary:

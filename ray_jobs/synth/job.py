@@ -1,7 +1,7 @@
 """Render a data set of synthetic faces as mp4, with true action-unit intensities and a manifest.
 
 Subjects are rendered in parallel on the cluster; what is already there is kept. The folder then holds
-`manifest.parquet`, `videos/`, `contact_sheet.png` (look at it) and what is known about every subject.
+`manifest.parquet`, `videos/`, `contact_sheet.png` and what is known about every subject.
 
 Example:
     clipautt synth dataset.task=pain dataset.difficulty=hard dataset.seed=1 out=data/hard

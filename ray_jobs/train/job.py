@@ -1,8 +1,8 @@
 """Train CLIP-AU on features of the source subjects.
 
-What the store lacks is extracted first. One checkpoint is written per subject baseline, each with the figures on the
-source-validation subjects; target subjects are never looked at. With `train.features=streamed` the training clips are
-decoded and encoded again in each epoch, which takes longer and lets their pictures be augmented.
+Missing features are extracted first. One checkpoint is written per subject baseline, each with the figures on the
+source-validation subjects; target subjects are never used. With `train.features=streamed` the training clips are
+decoded and encoded again in each epoch, which takes longer and allows augmentation of their frames.
 
 Example:
     clipautt train manifest=data/hard/manifest.parquet train.epochs=10 name=hard
@@ -57,9 +57,9 @@ class TrainJob:
     """What every training worker needs to know; plain values only."""
 
     manifest: Manifest
-    """Source clips are taken from it."""
+    """The manifest, of which the source clips are used."""
     extraction: ExtractionConfig
-    """Where the features are, and how clips are decoded and encoded where features are streamed."""
+    """Where the features are, and how clips are decoded and encoded if features are streamed."""
     features: FeatureSpec
     """Specification of the stored features."""
     configs: tuple[TrainConfig, ...]
@@ -127,7 +127,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
 
 
 def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: int, world: int) -> dict[str, float]:
-    """Train one configuration and write its checkpoint; the figures on source-validation subjects."""
+    """Train one configuration and write its checkpoint; returns the figures on source-validation subjects."""
     import ray.train.torch
     import torch
 
@@ -165,7 +165,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
 def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> StreamedClips:
     """The training clips to stream, without those that are known to fail.
 
-    Subjects' centres are those of the clips as they are, and come from the store; without a subject baseline the store
+    Subjects' centres are those of the clips without augmentation, from the store; without a subject baseline the store
     need not have the training clips.
     """
     clips = job.manifest.of_split("source_train")
@@ -200,13 +200,13 @@ def check_streaming(config: TrainConfig, extraction: ExtractionConfig, *, worker
     if workers > 1:
         raise ValueError(
             f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
-            "take the rest of the cluster; take workers=1 or train.features=cached"
+            "take the rest of the cluster; set workers=1 or train.features=cached"
         )
     beside_trainer(extraction.pipeline, extraction.cluster)
 
 
 def _note_epochs(job: TrainJob, config: TrainConfig, stream: StreamedClips) -> Callable[[int, float], None]:
-    """What adds a line to the run's file of epochs."""
+    """A function that adds an epoch's line to the run's file of epochs."""
     file = Path(job.folder) / EPOCHS_FILE
 
     def note(epoch: int, loss: float) -> None:
@@ -240,7 +240,7 @@ def _epochs_shown(file: Path) -> Iterator[None]:
 
 
 def _lines_from(file: Path, start: int) -> list[bytes]:
-    """The whole lines behind a place in the file."""
+    """The complete lines from byte `start` of the file on."""
     if not file.exists():
         return []
     with file.open("rb") as lines:
@@ -249,14 +249,14 @@ def _lines_from(file: Path, start: int) -> list[bytes]:
 
 
 def epoch_lines(row: dict[str, Any]) -> list[str]:
-    """What is printed about a streamed epoch: a line with loss and speed, and one for each clip that was left out."""
+    """What is printed about a streamed epoch: a line with loss and speed, and one for each clip that was omitted."""
     rate, frames = (row[name] / max(row["seconds"], 1e-9) for name in ("clips", "frames"))
     epoch = f"train {row['subject_baseline']}: epoch {row['epoch'] + 1}/{row['epochs']}, loss {row['loss']:.4f}"
-    left_out = list(row["left_out"].items())
-    ends = [f"{len(left_out)} left out"] if left_out else []
+    omitted = list(row["left_out"].items())
+    ends = [f"{len(omitted)} omitted"] if omitted else []
     first = ", ".join([epoch, f"{row['clips']} clips", f"{rate:.3g} clips/s", f"{frames:.3g} frames/s", *ends])
-    more = [f"  … and {len(left_out) - _SHOWN_CLIPS} more"] if len(left_out) > _SHOWN_CLIPS else []
-    return [first, *(f"  {clip_id}: {reason}" for clip_id, reason in left_out[:_SHOWN_CLIPS]), *more]
+    more = [f"  … and {len(omitted) - _SHOWN_CLIPS} more"] if len(omitted) > _SHOWN_CLIPS else []
+    return [first, *(f"  {clip_id}: {reason}" for clip_id, reason in omitted[:_SHOWN_CLIPS]), *more]
 
 
 def load_examples(
@@ -301,7 +301,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def print_figures(figures: dict[str, dict[str, float]]) -> None:
-    """A short table of the figures on source-validation subjects."""
+    """Print a short table of the figures on source-validation subjects."""
     rows = [(name, f"{100 * m['war']:.1f} %", f"{100 * m['uar']:.1f} %") for name, m in figures.items() if m]
     if rows:
         table(rows, ["subject baseline", "validation WAR", "validation UAR"])

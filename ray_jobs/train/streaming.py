@@ -1,7 +1,7 @@
 """Training examples straight from decoded clips: one run of the pipeline per epoch, in the order of that epoch.
 
-Clips become examples as they arrive and are forgotten after their batch, so an epoch of any size fits in memory. What
-this module does not know: the model, and who trains it.
+In: source clips and training settings. Out: batches of `Example`s. Clips become examples as they arrive and are dropped
+after their batch, so an epoch of any size fits in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ray_jobs.platform.extraction.pipeline import CPU_SLOT, EncodedClip, Pipelin
 TRAINER_CPUS = 1.0
 """Cores that the worker with the model holds while others decode and encode for it."""
 _HELD_CLIPS = 256
+"""Most clips that wait for an earlier one."""
 
 
 @dataclass
@@ -37,28 +38,29 @@ class EpochFigures:
     clips: int = 0
     """Clips that became examples."""
     frames: int = 0
-    """Their frames."""
+    """Frames of these clips."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Clip id → why it could not be read or encoded."""
     seconds: float = 0.0
-    """From the start of the epoch to its last example, the encoders' start included."""
+    """Seconds from the start of the epoch to its last batch, including the encoders' start."""
 
 
 class StreamedClips:
     """Source clips that are decoded and encoded again in every epoch, on the connected Ray.
 
-    The order is that of training on stored features, as long as the same clips can be read: a clip that turns out to be
-    unreadable in the first epoch is passed over there and is not asked for again, so take out beforehand what is
-    known to fail. A clip whose worker died is tried again after all others; the batches wait for it, but not for more
-    than some hundred clips, and it then comes when it comes.
+    The order is that of training on stored features, if the same clips can be read: a clip that turns out to be
+    unreadable is skipped in that epoch and not read again, so remove clips that are known to fail beforehand. A clip
+    whose worker died is tried again after all others; batches wait for it until more than `_HELD_CLIPS` later clips
+    have arrived, and it then joins the batch that is due when it arrives.
 
     Args:
         clips: source clips; their ids are unique.
         labels: clip id → class index.
         centres: subject → what is removed from its frame features, [d]; empty removes nothing.
         config: order, batches and augmentation.
-        extraction: what encodes, and what decoding and encoding may take before the trainer has its part.
-        fingerprint: of the backbone.
+        extraction: the backbone, and the limits and resources of decoding and encoding, the trainer's core not yet
+            subtracted.
+        fingerprint: fingerprint that the backbone must have on every worker.
         frames: how a clip becomes frames.
     """
 
@@ -79,7 +81,7 @@ class StreamedClips:
         self._unusable: set[str] = set()
 
     def batches(self, epoch: int) -> Iterator[list[Example]]:
-        """The batches of an epoch, as their clips arrive; `figures` then tells about it."""
+        """The batches of an epoch, as their clips arrive; their counts are added to new `figures`."""
         began, self.figures = time.monotonic(), EpochFigures()
         order = [self.clips[i] for i in epoch_order([clip.clip_id for clip in self.clips], self.config, epoch)]
         arriving = in_listed_order(self._pipeline(epoch).run(order, in_order=True), order)
@@ -119,9 +121,9 @@ class StreamedClips:
 
 
 def in_listed_order(arriving: Iterable[EncodedClip], listed: Sequence[Clip]) -> Iterator[EncodedClip]:
-    """Clips in the order of listing, though a few arrive late.
+    """Yield clips in the order of `listed`, though a few arrive late.
 
-    At most some hundred clips wait for an earlier one; it is then passed over and given when it arrives.
+    At most `_HELD_CLIPS` clips wait for an earlier one; it is then passed over and yielded when it arrives.
 
     Args:
         arriving: every listed clip once.
@@ -144,7 +146,7 @@ def in_listed_order(arriving: Iterable[EncodedClip], listed: Sequence[Clip]) -> 
 
 
 def beside_trainer(pipeline: PipelineConfig, cluster: ClusterConfig) -> PipelineConfig:
-    """The pipeline's settings with fewer encoders where the trainer's core would leave no place for decoders.
+    """The pipeline's settings, with fewer encoders if the trainer's core would leave no room for decoders.
 
     Raises:
         ValueError: if the cluster has too few cores for the trainer, a decoder and an encoder.
@@ -157,7 +159,8 @@ def beside_trainer(pipeline: PipelineConfig, cluster: ClusterConfig) -> Pipeline
         raise ValueError(
             f"train.features=streamed needs {TRAINER_CPUS + decoder + encoder:g} cores, {TRAINER_CPUS:g} to train, "
             f"{decoder:g} to decode and {encoder:g} to encode, and the cluster has {cores}; "
-            f"take train.features=cached or a larger cluster{', or fewer pipeline.decoder_cpus' * (decoder > CPU_SLOT)}"
+            "set train.features=cached or use a larger cluster"
+            f"{', or lower pipeline.decoder_cpus' * (decoder > CPU_SLOT)}"
         )
     if gpu:
         return pipeline

@@ -54,7 +54,7 @@ def test_biovid_with_vit_b_32_from_the_tree_to_a_prediction(
     data.append("strict=false")
     assert cli.main(["extract", *data, *backbone]) == 0
     said = capsys.readouterr().out
-    assert "8 clips encoded, 0 were there, 0 without features" in said and "source_val" in said
+    assert "8 clips encoded, 0 already in the store, 0 without features" in said and "source_val" in said
     assert len(Path("data/biovid/manifest.problems.txt").read_text().splitlines()) == 8  # absent targets
     assert cli.main(["train", *data, *backbone, "train.epochs=1"]) == 0
     spec = load_checkpoint("runs/train/default/checkpoints/none").spec

@@ -1,6 +1,6 @@
 """The decoding half of the pipeline, in tasks that import no torch.
 
-In: rows with a clip each. Out: rows with a frame each.
+In: rows of one clip each. Out: rows of one frame each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Augment = Callable[[str], FrameChange]
 
 
 class DecodeStage:
-    """Turns clips into rows with a frame each; a clip's last row holds its number of frames, or why it has none."""
+    """Turns clips into rows of one frame each; a clip's last row holds its number of frames, or why it has none."""
 
     def __init__(self, frames: FrameSpec, limits: ReadLimits, augment: Augment | None = None) -> None:
         self.frames, self.limits, self.augment = frames, limits, augment

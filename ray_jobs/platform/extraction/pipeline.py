@@ -53,14 +53,15 @@ class BackboneError(ValueError):
 
 @settings
 class PipelineConfig:
-    """How much of the cluster reading and encoding take; nothing here changes a feature."""
+    """How much of the cluster reading and encoding take; nothing here changes a feature by more than rounding."""
 
     encoders: PositiveInt | None = None
-    """Most encoding actors; None: as many as fit on the GPUs (`cluster.num_gpus_per_actor`), or one per core."""
+    """Maximum number of encoding actors; None: as many as fit on the GPUs (`cluster.num_gpus_per_actor`), or one per
+    core."""
     min_encoders: PositiveInt | None = None
     """Encoding actors to start with; more are added, up to `encoders`, while frames wait. None: all at once."""
     decoders: PositiveInt | None = None
-    """Most decoding tasks at a time; None: as many as there are free cores."""
+    """Maximum number of decoding tasks at a time; None: as many as there are free cores."""
     decoder_cpus: PositiveFloat | None = None
     """Cores per decoding task; None: 1 with GPUs, half a core where encoders use the cores too."""
     batch_frames: PositiveInt | None = None
@@ -118,7 +119,7 @@ class Usage:
     frames: int = 0
     """Number of frames that arrived after the first ones."""
     busy_seconds: float = 0.0
-    """Time spent encoding these, summed over the encoders."""
+    """Seconds spent encoding these frames, summed over the encoders."""
     encoders: set[str] = field(default_factory=set)
     """Actors that encoded something."""
 
@@ -248,7 +249,7 @@ class Pipeline:
                 self.usage.add(batch)
                 self.on_frames()
                 yield batch
-        except ActorDiedError as error:  # at its start, again and again
+        except ActorDiedError as error:  # every start failed
             raise BackboneError(f"no worker can load the backbone: {str(error).strip().splitlines()[-1]}") from error
 
     @property
@@ -258,7 +259,7 @@ class Pipeline:
 
     @property
     def num_encoders(self) -> int:
-        """Most encoding actors; on CPUs they leave room for a decoder, without which both would wait forever.
+        """Maximum number of encoding actors; on CPUs they leave room for a decoder, else both would wait forever.
 
         Raises:
             ValueError: if the cluster has too few cores for one encoder and one decoder.
@@ -267,7 +268,7 @@ class Pipeline:
         if cores < self.decoder_cpus + encoder:
             raise ValueError(
                 f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder, this exceeds the {cores} cores of the "
-                "cluster; take fewer"
+                "cluster; set fewer"
             )
         if self.gpu:
             return self.config.encoders or max(1, int(num_gpus() / self.gpu))
@@ -360,7 +361,7 @@ class _Assembly:
                     yield index, encoded
 
     def refuse_if_nothing_is_encoded(self, *, at_least: int) -> None:
-        """Stop if the backbone has failed on at least so many clips and succeeded on none."""
+        """Stop if the backbone has failed on at least `at_least` clips and succeeded on none."""
         failed = [trouble for trouble in self.troubles.values() if trouble.status == "not_encoded"]
         if not self.any_encoded and len(failed) >= at_least:
             raise BackboneError(f"the backbone encoded nothing: {failed[0].reason}")

@@ -1,4 +1,4 @@
-// The timeline: rise of the leading action units over the clip, and below it the model's entropy. Knows nothing of the page.
+// The timeline: rise of the leading action units over the clip, and below it the model's entropy. Independent of the page.
 
 const SVG = "http://www.w3.org/2000/svg"; // A name, not an address: nothing is fetched.
 const LEFT = 40, RIGHT = 52, TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;

@@ -38,7 +38,7 @@ async function welcome() {
   $("synthetic").hidden = health.backbone !== "embedded";
   $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
   $("subject-hint").textContent = subjects.length
-    ? `(optional; ${subjects.length} with adapted prompts)` : "(none has adapted prompts yet)";
+    ? `(optional; ${subjects.length} with adapted prompts)` : "(no subject has adapted prompts yet)";
   served = `checkpoint ${health.checkpoint}, backbone ${health.backbone}`;
 }
 
@@ -60,7 +60,7 @@ async function predict(event) {
   const [file] = input.files;
   if (!file) return fail("Choose a video first.");
   if (limits && file.size > limits.max_bytes) {
-    return fail(`The file is too large; at most ${size(limits.max_bytes)} are taken.`);
+    return fail(`The file is too large; at most ${size(limits.max_bytes)} are allowed.`);
   }
   const data = new FormData();
   data.append("video", file);
@@ -94,7 +94,7 @@ function show(given, file) {
   $("replay").hidden = player.hidden = false;
   $("label").textContent = answer.label;
   $("for-whom").textContent = answer.personalized_for
-    ? `Personalised for ${answer.personalized_for}` : "Not personalised";
+    ? `Personalized for ${answer.personalized_for}` : "Not personalized";
   $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value, name === answer.label)));
   $("moment").textContent = `The answer rests on ${answer.window_start_seconds.toFixed(2)} to `
     + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest.`;

@@ -599,7 +599,7 @@ def test_rows_name_their_method_and_hold_all_its_settings(world: World) -> None:
 
 
 def test_a_method_that_moves_no_prompts_is_not_explained(world: World) -> None:
-    with pytest.raises(ValueError, match="explain=true with method 'tda', which moves no AU prompts; take explain=fal"):
+    with pytest.raises(ValueError, match="explain=true with method 'tda', which moves no AU prompts; set explain=fals"):
         world.job("moves-none", CACHE, explain=True)
     world.job("moves-none", CLIP_AU, CACHE, explain=True)
 
@@ -609,7 +609,7 @@ def test_methods_of_one_name_are_refused_and_repeated_ones_stand_once(world: Wor
         "CLIP-AU, best window",
         "CLIP-AU, best window, median baseline",
     ]
-    with pytest.raises(ValueError, match="two settings have the same name in the table: CLIP-AU, best window; omit"):
+    with pytest.raises(ValueError, match="two methods have the same name in the table: CLIP-AU, best window; omit"):
         world.job("names", CLIP_AU, changed(CLIP_AU, seed=1))
 
 

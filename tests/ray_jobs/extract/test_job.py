@@ -172,7 +172,7 @@ def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.Capture
     ]
     assert cli.main(["extract", *words]) == 0
     said = capsys.readouterr().out
-    assert f"{len(good)} clips encoded, 0 were there, {len(bad)} without features" in said
+    assert f"{len(good)} clips encoded, 0 already in the store, {len(bad)} without features" in said
     (folder,) = (tmp_path / "store").iterdir()
     rows = pd.read_parquet(folder).set_index("clip_id")
     assert len(rows) == len(clips) and set(rows[rows["status"] == "ok"].index) == {clip.clip_id for clip in good}

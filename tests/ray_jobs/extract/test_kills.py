@@ -91,7 +91,7 @@ def test_a_killed_driver_is_started_again_and_does_what_is_missing(manifest: Pat
     stored = rows_of(root)
     assert 0 < len(stored) < CLIPS
     said = finish(start(manifest, root))
-    assert f"{CLIPS - len(stored)} clips encoded, {len(stored)} were there, 0 without features" in said
+    assert f"{CLIPS - len(stored)} clips encoded, {len(stored)} already in the store, 0 without features" in said
     assert rows_of(root) == Counter({f"c{i}": 1 for i in range(CLIPS)})
     assert_all_there(manifest, root)
 

@@ -74,9 +74,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["nobody.mp4"], "nobody.mp4: no face was found in 5 frames"),
         (["text.mp4"], "text.mp4 cannot be decoded (decord: "),
         (["gone.mp4"], "video=gone.mp4: no such file or folder"),
-        (["v.mp4", "faces=none"], "faces=none looks for nothing; allowed here are cascade and yunet"),
+        (["v.mp4", "faces=none"], "faces=none detects nothing; allowed here are cascade and yunet"),
         (["v.mp4", "faces=yunet"], "faces.model"),
-        (["out/annotated.mp4"], "annotated.mp4 would be written over; give another folder"),
+        (["out/annotated.mp4"], "annotated.mp4 would be overwritten; give another folder"),
         (["v.mp4", "limits.max_pixels=1000"], "480 × 360 pixels; at most 1,000 pixels are decoded"),
     ],
 )

@@ -106,7 +106,7 @@ def test_settings_are_in_struct_mode(conf: Path) -> None:
         ("+adapt.deep.er=3", "unknown key 'adapt.deep.er'; "),
         ("+minutes=3", "unknown key 'minutes'; "),
         ("~sede", "unknown key 'sede'; did you mean 'seed'?"),
-        ("~seed=1", "~seed=1: the value is 0"),
+        ("~seed=1", "~seed=1: not removed, as the value is 0"),
         ("+other=thing", "'walk' takes no group 'other'; its groups: adapt, dataset, experiment"),
         ("+dataset=zzz", "unknown option dataset=zzz; options: biovid, named, synthetic"),
         ("+datset=biovid", "unknown key 'datset'; did you mean 'dataset'?"),

@@ -207,10 +207,10 @@ def test_what_is_over_a_limit_is_refused_undecoded(tmp_path: Path, monkeypatch: 
     endless = tmp_path / "endless"
     endless.write_bytes(recorded_webm(face_frames(126)))
     dense = write_video(tmp_path / "dense.mp4", numbered_frames(60), milliseconds=range(60))
-    assert refused(wide) == Refusal(422, "the pictures are 160 × 160 pixels; at most 16,384 pixels are taken")
-    assert refused(long) == Refusal(422, "the video is 5.0 s long; at most 4 s are taken")
+    assert refused(wide) == Refusal(422, "the frames are 160 × 160 pixels; at most 16,384 pixels are allowed")
+    assert refused(long) == Refusal(422, "the video is 5.0 s long; at most 4 s are allowed")
     assert refused(endless).status == 422
-    assert refused(endless).detail.endswith("at most 4 s are taken")
+    assert refused(endless).detail.endswith("at most 4 s are allowed")
     monkeypatch.setattr(serve_uploads, "_MAX_FRAMES_PER_SECOND", 10)
     assert refused(dense).detail == "the video has more than 10 frames per second"
 
@@ -393,7 +393,7 @@ def test_malformed_requests_are_answered_400(service: Service) -> None:
     ):
         response = call(service, "POST", "/v1/predict", **request)
         assert response.status_code == 400, request
-        assert detail(response).endswith("a file `video` and, if wanted, a text `subject_id`")
+        assert detail(response).endswith("a file `video` and, optionally, a text `subject_id`")
     assert call(service, "POST", "/v1/predict", files={"video": b""}).status_code in (400, 415)
 
 
@@ -471,7 +471,7 @@ def test_limits_hold_over_http(server: ServeConfig, tmp_path: Path) -> None:
     assert post(server, write_video(tmp_path / "long.mp4", face_frames(126)).read_bytes()).status_code == 422
     assert post(server, write_video(tmp_path / "wide.mp4", face_frames(5, size=160)).read_bytes()).status_code == 422
     large = post(server, bytes(3_000_000))
-    assert (large.status_code, detail(large)) == (413, "the file is too large; at most 0.3 MB are taken")
+    assert (large.status_code, detail(large)) == (413, "the file is too large; at most 0.3 MB are allowed")
 
     def stream() -> Iterator[bytes]:
         for _ in range(300):
@@ -542,12 +542,12 @@ async def use_the_page(chromium: str, server: ServeConfig, video: Path, folder: 
         await page.choose_file("#video", big)
         await page.press("Enter")
         await page.wait_for("!document.getElementById('error').hidden")
-        assert await page.text("#error") == "The file is too large; at most 0.3 MB are taken."
+        assert await page.text("#error") == "The file is too large; at most 0.3 MB are allowed."
 
         await page.choose_file("#video", long)
         await page.press("Enter")
         await page.wait_for("!document.getElementById('error').hidden")
-        assert await page.text("#error") == "The video is 5.0 s long; at most 4 s are taken"
+        assert await page.text("#error") == "The video is 5.0 s long; at most 4 s are allowed"
 
         await page.choose_file("#video", video)
         await page.evaluate(f"document.getElementById('subject').value = {ODD_SUBJECT!r}")
@@ -555,7 +555,7 @@ async def use_the_page(chromium: str, server: ServeConfig, video: Path, folder: 
         await page.wait_for("!document.getElementById('result').hidden")
         expected = post(server, video.read_bytes(), ODD_SUBJECT).json()
         assert await page.text("#label") == expected["label"]
-        assert await page.text("#for-whom") == f"Personalised for {ODD_SUBJECT}"
+        assert await page.text("#for-whom") == f"Personalized for {ODD_SUBJECT}"
         units = "[...document.querySelectorAll('#units li > span:first-of-type')].map(line => line.innerText)"
         shown = await page.evaluate(units)
         assert [line.partition(" AU")[0] for line in shown] == [unit["phrase"] for unit in expected["top_action_units"]]

@@ -49,9 +49,9 @@ def detail(response: httpx.Response) -> str:
 
 def test_too_many_bytes_are_refused_by_their_announcement() -> None:
     response = call("POST", "/v1/predict", files={"video": bytes(LIMITS.max_bytes + 70_000)})
-    assert (response.status_code, detail(response)) == (413, "the file is too large; at most 0.3 MB are taken")
+    assert (response.status_code, detail(response)) == (413, "the file is too large; at most 0.3 MB are allowed")
     slightly = call("POST", "/v1/predict", files={"video": bytes(LIMITS.max_bytes + 1)})
-    assert (slightly.status_code, detail(slightly)) == (413, "the file is too large; at most 0.3 MB are taken")
+    assert (slightly.status_code, detail(slightly)) == (413, "the file is too large; at most 0.3 MB are allowed")
 
 
 def test_too_many_bytes_without_an_announcement_are_not_read_on() -> None:

@@ -92,7 +92,7 @@ def test_gc_tells_first_and_removes_on_request(
     assert "folders that no checkpoint needs" not in capsys.readouterr().out and other.path.is_dir()
     assert cli.main(["store", "gc"]) == 0
     out = capsys.readouterr().out
-    assert "nothing was changed: apply=true does it" in out and other.path.is_dir()
+    assert "nothing was changed: apply=true removes it" in out and other.path.is_dir()
     counts = {line.rsplit("  ", 2)[0].strip(): line.split()[-3] for line in out.splitlines()[-5:-1]}
     assert counts == {
         "-" * 34: "-" * 34,
@@ -127,7 +127,7 @@ def test_gc_without_runs_keeps_everything_and_says_so(
     [
         (["vacuum"], "action='vacuum'; allowed are ls, verify, gc"),
         (["ls", "store=gone"], "no feature store at gone; `clipautt extract` makes one, or give store=FOLDER"),
-        (["gc", "keep=[abc]"], "keep='abc' is no folder of features; there are: "),
+        (["gc", "keep=[abc]"], "keep='abc' is not a folder of features; there are: "),
         (["gc", "keep=[1234]"], "it was read as a number: put it in quotes"),
         (["gc", "apply=no"], "apply=no: expected true or false"),
         (["gc", "manifests=[gone.parquet]"], "no manifest at gone.parquet"),

@@ -89,7 +89,7 @@ def test_the_entrypoint_survives_a_shell(project: Path) -> None:
         ([], "clipautt submit: which job? Write `clipautt submit <job> key=value …`\n"),
         (["tinny"], "clipautt submit: unknown job 'tinny'; did you mean 'tiny'? `clipautt --help` lists the jobs\n"),
         (["tiny", "cod=1"], "clipautt submit: unknown key 'cod'; did you mean 'code'?\n"),
-        (["submit", "tiny"], "clipautt submit: 'submit' runs here, it cannot be submitted\n"),
+        (["submit", "tiny"], "clipautt submit: 'submit' runs on this machine and cannot be submitted\n"),
         (["tiny", "--address"], "clipautt submit: --address needs a URL, for instance --address http://head:8265\n"),
     ],
 )
@@ -104,7 +104,9 @@ def test_no_cluster_is_a_clear_error(project: Path, capsys: pytest.CaptureFixtur
     url = f"http://127.0.0.1:{free_port()}"
     assert cli.main(["submit", "tiny", "runs=/shared", "--address", url]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"clipautt submit: no Ray cluster takes jobs at {url}: start one with `ray start --head`")
+    assert message.startswith(
+        f"clipautt submit: no Ray cluster accepts jobs at {url}: start one with `ray start --head`"
+    )
     assert "Traceback" not in message
 
 

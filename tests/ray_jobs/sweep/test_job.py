@@ -271,8 +271,8 @@ def test_manifests_without_a_source_split_are_refused(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trials=0", "trials=0: expected a whole number from 1\n"),
-        ("concurrent=0", "concurrent=0: expected a whole number from 1, or null\n"),
+        ("trials=0", "trials=0: expected a whole number, at least 1\n"),
+        ("concurrent=0", "concurrent=0: expected a whole number, at least 1, or null\n"),
         ("+space.window={low: 1, high: 2}", "unknown key 'space.window'; did you mean 'adapt.window'?\n"),
         ("space.steps.choices=[1]", "space.steps.choices=[1]: expected a list of at least two values\n"),
     ],

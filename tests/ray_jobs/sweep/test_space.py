@@ -119,7 +119,10 @@ def test_good_trials_are_followed() -> None:
         ({"steps": {"low": 5, "high": 5}}, r"^space\.steps: low=5 and high=5; expected low below high$"),
         ({"steps": {"low": 5, "high": 8.5}}, r"^space\.steps\.high=8\.5: should be an integer$"),
         ({"steps": {"low": -1, "high": 8}}, r"^space\.steps\.low=-1: should be greater than or equal to 0$"),
-        ({"steps": {"low": 1, "high": 8, "step": 3}}, r"^space\.steps\.step=3: expected a positive part of 8 − 1"),
+        (
+            {"steps": {"low": 1, "high": 8, "step": 3}},
+            r"^space\.steps\.step=3: expected a positive number that divides 8 − 1",
+        ),
         ({"steps": {"low": 1, "high": 8, "choices": [1]}}, r"^space\.steps=\{.*\}: expected \{low"),
         ({"steps": {"choices": [1, 2], "step": 2}}, r"^space\.steps\.step belongs to a range; a list of choices takes"),
         ({"steps": {"choices": [5]}}, r"^space\.steps\.choices=\[5\]: expected a list of at least two values$"),
@@ -159,14 +162,14 @@ def test_a_wrong_space_is_explained(space: dict[str, Any], message: str) -> None
             {"steps": {"choices": [5, 10]}},
             adapt_config(),
             r"^space\.steps changes nothing in any trial \(objective none, protocol per_subject, "
-            r"readout best_window\); search objective too, or leave it out$",
+            r"readout best_window\); search objective too, or omit it$",
         ),
         ({"memory": {"choices": [8, 16]}}, TUNED, r"^space\.memory changes nothing in any trial"),
         ({"kl_weight": {"low": 0.1, "high": 1}}, TUNED, r"^space\.kl_weight changes nothing in any trial"),
         (
             {"steps": {"choices": [5, 10]}},
             ZERO_SHOT,
-            r"^method 'zero_shot': a sweep searches the settings of clip_autt; take adapt=clip_au$",
+            r"^method 'zero_shot': a sweep searches the settings of clip_autt; set adapt=clip_au$",
         ),
         ({"steps": {"choices": [5, 10]}}, adapt_config(window=WindowSpec()), r"^adapt\.window: expected null"),
     ],

@@ -198,7 +198,7 @@ def test_the_trainer_leaves_room_for_decoders_and_encoders() -> None:
     pipeline = beside_trainer(PipelineConfig(min_encoders=2, encoders=4), ClusterConfig())
     assert (pipeline.encoders, pipeline.min_encoders) == (1, 1)
     greedy = ExtractionConfig(BackboneConfig(), "store", pipeline=PipelineConfig(decoder_cpus=1.0))
-    message = r"streamed needs 2\.5 cores, 1 to train, 1 to decode and 0\.5 to encode, and the cluster has 2; take "
+    message = r"streamed needs 2\.5 cores, 1 to train, 1 to decode and 0\.5 to encode, and the cluster has 2; set "
     with pytest.raises(ValueError, match=message):
         check_streaming(STREAMED, greedy, workers=1)
     check_streaming(replace(STREAMED, features="cached"), greedy, workers=2)
@@ -235,7 +235,7 @@ def test_line_of_an_epoch() -> None:
     assert epoch_lines(row | {"seconds": 4.0, "left_out": {}}) == [shown]
     many = {f"c{number:02d}": "no face" for number in range(22)}
     lines = epoch_lines(row | {"seconds": 4.0, "left_out": many})
-    assert lines[:2] == [f"{shown}, 22 left out", "  c00: no face"] and lines[-1] == "  … and 2 more"
+    assert lines[:2] == [f"{shown}, 22 omitted", "  c00: no face"] and lines[-1] == "  … and 2 more"
     assert len(lines) == 22
 
 
