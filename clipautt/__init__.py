@@ -1,4 +1,4 @@
-"""clipautt: video emotion recognition with CLIP and action-unit prompts, personalised at test time.
+"""clipautt: video emotion recognition with CLIP and action-unit prompts, personalized at test time.
 
 The method lives here and runs without Ray; the distributed jobs are in `ray_jobs`. What most users need:
 

@@ -35,7 +35,7 @@ def class_prior(share: float, training_prior: Sequence[float] | Tensor) -> Tenso
         ValueError: for a share or a training prior outside these bounds.
     """
     if not 0 < share < 1:
-        raise ValueError(f"adapt.prior={share}; allowed are shares of the positive class above 0 and below 1")
+        raise ValueError(f"adapt.prior={share}; allowed: shares of the positive class above 0 and below 1")
     trained = _checked(training_prior, "training_prior")
     if share == float(trained[-1]):
         return trained
@@ -102,11 +102,11 @@ def estimate_prior(
     """
     trained = _checked(training_prior, "training_prior")
     if logits.ndim != 2 or not len(logits) or logits.shape[1] != len(trained):
-        raise ValueError(f"logits are {list(logits.shape)}; allowed are [N, {len(trained)}] with N from 1")
+        raise ValueError(f"logits are {list(logits.shape)}; allowed: [N, {len(trained)}] with N from 1")
     if not torch.isfinite(logits).all():
-        raise ValueError("logits hold NaN or infinity; allowed are finite ones")
+        raise ValueError("logits hold NaN or infinity; allowed: finite ones")
     if max_steps < 1 or not tolerance > 0:
-        raise ValueError(f"max_steps={max_steps}, tolerance={tolerance}; allowed are steps from 1, tolerance above 0")
+        raise ValueError(f"max_steps={max_steps}, tolerance={tolerance}; allowed: steps from 1, tolerance above 0")
     # Sort and count rows, so that sums do not depend on their order.
     rows, counts = torch.unique(logits.to("cpu", torch.float64), dim=0, return_counts=True)
     inside = F.log_softmax(rows, dim=-1) - trained.log()
@@ -144,7 +144,7 @@ def assume_share(probability: Tensor, share: float, *, made_with: Tensor | float
         ValueError: for a value outside these bounds, NaN included.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share={share}; allowed are shares above 0 and below 1")
+        raise ValueError(f"share={share}; allowed: shares above 0 and below 1")
     before = probability.to(torch.float64)
     assumed = torch.as_tensor(made_with, dtype=torch.float64, device=before.device)
     for name, values, allowed in (
@@ -153,7 +153,7 @@ def assume_share(probability: Tensor, share: float, *, made_with: Tensor | float
     ):
         if not allowed.all():
             bounds = "from 0 to 1" if name == "probability" else "above 0 and below 1"
-            raise ValueError(f"{name} holds {float(values[~allowed].flatten()[0])}; allowed are values {bounds}")
+            raise ValueError(f"{name} holds {float(values[~allowed].flatten()[0])}; allowed: values {bounds}")
     positive, negative = before * (share / assumed), (1 - before) * ((1 - share) / (1 - assumed))
     return positive / (positive + negative)
 
@@ -163,7 +163,7 @@ def _checked(prior: Sequence[float] | Tensor, name: str) -> Tensor:
     values = torch.as_tensor(prior, dtype=torch.float64, device="cpu")
     shares = bool(values.ndim == 1 and len(values) > 1 and (values > 0).all())
     if not shares or not abs(float(values.sum()) - 1) < _SUM_TOLERANCE:
-        raise ValueError(f"{name}={values.tolist()}; allowed are two or more shares above 0 whose sum is 1")
+        raise ValueError(f"{name}={values.tolist()}; allowed: two or more shares above 0 whose sum is 1")
     return values
 
 

@@ -88,7 +88,7 @@ class Backbone:
         tokenizer: Any = None,
     ) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(f"backbone.precision={precision!r}; allowed are {', '.join(get_args(Precision))}")
+            raise ValueError(f"backbone.precision={precision!r}; allowed: {', '.join(get_args(Precision))}")
         self._text = text_tower(model, name=name)
         self.model = model.float().eval().requires_grad_(False)
         self.name = name
@@ -205,7 +205,7 @@ class Backbone:
         fewest = int(self._layout.num_words(ids).argmin()) if texts else 0
         words = int(self._layout.num_words(ids)[fewest]) if texts else 0
         if not 0 <= num_context <= words:
-            raise ValueError(f"num_context={num_context}; allowed are 0 to {words}, the tokens of {texts[fewest]!r}")
+            raise ValueError(f"num_context={num_context}; allowed: 0 to {words}, the tokens of {texts[fewest]!r}")
 
     def _check_tokens(self, texts: Sequence[str], ids: Tensor) -> None:
         eos_id = self._text.eos_id

@@ -418,10 +418,10 @@ def preprocessing_of(arch: Architecture, facts: Facts) -> Preprocessing:
     size = arch.config["vision_cfg"].get("image_size", 224)
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1:
-        raise ValueError(f"backbone.name {arch.name!r} takes frames of {list(size)} pixels; allowed are square ones")
+        raise ValueError(f"backbone.name {arch.name!r} takes frames of {list(size)} pixels; allowed: square ones")
     mode, interpolation = facts["resize_mode"], facts["interpolation"]
     if mode not in _CROPS:
-        raise ValueError(f"backbone.name {arch.name!r} resizes by {mode!r}; allowed are {', '.join(_CROPS)}")
+        raise ValueError(f"backbone.name {arch.name!r} resizes by {mode!r}; allowed: {', '.join(_CROPS)}")
     return Preprocessing(
         int(sides.pop()),
         _channels(facts["mean"]),

@@ -122,7 +122,7 @@ def why_no_context(*, pool: str, causal: bool, adds_token: bool, masks_padding: 
     if masks_padding:
         return "it masks the padding"
     if pool not in POOLS:
-        return f"its read-out is {pool!r}; allowed are {', '.join(POOLS)}"
+        return f"its read-out is {pool!r}; allowed: {', '.join(POOLS)}"
     if causal and pool == "first":
         return "it reads out at the first token, which sees no word"
     return None

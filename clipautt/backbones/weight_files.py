@@ -49,7 +49,7 @@ def read_weights(path: Path) -> WeightFile:
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights: there is no file {path}")
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"backbone.weights: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}")
+        raise ValueError(f"backbone.weights: {path} has the suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     try:
         content, archive = _read(path)
     except Exception as error:  # torch and safetensors raise many types for a broken file

@@ -50,7 +50,7 @@ class BAH:
     strict: bool = True
     """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = TARGETS
-    """Subjects to personalise for, the paper's by default; all others are source subjects."""
+    """Subjects to personalize for, the paper's by default; all others are source subjects."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 10
     """Source subjects held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0

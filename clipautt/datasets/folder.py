@@ -38,7 +38,7 @@ class Folder:
     strict: bool = True
     """Refuse a data set that has a problem; False omits what has one, and says so."""
     target_subjects: tuple[str, ...] = ()
-    """Subjects to personalise for; all others are source subjects. If empty, the column `split` decides."""
+    """Subjects to personalize for; all others are source subjects. If empty, the column `split` decides."""
     validation_subjects: NonNegativeInt | tuple[str, ...] = 2
     """Source subjects without a split that are held out to select settings: how many, or which, as [a,b]."""
     seed: int = 0

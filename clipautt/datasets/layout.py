@@ -88,7 +88,7 @@ class Subjects:
     """Who is a source and who is a target."""
 
     target: tuple[str, ...]
-    """Subjects to be personalised; all others are source subjects."""
+    """Subjects to be personalized; all others are source subjects."""
     validation: int | tuple[str, ...]
     """How many source subjects are held out to select settings, or which."""
     seed: int

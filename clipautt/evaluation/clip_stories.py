@@ -1,6 +1,6 @@
 """Clip stories and AU agreement for a report, computed from features, frozen models and result rows.
 
-Two models are compared on each clip: the reference (CLIP-AU without personalization) and the personalised model of the
+Two models are compared on each clip: the reference (CLIP-AU without personalization) and the personalized model of the
 subject. True intensities are passed in; only synthetic clips have them.
 """
 
@@ -63,7 +63,7 @@ def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, co
 
     Args:
         before: rows of the reference, one per clip.
-        after: rows of the personalised method, the same clips.
+        after: rows of the personalized method, the same clips.
         positive: class with the expression; of other classes, only clips whose decision was made wrong are chosen.
         count: the most ids to return.
     """
@@ -81,14 +81,14 @@ def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, co
 def tell_story(
     clip: Clip, features: ClipFeatures, side: Side, *, before: pd.Series, after: pd.Series, truth: Truth | None
 ) -> ClipStory:
-    """The story of one clip, as the personalised model sees it.
+    """The story of one clip, as the personalized model sees it.
 
     Args:
         clip: the clip with its label.
         features: its features.
-        side: the personalised model.
+        side: the personalized model.
         before: result row of the reference.
-        after: result row of the personalised method.
+        after: result row of the personalized method.
         truth: gives the true intensities; None for real videos.
     """
     views, similarities, uncertain = side.track(features)
@@ -115,7 +115,7 @@ def tell_story(
 
 
 def measure_agreement(
-    clips: Sequence[Clip], features: Mapping[str, ClipFeatures], reference: Side, personalised: Side, *, truth: Truth
+    clips: Sequence[Clip], features: Mapping[str, ClipFeatures], reference: Side, personalized: Side, *, truth: Truth
 ) -> list[AuAgreement]:
     """Rank correlation of AU similarities with true intensities, mean over subjects, before and after.
 
@@ -130,7 +130,7 @@ def measure_agreement(
             views, similarities, _ = reference.track(features[clip.clip_id])
             kept = slice(None, None, _AGREEMENT_HOP)
             before.append(similarities[kept])
-            after.append(personalised.track(features[clip.clip_id])[1][kept])
+            after.append(personalized.track(features[clip.clip_id])[1][kept])
             true.append(truth_of_windows(truth(clip.source), views.start_seconds[kept], views.end_seconds[kept]))
         agreement = au_agreement(np.concatenate(before), pd.concat(true), codes, adapted=np.concatenate(after))
         per_subject.append(pd.DataFrame([vars(one) for one in agreement]))

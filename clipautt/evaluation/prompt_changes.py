@@ -137,8 +137,7 @@ def _check(source: Source, clips: Sequence[ClipFeatures], adapted: Tensor, predi
     wanted = tuple(source.au_embeddings.shape)
     if tuple(adapted.shape) not in (wanted, (len(clips), *wanted)):
         raise ValueError(
-            f"adapted is {tuple(adapted.shape)}; allowed are [K, d] = {wanted} and "
-            f"[clips, K, d] = {(len(clips), *wanted)}"
+            f"adapted is {tuple(adapted.shape)}; allowed: [K, d] = {wanted} and [clips, K, d] = {(len(clips), *wanted)}"
         )
     return adapted.detach().to(source.au_embeddings).expand(len(clips), *wanted)
 

@@ -113,9 +113,7 @@ class Cohort:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1 or self.draws < 1:
-            raise ValueError(
-                f"cohort share={self.share}, draws={self.draws}; allowed are 0 < share < 1 and draws from 1"
-            )
+            raise ValueError(f"cohort share={self.share}, draws={self.draws}; allowed: 0 < share < 1 and draws from 1")
 
     @property
     def name(self) -> str:

@@ -30,11 +30,11 @@ class ClipStory:
     prediction_before: str
     """Class predicted by the reference."""
     prediction_after: str
-    """Class predicted by the personalised model."""
+    """Class predicted by the personalized model."""
     probability_before: float
     """Probability of the positive (last) class by the reference, 0..1."""
     probability_after: float
-    """Probability of the positive (last) class by the personalised model, 0..1."""
+    """Probability of the positive (last) class by the personalized model, 0..1."""
     frames: npt.NDArray[np.uint8] = field(repr=False)
     """RGB frames of the selected window in order, uint8 [n, H, W, 3], n from 1."""
     window_start_seconds: float
@@ -62,7 +62,7 @@ class ClipStory:
         if len(self.entropies) != num_windows or np.shape(self.similarities) != (num_windows, num_units):
             raise ValueError(
                 f"clip {self.clip_id!r} has {num_windows} window times, {len(self.entropies)} entropies and "
-                f"similarities {np.shape(self.similarities)} for {num_units} codes; allowed are [V], [V] and [V, K]"
+                f"similarities {np.shape(self.similarities)} for {num_units} codes; allowed: [V], [V] and [V, K]"
             )
         if self.truth is not None and not {"time_seconds", "burst"} <= set(self.truth.columns):
             raise ValueError(

@@ -133,4 +133,4 @@ def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:
         return frames.mean(0)
     if baseline == "median":
         return frames.median(0).values
-    raise ValueError(f"subject_baseline={baseline!r}; allowed are {', '.join(SUBJECT_BASELINES)}")
+    raise ValueError(f"subject_baseline={baseline!r}; allowed: {', '.join(SUBJECT_BASELINES)}")

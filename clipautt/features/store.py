@@ -343,7 +343,7 @@ def _check(row: dict[str, Any], feature_dim: int) -> None:
     """Refuse a row that could not be read back as it was."""
     if row["features"] is not None and np.shape(row["features"])[1:] != (feature_dim,):
         shape = np.shape(row["features"])
-        raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed are [T, {feature_dim}]")
+        raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed: [T, {feature_dim}]")
     if row["status"] == OK:
         frames = StoredFrames(row["features"], row.get("times"), row.get("face_found"))
         if frames.damage:

@@ -105,7 +105,7 @@ def work_on_clip(
     """
     if work.__module__ == "__main__" or not work.__qualname__.isidentifier():
         raise ValueError(
-            f"work={work.__module__}.{work.__qualname__}; allowed are functions at the top of a module, "
+            f"work={work.__module__}.{work.__qualname__}; allowed: functions at the top of a module, "
             "which the decoding process can import"
         )
     request = {"work": [work.__module__, work.__qualname__], "arguments": dict(arguments)}

@@ -52,7 +52,7 @@ def clips_of_splits(manifest: Manifest, splits: Sequence[str]) -> list[Clip]:
     """
     odd = [split for split in splits if split not in SPLITS]
     if odd:
-        raise ValueError(f"splits={odd[0]!r}; allowed are {', '.join(SPLITS)}")
+        raise ValueError(f"splits={odd[0]!r}; allowed: {', '.join(SPLITS)}")
     clips = [clip for clip in manifest.clips if clip.split in splits]
     if not clips:
         present = ", ".join(sorted({clip.split for clip in manifest.clips}))

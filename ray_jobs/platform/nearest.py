@@ -30,6 +30,4 @@ def suggestion(word: str, candidates: Iterable[str]) -> str:
     """The end of an error message: the name that may have been meant, or all valid names."""
     names = sorted(candidates)
     near = nearest(word, names)
-    return (
-        f"; did you mean {near!r}?" if near else f"; allowed are {', '.join(names)}" if names else "; none is allowed"
-    )
+    return f"; did you mean {near!r}?" if near else f"; allowed: {', '.join(names)}" if names else "; none is allowed"

@@ -79,7 +79,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         rows=rows,
         classes=manifest.classes,
         title=f"Personalization report: {', '.join(names)}",
-        personalised=own.name,
+        personalized=own.name,
         reference=CLIP_AU.name,
         stories=stories,
         agreement=agreement,
@@ -139,7 +139,7 @@ def _explained(
     needed = targets if has_truth else [by_id[clip_id] for clip_id in chosen]
     paths = {clip.subject_id: run / "prompts" / subject_file(clip.subject_id) for clip in needed}
     known = {subject: load_personalization(path, source) for subject, path in paths.items() if path.is_file()}
-    personalised = Side(source, known)
+    personalized = Side(source, known)
     features = FeatureStore(settings["store"], source.checkpoint.spec.features).load(needed)
     shown = set(chosen)
     rows_before, rows_after = (
@@ -147,10 +147,10 @@ def _explained(
         for side in (before, after)
     )
     stories = [
-        tell_story(by_id[c], features[c], personalised, before=rows_before[c], after=rows_after[c], truth=truth)
+        tell_story(by_id[c], features[c], personalized, before=rows_before[c], after=rows_after[c], truth=truth)
         for c in chosen
     ]
-    agreement = measure_agreement(targets, features, reference, personalised, truth=read_truth) if has_truth else []
+    agreement = measure_agreement(targets, features, reference, personalized, truth=read_truth) if has_truth else []
     return stories, agreement
 
 

@@ -161,7 +161,7 @@ def _sum(kind: str, wastes: Sequence[Waste]) -> tuple[str, int, str]:
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     if cfg.action not in _ACTIONS:
-        raise ValueError(f"action={cfg.action!r}; allowed are {', '.join(_ACTIONS)}")
+        raise ValueError(f"action={cfg.action!r}; allowed: {', '.join(_ACTIONS)}")
     root = Path(cfg.store)
     if cfg.action == "gc":
         return collect_garbage(root, cfg)

@@ -252,7 +252,7 @@ def epoch_lines(row: dict[str, Any]) -> list[str]:
     """What is printed about a streamed epoch: a line with loss and speed, and one for each clip that was omitted."""
     rate, frames = (row[name] / max(row["seconds"], 1e-9) for name in ("clips", "frames"))
     epoch = f"train {row['subject_baseline']}: epoch {row['epoch'] + 1}/{row['epochs']}, loss {row['loss']:.4f}"
-    omitted = list(row["left_out"].items())
+    omitted = list(row["omitted"].items())
     ends = [f"{len(omitted)} omitted"] if omitted else []
     first = ", ".join([epoch, f"{row['clips']} clips", f"{rate:.3g} clips/s", f"{frames:.3g} frames/s", *ends])
     more = [f"  … and {len(omitted) - _SHOWN_CLIPS} more"] if len(omitted) > _SHOWN_CLIPS else []
@@ -272,7 +272,7 @@ def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
     """One training configuration per subject baseline."""
     unknown = [b for b in cfg.baselines if b not in SUBJECT_BASELINES]
     if unknown or not cfg.baselines:
-        raise ValueError(f"baselines={list(cfg.baselines)}; allowed are {', '.join(SUBJECT_BASELINES)}, at least one")
+        raise ValueError(f"baselines={list(cfg.baselines)}; allowed: {', '.join(SUBJECT_BASELINES)}, at least one")
     base = instantiate(cfg.train)
     return tuple(replace(base, subject_baseline=baseline) for baseline in cfg.baselines)
 

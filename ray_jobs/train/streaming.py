@@ -39,7 +39,7 @@ class EpochFigures:
     """Clips that became examples."""
     frames: int = 0
     """Frames of these clips."""
-    left_out: dict[str, str] = field(default_factory=dict)
+    omitted: dict[str, str] = field(default_factory=dict)
     """Clip id → why it could not be read or encoded."""
     seconds: float = 0.0
     """Seconds from the start of the epoch to its last batch, including the encoders' start."""
@@ -105,7 +105,7 @@ class StreamedClips:
 
     def _usable(self, encoded: EncodedClip) -> bool:
         if encoded.features is None:
-            self.figures.left_out[encoded.clip.clip_id] = encoded.reason
+            self.figures.omitted[encoded.clip.clip_id] = encoded.reason
             if encoded.status not in TRIED_AGAIN:
                 self._unusable.add(encoded.clip.clip_id)
         return encoded.features is not None

@@ -511,7 +511,7 @@ def works_of(backbone: str, options: Mapping[str, str], *, gpu: bool) -> dict[st
     works = {}
     for name in options.get("modes", ",".join(_USUAL)).split(","):
         if name not in MODES:
-            raise SystemExit(f"modes={name}; allowed are {', '.join(MODES)}")
+            raise SystemExit(f"modes={name}; allowed: {', '.join(MODES)}")
         mode = MODES[name]
         if mode.tune == "naive":
             works[name] = Work(backbone, mode, steps, steps if quick else min(2, steps), 1, 1)

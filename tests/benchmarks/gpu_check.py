@@ -276,12 +276,12 @@ def main(arguments: Sequence[str]) -> int:
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals or key not in options:
-            raise SystemExit(f"gpu-check: {word!r}; allowed are {', '.join(f'{name}=…' for name in options)}")
+            raise SystemExit(f"gpu-check: {word!r}; allowed: {', '.join(f'{name}=…' for name in options)}")
         options[key] = value
     parts, size = str(options["parts"]).split(","), str(options["size"])
     for key, given, allowed in (("size", [size], gpu_parts.SIZES), ("parts", parts, LIMITS)):
         if unknown := [name for name in given if name not in allowed]:
-            raise SystemExit(f"gpu-check: {key}={unknown[0]}; allowed are {', '.join(allowed)}")
+            raise SystemExit(f"gpu-check: {key}={unknown[0]}; allowed: {', '.join(allowed)}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     began = time.monotonic()
     worker = Worker()

@@ -60,7 +60,7 @@ def test_this_machine_has_some_memory() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: …"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False),
-        (ValueError("memory=0; allowed are whole numbers from 1"), False),
+        (ValueError("memory=0; allowed: whole numbers from 1"), False),
         (KeyboardInterrupt(), False),
     ],
 )

@@ -123,7 +123,7 @@ def draw_track(
         ValueError: for an unknown task or fewer than 24 frames.
     """
     if task not in TASKS:
-        raise ValueError(f"task={task!r} is unknown; allowed are {', '.join(TASKS)}")
+        raise ValueError(f"task={task!r} is unknown; allowed: {', '.join(TASKS)}")
     if num_frames < MIN_FRAMES:
         raise ValueError(f"num_frames={num_frames} is too few; {MIN_FRAMES} or more are allowed")
     everyday, expression, motion = (np.random.default_rng(seed) for seed in rng.integers(2**63, size=3).tolist())

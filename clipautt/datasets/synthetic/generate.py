@@ -74,7 +74,7 @@ class SyntheticConfig:
     source_val_subjects: NonNegativeInt = 6
     """How many of the source subjects are held out to select settings; fewer than `source_subjects`."""
     target_subjects: Annotated[int, Field(ge=0, le=_TARGET_OFFSET)] = 10
-    """People to personalise for."""
+    """People to personalize for."""
     clips_per_source_subject: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Clips of each source subject; every second one shows the expression."""
     clips_per_target_subject: Annotated[int, Field(ge=1, le=100_000)] = 16

@@ -118,7 +118,7 @@ def _change_panel(axes: Axes, people: pd.DataFrame, *, name: str, labelled: bool
 
 
 def method_bars(
-    path: Path, table: pd.DataFrame, groups: Sequence[tuple[str, Sequence[str]]], *, reference: str, personalised: str
+    path: Path, table: pd.DataFrame, groups: Sequence[tuple[str, Sequence[str]]], *, reference: str, personalized: str
 ) -> Path:
     """Mean UAR of every method in every cohort, with its 95% interval over subjects.
 
@@ -127,7 +127,7 @@ def method_bars(
         table: from `tables.method_table`.
         groups: heading and methods of each group, from top to bottom; the first is the one without subject baseline.
         reference: a dashed line shows its UAR.
-        personalised: shown in bold.
+        personalized: shown in bold.
     """
     cohorts = list(table.columns.get_level_values(0).unique())
     rows: list[tuple[str, str | None, str]] = []
@@ -147,7 +147,7 @@ def method_bars(
     first.set_yticks(range(len(rows)), names)
     for tick, (label, method, _) in zip(first.get_yticklabels(), rows, strict=True):
         tick.set_fontsize(9)
-        tick.set_fontweight("bold" if label == personalised else "normal")
+        tick.set_fontweight("bold" if label == personalized else "normal")
         tick.set_fontstyle("normal" if method else "italic")
     first.set_ylim(len(rows) - 0.4, -0.6)
     return save(figure, path)
@@ -180,19 +180,19 @@ def _method_panel(
     _plain(axes)
 
 
-def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalised: str) -> Path:
+def prior_lines(path: Path, table: pd.DataFrame, *, reference: str, personalized: str) -> Path:
     """UAR and WAR against the assumed share of the positive class, cohorts side by side.
 
     Args:
         path: PNG file to write.
         table: from `tables.prior_table`.
         reference: in grey.
-        personalised: in blue.
+        personalized: in blue.
     """
     cohorts = list(dict.fromkeys(table["cohort"]))
     figure = Figure(figsize=(1.2 + 3.3 * len(cohorts), 5.6), layout="constrained")
     panels = figure.subplots(2, len(cohorts), sharex=True, sharey="row", squeeze=False)
-    colours = {reference: _WITHOUT, personalised: _WITH}
+    colours = {reference: _WITHOUT, personalized: _WITH}
     for row, metric in enumerate(("uar", "war")):
         for axes, cohort in zip(panels[row], cohorts, strict=True):
             here = table[(table["cohort"] == cohort) & table["method"].isin(list(colours))]
@@ -405,7 +405,7 @@ def agreement_bars(path: Path, agreement: Sequence[AuAgreement]) -> Path:
     height, shift = (0.38, 0.19) if adapted else (0.7, 0.0)
     axes.barh(rows - shift, before, height=height, color=_WITHOUT, label=f"before, {_mean(before)}")
     if adapted:
-        axes.barh(rows + shift, after, height=height, color=_WITH, label=f"personalised, {_mean(after)}")
+        axes.barh(rows + shift, after, height=height, color=_WITH, label=f"personalized, {_mean(after)}")
     for row in rows[np.isnan(before) & (np.isnan(after) | (not adapted))]:
         axes.text(0.01, row, "constant", va="center", fontsize=9, color=UNCHANGED)
     axes.set_yticks(rows, [f"{one.code} {_NAMES.get(one.code, '')}".strip() for one in ordered], fontsize=9)

@@ -133,7 +133,7 @@ class _Content:
     table: pd.DataFrame
     cohorts: list[str]
     reference: str
-    personalised: str
+    personalized: str
     classes: tuple[str, ...]
     shared_people: bool
     assumed: pd.DataFrame | None
@@ -145,7 +145,7 @@ def write_report(
     rows: pd.DataFrame,
     classes: Sequence[str],
     title: str,
-    personalised: str,
+    personalized: str,
     reference: str = "CLIP-AU, best window",
     stories: Sequence[ClipStory] = (),
     agreement: Sequence[AuAgreement] = (),
@@ -162,7 +162,7 @@ def write_report(
         rows: result rows, a column per field of `ResultRow`; those in `OPTIONAL` may be absent.
         classes: class names in label order; the last is the positive one.
         title: title of the page.
-        personalised: the method whose effect the page is about: the default, chosen on source-validation subjects.
+        personalized: the method whose effect the page is about: the default, chosen on source-validation subjects.
         reference: the method it is compared with.
         stories: clips to show in detail.
         agreement: rank correlations of AU similarities with true intensities.
@@ -176,7 +176,7 @@ def write_report(
     Raises:
         ValueError: if columns are missing, a label is not among the classes, or a method has no target rows.
     """
-    _check(rows, classes=classes, reference=reference, personalised=personalised)
+    _check(rows, classes=classes, reference=reference, personalized=personalized)
     scores = subject_scores(rows, classes=classes)
     shared = seeds_share_people(rows)
     known = method_facts(rows)
@@ -185,9 +185,9 @@ def write_report(
         scores=scores,
         facts=known,
         table=table,
-        cohorts=_common_cohorts(scores, reference, personalised),
+        cohorts=_common_cohorts(scores, reference, personalized),
         reference=reference,
-        personalised=personalised,
+        personalized=personalized,
         classes=tuple(classes),
         shared_people=shared,
         assumed=prior_scores(rows, classes=classes, shares=assumed_shares(scores)) if len(classes) == 2 else None,
@@ -215,30 +215,30 @@ def write_report(
     return path
 
 
-def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalised: str) -> None:
+def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalized: str) -> None:
     absent = [field.name for field in fields(ResultRow) if field.name not in {*rows.columns, *OPTIONAL}]
     if absent:
         raise ValueError(f"rows lack the columns {absent}; a column per field of ResultRow is needed")
     for column in ("label", "prediction"):
         unknown = sorted({str(value) for value in rows[column].unique() if value not in classes})
         if unknown:
-            raise ValueError(f"rows have {column} {unknown}; allowed are the classes {list(classes)}")
+            raise ValueError(f"rows have {column} {unknown}; allowed: the classes {list(classes)}")
     methods = list(dict.fromkeys(rows.loc[rows["split"] == "target", "method"]))
-    for name, method in {"reference": reference, "personalised": personalised}.items():
+    for name, method in {"reference": reference, "personalized": personalized}.items():
         if method not in methods:
-            raise ValueError(f"{name}={method!r} has no target rows; allowed are {methods}")
+            raise ValueError(f"{name}={method!r} has no target rows; allowed: {methods}")
 
 
-def _common_cohorts(scores: pd.DataFrame, reference: str, personalised: str) -> list[str]:
+def _common_cohorts(scores: pd.DataFrame, reference: str, personalized: str) -> list[str]:
     """Cohorts in which both methods were evaluated; the first is the one of the verdict."""
     target = scores[scores["split"] == "target"]
     cohorts = [
         name
         for name in cohort_order(target)
-        if {reference, personalised} <= set(target.loc[target["cohort"] == name, "method"])
+        if {reference, personalized} <= set(target.loc[target["cohort"] == name, "method"])
     ]
     if not cohorts:
-        raise ValueError(f"{personalised!r} and {reference!r} have no cohort in common")
+        raise ValueError(f"{personalized!r} and {reference!r} have no cohort in common")
     return cohorts
 
 
@@ -257,7 +257,7 @@ def _write_tables(folder: Path, rows: pd.DataFrame, content: _Content, selection
 def _verdict(content: _Content) -> Verdict:
     return verdict(
         content.scores,
-        personalised=content.personalised,
+        personalized=content.personalized,
         reference=content.reference,
         cohort=content.cohorts[0],
         shared_people=content.shared_people,
@@ -267,8 +267,8 @@ def _verdict(content: _Content) -> Verdict:
 def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
     """Sentences and tables of the page, by their names in the templates."""
     scores, shared = content.scores, content.shared_people
-    cohort, pair = content.cohorts[0], {"personalised": content.personalised, "reference": content.reference}
-    people = differences(scores, content.personalised, content.reference, cohort=cohort, shared_people=shared)
+    cohort, pair = content.cohorts[0], {"personalized": content.personalized, "reference": content.reference}
+    people = differences(scores, content.personalized, content.reference, cohort=cohort, shared_people=shared)
     gained, lost = most_changed(people)
     added = additions(scores, content.facts, cohort=cohort, shared_people=shared)
     seeds = int(rows.loc[rows["split"] == "target", "seed"].nunique())
@@ -285,7 +285,7 @@ def _words(content: _Content, selection: pd.DataFrame, rows: pd.DataFrame) -> di
         "table": views.table_view(content.table, views.grouped(content.facts, list(content.table.index)), **pair),
         "addition": addition_sentence(added),
         "additions": views.addition_rows(added),
-        "selection": selection_sentence(scores, content.facts, personalised=content.personalised),
+        "selection": selection_sentence(scores, content.facts, personalized=content.personalized),
         "selection_table": views.table_view(selection, selected, **pair),
         "settings_head": views.SETTINGS,
         "settings": views.setting_rows(content.facts),
@@ -302,14 +302,14 @@ def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, obj
     table = prior_table(content.assumed, shared_people=content.shared_people)
     table.to_parquet(parquet, index=False)
     shown = table[table["cohort"].isin(content.cohorts)]
-    pair = {"reference": content.reference, "personalised": content.personalised}
+    pair = {"reference": content.reference, "personalized": content.personalized}
     figures.prior_lines(picture, shown, **pair)
-    view = views.prior_view(shown, list(dict.fromkeys([content.personalised, content.reference])))
+    view = views.prior_view(shown, list(dict.fromkeys([content.personalized, content.reference])))
     alt = "UAR and WAR of the default and the reference against the assumed share of the positive class"
     unstated = int(rows.reindex(columns=list(PRIORS))["training_prior"].isna().sum())
     return {
         "positive": content.classes[-1],
-        "sentences": prior_sentences(content.assumed, content.personalised, shared_people=content.shared_people),
+        "sentences": prior_sentences(content.assumed, content.personalized, shared_people=content.shared_people),
         "picture": _inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
         "table": view,
         "markdown": views.prior_markdown(view),
@@ -321,7 +321,7 @@ def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, obj
 
 
 def _fallbacks(content: _Content) -> list[str]:
-    own = next(one for one in content.facts if one.method == content.personalised)
+    own = next(one for one in content.facts if one.method == content.personalized)
     if not own.num_fallbacks:
         return []
     return [f"{own.num_fallbacks} of its {own.num_rows} predictions fell back to the source prompts ({own.fallback})."]
@@ -346,7 +346,7 @@ def _pictures(
         told.append(words | {"figure": _inline(path, f"Frames, entropy and action units of clip {story.clip_id}")})
     groups = views.grouped(content.facts, list(content.table.index))
     bars = figures.method_bars(
-        folder / "methods.png", content.table, groups, reference=content.reference, personalised=content.personalised
+        folder / "methods.png", content.table, groups, reference=content.reference, personalized=content.personalized
     )
     caption = f"Lines are 95% intervals over subjects. Dashed: {content.reference}. Bold: the default."
     agreed = figures.agreement_bars(folder / "agreement.png", agreement) if agreement else None
@@ -363,7 +363,7 @@ def _who(folder: Path, content: _Content, cohort: str) -> Picture:
     uar, war = (
         differences(
             content.scores,
-            content.personalised,
+            content.personalized,
             content.reference,
             metric=metric,
             cohort=cohort,
@@ -372,7 +372,7 @@ def _who(folder: Path, content: _Content, cohort: str) -> Picture:
         for metric in ("uar", "war")
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "_", cohort).strip("_")
-    title = f"{content.personalised}, {cohort_title(cohort)}"
+    title = f"{content.personalized}, {cohort_title(cohort)}"
     path = folder / f"who_{slug}.png"
     figures.subject_bars(path, uar=uar, war=war, against=content.reference, title=title)
     alt = f"Change of UAR and WAR of every subject, {cohort_title(cohort)}"
@@ -384,7 +384,7 @@ def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
     cohort, index = content.cohorts[0], {name: number for number, name in enumerate(content.classes)}
     own = rows[(rows["split"] == "target") & (rows["cohort"] == cohort)]
     counts = []
-    for method in (content.reference, content.personalised):
+    for method in (content.reference, content.personalized):
         part = own[own["method"] == method]
         predicted, true = (part[column].map(index).to_numpy(int) for column in ("prediction", "label"))
         counts.append((method, confusion(predicted, true, num_classes=len(index))))

@@ -92,19 +92,19 @@ def effect_of(difference: Interval, num_subjects: int) -> Effect:
 
 
 def verdict(
-    scores: pd.DataFrame, *, personalised: str, reference: str, cohort: str = "balanced", shared_people: bool = False
+    scores: pd.DataFrame, *, personalized: str, reference: str, cohort: str = "balanced", shared_people: bool = False
 ) -> Verdict:
-    """Whether the personalised method beats the reference in UAR, over the target subjects.
+    """Whether the personalized method beats the reference in UAR, over the target subjects.
 
     Raises:
         ValueError: as `tables.differences`.
     """
-    people = differences(scores, personalised, reference, cohort=cohort, shared_people=shared_people)
-    difference = comparison(scores, personalised, reference, "uar", cohort, shared_people=shared_people)
+    people = differences(scores, personalized, reference, cohort=cohort, shared_people=shared_people)
+    difference = comparison(scores, personalized, reference, "uar", cohort, shared_people=shared_people)
     effect = effect_of(difference, len(people))
     helped, hurt = int((people["change"] > _UNCHANGED).sum()), int((people["change"] < -_UNCHANGED).sum())
     visible = _detectable(people)
-    sentence = _verdict_sentence(personalised, people, difference, effect, visible)
+    sentence = _verdict_sentence(personalized, people, difference, effect, visible)
     unchanged = len(people) - helped - hurt
     return Verdict(effect, _HEADLINES[effect], sentence, difference, helped, hurt, unchanged, visible)
 
@@ -158,17 +158,17 @@ def caveats(
     table: pd.DataFrame,
     scores: pd.DataFrame,
     *,
-    personalised: str,
+    personalized: str,
     reference: str,
     cohort: str = "balanced",
     shared_people: bool = False,
 ) -> list[str]:
-    """What speaks against the personalised method, independently of the verdict.
+    """What speaks against the personalized method, independently of the verdict.
 
     Args:
         table: the target split's `method_table`.
         scores: from `subject_scores`.
-        personalised: the method of the verdict.
+        personalized: the method of the verdict.
         reference: the method it is compared with.
         cohort: the cohort of the verdict; its UAR is not repeated here.
         shared_people: see `tables`.
@@ -179,11 +179,11 @@ def caveats(
         single class.
     """
     sentences = []
-    for name in cohort_order(scores[(scores["split"] == "target") & (scores["method"] == personalised)]):
+    for name in cohort_order(scores[(scores["split"] == "target") & (scores["method"] == personalized)]):
         for metric in METRICS:
             if (metric, name) != ("uar", cohort):
-                sentences += _no_gain(scores, personalised, reference, metric, name, shared_people)
-        figures = figures_at(table, personalised, name)
+                sentences += _no_gain(scores, personalized, reference, metric, name, shared_people)
+        figures = figures_at(table, personalized, name)
         if figures is None:
             continue
         if figures["war"] < figures["majority_war"]:
@@ -425,7 +425,7 @@ def addition_sentence(compared: Sequence[Addition]) -> str:
     )
 
 
-def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, personalised: str) -> str:
+def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, personalized: str) -> str:
     """Which method is best on source-validation subjects, and whether it is the one reported.
 
     Methods that read class descriptions instead of the trained classifier, such as zero-shot, are not candidates.
@@ -440,9 +440,9 @@ def selection_sentence(scores: pd.DataFrame, facts: Sequence[MethodFacts], *, pe
     chosen = (
         f"On source-validation subjects, treated as unseen, {quoted(best)} has the best UAR ({percent(known[best])})"
     )
-    if best == personalised:
+    if best == personalized:
         return f"{chosen}; it is the default reported here."
-    reported = f"the default reported here, {quoted(personalised)},"
-    if personalised not in known:
+    reported = f"the default reported here, {quoted(personalized)},"
+    if personalized not in known:
         return f"{chosen}; {reported} was not among them."
-    return f"{chosen}; {reported} has {percent(known[personalised])}."
+    return f"{chosen}; {reported} has {percent(known[personalized])}."

@@ -102,7 +102,7 @@ def differences(
         own = people[people["method"] == name]
         if own.empty:
             there = sorted(set(people["method"]))
-            raise ValueError(f"method={name!r} has no row in cohort {cohort!r} of split {split!r}; allowed are {there}")
+            raise ValueError(f"method={name!r} has no row in cohort {cohort!r} of split {split!r}; allowed: {there}")
         pair.append(own.set_index("person")[metric])
     table = pd.DataFrame({"before": pair[1], "after": pair[0]}).dropna().rename_axis("person").reset_index()
     if table.empty:
@@ -156,7 +156,7 @@ def method_table(
     kept = scores[scores["split"] == split]
     methods = list(dict.fromkeys(kept["method"]))
     if reference is not None and methods and reference not in methods:
-        raise ValueError(f"reference={reference!r} is not a method of split {split!r}; allowed are {methods}")
+        raise ValueError(f"reference={reference!r} is not a method of split {split!r}; allowed: {methods}")
     blocks = {}
     for cohort in cohort_order(kept):
         own = kept[kept["cohort"] == cohort]

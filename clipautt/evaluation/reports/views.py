@@ -130,7 +130,7 @@ def grouped(facts: Sequence[MethodFacts], present: Sequence[str]) -> list[tuple[
 
 
 def table_view(
-    table: pd.DataFrame, groups: Sequence[tuple[str, Sequence[str]]], *, reference: str, personalised: str
+    table: pd.DataFrame, groups: Sequence[tuple[str, Sequence[str]]], *, reference: str, personalized: str
 ) -> TableView:
     """A method table in percent, with the majority predictor of the same videos in its first row.
 
@@ -138,10 +138,10 @@ def table_view(
         table: from `tables.method_table`.
         groups: from `grouped`.
         reference: marked as such.
-        personalised: marked as the default.
+        personalized: marked as the default.
     """
     cohorts = list(table.columns.get_level_values(0).unique())
-    marks = {reference: ("reference", "reference"), personalised: ("chosen", "default")}
+    marks = {reference: ("reference", "reference"), personalized: ("chosen", "default")}
     views = []
     for heading, methods in groups:
         rows = []
@@ -198,11 +198,11 @@ def _with_interval(change: Interval) -> str:
     return f"{points(change.mean)} ({points(change.low)} to {points(change.high)})"
 
 
-def tiles(table: pd.DataFrame, *, reference: str, personalised: str) -> list[Tile]:
+def tiles(table: pd.DataFrame, *, reference: str, personalized: str) -> list[Tile]:
     """A tile per cohort: UAR before and after, the difference with its interval, WAR and F1."""
     shown = []
     for cohort in table.columns.get_level_values(0).unique():
-        before, after = figures_at(table, reference, cohort), figures_at(table, personalised, cohort)
+        before, after = figures_at(table, reference, cohort), figures_at(table, personalized, cohort)
         if before is None or after is None:
             continue
         uar, war, f1 = (_before_after(before[name], after[name]) for name in ("uar", "war", "f1"))
@@ -311,7 +311,7 @@ def story_words(story: ClipStory, *, reference: str, positive: str) -> dict[str,
     kind, tag = tags[before, after]
     sentence = (
         f"True class: {story.label}. {quoted(reference)} predicts {story.prediction_before} "
-        f"({percent(story.probability_before)}% {positive}); the personalised model predicts {story.prediction_after} "
+        f"({percent(story.probability_before)}% {positive}); the personalized model predicts {story.prediction_after} "
         f"({percent(story.probability_after)}% {positive})."
     )
     return {"title": f"{story.clip_id}, subject {story.subject_id}", "kind": kind, "tag": tag, "sentence": sentence}

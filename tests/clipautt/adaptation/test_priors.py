@@ -46,14 +46,14 @@ def test_the_share_of_training_gives_the_prior_of_training(trained: tuple[float,
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, math.nan, math.inf])
 def test_a_share_outside_is_named(share: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"adapt\.prior={share}; allowed are shares of the positive class above 0 and below 1"
+        ValueError, match=rf"adapt\.prior={share}; allowed: shares of the positive class above 0 and below 1"
     ):
         class_prior(share, BALANCED)
 
 
 @pytest.mark.parametrize("trained", [(0.5, 0.6), (1.0, 0.0), (1.0,), (math.nan, 0.5)])
 def test_a_training_prior_that_is_none_is_named(trained: tuple[float, ...]) -> None:
-    allowed = r"; allowed are two or more shares above 0 whose sum is 1"
+    allowed = r"; allowed: two or more shares above 0 whose sum is 1"
     with pytest.raises(ValueError, match=rf"training_prior=\[{trained[0]}.*\]{allowed}"):
         class_prior(0.2, trained)
     with pytest.raises(ValueError, match=rf" ?prior=\[.*\]{allowed}"):
@@ -160,14 +160,14 @@ def test_estimates_pass_no_gradient() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 2), (4, 3), (2,)])
 def test_logits_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"logits are \[[0-9, ]+\]; allowed are \[N, 2\] with N from 1"):
+    with pytest.raises(ValueError, match=r"logits are \[[0-9, ]+\]; allowed: \[N, 2\] with N from 1"):
         estimate_prior(torch.zeros(shape), BALANCED)
 
 
 def test_other_wrong_arguments_of_an_estimate_are_named() -> None:
-    with pytest.raises(ValueError, match="logits hold NaN or infinity; allowed are finite ones"):
+    with pytest.raises(ValueError, match="logits hold NaN or infinity; allowed: finite ones"):
         estimate_prior(torch.tensor([[0.0, math.nan]]), BALANCED)
-    with pytest.raises(ValueError, match=r"max_steps=0, tolerance=0\.1; allowed are steps from 1, tolerance above 0"):
+    with pytest.raises(ValueError, match=r"max_steps=0, tolerance=0\.1; allowed: steps from 1, tolerance above 0"):
         estimate_prior(torch.zeros(1, 2), BALANCED, max_steps=0, tolerance=0.1)
     with pytest.raises(ValueError, match=r"max_steps=9, tolerance=nan"):
         estimate_prior(torch.zeros(1, 2), BALANCED, max_steps=9, tolerance=math.nan)
@@ -195,9 +195,9 @@ def test_assumed_shares_are_the_shift() -> None:
 
 def test_wrong_values_of_an_assumption_are_named() -> None:
     half = torch.tensor([0.5])
-    with pytest.raises(ValueError, match=r"share=1; allowed are shares above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"share=1; allowed: shares above 0 and below 1"):
         assume_share(half, 1, made_with=0.5)
-    with pytest.raises(ValueError, match=r"probability holds nan; allowed are values from 0 to 1"):
+    with pytest.raises(ValueError, match=r"probability holds nan; allowed: values from 0 to 1"):
         assume_share(torch.tensor([0.5, math.nan]), 0.2, made_with=0.5)
-    with pytest.raises(ValueError, match=r"made_with holds 0\.0; allowed are values above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"made_with holds 0\.0; allowed: values above 0 and below 1"):
         assume_share(half, 0.2, made_with=0.0)

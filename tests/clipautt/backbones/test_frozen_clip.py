@@ -222,7 +222,7 @@ def test_places_can_be_each_prompt_s_own_first_tokens(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("num_context", [3, -1])
 def test_prompt_with_fewer_tokens_than_places_is_refused(num_context: int) -> None:
-    message = rf"num_context={num_context}; allowed are 0 to 2, the tokens of 'eyes closed'"
+    message = rf"num_context={num_context}; allowed: 0 to 2, the tokens of 'eyes closed'"
     with pytest.raises(ValueError, match=message):
         shared_backbone().tokenize(["lips parted now", "eyes closed"], num_context=num_context)
 
@@ -358,7 +358,7 @@ def test_batches_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatc
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"backbone\.precision='fp16'; allowed are fp32, tf32, bf16"):
+    with pytest.raises(ValueError, match=r"backbone\.precision='fp16'; allowed: fp32, tf32, bf16"):
         Backbone(fake_clip_model(), name="fake", preprocessing=PREPROCESSING, precision="fp16")  # type: ignore[arg-type]
 
 

@@ -197,7 +197,7 @@ def test_unknown_names_and_those_with_a_slash() -> None:
     [
         ({"text_cfg": {"hf_model_name": "org/bert"}}, "it is the Hugging Face model org/bert"),
         ({"text_cfg": {"embed_cls": True}}, "it adds a token of its own to every text"),
-        ({"text_cfg": {"pool_type": "none"}}, "its read-out is 'none'; allowed are argmax, eos, last, first"),
+        ({"text_cfg": {"pool_type": "none"}}, "its read-out is 'none'; allowed: argmax, eos, last, first"),
         ({"text_cfg": {"pool_type": "first"}}, "it reads out at the first token, which sees no word"),
         ({"text_cfg": {"pool_type": "first", "no_causal_mask": True}}, None),
         ({"multimodal_cfg": {}}, "it belongs to a CoCa model, which adds a token of its own to every text"),
@@ -254,14 +254,10 @@ def test_frames_become_what_open_clip_makes_of_them(mode: str, interpolation: st
 
 
 def test_frames_that_cannot_be_made_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"backbone\.name 'ViT-B-32' resizes by 'longest'; allowed are shortest, squash"
-    ):
+    with pytest.raises(ValueError, match=r"backbone\.name 'ViT-B-32' resizes by 'longest'; allowed: shortest, squash"):
         preprocessing_of(find_architecture("ViT-B-32"), tag(resize_mode="longest"))
     wide = Architecture("wide", {**TINY, "vision_cfg": {"image_size": [32, 64]}})
-    with pytest.raises(
-        ValueError, match=r"backbone\.name 'wide' takes frames of \[32, 64\] pixels; allowed are square"
-    ):
+    with pytest.raises(ValueError, match=r"backbone\.name 'wide' takes frames of \[32, 64\] pixels; allowed: square"):
         preprocessing_of(wide, tag())
     square = Architecture("square", {**TINY, "vision_cfg": {"image_size": [32, 32]}})
     one_number = preprocessing_of(square, tag(mean=0.5, std=0.25, interpolation="random"))

@@ -97,7 +97,7 @@ def test_width_of_the_features(custom_text: bool, text: dict[str, Any], width: i
     [
         (True, {"embed_cls": True}, "it adds a token of its own to every text"),
         (False, {"embed_cls": True}, "it adds a token of its own to every text"),
-        (True, {"pool_type": "none"}, "its read-out is 'none'; allowed are argmax, eos, last, first"),
+        (True, {"pool_type": "none"}, "its read-out is 'none'; allowed: argmax, eos, last, first"),
         (True, {"pool_type": "first"}, "it reads out at the first token, which sees no word"),
     ],
 )

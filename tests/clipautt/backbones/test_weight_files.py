@@ -125,9 +125,7 @@ def test_missing_file_and_foreign_suffix(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"backbone\.weights: there is no file .*gone\.pt"):
         read_weights(tmp_path / "gone.pt")
     (tmp_path / "weights.npz").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"has the suffix '\.npz'; allowed are \.safetensors, \.pt, \.pth, \.bin, \.ckpt"
-    ):
+    with pytest.raises(ValueError, match=r"has the suffix '\.npz'; allowed: \.safetensors, \.pt, \.pth, \.bin, \.ckpt"):
         read_weights(tmp_path / "weights.npz")
 
 

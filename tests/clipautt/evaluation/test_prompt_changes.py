@@ -246,8 +246,8 @@ def test_what_does_not_belong_together_is_refused() -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             explain_subject(source, given, **options)
 
-    refused("adapted is (5, 16); allowed are [K, d] = (6, 16) and [clips, K, d] = (4, 6, 16)", adapted=a[:5])
-    refused("adapted is (3, 6, 16); allowed are", adapted=a.expand(3, 6, 16))
+    refused("adapted is (5, 16); allowed: [K, d] = (6, 16) and [clips, K, d] = (4, 6, 16)", adapted=a[:5])
+    refused("adapted is (3, 6, 16); allowed:", adapted=a.expand(3, 6, 16))
     refused("subject 's0': clips and predictions differ in s0c3; each clip needs one", predictions=predictions[:3])
     refused("clips and predictions differ in s0c0, s0c1", predictions=[*predictions, predictions[0]])
     refused("clips is empty", given=[])

@@ -83,7 +83,7 @@ def test_names_of_cohorts() -> None:
 
 @pytest.mark.parametrize("options", [{"share": 0.0}, {"share": 1.0}, {"share": 0.2, "draws": 0}])
 def test_cohorts_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"cohort share=.*; allowed are 0 < share < 1 and draws from 1"):
+    with pytest.raises(ValueError, match=r"cohort share=.*; allowed: 0 < share < 1 and draws from 1"):
         Cohort(**options)
 
 

@@ -56,7 +56,7 @@ def test_subject_centres_literal() -> None:
     assert subject_centre(frames, "none").tolist() == [0, 0]
     assert subject_centre(frames, "mean").tolist() == [3, 2]
     assert subject_centre(frames, "median").tolist() == [1, 1]
-    with pytest.raises(ValueError, match="subject_baseline='mode'; allowed are none, mean, median"):
+    with pytest.raises(ValueError, match="subject_baseline='mode'; allowed: none, mean, median"):
         subject_centre(frames, "mode")  # type: ignore[arg-type]
 
 

@@ -182,9 +182,9 @@ def test_specification_lies_beside_the_rows(tmp_path: Path, store: FeatureStore)
     [
         (
             {"features": np.zeros((3, 17), np.float32)},
-            r"features of clip 'c1' have shape \(3, 17\); allowed are \[T, 16\]",
+            r"features of clip 'c1' have shape \(3, 17\); allowed: \[T, 16\]",
         ),
-        ({"features": np.zeros(16, np.float32)}, r"features of clip 'c1' have shape \(16,\); allowed are \[T, 16\]"),
+        ({"features": np.zeros(16, np.float32)}, r"features of clip 'c1' have shape \(16,\); allowed: \[T, 16\]"),
         ({"features": np.zeros((0, 16), np.float32)}, "clip 'c1' with status 'ok' has no frames"),
         ({"features": None}, "clip 'c1' with status 'ok' has no frames"),
         ({"times": [0.0, 1.0]}, "clip 'c1' with status 'ok' has 3 frames and 2 times"),

@@ -68,7 +68,7 @@ def test_wrong_cohorts_are_refused(settings: list[Any], message: str) -> None:
 
 def test_splits_without_clips_are_refused(world: World) -> None:
     manifest = world.read()
-    with pytest.raises(ValueError, match=r"splits='test'; allowed are source_train, source_val, target"):
+    with pytest.raises(ValueError, match=r"splits='test'; allowed: source_train, source_val, target"):
         clips_of_splits(manifest, ["target", "test"])
     with pytest.raises(ValueError, match=r"splits=\[source_val\]: the manifest has no such clips, only target"):
         clips_of_splits(manifest, ["source_val"])

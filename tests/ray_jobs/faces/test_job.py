@@ -99,7 +99,7 @@ def test_only_work_that_another_process_can_import_is_taken(tmp_path: Path) -> N
     def work() -> None:
         pass
 
-    with pytest.raises(ValueError, match=r"work=.*<locals>\.work; allowed are functions at the top of a module"):
+    with pytest.raises(ValueError, match=r"work=.*<locals>\.work; allowed: functions at the top of a module"):
         reader_process.work_on_clip(work, Clip("c", "s", str(video), "target"), {})
 
 

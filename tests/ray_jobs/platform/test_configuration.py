@@ -114,7 +114,7 @@ def test_settings_are_in_struct_mode(conf: Path) -> None:
         ("mode=fast", "unknown key 'mode'; did you mean 'adapt.inner.mode'?"),
         ("adapt.mode=fast", "unknown key 'adapt.mode'; did you mean 'adapt.inner.mode'?"),
         ("adapt.inner=fast", "'adapt.inner' holds several settings; set one of adapt.inner.rate, adapt.inner.mode"),
-        ("adapt.zzzz.qqqq=1", "unknown key 'adapt.zzzz.qqqq'; allowed are "),
+        ("adapt.zzzz.qqqq=1", "unknown key 'adapt.zzzz.qqqq'; allowed: "),
         ("seed", "cannot read 'seed': a setting is written key=value"),
         ("seed=abc", "seed=abc: expected a number, as in the default seed=0"),
         ("quick=3", "quick=3: expected true or false, as in the default quick=false"),

@@ -125,7 +125,7 @@ def test_gc_without_runs_keeps_everything_and_says_so(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["vacuum"], "action='vacuum'; allowed are ls, verify, gc"),
+        (["vacuum"], "action='vacuum'; allowed: ls, verify, gc"),
         (["ls", "store=gone"], "no feature store at gone; `clipautt extract` makes one, or give store=FOLDER"),
         (["gc", "keep=[abc]"], "keep='abc' is not a folder of features; there are: "),
         (["gc", "keep=[1234]"], "it was read as a number: put it in quotes"),

@@ -123,7 +123,7 @@ def compare(model: ClipAU, losses: list[float], data: Path, baseline: SubjectBas
 
 def test_the_command_streams_the_model_that_stored_features_give(data: Path, run: Path, stored: FeatureStore) -> None:
     rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
-    assert [(row["epoch"], row["clips"], row["left_out"]) for row in rows] == [(0, 9, {}), (1, 9, {})]
+    assert [(row["epoch"], row["clips"], row["omitted"]) for row in rows] == [(0, 9, {}), (1, 9, {})]
     streamed = load_checkpoint(run / "checkpoints" / "none")
     compare(streamed.model, [row["loss"] for row in rows], data, "none")
     assert streamed.spec.training["features"] == "streamed" and set(streamed.spec.metrics) == {"war", "uar", "entropy"}
@@ -158,13 +158,13 @@ def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data
     (data / "broken.mp4").write_text("not a video")
     stream.clips.append(Clip("broken", "s0", str(data / "broken.mp4"), label="pain", split="source_train"))
     seen: list[dict[str, torch.Tensor]] = []
-    left_out = []
+    omitted = []
 
     def batches(epoch: int) -> Iterator[Sequence[Example]]:
         found = list(stream.batches(epoch))
         assert [len(batch) for batch in found] == [4, 4, 1]
         seen.append({example.clip.clip_id: example.clip.features for batch in found for example in batch})
-        left_out.append(stream.figures.left_out)
+        omitted.append(stream.figures.omitted)
         return iter(found)
 
     _, losses = fitted(batches, config)
@@ -173,7 +173,7 @@ def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data
     assert set(seen[0]) == set(seen[1]) == {f"c{number:02d}" for number in range(9)}
     for clip_id in seen[0]:
         assert (seen[0][clip_id] - seen[1][clip_id]).abs().max() > 1e-3, clip_id
-    assert set(left_out[0]) == {"broken"} and "broken.mp4" in left_out[0]["broken"] and left_out[1] == {}
+    assert set(omitted[0]) == {"broken"} and "broken.mp4" in omitted[0]["broken"] and omitted[1] == {}
 
 
 def test_clips_known_to_fail_are_not_asked_for(data: Path, stored: FeatureStore, tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_a_clip_that_comes_very_late_holds_up_a_bounded_number() -> None:
 def test_line_of_an_epoch() -> None:
     row = {"subject_baseline": "median", "epoch": 1, "epochs": 10, "loss": 0.69314, "clips": 48, "frames": 960}
     shown = "train median: epoch 2/10, loss 0.6931, 48 clips, 12 clips/s, 240 frames/s"
-    assert epoch_lines(row | {"seconds": 4.0, "left_out": {}}) == [shown]
+    assert epoch_lines(row | {"seconds": 4.0, "omitted": {}}) == [shown]
     many = {f"c{number:02d}": "no face" for number in range(22)}
-    lines = epoch_lines(row | {"seconds": 4.0, "left_out": many})
+    lines = epoch_lines(row | {"seconds": 4.0, "omitted": many})
     assert lines[:2] == [f"{shown}, 22 omitted", "  c00: no face"] and lines[-1] == "  … and 2 more"
     assert len(lines) == 22
 

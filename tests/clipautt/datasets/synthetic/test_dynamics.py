@@ -114,7 +114,7 @@ def test_envelope_rises_holds_and_falls() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"task='joy' is unknown; allowed are pain, stress, ambivalence"):
+    with pytest.raises(ValueError, match=r"task='joy' is unknown; allowed: pain, stress, ambivalence"):
         track(1, task="joy", positive=True)
     with pytest.raises(ValueError, match=r"num_frames=10 is too few; 24 or more"):
         track(1, positive=True, num_frames=10)

@@ -206,21 +206,21 @@ def prior_figures(methods: tuple[str, ...], *, cohorts: tuple[str, ...] = ("bala
 
 def test_lines_over_assumed_shares_mark_the_truth_and_the_default(tmp_path: Path) -> None:
     both = prior_lines(
-        tmp_path / "both.png", prior_figures(("old", "new", "other")), reference="old", personalised="new"
+        tmp_path / "both.png", prior_figures(("old", "new", "other")), reference="old", personalized="new"
     )
     true_share = (243, 214, 140)  # #E69F00 at 45%
     assert count(both, true_share) > 4_000
     assert count(both, "#0072B2") > 1_500 and count(both, "#8C96A3") > 1_500
-    alone = prior_lines(tmp_path / "alone.png", prior_figures(("old",)), reference="old", personalised="new")
+    alone = prior_lines(tmp_path / "alone.png", prior_figures(("old",)), reference="old", personalized="new")
     assert count(alone, "#0072B2") < 500 < count(alone, "#8C96A3")
 
 
 def test_a_panel_per_cohort_over_assumed_shares(tmp_path: Path) -> None:
     cohorts = ("balanced", "20%", "5%")
     wide = prior_lines(
-        tmp_path / "wide.png", prior_figures(("old", "new"), cohorts=cohorts), reference="old", personalised="new"
+        tmp_path / "wide.png", prior_figures(("old", "new"), cohorts=cohorts), reference="old", personalized="new"
     )
-    narrow = prior_lines(tmp_path / "one.png", prior_figures(("old", "new")), reference="old", personalised="new")
+    narrow = prior_lines(tmp_path / "one.png", prior_figures(("old", "new")), reference="old", personalized="new")
     assert (pixels(narrow).shape[1], pixels(wide).shape[1]) == (675, 1665)
 
 
@@ -275,7 +275,7 @@ def test_no_text_touches_another_over_assumed_shares(tmp_path: Path, drawn: list
     shares = sorted([*ASSUMED_SHARES, 0.12, 0.22])
     one = prior_figures(("old", "new"), cohorts=("balanced", "20%", "5%"))
     table = pd.concat([one[one["own"]], *(one[~one["own"]].assign(assumed_share=share) for share in shares)])
-    prior_lines(tmp_path / "p.png", table, reference="old", personalised="new")
+    prior_lines(tmp_path / "p.png", table, reference="old", personalized="new")
     assert touching(drawn[-1]) == []
     ticks = [label.get_text() for label in drawn[-1].axes[-1].get_xticklabels()]
     assert ticks == ["5%", "10%", "20%", "30%", "50%", "70%"]
@@ -298,7 +298,7 @@ def test_no_text_touches_another_in_a_long_list_of_methods(tmp_path: Path, drawn
         table,
         [("Without subject baseline", names[:8]), ("With median subject baseline", names[8:])],
         reference=names[0],
-        personalised=names[-1],
+        personalized=names[-1],
     )
     assert touching(drawn[-1]) == []
 

@@ -139,7 +139,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows=rows,
         classes=CLASSES,
         title=f"Benchmark {HOSTILE}",
-        personalised=DEFAULT,
+        personalized=DEFAULT,
         stories=[make_story(clip_id=f"clip {HOSTILE}")],
         agreement=make_agreement(),
         facts={"backbone": HOSTILE, "home": "https://example.org/"},
@@ -289,7 +289,7 @@ def test_other_shares_of_the_positive_class_are_shown(report: Path) -> None:
 def test_rows_of_earlier_versions_are_taken_as_trained_on_even_shares(tmp_path: Path) -> None:
     rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
     old = rows.drop(columns=list(OPTIONAL))
-    page = write_report(tmp_path, rows=old, classes=CLASSES, title="t", personalised=DEFAULT).read_text()
+    page = write_report(tmp_path, rows=old, classes=CLASSES, title="t", personalized=DEFAULT).read_text()
     said = "80 of 80 rows do not state the share of positives in training; 50% is assumed for them."
     assert said in page and said in (tmp_path / "report.md").read_text()
     assert (pd.read_parquet(tmp_path / "priors.parquet")["prior"] == 0.5).all()
@@ -299,15 +299,15 @@ def test_rows_of_earlier_versions_are_taken_as_trained_on_even_shares(tmp_path: 
 def test_estimated_priors_have_a_line_of_their_own(tmp_path: Path) -> None:
     rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
     rows["prior"] = np.where(rows["subject_id"] == "target_00", 0.3, 0.45)
-    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalised=DEFAULT)
+    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalized=DEFAULT)
     assert (tmp_path / "report.md").read_text().count("| 37.5% (as it stands) |") == 2
 
 
 def test_three_classes_have_no_share_to_assume(tmp_path: Path) -> None:
     rows = make_rows(FEWER[:2], cohorts=(("balanced", 0.5),), splits=(("target", 1),), seeds=(0,))
-    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalised=REFERENCE)
+    write_report(tmp_path, rows=rows, classes=CLASSES, title="t", personalized=REFERENCE)
     assert (tmp_path / "priors.parquet").is_file()
-    path = write_report(tmp_path, rows=rows, classes=("calm", *CLASSES), title="t", personalised=REFERENCE)
+    path = write_report(tmp_path, rows=rows, classes=("calm", *CLASSES), title="t", personalized=REFERENCE)
     assert "What if" not in path.read_text() and "What if" not in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "priors.parquet").exists() and not (tmp_path / "figures" / "priors.png").exists()
 
@@ -315,15 +315,15 @@ def test_three_classes_have_no_share_to_assume(tmp_path: Path) -> None:
 def test_wrong_input_is_named(tmp_path: Path) -> None:
     rows = make_rows(FEWER[:2], cohorts=(("balanced", 0.5),), splits=(("target", 1),), seeds=(0,))
 
-    def write(table: pd.DataFrame, *, personalised: str = REFERENCE, classes: tuple[str, ...] = CLASSES) -> None:
-        write_report(tmp_path, rows=table, classes=classes, title="t", personalised=personalised)
+    def write(table: pd.DataFrame, *, personalized: str = REFERENCE, classes: tuple[str, ...] = CLASSES) -> None:
+        write_report(tmp_path, rows=table, classes=classes, title="t", personalized=personalized)
 
     with pytest.raises(ValueError, match=r"rows lack the columns \['cohort', 'seed'\]"):
         write(rows.drop(columns=["cohort", "seed"]))
-    with pytest.raises(ValueError, match=r"rows have label \['neutral', 'pain'\]; allowed are the classes \['calm'\]"):
+    with pytest.raises(ValueError, match=r"rows have label \['neutral', 'pain'\]; allowed: the classes \['calm'\]"):
         write(rows, classes=("calm",))
     with pytest.raises(
-        ValueError, match=r"personalised='nobody' has no target rows; allowed are \['zero-shot', 'CLIP-AU, best"
+        ValueError, match=r"personalized='nobody' has no target rows; allowed: \['zero-shot', 'CLIP-AU, best"
     ):
-        write(rows, personalised="nobody")
+        write(rows, personalized="nobody")
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def make_scores(
 
 
 def say(before: list[float], after: list[float]) -> tuple[str, str]:
-    found = verdict(make_scores({"old": before, "new": after}), personalised="new", reference="old")
+    found = verdict(make_scores({"old": before, "new": after}), personalized="new", reference="old")
     return found.headline, found.sentence
 
 
@@ -85,7 +85,7 @@ def test_an_interval_with_zero_is_no_effect_and_tells_what_could_have_been_seen(
 
 def test_a_few_subjects_are_no_proof_however_they_agree() -> None:
     scores = make_scores({"old": [0.6] * 3, "new": [0.9] * 3})
-    found = verdict(scores, personalised="new", reference="old")
+    found = verdict(scores, personalized="new", reference="old")
     assert found.headline == "No clear effect of personalization"
     assert found.sentence == (
         "“new” changed mean UAR by +30.0 points, from 60.0 to 90.0, over 3 unseen subjects: "
@@ -96,7 +96,7 @@ def test_a_few_subjects_are_no_proof_however_they_agree() -> None:
 
 def test_the_verdict_counts_people() -> None:
     scores = make_scores({"old": [0.6] * 8, "new": [0.7] * 6 + [0.6, 0.55]})
-    found = verdict(scores, personalised="new", reference="old")
+    found = verdict(scores, personalized="new", reference="old")
     assert found.counts == "6 helped, 1 hurt, 1 unchanged."
     changes = [0.1] * 6 + [0.0, -0.05]
     assert found.detectable == approx(detectable_effect(changes))
@@ -121,7 +121,7 @@ def test_caveats_name_losses_where_the_verdict_is_good() -> None:
     common = make_scores({"old": [0.6] * 8, "new": [0.9] * 8})
     rare = make_scores({"old": [0.7, 0.8] * 4, "new": [0.8, 0.7] * 4}, cohort="5%", war={"old": 0.96, "new": 0.8})
     scores = pd.concat([common, rare])
-    said = caveats(method_table(scores, reference="old"), scores, personalised="new", reference="old")
+    said = caveats(method_table(scores, reference="old"), scores, personalized="new", reference="old")
     assert said[0] == f"At 5% positives, WAR fell from 96.0 to 80.0 ({MINUS}16.0 to {MINUS}16.0)."
     assert said[1].startswith(f"At 5% positives, UAR shows no clear effect: 75.0 to 75.0 ({MINUS}")
     assert said[2] == "At 5% positives, WAR is 80.0, below the majority predictor's 95.0."
@@ -131,7 +131,7 @@ def test_caveats_name_losses_where_the_verdict_is_good() -> None:
 def test_caveats_name_subjects_with_a_single_class() -> None:
     scores = make_scores({"old": [0.6] * 8, "new": [0.9] * 6 + [0.5] * 2})
     scores.loc[scores["uar"] == 0.5, "f1"] = 1 / 3
-    said = caveats(method_table(scores, reference="old"), scores, personalised="new", reference="old")
+    said = caveats(method_table(scores, reference="old"), scores, personalized="new", reference="old")
     assert said == ["With balanced classes, it predicts a single class for 2 of 8 subjects."]
 
 
@@ -182,10 +182,10 @@ def test_selection_sentence() -> None:
     ]
     scores = make_scores({"x": [0.7], "y": [0.8], "z": [0.99]}, split="source_val")
     start = "On source-validation subjects, treated as unseen, “y” has the best UAR (80.0); "
-    assert selection_sentence(scores, facts, personalised="y") == f"{start}it is the default reported here."
-    assert selection_sentence(scores, facts, personalised="x") == f"{start}the default reported here, “x”, has 70.0."
-    assert selection_sentence(scores, facts, personalised="w").endswith("“w”, was not among them.")
-    assert selection_sentence(scores[:0], facts, personalised="y").startswith("No source-validation subjects")
+    assert selection_sentence(scores, facts, personalized="y") == f"{start}it is the default reported here."
+    assert selection_sentence(scores, facts, personalized="x") == f"{start}the default reported here, “x”, has 70.0."
+    assert selection_sentence(scores, facts, personalized="w").endswith("“w”, was not among them.")
+    assert selection_sentence(scores[:0], facts, personalized="y").startswith("No source-validation subjects")
 
 
 def test_facts_of_methods_and_their_order() -> None:

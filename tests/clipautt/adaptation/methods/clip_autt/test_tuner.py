@@ -303,14 +303,14 @@ def test_many_windows_go_in_parts_with_the_same_result_and_gradient(monkeypatch:
     monkeypatch.setattr(source, "logits", counted)
     monkeypatch.setattr(tuner_module, "checkpoint", noted)
     tuned(Tuner(source), problems, config)
-    assert not again, "few windows are kept for the way back"
+    assert not again, "few windows are kept for the backward pass"
     assert max(len(torch.cat(list(one.samples))) for one in problems) == 8
     for most in (6, 24):  # fewer than a problem has, and fewer than the batch has
         sizes.clear()
         again.clear()
         monkeypatch.setattr(tuner_module, "_WINDOWS_PER_PASS", most)
         found = tuned(Tuner(source), problems, config)
-        assert max(sizes) <= most and len(again) > STEPS, "many are computed again on the way back"
+        assert max(sizes) <= most and len(again) > STEPS, "many are computed again in the backward pass"
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other)
 
