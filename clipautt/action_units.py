@@ -34,7 +34,7 @@ class ActionUnit:
     wordings: tuple[str, ...] = ()
     """Other ways to say the phrase, used to train the embedded backbone."""
     held_out: str = ""
-    """A wording that no training caption uses; it tests whether the text tower generalises."""
+    """A wording that no training caption uses; it tests whether the text tower generalizes."""
 
 
 def _unit(number: int, name: str, region: Region, phrase: str, *wordings: str, held_out: str = "") -> ActionUnit:

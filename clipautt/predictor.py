@@ -99,6 +99,7 @@ class Predictor:
         backbone: Backbone | BackboneConfig | None = None,
         personalizations: str | Path | None = None,
         limits: ReadLimits | None = None,
+        device: str | None = None,
     ) -> Predictor:
         """Load a checkpoint folder and the backbone it was trained with.
 
@@ -107,6 +108,7 @@ class Predictor:
             backbone: how the checkpoint's backbone is loaded, where its weights have moved since training.
             personalizations: folder of adapted prompts, see `clipautt adapt`.
             limits: time, frame size and memory that reading a video may take.
+            device: where the backbone runs, such as `cuda`; None: where it is.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -117,7 +119,7 @@ class Predictor:
             make_detector(loaded.spec.features.frames.faces)  # a missing model must fail here, not at a video
         given = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or loaded.spec.backbone)
         folder = None if personalizations is None else Path(personalizations)
-        return cls(Source(loaded, given), personalizations=folder, limits=limits)
+        return cls(Source(loaded, given.to(device) if device else given), personalizations=folder, limits=limits)
 
     def predict(self, video: str | Path, *, subject: str | Personalization | None = None) -> VideoPrediction:
         """Predict one video.

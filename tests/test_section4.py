@@ -64,7 +64,7 @@ def test_mistake_1_au_words_are_kept_at_test_time() -> None:
 
 
 def test_mistake_2_text_is_handled_alike_in_training_and_at_test_time() -> None:
-    """Words with spaces, read out at the end of the real sequence, not normalised before the adapter: in both."""
+    """Words with spaces, read out at the end of the real sequence, not normalized before the adapter: in both."""
     source = fake_source()
     texts = [f"{CONTEXT} {phrase}" for phrase in PHRASES]
     assert list(source.prompts.texts) == texts and not any("_" in text for text in texts)

@@ -177,6 +177,8 @@ class AdaptConfig:
     """Random seed of the order in which `online` visits clips."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.method, type):  # A class has the attributes that the protocol asks of an instance.
+            raise ValueError(f"method={self.method.__name__}; give an instance, such as {self.method.__name__}()")
         if self.prior == "estimate" and self.protocol != "per_subject":
             raise ValueError(
                 f"prior='estimate' with protocol={self.protocol!r}; the estimate needs all clips of a subject: take "

@@ -75,7 +75,7 @@ def shift(logits: Tensor, prior: Sequence[float] | Tensor, training_prior: Seque
 def estimate_prior(
     logits: Tensor, training_prior: Sequence[float] | Tensor, *, max_steps: int = 100, tolerance: float = 1e-4
 ) -> Tensor:
-    """Estimate class shares from unlabelled predictions, by expectation maximisation.
+    """Estimate class shares from unlabelled predictions, by expectation maximization.
 
     Saerens et al. (2002): predictions are shifted to the current shares, and the mean of the shifted probabilities
     gives the next shares, starting from the training prior. Each step takes the most likely shares above a floor.

@@ -1,7 +1,7 @@
 """The frozen source model as adaptation methods use it: a clip's features in, windows and logits out.
 
 A `Source` combines a checkpoint with its backbone's text tower and computes once what all subjects share: the
-tokenised AU prompts, their text features and AU embeddings, and the class descriptions of zero-shot CLIP.
+tokenized AU prompts, their text features and AU embeddings, and the class descriptions of zero-shot CLIP.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Source:
         return self.model.hidden(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
 
     def class_text(self) -> Tensor:
-        """Zero-shot class vectors [C, d]: the normalised mean of each class's description features.
+        """Zero-shot class vectors [C, d]: the normalized mean of each class's description features.
 
         Raises:
             ValueError: if the checkpoint's task has no descriptions.

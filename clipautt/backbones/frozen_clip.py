@@ -1,7 +1,7 @@
 """The frozen CLIP: frames to image features, prompts with learnable context to text features.
 
 Both towers are frozen; gradients reach only the context vectors passed to `encode_prompts`. Frames come in square and
-of the model's size (see `preprocessing`); they are normalised here. `loading` finds a model by its name.
+of the model's size (see `preprocessing`); they are normalized here. `loading` finds a model by its name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Tokenised prompts, cut to their real length if that leaves features exact, with places for M context vectors."""
+    """Tokenized prompts, cut to their real length if that leaves features exact, with places for M context vectors."""
 
     texts: tuple[str, ...]
     """The exact strings, K of them."""
@@ -128,7 +128,7 @@ class Backbone:
         return self
 
     def encode_frames(self, frames: npt.NDArray[np.uint8] | Tensor, *, batch_size: int = 128) -> Tensor:
-        """Image features of RGB frames, not normalised.
+        """Image features of RGB frames, not normalized.
 
         Args:
             frames: uint8 [T, size, size, 3].
@@ -158,11 +158,11 @@ class Backbone:
         return torch.zeros(0, self.feature_dim)
 
     def _encode_batch(self, frames: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_image(normalise_frames(frames, self.preprocessing))
+        features: Tensor = self.model.encode_image(normalize_frames(frames, self.preprocessing))
         return features.float()
 
     def tokenize(self, phrases: Sequence[str], *, context: str = "", num_context: int | None = None) -> Prompts:
-        """Tokenise the prompts `context phrase`, with the tokens that the tokenizer adds around them.
+        """Tokenize the prompts `context phrase`, with the tokens that the tokenizer adds around them.
 
         Args:
             phrases: K phrases with spaces between words.
@@ -226,10 +226,10 @@ class Backbone:
             )
 
     def encode_prompts(self, prompts: Prompts, context: Tensor | None = None) -> Tensor:
-        """Text features of prompts, not normalised; differentiable in the context.
+        """Text features of prompts, not normalized; differentiable in the context.
 
         Args:
-            prompts: K tokenised prompts.
+            prompts: K tokenized prompts.
             context: context vectors in place of the leading tokens: [K, M, d_text], or [..., K, M, d_text] for many
                 subjects or videos at once. None reads the prompts as they are.
 
@@ -253,7 +253,7 @@ class Backbone:
         """Prepare a reader of these prompts: context [B, K, M, d_text] → text features, float32 [B, K, d].
 
         Args:
-            prompts: K tokenised prompts.
+            prompts: K tokenized prompts.
             precision: of the arithmetic inside the tower.
         """
         readers = self._readers.setdefault(prompts, {})
@@ -293,8 +293,8 @@ def _on_device(batches: Sequence[Tensor], device: torch.device) -> Iterator[Tens
         done.append(work.record_event())
 
 
-def normalise_frames(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W], channels last in memory, normalised by mean and std."""
+def normalize_frames(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W], channels last in memory, normalized by mean and std."""
     mean = torch.tensor(preprocessing.mean, device=frames.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=frames.device).view(1, 3, 1, 1) * 255
     images = frames.permute(0, 3, 1, 2).float().sub(mean).div(std)

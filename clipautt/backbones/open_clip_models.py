@@ -2,7 +2,7 @@
 
 A name gives the architecture and the tokenizer; the weights come from a pretrained tag, the hub or a local file.
 Preprocessing and activation belong to the weights: a tag or a repository states them. A file alone does not, so it is
-recognised (by the `open_clip_config.json` beside it, by the name under which it is published, by OpenAI's format) or
+recognized (by the `open_clip_config.json` beside it, by the name under which it is published, by OpenAI's format) or
 gets what all tags of its model share. If those differ, or open_clip also has the model with the other activation,
 `TAG:FILE` is needed: the file may be anyone's weights, with the preprocessing and activation of that tag.
 """

@@ -104,7 +104,7 @@ def read_prompts(
 
 
 class PackedTower:
-    """K tokenised prompts and the tower that reads them, ready for many contexts at once.
+    """K tokenized prompts and the tower that reads them, ready for many contexts at once.
 
     Args:
         tower: of a backbone; see `can_pack`.
@@ -179,7 +179,7 @@ class PackedTower:
         return layers
 
     def read(self, context: Tensor) -> Tensor:
-        """Text features, not normalised; differentiable in the context.
+        """Text features, not normalized; differentiable in the context.
 
         Args:
             context: float32 [B, K, M, d_text].

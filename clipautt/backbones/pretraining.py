@@ -1,7 +1,7 @@
 """Train the embedded CLIP on rendered faces, and measure what it can see.
 
 Frames of many identities are drawn with random action units, sent through mp4 as real clips are, and captioned with
-phrases of the active units; no caption names a class that is to be recognised. The loss is CLIP's contrastive loss on
+phrases of the active units; no caption names a class that is to be recognized. The loss is CLIP's contrastive loss on
 the captions, plus a sigmoid loss per AU prompt whose target grows with the intensity, so that similarities rank it,
 plus that of a linear probe of the image features, discarded afterwards: it predicts how the intensities of a frame
 differ from the person's other frames, which points the image tower at expressions rather than at people from the first
@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
 from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
-from clipautt.backbones.frozen_clip import normalise_frames
+from clipautt.backbones.frozen_clip import normalize_frames
 from clipautt.backbones.loading import Backbone
 from clipautt.backbones.text_tower import read_text_tower, stock_tokenizer
 from clipautt.datasets.synthetic.identity import draw_identity, total_intensities
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import reencode
-from clipautt.files import write_tensors
+from clipautt.files import write_tensors, write_text
 from clipautt.metrics import roc_auc
 from clipautt.settings import settings
 
@@ -66,7 +66,7 @@ class PretrainConfig:
     frames_per_identity: PositiveInt = 12
     """Frames per person, one small mp4."""
     steps: PositiveInt = 4600
-    """Optimiser steps."""
+    """Optimizer steps."""
     identities_per_batch: PositiveInt = 10
     """People in a batch."""
     frames_per_batch_identity: PositiveInt = 6
@@ -146,10 +146,10 @@ def au_targets(intensities: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One optimiser step's data."""
+    """One optimizer step's data."""
 
     images: Tensor
-    """float32 [B, 3, size, size], normalised and augmented."""
+    """float32 [B, 3, size, size], normalized and augmented."""
     intensities: Tensor
     """float32 [B, 28]."""
     tokens: Tensor
@@ -199,7 +199,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
 def _augment(frames: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tensor:
     """Small shifts, gain and colour offsets; no mirroring, since left and right are told apart."""
     shift = tuple(int(v) for v in rng.integers(-4, 5, 2))
-    images = normalise_frames(torch.roll(frames, shift, (1, 2)), config.shape.preprocessing)
+    images = normalize_frames(torch.roll(frames, shift, (1, 2)), config.shape.preprocessing)
     gain = torch.from_numpy(rng.normal(1, 0.15, (len(images), 1, 1, 1))).float().to(images.device)
     offset = torch.from_numpy(rng.normal(0, 0.15, (len(images), 3, 1, 1))).float().to(images.device)
     return images * gain + offset
@@ -380,7 +380,8 @@ def save_small_clip(
     facts = {"shape": asdict(config.shape), "recipe": asdict(config), "auc": auc, "command": command}
     metadata = {name: json.dumps(value) for name, value in facts.items()}
     write_tensors(path, pack_small_clip(model, shipped_tokens()), metadata)
-    path.with_name("MODEL_CARD.md").write_text(model_card(config, auc, command=command, num_bytes=path.stat().st_size))
+    card = model_card(config, auc, command=command, num_bytes=path.stat().st_size)
+    write_text(path.with_name("MODEL_CARD.md"), card)
 
 
 def mean_auc(auc: dict[str, float]) -> float:
@@ -405,7 +406,7 @@ download. It has never seen a photograph: do not use it on real people.
 - Text tower: {shape.text_layers} layers, width {shape.text_width}, stock tokenizer; only the {len(shipped_tokens())}
   token embeddings that its captions and the AU prompts use are kept, other words are refused.
 - Data: {config.identities} rendered identities × {config.frames_per_identity} frames, after mp4 compression; captions
-  of active action units in several wordings; no caption names a class to be recognised.
+  of active action units in several wordings; no caption names a class to be recognized.
 - Made by `{command}` (seed {config.seed}, {config.steps} steps of {batch} frames); {num_bytes / 1e6:.1f} MB.
 
 ## What it sees

@@ -68,7 +68,7 @@ class SmallClip(nn.Module):
         self.register_buffer("attn_mask", hidden, persistent=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features [N, d] of normalised frames [N, 3, H, W]."""
+        """Image features [N, d] of normalized frames [N, 3, H, W]."""
         features: Tensor = self.visual(images)
         return features
 

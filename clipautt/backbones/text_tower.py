@@ -3,7 +3,7 @@
 A causal tower that reads out at the end of the text does not see what follows it, so sequences are cut to their real
 length. Every other tower sees its padding, so its sequences keep the full length: a cut would change the features.
 
-Models of open_clip are recognised by class name, without importing it: the import takes longer than a prediction.
+Models of open_clip are recognized by class name, without importing it: the import takes longer than a prediction.
 """
 
 from __future__ import annotations

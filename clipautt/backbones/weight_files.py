@@ -1,4 +1,4 @@
-"""Files of CLIP weights: read without running code in them, recognised, and loaded into a model.
+"""Files of CLIP weights: read without running code in them, recognized, and loaded into a model.
 
 Supported are safetensors, PyTorch's files of tensors, checkpoints of open_clip's training (`state_dict` inside,
 `module.` before each name), and the files of OpenAI's release (a TorchScript archive, or its tensors). Weights of any

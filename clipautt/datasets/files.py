@@ -182,7 +182,7 @@ def choose(
         layout: `videos` needs the table, `frames` prefers a list, `auto` prefers the table.
         official: name of the table.
         frame_lists: possible names of the list.
-        column: name of a column by which the table is recognised.
+        column: name of a column by which the table is recognized.
 
     Raises:
         FileNotFoundError: if there is no label file.

@@ -226,7 +226,7 @@ def read_either(
         rules: from `rules_of`.
         official: name of the table.
         frame_lists: possible names of the list.
-        column: name of a column by which the table is recognised.
+        column: name of a column by which the table is recognized.
         of_table: reads the table, from its path and its name in messages.
         of_frames: reads the list, likewise.
 

@@ -59,7 +59,7 @@ class ResultRow:
     settings: str
     """All settings of the method and of the adaptation, as JSON."""
     objective: str
-    """What was minimised: `none`, `entropy`, `infomax`, `infomax_kl`; the method's name where it minimises nothing."""
+    """What was minimized: `none`, `entropy`, `infomax`, `infomax_kl`; the method's name where it minimizes nothing."""
     protocol: str
     """`per_video`, `online` or `per_subject`."""
     subject_baseline: str
@@ -73,7 +73,7 @@ class ResultRow:
     context_tokens: int
     """Context vectors per prompt, M."""
     steps: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     learning_rate: float
     """Learning rate as configured."""
     tune: str

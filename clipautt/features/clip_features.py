@@ -77,7 +77,7 @@ class ClipFeatures:
     subject_id: str
     """As in the manifest."""
     features: Tensor
-    """Frozen image features of the sampled frames, not normalised, float32 [T, d], T ≥ 1."""
+    """Frozen image features of the sampled frames, not normalized, float32 [T, d], T ≥ 1."""
     times: npt.NDArray[np.float64]
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None

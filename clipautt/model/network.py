@@ -3,8 +3,8 @@
 In: frame features X [T, d] of videos, cut into windows of L frames, and text features t [K, d] of the AU prompts; both
 CLIP towers stay frozen outside. Out: unit window embeddings v [V, d], AU similarities s [V, K], class logits [V, C].
 
-Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalise(Adapter(t_k));
-v = normalise(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Text features are an argument, so
+Section 2 of the method (CLIP-AUTT, arXiv 2603.27999): a_k = normalize(Adapter(t_k));
+v = normalize(mean(GELU(Conv1d(X)))); s_k = τ ⟨v, a_k⟩ with τ = 5; logits = MLP(s). Text features are an argument, so
 tuned prompts need no change of the model. `ClipAU.forward` is the training path, on stacked windows;
 `ClipAU.window_embeddings` embeds all windows of a video in one pass.
 """
@@ -47,7 +47,7 @@ class ClipAU(nn.Module):
         )
 
     def au_embeddings(self, text_features: Tensor) -> Tensor:
-        """a = normalise(Adapter(t)): [..., K, d] → [..., K, d]."""
+        """a = normalize(Adapter(t)): [..., K, d] → [..., K, d]."""
         return F.normalize(_two_layers(self.adapter, text_features), dim=-1)
 
     def video_embedding(self, windows: Tensor, lengths: Tensor | None = None) -> Tensor:

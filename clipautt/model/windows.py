@@ -65,7 +65,7 @@ def entropy(logits: Tensor) -> Tensor:
 def embed_windows(
     videos: Sequence[Tensor], weight: Tensor, bias: Tensor, *, lengths: Sequence[int], starts: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """Embedding of every window of every video: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalise.
+    """Embedding of every window of every video: Conv1d (kernel 3, padding 1) → GELU → mean over time → normalize.
 
     Args:
         videos: frame features of each video, [T, d]; T may differ.

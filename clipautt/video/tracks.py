@@ -2,7 +2,7 @@
 
 Detections are linked over time, the largest and longest-lasting face is taken for the subject's, gaps are bridged, and
 position, size and tilt are smoothed by a filter that looks forward and back in time, so that the crop neither shakes
-nor lags. People are not recognised: two who swap seats out of sight are followed as one face.
+nor lags. People are not recognized: two who swap seats out of sight are followed as one face.
 
     track = track_faces(times, [detect(frame) for frame in frames], shapes, config)
     crop = crop_face(frames[0], track.centre[0], track.side[0], track.angle[0], size=224, interpolation="bicubic")

@@ -11,14 +11,13 @@ Example:
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.evaluation.reports.page import VERDICT
+from clipautt.evaluation.reports.page import first_words
 from clipautt.files import write_json
 from ray_jobs.platform.cluster import connect
 from ray_jobs.platform.configuration import compose, instantiate, resolved
@@ -61,12 +60,6 @@ def main(cfg: DictConfig) -> int:
     page = run.folder / "report" / "report.html"
     print(f"\n{first_words(page.parent)}\n\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
     return 0
-
-
-def first_words(report: Path) -> str:
-    """What the report of a folder says first: whether personalization helped, with the figures."""
-    said = json.loads((report / VERDICT).read_text(encoding="utf-8"))
-    return f"{said['headline']}. {said['sentence']}"
 
 
 def stage_settings(job: str, cfg: DictConfig, given: dict[str, Any]) -> DictConfig:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.face_sheet import draw_contact_sheet, evenly_chosen, write_annotated_video
-from clipautt.files import move
+from clipautt.files import move, write_text
 from clipautt.video.decoding import Sampling, stream_clip
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.preprocessing import Frames
@@ -110,7 +110,7 @@ def _write_crops(frames: Iterator[tuple[float, Frames]], track: FaceTrack, path:
 def _write_table(track: FaceTrack, times: list[float], path: Path) -> None:
     columns = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
     table = pd.DataFrame({"seconds": times, "found": track.found, **columns, "angle_radians": track.angle})
-    table.round(4).to_csv(path, index=False)
+    write_text(path, table.round(4).to_csv(index=False))
 
 
 def main(cfg: DictConfig) -> int:

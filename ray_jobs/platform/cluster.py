@@ -87,7 +87,7 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
         return
     _make_importable()
     with _hushed(config.log_level):
-        _initialise(ray, config)
+        _initialize(ray, config)
     if "ray.data" in sys.modules:
         ray_data()
     try:
@@ -157,7 +157,7 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _initialise(ray: ModuleType, config: ClusterConfig) -> None:
+def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
     options: dict[str, Any] = {
         "logging_level": config.log_level.upper(),
         "log_to_driver": config.log_level in ("debug", "info"),

@@ -1,30 +1,28 @@
 """The predictor that a job's settings describe; where they name no checkpoint or prompts, the newest are used.
 
-In: composed settings with `checkpoint` and `prompts`. Out: the folders, and a `Predictor`.
+In: the settings `checkpoint` and `prompts`. Out: the folders, and a `Predictor`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.backbones.loading import BackboneConfig
 from clipautt.files import newest
-from clipautt.model.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
+from clipautt.model.checkpoint import find_checkpoint, newest_checkpoint
 from clipautt.predictor import Predictor
 from clipautt.video.reader_process import ReadLimits
 
 _RUNS = "runs"
 
 
-def chosen_checkpoint(cfg: DictConfig) -> Path:
+def chosen_checkpoint(named: str | Path | None) -> Path:
     """The checkpoint folder that the user names, or the newest one below `runs`.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
     """
-    folder = find_checkpoint(cfg.checkpoint) if cfg.checkpoint else newest_checkpoint(_RUNS)
+    folder = find_checkpoint(named) if named else newest_checkpoint(_RUNS)
     if folder is None:
         raise FileNotFoundError(
             "no checkpoint below runs; `clipautt demo` or `clipautt train` makes one, or give checkpoint=FOLDER"
@@ -32,9 +30,9 @@ def chosen_checkpoint(cfg: DictConfig) -> Path:
     return folder
 
 
-def chosen_personalizations(cfg: DictConfig) -> Path | None:
+def chosen_personalizations(named: str | Path | None) -> Path | None:
     """The folder of adapted prompts that the user names, or the newest one below `runs`; None where there is none."""
-    return Path(cfg.prompts) if cfg.prompts else newest(_RUNS, "**/prompts")
+    return Path(named) if named else newest(_RUNS, "**/prompts")
 
 
 def load_predictor(
@@ -60,5 +58,6 @@ def load_predictor(
     """
     if personalizations is not None and not personalizations.is_dir():
         raise FileNotFoundError(f"prompts={personalizations}: no such folder; `clipautt adapt` makes one")
-    loaded = load_backbone(backbone or load_checkpoint(checkpoint).spec.backbone).to(device)
-    return Predictor.load(checkpoint, backbone=loaded, personalizations=personalizations, limits=limits)
+    return Predictor.load(
+        checkpoint, backbone=backbone, personalizations=personalizations, limits=limits, device=device
+    )

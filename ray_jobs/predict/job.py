@@ -39,8 +39,8 @@ def main(cfg: DictConfig) -> int:
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
     predictor = load_predictor(
-        chosen_checkpoint(cfg),
-        chosen_personalizations(cfg),
+        chosen_checkpoint(cfg.checkpoint),
+        chosen_personalizations(cfg.prompts),
         backbone=instantiate(cfg.backbone),
         limits=instantiate(cfg.limits),
     )

@@ -26,7 +26,8 @@ from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.datasets.synthetic.generate import read_truth, truth_path
 from clipautt.evaluation.clip_stories import Side, choose_clips, measure_agreement, tell_story
-from clipautt.evaluation.reports.page import write_report
+from clipautt.evaluation.reports.page import first_words, write_report
+from clipautt.evaluation.reports.tables import cohort_title, percent
 from clipautt.evaluation.results import EVERY, predicted, read_rows
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 from clipautt.features.store import FeatureStore
@@ -34,6 +35,7 @@ from clipautt.manifest import Manifest, read_manifest
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods
+from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 
 _NAMED_CLIPS = 5
@@ -181,6 +183,18 @@ def main(cfg: DictConfig) -> int:
     runs = [Path(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
     out = Path(cfg.out) if cfg.out else runs[0] / "report"
     path = report(runs, out, backbone=instantiate(cfg.backbone), clips=cfg.clips)
-    print((out / "report.md").read_text(encoding="utf-8"))
+    print(first_words(out))
+    table(*uar_by_cohort(pd.read_parquet(out / "methods.parquet")))
     print(f"report: {path}")
     return 0
+
+
+def uar_by_cohort(figures: pd.DataFrame) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Rows and headers of a small table: mean UAR over target subjects, a row per method and a column per cohort.
+
+    Args:
+        figures: `methods.parquet` of a report.
+    """
+    uar = figures[figures["split"] == "target"].set_index(["method", "cohort"])["uar"].unstack(sort=False)
+    rows = [(str(method), *("-" if pd.isna(v) else percent(v) for v in values)) for method, *values in uar.itertuples()]
+    return rows, ["method", *(f"UAR, {cohort_title(name)}" for name in uar.columns)]

@@ -25,12 +25,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.predictor import Predictor
@@ -58,20 +59,24 @@ _WAITING_REQUESTS = 16
 class ServeConfig:
     """What is served, and where."""
 
-    checkpoint: Path
-    """Checkpoint folder."""
+    checkpoint: Path | None = None
+    """Checkpoint folder; null: the newest below runs."""
     prompts: Path | None = None
-    """Folder of adapted prompts; None serves the source prompts only."""
+    """Folder of adapted prompts, used by subject id; null: the newest below runs."""
     backbone: BackboneConfig | None = None
-    """How the checkpoint's CLIP is loaded; None: as in training."""
+    """How the checkpoint's backbone is loaded; null: as in training."""
     host: str = "127.0.0.1"
-    """Address to listen on, one of this machine's own."""
+    """Address to listen on; one of this machine's only, because there is no authentication yet."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
     replicas: PositiveInt = 1
-    """Copies of the model."""
-    limits: Limits = Limits()
-    """What an upload may cost."""
+    """Copies of the model, each on its own core or its share of a GPU."""
+    max_upload_mb: PositiveFloat = 50.0
+    """Largest file, MB; a larger one is refused while it arrives."""
+    max_seconds: PositiveFloat = 60.0
+    """Longest video, from its first frame to the end of its last, s; a longer one is refused before it is decoded."""
+    max_pixels: PositiveInt = 3840 * 2160
+    """Largest frame, width × height; a larger one is refused before it is decoded."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""
 
@@ -81,6 +86,11 @@ class ServeConfig:
                 f"host={self.host!r}: should be 127.0.0.1 or localhost; other machines may not connect, because the "
                 f"server has no authentication. From elsewhere: ssh -L {self.port}:127.0.0.1:{self.port} this-machine"
             )
+
+    @property
+    def limits(self) -> Limits:
+        """What an upload may cost."""
+        return Limits(int(self.max_upload_mb * 1e6), self.max_seconds, self.max_pixels)
 
     @property
     def url(self) -> str:
@@ -115,8 +125,9 @@ class ModelReplica:
 
 def served_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
     """The predictor that is served; raises as `load_predictor` does."""
-    limits = ReadLimits(total_seconds=ANSWER_SECONDS, max_pixels=config.limits.max_pixels)
-    return load_predictor(config.checkpoint, config.prompts, backbone=config.backbone, limits=limits, device=device)
+    limits = ReadLimits(total_seconds=ANSWER_SECONDS, max_pixels=config.max_pixels)
+    checkpoint = chosen_checkpoint(config.checkpoint)
+    return load_predictor(checkpoint, config.prompts, backbone=config.backbone, limits=limits, device=device)
 
 
 def start(config: ServeConfig) -> str:
@@ -194,17 +205,13 @@ def main(cfg: DictConfig) -> int:
 
 
 def config_of(cfg: DictConfig) -> ServeConfig:
-    """The settings, with the newest checkpoint and prompts where none are named."""
-    prompts = chosen_personalizations(cfg)
-    return ServeConfig(
-        checkpoint=chosen_checkpoint(cfg).absolute(),
+    """The settings, with absolute paths, and the newest checkpoint and prompts where none are named."""
+    config: ServeConfig = instantiate(cfg)
+    prompts = chosen_personalizations(config.prompts)
+    return replace(
+        config,
+        checkpoint=chosen_checkpoint(config.checkpoint).absolute(),
         prompts=prompts.absolute() if prompts else None,
-        backbone=instantiate(cfg.backbone),
-        host=cfg.host,
-        port=cfg.port,
-        replicas=cfg.replicas,
-        limits=Limits(int(cfg.max_upload_mb * 1e6), cfg.max_seconds, cfg.max_pixels),
-        cluster=instantiate(cfg.cluster),
     )
 
 

@@ -30,11 +30,11 @@ _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
 class Limits:
     """Upper limits of an upload."""
 
-    max_bytes: PositiveInt = 50_000_000
+    max_bytes: PositiveInt
     """Size of the file, bytes."""
-    max_seconds: PositiveFloat = 60.0
+    max_seconds: PositiveFloat
     """Length of the video in seconds, from its first frame to the end of its last."""
-    max_pixels: PositiveInt = 3840 * 2160
+    max_pixels: PositiveInt
     """Width × height of a frame."""
 
 

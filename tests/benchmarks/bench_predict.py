@@ -47,8 +47,8 @@ marks.append(("  import of the rest", spent()))
 words = ["video=" + configuration.quoted(sys.argv[1]), "checkpoint=" + configuration.quoted(sys.argv[2])]
 cfg = configuration.complete("predict", words)
 predictor = job.load_predictor(
-    job.chosen_checkpoint(cfg),
-    job.chosen_personalizations(cfg),
+    job.chosen_checkpoint(cfg.checkpoint),
+    job.chosen_personalizations(cfg.prompts),
     backbone=configuration.instantiate(cfg.backbone),
     limits=configuration.instantiate(cfg.limits),
 )

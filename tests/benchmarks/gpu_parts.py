@@ -1,7 +1,7 @@
 """The measurements of `make gpu-check`, each a function that yields rows; `gpu_check` runs them under deadlines.
 
 In: a `Work` (device and sizes). Out: `Row`s, as they become known. Things to compare are measured in turns within the
-same rounds, after a warm-up and with the device synchronised; rows show medians over the rounds, and shares are medians
+same rounds, after a warm-up and with the device synchronized; rows show medians over the rounds, and shares are medians
 of the ratios within a round. Weights are random. Only `tuner_of` uses the tuner's API.
 """
 
@@ -179,7 +179,7 @@ def encoder(work: Work) -> Iterator[Row]:
     import numpy as np
     import torch
 
-    from clipautt.backbones.frozen_clip import normalise_frames
+    from clipautt.backbones.frozen_clip import normalize_frames
 
     sizes, batches = work.sizes, 4
     rate = {p: _product(work, p) for p in ("fp32", "tf32", "bf16")}
@@ -192,14 +192,14 @@ def encoder(work: Work) -> Iterator[Row]:
         model, preprocessing = backbone.model, backbone.preprocessing
         flops = _operations(
             lambda model=model, p=preprocessing: model.encode_image(  # type: ignore[misc]
-                normalise_frames(torch.zeros(1, p.size, p.size, 3, device=work.device), p).requires_grad_(True)
+                normalize_frames(torch.zeros(1, p.size, p.size, 3, device=work.device), p).requires_grad_(True)
             )
         )
 
         def bare(
             precision: str, model: Any = model, resident: torch.Tensor = resident, p: Any = preprocessing
         ) -> Callable[[], Any]:
-            return _with_arithmetic(work, precision, lambda: model.encode_image(normalise_frames(resident, p)))
+            return _with_arithmetic(work, precision, lambda: model.encode_image(normalize_frames(resident, p)))
 
         def whole(backbone: Backbone = backbone, frames: Any = frames) -> Any:
             backbone.precision = "bf16"
@@ -628,15 +628,15 @@ def _in_turns(work: Work, functions: Mapping[str, Callable[[], Any]]) -> dict[st
 
 def _seconds(work: Work, function: Callable[[], Any], times: int) -> float:
     """Time of `times` calls in a row, until the device has finished."""
-    _synchronise(work)
+    _synchronize(work)
     began = time.perf_counter()
     for _ in range(times):
         function()
-    _synchronise(work)
+    _synchronize(work)
     return time.perf_counter() - began
 
 
-def _synchronise(work: Work) -> None:
+def _synchronize(work: Work) -> None:
     import torch
 
     if work.device == "cuda":

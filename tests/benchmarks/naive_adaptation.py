@@ -85,7 +85,7 @@ class NaiveCLIPAUTT:
         """Adapt to one video from the source prompts: choose the window, tune, predict.
 
         Args:
-            frames: image features in order, not normalised, [T, d].
+            frames: image features in order, not normalized, [T, d].
             steps: number of AdamW steps.
             learning_rate: step size of AdamW.
         """

@@ -68,7 +68,7 @@ def test_errors_that_mean_too_little_memory(error: BaseException, expected: bool
     assert is_out_of_memory(error) is expected
 
 
-def test_an_allocation_that_really_fails_is_recognised() -> None:
+def test_an_allocation_that_really_fails_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     assert is_out_of_memory(caught.value)

@@ -1,7 +1,7 @@
 """T3A, the test-time template adjuster (Iwasawa and Matsuo, NeurIPS 2021): prototypes replace the last layer.
 
 The supports of a class are its row in the trained classifier's last layer and the hidden vectors z of the clips
-predicted as that class; the most certain ones are kept. A clip's logits are the products of z with the normalised sum
+predicted as that class; the most certain ones are kept. A clip's logits are the products of z with the normalized sum
 of each class's supports. The bias is dropped, as published, so the prediction differs from the source's even before
 the first clip.
 """
@@ -49,7 +49,7 @@ class Supports:
         return f"Supports({len(self.classes)} vectors)"
 
     def prototypes(self, num_classes: int) -> Tensor:
-        """The normalised sum of each class's normalised supports, [C, h]; zeros for a class without supports."""
+        """The normalized sum of each class's normalized supports, [C, h]; zeros for a class without supports."""
         members = F.one_hot(self.classes, num_classes).to(self.vectors)
         return F.normalize(members.T @ F.normalize(self.vectors, dim=-1), dim=-1)
 

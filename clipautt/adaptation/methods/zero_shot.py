@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the mean of a clip's normalised frame features is compared with class descriptions. No adaptation."""
+"""Zero-shot CLIP: the mean of a clip's normalized frame features is compared with class descriptions. No adaptation."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ class ZeroShot:
 
 
 def clip_vector(clip: ClipFeatures) -> Tensor:
-    """The normalised mean of a clip's normalised frame features, [d]."""
+    """The normalized mean of a clip's normalized frame features, [d]."""
     return F.normalize(F.normalize(clip.features, dim=-1).mean(0), dim=-1)

@@ -60,7 +60,8 @@ def write_extraction_report(
         Path of the page, which is self-contained.
     """
     columns = list(Failure.__dataclass_fields__)
-    pd.DataFrame([asdict(failure) for failure in failures], columns=columns).to_csv(folder / TABLE, index=False)
+    table = pd.DataFrame([asdict(failure) for failure in failures], columns=columns)
+    write_text(folder / TABLE, table.to_csv(index=False))
     kinds = [
         f"{count} {status.replace('_', ' ')}" for status, count in Counter(f.status for f in failures).most_common()
     ]

@@ -189,7 +189,8 @@ def draw_contact_sheet(
         _tile(sheet, place, crops[index], f"{times[index]:.2f} s", found=bool(found[index]))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, format="PNG")
+    with atomic(target) as temporary:
+        sheet.save(temporary, format="PNG")
     return target
 
 

@@ -27,6 +27,7 @@ from clipautt.evaluation.reports.tables import (
     share_name,
 )
 from clipautt.evaluation.stories import AuAgreement, ClipStory
+from clipautt.files import atomic
 
 HELPED, HURT, UNCHANGED = "#009E73", "#D55E00", "#767676"
 _WITHOUT, _WITH, _INK, _FAINT = "#8C96A3", "#0072B2", "#222222", "#D9D9D9"
@@ -47,7 +48,8 @@ _NAMES = {unit.code: unit.name for unit in VOCABULARY}
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG; equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, facecolor="white", metadata={"Software": None})
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return path
 
 

@@ -47,13 +47,14 @@ from clipautt.evaluation.reports.tables import (
 from clipautt.evaluation.reports.templates import render
 from clipautt.evaluation.results import ResultRow, subject_scores
 from clipautt.evaluation.stories import AuAgreement, ClipStory
+from clipautt.files import write_json, write_table, write_text
 from clipautt.metrics import confusion
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("WAR", "Weighted average recall, the same as accuracy: the share of videos that are classified correctly."),
     (
         "UAR",
-        "Unweighted average recall: the share of each class that is recognised, averaged over the classes. With two "
+        "Unweighted average recall: the share of each class that is recognized, averaged over the classes. With two "
         "classes, always predicting the same class gives 50%, however rare the other is; so this page shows UAR first.",
     ),
     (
@@ -77,7 +78,12 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "The centre (median or mean) of all frame features of a subject, subtracted from each: an estimate of the "
         "resting face. It needs no labels.",
     ),
-    ("prompt tuning", "Adjusting the learnable context vectors before each action unit's words, without labels."),
+    (
+        "adaptation",
+        "Changing what a method keeps for a subject (prompts, class prototypes or a cache of features) from the "
+        "subject's own videos, without labels.",
+    ),
+    ("prompt tuning", "Adaptation that adjusts the learnable context vectors before each action unit's words."),
     ("per video", "Every video starts anew from the source prompts."),
     ("online", "What was learned from a subject's earlier videos carries over to the next one of the same subject."),
     ("per subject", "All unlabelled videos of a subject are used together, then all are predicted."),
@@ -192,11 +198,10 @@ def write_report(
         shared_people=shared,
         assumed=prior_scores(rows, classes=classes, shares=assumed_shares(scores)) if len(classes) == 2 else None,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
     _write_tables(folder, rows, content, selection)
     decided = _verdict(content)
-    (folder / VERDICT).write_text(json.dumps(asdict(decided), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / VERDICT, asdict(decided))
     words = _words(content, selection, rows) | {"verdict": decided, "prior": _prior(folder, rows, content)}
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
     given: dict[str, object] = {
@@ -208,11 +213,17 @@ def write_report(
     given["steps"] = next_steps(synthetic=synthetic)
     tables = {"markdown_table": markdown(table), "markdown_selection": markdown(selection) if len(selection) else ""}
     text = render("report.md.j2", escape=False, **given, **words, **pictures, **tables)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_text(folder / "report.md", text)
     page = render("report.html.j2", escape=True, glossary=GLOSSARY, **given, **words, **pictures)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
+
+
+def first_words(folder: Path) -> str:
+    """The sentence with which the report in a folder begins: whether personalization helped, with the figures."""
+    decided = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
+    return f"{decided['headline']}. {decided['sentence']}"
 
 
 def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalized: str) -> None:
@@ -247,11 +258,11 @@ def _ordered(table: pd.DataFrame, facts: Sequence[MethodFacts]) -> pd.DataFrame:
 
 
 def _write_tables(folder: Path, rows: pd.DataFrame, content: _Content, selection: pd.DataFrame) -> None:
-    rows.to_parquet(folder / "results.parquet", index=False)
-    content.scores.to_parquet(folder / "subjects.parquet", index=False)
+    write_table(folder / "results.parquet", rows)
+    write_table(folder / "subjects.parquet", content.scores)
     splits = {"target": content.table, "source_val": selection}
     long = [long_table(table).assign(split=split) for split, table in splits.items() if len(table)]
-    pd.concat(long, ignore_index=True).to_parquet(folder / "methods.parquet", index=False)
+    write_table(folder / "methods.parquet", pd.concat(long, ignore_index=True))
 
 
 def _verdict(content: _Content) -> Verdict:
@@ -300,7 +311,7 @@ def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, obj
             earlier.unlink(missing_ok=True)
         return None
     table = prior_table(content.assumed, shared_people=content.shared_people)
-    table.to_parquet(parquet, index=False)
+    write_table(parquet, table)
     shown = table[table["cohort"].isin(content.cohorts)]
     pair = {"reference": content.reference, "personalized": content.personalized}
     figures.prior_lines(picture, shown, **pair)

@@ -1,4 +1,4 @@
-"""The sentences of a report: the verdict, the caveats, what prompt tuning adds. All are computed from scores.
+"""The sentences of a report: the verdict, the caveats, what adaptation adds. All are computed from scores.
 
 Methods are grouped by the columns `objective`, `protocol`, `subject_baseline` and `readout` of the rows, never by name.
 """
@@ -302,7 +302,7 @@ class MethodFacts:
     context_tokens: str
     """Context vectors per prompt, M."""
     steps: str
-    """Optimiser steps."""
+    """Optimizer steps."""
     learning_rate: str
     """Learning rate as configured."""
     num_rows: int
@@ -353,10 +353,10 @@ def seeds_share_people(rows: pd.DataFrame) -> bool:
 
 @dataclass(frozen=True)
 class Addition:
-    """A method with prompt tuning, compared with its counterpart without."""
+    """A method that adapts, compared with its counterpart that does not."""
 
     method: str
-    """Name of the method with prompt tuning."""
+    """Name of the method that adapts."""
     alone: str
     """Name of the method without it: same subject baseline, and if possible same readout, window and protocol."""
     subject_baseline: str
@@ -374,7 +374,7 @@ class Addition:
 def additions(
     scores: pd.DataFrame, facts: Sequence[MethodFacts], *, cohort: str = "balanced", shared_people: bool = False
 ) -> list[Addition]:
-    """Every prompt-tuning method of a cohort, compared with the untuned method most like it.
+    """Every method that adapts, compared with the method most like it that does not, in one cohort.
 
     Args:
         scores: from `subject_scores`.
@@ -385,41 +385,41 @@ def additions(
     here = set(scores.loc[(scores["cohort"] == cohort) & (scores["split"] == "target"), "method"])
     present = [one for one in facts if one.method in here]
     compared = []
-    for tuned in (one for one in present if one.adapts):
-        alone = _twin(tuned, [one for one in present if not one.adapts and one.logits_from == tuned.logits_from])
+    for adapting in (one for one in present if one.adapts):
+        alone = _twin(adapting, [one for one in present if not one.adapts and one.logits_from == adapting.logits_from])
         if alone is None:
             continue
-        people = differences(scores, tuned.method, alone, cohort=cohort, shared_people=shared_people)
-        change = comparison(scores, tuned.method, alone, "uar", cohort, shared_people=shared_people)
+        people = differences(scores, adapting.method, alone, cohort=cohort, shared_people=shared_people)
+        change = comparison(scores, adapting.method, alone, "uar", cohort, shared_people=shared_people)
         before, after = float(people["before"].mean()), float(people["after"].mean())
         effect = effect_of(change, len(people))
-        compared.append(Addition(tuned.method, alone, tuned.subject_baseline, before, after, change, effect))
+        compared.append(Addition(adapting.method, alone, adapting.subject_baseline, before, after, change, effect))
     return compared
 
 
-def _twin(tuned: MethodFacts, untuned: Sequence[MethodFacts]) -> str | None:
-    """The untuned method most like this one: same subject baseline, if possible same readout, window, protocol."""
-    same = [one for one in untuned if one.subject_baseline == tuned.subject_baseline]
+def _twin(adapting: MethodFacts, frozen: Sequence[MethodFacts]) -> str | None:
+    """The most similar method that does not adapt: same subject baseline, if possible readout, window and protocol."""
+    same = [one for one in frozen if one.subject_baseline == adapting.subject_baseline]
     if not same:
         return None
-    return max(same, key=lambda one: [getattr(one, name) == getattr(tuned, name) for name in _LIKENESS]).method
+    return max(same, key=lambda one: [getattr(one, name) == getattr(adapting, name) for name in _LIKENESS]).method
 
 
 def addition_sentence(compared: Sequence[Addition]) -> str:
-    """Whether prompt tuning helps on top of a subject baseline."""
+    """Whether adaptation helps on top of a subject baseline."""
     on_top = [one for one in compared if one.subject_baseline != "none"]
     if not on_top:
-        return "No row combines prompt tuning with a subject baseline, so what it adds there is not known."
+        return "No row combines adaptation with a subject baseline, so what it adds there is not known."
     if len(on_top) == 1:
         one = on_top[0]
         reading = {"helped": "helps", "hurt": "hurts", "unclear": "has no clear effect"}[one.effect]
         change = f"difference {points(one.difference.mean)}, 95% interval {_span(one.difference)}"
         figures = f"UAR {percent(one.before)} alone, {percent(one.after)} with {quoted(one.method)} ({change})"
-        return f"On top of the {one.subject_baseline} baseline, prompt tuning {reading}: {figures}."
+        return f"On top of the {one.subject_baseline} baseline, adaptation {reading}: {figures}."
     counts = {effect: sum(one.effect == effect for one in on_top) for effect in ("helped", "unclear", "hurt")}
     best = max(on_top, key=lambda one: one.difference.mean)
     return (
-        f"Prompt tuning on top of a subject baseline helps in {counts['helped']} of {len(on_top)} rows, has no clear "
+        f"Adaptation on top of a subject baseline helps in {counts['helped']} of {len(on_top)} rows, has no clear "
         f"effect in {counts['unclear']} and hurts in {counts['hurt']}; the most favourable is "
         f"{quoted(best.method)} with {points(best.difference.mean)} ({_span(best.difference)})."
     )

@@ -270,7 +270,7 @@ def _before_after(before: float, after: float) -> str:
 
 
 def addition_rows(compared: Sequence[Addition]) -> list[dict[str, str]]:
-    """The comparisons with and without prompt tuning, a row per method."""
+    """The comparisons with and without adaptation, a row per method."""
     readings = {"helped": "helps", "hurt": "hurts", "unclear": "no clear effect"}
     return [
         {

@@ -531,7 +531,7 @@ def test_prompts_that_ran_away_give_the_source_prompts_and_say_so(protocol: Any,
 @pytest.mark.parametrize("tune", ["context", "feature"])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e10])
 def test_a_step_size_that_no_prompt_survives_is_noticed(tune: Any, size: float) -> None:
-    """Also where the text tower's normalisation keeps the embeddings, and the loss, finite and in place."""
+    """Also where the text tower's normalization keeps the embeddings, and the loss, finite and in place."""
     source, clips = fake_source(), fake_clips(subjects=1)
     result = one_run(source, clips, changed(TUNED, tune=tune, learning_rate=size))
     assert all(p.status.startswith("not adapted: the ") for p in result.predictions)

@@ -165,3 +165,9 @@ def test_fit_in_turn_takes_a_step_per_clip_in_the_order_of_their_ids() -> None:
 
     clips = fake_clips(subjects=1, per_subject=3)
     assert fit_in_turn(Steps(), (), None, clips[::-1]) == ("s0c0", "s0c1", "s0c2")  # type: ignore[arg-type]
+
+
+def test_the_class_of_a_method_is_not_a_method() -> None:
+    with pytest.raises(ValidationError) as caught:
+        AdaptConfig(T3A)  # type: ignore[arg-type]
+    assert one_line(caught.value) == "method=T3A; give an instance, such as T3A()"

@@ -174,7 +174,7 @@ def test_class_shares_are_those_of_the_checkpoint_s_training() -> None:
     assert Source(Checkpoint(checkpoint.model, spec), shared_backbone()).class_shares.tolist() == [0.75, 0.25]
 
 
-def test_class_text_is_normalised_and_needs_descriptions() -> None:
+def test_class_text_is_normalized_and_needs_descriptions() -> None:
     source = fake_source()
     vectors = source.class_text()
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipautt.action_units import content_hash, phrases
-from clipautt.backbones.frozen_clip import Backbone, Precision, image_arithmetic, normalise_frames
+from clipautt.backbones.frozen_clip import Backbone, Precision, image_arithmetic, normalize_frames
 from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.video.preprocessing import Preprocessing
 from tests.support.fake_tokenizers import FAMILIES, SIGLIP, XLM, WordTokenizer
@@ -253,7 +253,7 @@ def test_frames_equal_the_stock_image_tower() -> None:
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(backbone.encode_frames(frames, batch_size=2), features, atol=1e-5, rtol=0)
     assert backbone.encode_frames(frames[:0]).shape == (0, FEATURE_DIM)
-    assert not torch.allclose(features.norm(dim=-1), torch.ones(5), atol=1e-2)  # not normalised
+    assert not torch.allclose(features.norm(dim=-1), torch.ones(5), atol=1e-2)  # not normalized
 
 
 def frames_of(count: int) -> Any:
@@ -379,10 +379,10 @@ def test_frames_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
         shared_backbone().encode_frames(np.zeros(shape, np.uint8))
 
 
-def test_normalisation_literal() -> None:
+def test_normalization_literal() -> None:
     frames = torch.zeros(1, 1, 2, 3, dtype=torch.uint8)
     frames[0, 0, 1] = torch.tensor([255, 51, 102])
-    images = normalise_frames(frames, Preprocessing(1, (0.5, 0.2, 0.4), (0.5, 0.1, 0.2)))
+    images = normalize_frames(frames, Preprocessing(1, (0.5, 0.2, 0.4), (0.5, 0.1, 0.2)))
     assert images.shape == (1, 3, 1, 2) and images.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(images[0, :, 0], torch.tensor([[-1.0, 1.0], [-2.0, 0.0], [-2.0, 0.0]]))
 

@@ -21,7 +21,7 @@ from open_clip.pretrained import _PRETRAINED, list_pretrained
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipautt.backbones.frozen_clip import Backbone, normalise_frames
+from clipautt.backbones.frozen_clip import Backbone, normalize_frames
 from clipautt.backbones.open_clip_models import (
     Architecture,
     build_model,
@@ -248,7 +248,7 @@ def test_frames_become_what_open_clip_makes_of_them(mode: str, interpolation: st
     )
     for height, width in ((90, 160), (161, 97), (480, 640)):
         frame = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
-        ours = normalise_frames(torch.from_numpy(fit_frame(frame, preprocessing).copy())[None], preprocessing)[0]
+        ours = normalize_frames(torch.from_numpy(fit_frame(frame, preprocessing).copy())[None], preprocessing)[0]
         grey = (ours - theirs(Image.fromarray(frame))).abs() * torch.tensor(OPENAI_STD).view(3, 1, 1) * 255
         assert grey.max() < 1.5
 

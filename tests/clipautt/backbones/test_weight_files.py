@@ -49,7 +49,7 @@ def test_training_checkpoint(tmp_path: Path, parallel: bool) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "archive"), [(".pt", True), (".pt", False), (".safetensors", False)])
-def test_openai_s_format_is_recognised_and_becomes_float32(tmp_path: Path, suffix: str, archive: bool) -> None:
+def test_openai_s_format_is_recognized_and_becomes_float32(tmp_path: Path, suffix: str, archive: bool) -> None:
     model = fake_clip_model()
     path = write_openai_weights(tmp_path / f"weights{suffix}", model, archive=archive)
     file = read_weights(path)

@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_the_facts_are_named(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* \(checkpoint\.json is not there\)"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* \(checkpoint\.json is missing\)"):
         load_checkpoint(tmp_path)
 
 

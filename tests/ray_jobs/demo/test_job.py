@@ -1,14 +1,10 @@
-"""The demo's settings, and what it says at its end."""
+"""The settings of the demo."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 
 from clipautt.metrics import detectable_effect
-from ray_jobs.demo.job import first_words
 from ray_jobs.platform.configuration import compose
 
 
@@ -25,9 +21,3 @@ def test_the_full_size_has_every_row_of_the_short_one() -> None:
     short, full = compose("demo"), compose("demo", ["size=full"])
     assert set(short.compare) < set(full.compare) and set(short.baselines) < set(full.baselines)
     assert len(full.cohorts) > len(short.cohorts)
-
-
-def test_the_first_words_are_those_of_the_report(tmp_path: Path) -> None:
-    said = {"headline": "Personalization helped", "sentence": "“new” raised mean UAR by 6.9 points."}
-    (tmp_path / "verdict.json").write_text(json.dumps(said))
-    assert first_words(tmp_path) == "Personalization helped. “new” raised mean UAR by 6.9 points."

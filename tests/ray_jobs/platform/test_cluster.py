@@ -114,7 +114,7 @@ def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
 
 
 @pytest.mark.usefixtures("no_address")
-def test_the_address_of_a_dashboard_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_a_dashboard_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     with pytest.raises(ValueError, match="is a dashboard's address: send jobs there with `clipautt submit`"), connect():
         pass

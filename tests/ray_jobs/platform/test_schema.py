@@ -143,8 +143,9 @@ def assert_default(field: schema.Field, real: dataclasses.Field[Any]) -> None:
 
 
 def assert_text(field: schema.Field, hint: Any) -> None:
-    """A numeral is taken for text where text, and no number, is accepted."""
-    takes_text, takes_number = accepts(hint, "an unlikely word"), accepts(hint, 1.5) or accepts(hint, 1)
+    """A numeral is taken for text where text or a path, and no number, is accepted."""
+    takes_text = accepts(hint, "an unlikely word") or accepts(hint, Path("an unlikely word"))
+    takes_number = accepts(hint, 1.5) or accepts(hint, 1)
     assert field.takes_text == (takes_text and not takes_number), field.name
     assert field.lists_text == (accepts(hint, ("an unlikely word",)) and not accepts(hint, (1.5,))), field.name
 

@@ -15,7 +15,7 @@ from ray_jobs.serve import web
 from ray_jobs.serve.uploads import Limits
 from ray_jobs.serve.web import make_app
 
-LIMITS = Limits(max_bytes=300_000)
+LIMITS = Limits(max_bytes=300_000, max_seconds=60, max_pixels=3840 * 2160)
 
 
 class Silent:

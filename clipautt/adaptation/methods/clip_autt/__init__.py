@@ -3,7 +3,7 @@
 In: windows of a subject's clips. Out: tuned prompts, and predictions under them.
 
 Open `method` first: the method as the driver sees it, settings included. `objectives` defines the losses that tuning
-minimises, `tuner` takes the optimiser steps, many problems in one batch.
+minimizes, `tuner` takes the optimizer steps, many problems in one batch.
 """
 
 from clipautt.adaptation.methods.clip_autt.method import ClipAUTT

@@ -2,8 +2,8 @@
 
 CLIP-AUTT (arXiv 2603.27999): the window of lowest entropy is selected, then the context vectors of the AU prompts take
 a few AdamW steps on an objective, then the clip is predicted with the tuned prompts. With two classes and a single
-window, entropy minimisation only sharpens a decision: the gradient of the entropy has the sign of the margin.
-Information maximisation (Liang et al., SHOT, 2020) needs several windows or clips, and assumes class shares: equal
+window, entropy minimization only sharpens a decision: the gradient of the entropy has the sign of the margin.
+Information maximization (Liang et al., SHOT, 2020) needs several windows or clips, and assumes class shares: equal
 ones, unless a prior is set.
 """
 
@@ -61,7 +61,7 @@ class ClipAUTT:
     """Prompt tuning on selected windows; with `objective=none` or zero steps, CLIP-AU."""
 
     objective: Objective = "none"
-    """Loss that tuning minimises: `entropy` of the predictions; `infomax`, the mean entropy of the predictions minus
+    """Loss that tuning minimizes: `entropy` of the predictions; `infomax`, the mean entropy of the predictions minus
     the entropy of their mean; `infomax_kl`, that plus the divergence from the source predictions; `none` tunes
     nothing."""
     tune: Tune = "context"

@@ -1,4 +1,4 @@
-"""Losses that prompt tuning minimises, as pure tensor functions: logits in, one loss per problem out."""
+"""Losses that prompt tuning minimizes, as pure tensor functions: logits in, one loss per problem out."""
 
 from __future__ import annotations
 

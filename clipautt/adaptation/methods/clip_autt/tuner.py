@@ -1,4 +1,4 @@
-"""Prompt tuning of many videos and subjects in one batch, each with separate optimiser state and early stopping.
+"""Prompt tuning of many videos and subjects in one batch, each with separate optimizer state and early stopping.
 
 In: problems (the window embeddings of one video or subject that enter the objective). Out: tuned prompts for each, or
 the error that prevented them. Problems share only the frozen model, so results do not depend on the batch, up to the
@@ -175,7 +175,7 @@ class _Parameter:
 class _Free:
     """Free variable of one problem: a value per AU, or one displacement that all AUs share.
 
-    A shared displacement preserves the differences between AUs, which matters when the context is initialised from
+    A shared displacement preserves the differences between AUs, which matters when the context is initialized from
     each prompt's first tokens.
     """
 
@@ -360,7 +360,7 @@ class Tuner:
         readout: Readout,
         parameter: _Parameter,
     ) -> tuple[list[DegenerateError | None], list[int]]:
-        """Optimise `values` in place; return the error of each (None if it succeeded) and the number of steps it
+        """Optimize `values` in place; return the error of each (None if it succeeded) and the number of steps it
         took."""
         rate = method.learning_rate * (parameter.scale if method.learning_rate_unit == "relative" else 1.0)
         rate = min(rate, _LARGEST_RATE)

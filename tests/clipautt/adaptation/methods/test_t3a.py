@@ -20,7 +20,7 @@ def session(method: T3A | None = None, **shared: Any) -> Session:
     return Session.open(fake_source(), AdaptConfig(method or T3A(), **{"protocol": "online", **shared}))
 
 
-def test_prototypes_are_normalised_sums_of_normalised_supports() -> None:
+def test_prototypes_are_normalized_sums_of_normalized_supports() -> None:
     supports = Supports(torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]), torch.zeros(3))
     half = 2**-0.5
     torch.testing.assert_close(supports.prototypes(2), torch.tensor([[half, half], [0.0, 1.0]]))

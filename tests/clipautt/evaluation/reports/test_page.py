@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from clipautt.evaluation.reports.next_steps import next_steps
-from clipautt.evaluation.reports.page import OPTIONAL, write_report
+from clipautt.evaluation.reports.page import OPTIONAL, first_words, write_report
 from clipautt.evaluation.results import ResultRow
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 
@@ -240,7 +240,7 @@ def test_the_page_groups_by_baseline_and_flags_the_constant_row(report: Path) ->
     row = row[: row.index("</tr>")]
     assert row.count(">one class</span>") == 2
     assert "50.0" in row and "33.3" in row and "95.0" in row and "48.7" in row
-    assert re.search(r"On top of the median baseline, prompt tuning (helps|hurts|has no)", page)
+    assert re.search(r"On top of the median baseline, adaptation (helps|hurts|has no)", page)
     assert "it is the default reported here" in page or "the default reported here, “" in page
 
 
@@ -327,3 +327,9 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
     ):
         write(rows, personalized="nobody")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_words_are_those_of_the_report(tmp_path: Path) -> None:
+    said = {"headline": "Personalization helped", "sentence": "“new” raised mean UAR by 6.9 points."}
+    (tmp_path / "verdict.json").write_text(json.dumps(said))
+    assert first_words(tmp_path) == "Personalization helped. “new” raised mean UAR by 6.9 points."

@@ -163,13 +163,13 @@ def test_prompt_tuning_is_compared_with_its_own_readout_and_baseline() -> None:
     ]
     assert found[0].difference.mean == approx(0.08)
     assert addition_sentence(found) == (
-        "On top of the median baseline, prompt tuning hurts: UAR 80.0 alone, 75.0 with “tuned base” "
+        "On top of the median baseline, adaptation hurts: UAR 80.0 alone, 75.0 with “tuned base” "
         f"(difference {MINUS}5.0, 95% interval {MINUS}5.0 to {MINUS}5.0)."
     )
-    assert addition_sentence(found[:1]).startswith("No row combines prompt tuning with a subject baseline")
+    assert addition_sentence(found[:1]).startswith("No row combines adaptation with a subject baseline")
     several = addition_sentence([found[1], replace(found[0], subject_baseline="mean")])
     assert several.startswith(
-        "Prompt tuning on top of a subject baseline helps in 1 of 2 rows, has no clear effect in 0 and hurts in 1; the "
+        "Adaptation on top of a subject baseline helps in 1 of 2 rows, has no clear effect in 0 and hurts in 1; the "
         "most favourable is “tuned mean” with +8.0"
     )
 

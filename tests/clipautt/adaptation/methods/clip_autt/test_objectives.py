@@ -1,4 +1,4 @@
-"""What tuned prompts minimise, by hand."""
+"""What tuned prompts minimize, by hand."""
 
 from __future__ import annotations
 

@@ -678,7 +678,7 @@ resource.setrlimit(resource.RLIMIT_AS, (taken + 48 * 2**20,) * 2)
 try:
     torch.zeros(2**28)
 except RuntimeError as error:
-    print("recognised", is_out_of_memory(error))
+    print("recognized", is_out_of_memory(error))
 try:
     tuner.tune(problems, *GIVEN)
 except MemoryError as error:
@@ -689,11 +689,11 @@ print("goes on", torch.equal(before.parameter, after.parameter), tuner.batch_siz
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are Linux's")
-def test_a_real_shortage_is_recognised() -> None:
+def test_a_real_shortage_is_recognized() -> None:
     """A process whose address space ends; PyTorch raises a plain RuntimeError there."""
     done = subprocess.run([sys.executable, "-c", REAL_SHORTAGE], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [
-        "recognised True",
+        "recognized True",
         "raised the memory of cpu is too small to tune a single problem ([enfo",
         "goes on True 4",
     ], done.stderr[-2000:]
