@@ -6,13 +6,16 @@ once. Labels exist only here: what reaches an adaptation method has no label fie
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
+import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -20,14 +23,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipautt.clips import Clip, Split
+from clipautt.commands import setting
 from clipautt.files import write_table
+from clipautt.tables import (
+    TableError,
+    column_problems,
+    doubtful_labels,
+    nfc,
+    point,
+    read_sheet,
+    whole,
+    without_decimals,
+)
 
 SPLITS: tuple[str, ...] = get_args(Split)
+_SOURCES = ("source_train", "source_val")
 _REQUIRED = ("clip_id", "subject_id", "source", "split")
 _TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset")
 _SECONDS = ("start_seconds", "end_seconds")
 _FRAMES = ("start_frame", "end_frame")
 _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
+_COLUMNS = tuple(f.name for f in fields(Clip))
+_WHOLE_NUMBERS = ("clip_id", "subject_id", "label")
+"""Columns of text that may hold whole numbers."""
+_ALSO = {
+    "id": "clip_id", "clip": "clip_id", "subject": "subject_id", "participant": "subject_id", "person": "subject_id",
+    "path": "source", "file": "source", "filename": "source", "video": "source", "class": "label", "set": "split",
+    "start": "start_seconds", "end": "end_seconds", "fps": "frames_per_second", "frame_rate": "frames_per_second",
+}  # fmt: skip
+"""Other words for columns."""
+_CLOCK = re.compile(r"(\d+ days? )?\d+:\d\d:\d\d(\.\d+)?")
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SHOWN_PROBLEMS = 20
 _CLASSES = b"clipautt.classes"
 NEUTRAL = "neutral"
@@ -46,6 +72,8 @@ class Manifest:
     """Sorted by `clip_id`."""
     classes: tuple[str, ...]
     """Class names in label order; index 0 is the neutral class."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a person should know of the file that it was read from, a sentence each."""
     fingerprint: str = field(init=False)
     """Hash of the clips and their labels, independent of where the files are."""
 
@@ -124,18 +152,41 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no manifest at {path}; `clipautt synth out={path.parent}` makes one, or give manifest=PATH"
+            f"no manifest at {path}; `clipautt synth {setting('out', str(path.parent))}` makes one, or give "
+            "manifest=PATH"
         )
-    table, noted = _read_table(path)
-    found = sorted({str(label) for label in table["label"].dropna()}) if "label" in table else []
+    table, noted = read_table(path)
+    labels = table["label"].dropna() if "label" in table else pd.Series([], dtype=object)
+    found = sorted(set(labels))
     names = classes or noted or tuple(sorted(found, key=lambda label: (label != NEUTRAL, label)))
-    problems = list(find_problems(table, classes=names))
-    if len(found) > 1 and NEUTRAL not in found and not (classes or noted):
-        problems.append(f"no label of {', '.join(names)} is {NEUTRAL!r}; give classes=[…], the neutral class first")
+    problems = [*table.attrs.get("problems", ()), *find_problems(table, classes=names)]
+    if not (classes or noted) and "split" in table:
+        problems += _class_problems(labels, learned=bool(table["split"].isin(_SOURCES).any()))
     if problems:
         raise _many(path, problems)
     clips = sorted((_clip(row, path.parent) for row in table.to_dict("records")), key=lambda clip: clip.clip_id)
-    return Manifest(tuple(clips), names)
+    return Manifest(tuple(clips), names, tuple(table.attrs.get("notes", ())))
+
+
+def _class_problems(labels: pd.Series, *, learned: bool) -> list[str]:
+    """What is doubtful about labels where nobody says which classes there are."""
+    counts = {str(label): int(count) for label, count in labels.value_counts().items()}
+    problems = [
+        f"row {labels.index[labels == label][0]}: label {label!r} stands {_times(counts[label])}, beside {meant!r} "
+        f"{_times(counts[meant])}; correct it, or say that both are classes with {setting('classes', sorted(counts))}"
+        for label, meant in doubtful_labels(counts).items()
+    ]
+    if not problems and learned and len(counts) > 1 and NEUTRAL not in counts:
+        names = ", ".join(sorted(counts))
+        problems.append(
+            f"no label of {names} is {NEUTRAL!r}; name the classes, the neutral one first, as in "
+            f"{setting('classes', sorted(counts))}"
+        )
+    return problems
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _many(path: Path, problems: list[str]) -> ManifestError:
@@ -144,21 +195,41 @@ def _many(path: Path, problems: list[str]) -> ManifestError:
     return ManifestError(f"{path} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{shown}{more}")
 
 
-def _read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The table with ids, sources and labels as text, and the classes stored in it.
+def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The table of a manifest with ids, sources and labels as text, and the classes stored in it.
 
-    `007` keeps its zeros, `NA` and `None` are valid names, and white space around a cell is removed.
+    `007` keeps its zeros, `NA` and `None` are valid names, and white space around a cell is removed. What programs make
+    of whole numbers is undone: `7.0` is `7` where it is a number or its whole column is like that.
+
+    Returns:
+        The table, with `problems` of its columns and `notes` on what is not used in its `attrs`; and the classes.
+
+    Raises:
+        ManifestError: if it cannot be read.
     """
-    if path.suffix.lower() == ".csv":
-        table, noted = _read_csv(path), ()
-    else:
-        try:
-            content = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
-        table, noted = content.to_pandas(), tuple(json.loads((content.schema.metadata or {}).get(_CLASSES, b"[]")))
-    as_text = {name: table[name].map(_plain, na_action="ignore") for name in _TEXT if name in table}
-    return table.assign(**as_text), noted
+    kind = path.suffix.lower()
+    if kind in (".xlsx", ".xls", ".ods"):
+        raise ManifestError(f"{path} is a workbook; save its sheet as CSV, and give manifest=FILE.csv")
+    table, noted = (_read_csv(path), ()) if kind in (".csv", ".tsv", ".txt") else _read_parquet(path)
+    columns = [str(name) for name in table.columns]
+    problems, unused = column_problems(columns, _COLUMNS, also=_ALSO)
+    table = table.loc[:, np.array([name in _COLUMNS for name in columns], bool) & ~table.columns.duplicated()]
+    as_text = {name: _texts(table[name]) for name in _TEXT if name in table}
+    table = table.assign(**as_text)
+    spans = {name: _seconds(table[name]) for name in _SECONDS if name in table}
+    table = table.assign(**spans).reset_index(drop=True)
+    notes = [f"columns that are not used: {', '.join(unused)}"] if unused else []
+    table.attrs = {"problems": problems, "notes": notes}
+    return table, noted
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    try:
+        content = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
+    noted = tuple(json.loads((content.schema.metadata or {}).get(_CLASSES, b"[]")))
+    return content.to_pandas(ignore_metadata=True), noted  # an index that pandas stored is a column like any other
 
 
 def is_written_manifest(path: Path) -> bool:
@@ -169,42 +240,100 @@ def is_written_manifest(path: Path) -> bool:
         return False
 
 
+def _texts(cells: pd.Series) -> pd.Series:
+    """Cells as text without surrounding white space, None where there is nothing."""
+    text = cells.map(_plain, na_action="ignore").astype(object)
+    given = [cell for cell in text if isinstance(cell, str)]
+    if cells.name in _WHOLE_NUMBERS and without_decimals(given):
+        text = text.map(whole, na_action="ignore")
+    return text.where(text.notna(), None)
+
+
 def _plain(cell: object) -> str | None:
-    return str(cell).strip() or None
+    if isinstance(cell, float) and cell.is_integer():  # pandas makes floats of whole numbers where some are missing
+        cell = int(cell)
+    return nfc(str(cell).strip()) or None
+
+
+def _seconds(cells: pd.Series) -> pd.Series:
+    """Time spans as numbers of seconds; other cells as they are."""
+    return cells.map(_as_seconds, na_action="ignore")
+
+
+def _as_seconds(cell: object) -> object:
+    if isinstance(cell, timedelta):
+        return cell.total_seconds()
+    if isinstance(cell, str) and _CLOCK.fullmatch(cell):
+        return pd.Timedelta(cell).total_seconds()
+    return cell
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Cells as text without surrounding white space; None for empty ones.
 
     Raises:
-        ManifestError: if the file is not CSV in UTF-8, or lines have more or fewer cells than the header, as with an
+        ManifestError: if the file is no text table, or lines have more or fewer cells than the header, as with an
             unquoted comma; the message lists them.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row] or [(1, [])]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
-    columns = [name.strip() for name in header[1]]
+        sheet = read_sheet(path)
+    except TableError as error:
+        raise ManifestError(str(error)) from error
     uneven = [
-        f"line {number} has {len(row)} cells, the header {len(columns)}; put cells that contain commas in quotes"
-        for number, row in rows
-        if len(row) != len(columns)
+        f"line {line} has {len(cells)} cells, the header {len(sheet.columns)}; put cells that contain "
+        f"{_MARKS[sheet.delimiter]} in quotes"
+        for line, cells in sheet.rows
+        if len(cells) != len(sheet.columns)
     ]
     if uneven:
         raise _many(path, uneven)
-    return pd.DataFrame([[cell.strip() or None for cell in row] for _, row in rows], columns=columns, dtype=object)
+    rows = [[cell or None for cell in cells] for _, cells in sheet.rows]
+    table = pd.DataFrame(rows, columns=list(sheet.columns), dtype=object)
+    if sheet.delimiter != ";":
+        return table
+    numbers = [name in _SPAN for name in table.columns]
+    table.loc[:, numbers] = table.loc[:, numbers].map(point, na_action="ignore")
+    return table
 
 
 def _clip(row: dict[Hashable, Any], folder: Path) -> Clip:
-    known = {f.name for f in fields(Clip)}
-    values = {name: value for name, value in row.items() if name in known and not pd.isna(value)}
-    source = values["source"]
-    values["source"] = source if Path(source).is_absolute() else str((folder / source).resolve())
+    values = {str(name): value for name, value in row.items() if not pd.isna(value)}
+    values["source"] = _find_source(values["source"], folder)
     numbers = {
         name: int(float(values[name])) if name in _FRAMES else float(values[name]) for name in _SPAN if name in values
     }
     return Clip(**{**values, **numbers})
+
+
+def _find_source(source: str, folder: Path) -> str:
+    """The absolute path of a source; where nothing lies there, other spellings are tried: `\\` and split accents."""
+    spellings = dict.fromkeys([source, source.replace("\\", "/"), *(normalize(f, source) for f in ("NFD", "NFC"))])
+    if len(spellings) > 1:
+        source = next((one for one in spellings if os.path.exists(folder / one)), source)
+    return source if Path(source).is_absolute() else str((folder / source).resolve())
+
+
+def absent_sources(clips: Iterable[Clip]) -> dict[str, str]:
+    """Clip id → path and what is wrong with it, for clips without a video or folder of frames; nothing is decoded."""
+    reasons: dict[str, str] = {}
+    known: dict[str, str] = {}
+    for clip in clips:
+        if clip.source not in known:
+            known[clip.source] = _absence(Path(clip.source))
+        if known[clip.source]:
+            reasons[clip.clip_id] = f"{clip.source}: {known[clip.source]}"
+    return reasons
+
+
+def _absence(path: Path) -> str:
+    try:
+        if path.is_dir():
+            return "" if any(path.iterdir()) else "an empty folder"
+        return "" if path.stat().st_size else "an empty file"
+    except FileNotFoundError:
+        return "a broken link" if path.is_symlink() else "no such file or folder"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[str]:
@@ -222,6 +351,9 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
             yield f"row {row}: {column} is empty"
     for row in table.index[table["source"].astype(str).str.contains("://", regex=False)]:
         yield f"row {row}: source {table['source'][row]!r} is a URI; give a path that every node can open"
+    drive = table["source"].astype(str).str.match(r"[A-Za-z]:[\\/]") & (os.name != "nt")
+    for row in table.index[drive]:
+        yield f"row {row}: source {table['source'][row]!r} is on a drive of Windows; give its path on this machine"
     for row in table.index[table["clip_id"].duplicated() & table["clip_id"].notna()]:
         yield f"row {row}: clip_id {table['clip_id'][row]!r} is listed twice"
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:
@@ -237,7 +369,7 @@ def _label_problems(table: pd.DataFrame, classes: tuple[str, ...]) -> Iterator[s
     labels = table["label"] if "label" in table else pd.Series(None, table.index, dtype=object)
     for row in table.index[labels.notna() & ~labels.isin(classes)]:
         yield f"row {row}: label {labels[row]!r} is not one of {', '.join(classes)}"
-    for row in table.index[labels.isna() & table["split"].isin(("source_train", "source_val"))]:
+    for row in table.index[labels.isna() & table["split"].isin(_SOURCES)]:
         yield f"row {row}: label is empty; only target clips may be unlabelled"
 
 

@@ -8,23 +8,29 @@ the words of the command line instead of a configuration.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 
+from clipautt.commands import is_utf8
+from clipautt.commands import word as shell_word
 from ray_jobs.platform.actor_pool import PoolError
-from ray_jobs.platform.jobs import EXIT_INTERRUPTED, EXIT_USER_ERROR, entry_of, find_job, overrides, overview
-
-_USER_ERRORS = (
-    ValueError,
-    ConnectionError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-    PoolError,
+from ray_jobs.platform.jobs import (
+    EXIT_INTERRUPTED,
+    EXIT_NO_READER,
+    EXIT_USER_ERROR,
+    entry_of,
+    find_job,
+    overrides,
+    overview,
 )
+
+_USER_ERRORS = (ValueError, OSError, PoolError)
+_SHOWN_NAME = 80
+"""Letters of a file's name in a message."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +40,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `clipautt`; None takes those of this process.
 
     Returns:
-        The exit code: the job's own, 2 for a user error, 130 when interrupted.
+        The exit code: the job's own, 2 for a user error, 130 when interrupted, 141 when nobody reads the output any
+        more, as after `| head -1`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that are not UTF-8
+    try:
+        code = _main(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        _discard_output()
+        return EXIT_NO_READER
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of this process's output, or of its messages, has gone."""
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError):
+        for stream in (sys.stdout, sys.stderr):
+            poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Send what is still to be written nowhere, so that Python does not complain of it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -46,15 +83,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"clipautt {code_version()}")
         return 0
     try:
+        _refuse_names(words)
         return _run(words[0], words[1:])
     except KeyboardInterrupt:
         print(f"\nclipautt {words[0]}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
     except _USER_ERRORS as error:
         if os.environ.get("CLIPAUTT_DEBUG"):
             raise
         print(f"clipautt {words[0]}: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _refuse_names(words: Sequence[str]) -> None:
+    """Refuse names that are not UTF-8 at the door: tables and reports could not hold them.
+
+    Raises:
+        ValueError: A word has bytes that are not UTF-8; the message says how to rename the file.
+    """
+    for word in words:
+        name = word.partition("=")[2] or word
+        if not is_utf8(name):
+            new = "".join(c if is_utf8(c) else "_" for c in name)
+            raise ValueError(
+                f"{word}: this name is not UTF-8, and cannot be written to tables; rename it, for instance with "
+                f"mv {shell_word(name)} {shell_word(new)}"
+            )
 
 
 def run_job(package: str | None) -> int:
@@ -82,7 +138,10 @@ def _message(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     error = cause if isinstance(cause, BaseException) else error
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
+        name = str(error.filename)
+        return (
+            f"{error.strerror}: {name if len(name) <= _SHOWN_NAME else f'{name[:_SHOWN_NAME]}… ({len(name)} letters)'}"
+        )
     if "pydantic_core" in sys.modules:  # importing it would make `--help` slow
         from pydantic import ValidationError
 

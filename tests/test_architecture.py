@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 METHOD = {
     "": [
+        "nearest",
+        "commands",
         "files",
+        "tables",
         "action_units",
         "clips",
         "manifest",
@@ -62,7 +65,6 @@ METHOD = {
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 
 PLATFORM = [
-    "nearest",
     "schema",
     "objects",
     "configuration",

@@ -5,10 +5,13 @@
     Videos/<subject>/Visite_1/<name>.mp4         videos
     cropped_aligned/Videos/<subject>/Visite_1/<name>.mp4/frame-17.jpg
                                                  face crops, also below cropped-aligned-faces
+    …train_labels.csv, …val_labels.csv           instead of split/: a header, a column of videos and one of labels
 
 A clip is a whole video with the label of a split file, or a segment with its own label. The owners' split into
-training, validation and test is not used: subjects are divided by the settings. Frames of segments count from 0, as the
-decoder counts those of a video; in a folder they are the numbers in the file names.
+training, validation and test is not used: subjects are divided by the settings. Only `…_labels.csv` files keep theirs
+(train, val and test are `source_train`, `source_val` and `target`), except for target subjects that the settings name.
+Frames of segments count from 0, as the decoder counts those of a video; in a folder they are the numbers in the file
+names.
 """
 
 from __future__ import annotations
@@ -21,16 +24,23 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from clipautt.clips import Split
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import DatasetError, Layout, Problem, Tree
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 from clipautt.settings import settings
+from clipautt.tables import nfc
 
 Unit = Literal["videos", "segments"]
 TARGETS = ("82711", "82687", "82585", "82592", "82598", "82632", "82681", "82683", "82708", "82714")
 """The target subjects of arXiv 2603.27999."""
 CLASSES = (layout.NEUTRAL, "ambivalence")
 _SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
+_PART = re.compile(r".*(train|val|test)_labels\.csv", re.IGNORECASE)
+_SPLIT_OF: dict[str, Split] = {"train": "source_train", "val": "source_val", "test": "target"}
+_VIDEO = ("video", "video_path", "path", "video_name", "file", "file_name", "filename", "name", "video_id", "clip")
+_LABEL = ("label", "video_label", "labels", "class", "ah", "a/h")
+_SUBJECT = ("subject", "subject_id", "participant", "participant_id")
 _COLUMNS = ("video", "segment_id", "label", "num_frames", "start_frame", "end_frame")
 _SKIPPED = ("frame", "unlabel")
 """Folders with these words in their paths hold lists of frames, and videos whose labels were not released."""
@@ -78,14 +88,14 @@ class BAH:
 
         Raises:
             FileNotFoundError: if there is no such folder or no label file.
-            ValueError: if no source subject is left to train on.
+            ValueError: if there are source subjects and none is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
         tree = files.walk(self.root, dataset="bah", within=self.within)
         problems: list[Problem] = []
         if self.unit == "videos":
             paths, problems = _split_files(tree, self.labels)
-            parts = [_videos(path, tree.name_of(path)) for path in paths]
+            parts = [self._part(path, tree.name_of(path)) for path in paths]
         else:
             path = _segment_file(tree, self.labels)
             parts = [_segments(path, tree.name_of(path), self.clip_frames)]
@@ -94,8 +104,19 @@ class BAH:
             (*problems, *(problem for part in parts for problem in part.problems)),
             subjects=frozenset().union(*(part.subjects for part in parts)),
         )
-        listing, rules = layout.settle(listing, tree, self._rules)
+        listing, rules = layout.settle(_in_one_split(listing), tree, self._rules)
         return layout.assemble(listing, tree, rules)
+
+    def _part(self, path: Path, shown_as: str) -> Listing:
+        """The videos of a label file, with its split if its name tells one."""
+        match = _PART.fullmatch(path.name)
+        if match is None:
+            return _videos(path, shown_as)
+        listing = _labelled(path, shown_as)
+        targets = {nfc(subject) for subject in self.target_subjects}
+        split = _SPLIT_OF[match[1].lower()]
+        entries = [replace(e, split="target" if e.subject_id in targets else split) for e in listing.entries]
+        return replace(listing, entries=tuple(entries))
 
     @property
     def _rules(self) -> Rules:
@@ -132,26 +153,44 @@ def _split_files(tree: Tree, given: str | None) -> tuple[list[Path], list[Proble
     """
     folder = tree.root / Path(given or "").expanduser()
     if given is not None and folder.is_dir():
-        inside = sorted(path for path in folder.iterdir() if path.name.lower() in _SPLIT_FILES and path.is_file())
-        return _checked(inside, tree, f"in {folder}")
+        inside = sorted(path for path in folder.iterdir() if path.is_file())
+        chosen = [path for path in inside if path.name.lower() in _SPLIT_FILES]
+        return _checked(chosen or [path for path in inside if _PART.fullmatch(path.name)], tree, f"in {folder}")
     if given is not None:
         return [tree.label_file(given, ())], []
-    paths = [path for path in map(PurePosixPath, tree.texts) if path.name.lower() in _SPLIT_FILES]
-    paths = [path for path in paths if not any(word in str(path.parent).lower() for word in _SKIPPED)]
+    texts = [path for path in map(PurePosixPath, tree.texts) if not _is_skipped(path)]
+    paths = [path for path in texts if path.name.lower() in _SPLIT_FILES]
+    paths = paths or [path for path in texts if _PART.fullmatch(path.name)]
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise DatasetError(
             f"bah: {len(folders)} folders below {tree.root} have split files: {', '.join(folders)}; "
-            "say which with labels=FOLDER"
+            "say which with dataset.labels=FOLDER"
         )
     return _checked([tree.root / path for path in paths], tree, f"below {tree.root}")
+
+
+def _is_skipped(path: PurePosixPath) -> bool:
+    """Whether a file lies in a folder of lists that are not read."""
+    return any(word in str(path.parent).lower() for word in _SKIPPED)
 
 
 def _checked(paths: list[Path], tree: Tree, place: str) -> tuple[list[Path], list[Problem]]:
     if not paths:
         raise FileNotFoundError(
-            f"bah: no split file {place}; looked for {', '.join(_SPLIT_FILES)}; labels=PATH names another one"
+            f"bah: no split file {place}; looked for {', '.join(_SPLIT_FILES)} and for names that end with "
+            "train_labels.csv, val_labels.csv; dataset.labels=PATH names another one"
         )
+    parts = [match[1].lower() for path in paths if (match := _PART.fullmatch(path.name))]
+    if parts:
+        twice = sorted({part for part in parts if parts.count(part) > 1})
+        if twice:
+            raise DatasetError(
+                f"bah: several files {place} end with {twice[0]}_labels.csv: {', '.join(map(tree.name_of, paths))}; "
+                "say which folder to read with dataset.labels=FOLDER"
+            )
+        absent = [f"{part}_labels.csv" for part in ("train", "val") if part not in parts]
+        return paths, [Problem("missing", f"no …{name} beside {tree.name_of(paths[0])}") for name in absent]
     there = {path.name.lower() for path in paths}
     beside = tree.name_of(paths[0])
     absent = [name for name in _SPLIT_FILES if name not in there]
@@ -165,7 +204,7 @@ def _segment_file(tree: Tree, given: str | None) -> Path:
     if given is None and len(fitting) > 1:
         raise DatasetError(
             f"bah: {len(fitting)} tables below {tree.root} may hold the segments: {', '.join(fitting)}; "
-            "say which with labels=PATH"
+            "say which with dataset.labels=PATH"
         )
     return tree.label_file(given, fitting or ["segments.csv"])
 
@@ -186,6 +225,40 @@ def _videos(path: Path, shown_as: str) -> Listing:
             text = f"{line[:80]!r} is neither `PATH,LABEL,TRANSCRIPT` nor the names of these columns"
             problems.append(Problem("unreadable", f"{where}: {text}"))
     return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))
+
+
+def _labelled(path: Path, shown_as: str) -> Listing:
+    """The videos of a table with a header; one with other columns is read like a split file."""
+    table = label_files.read_table(path, required=(), shown_as=shown_as)
+    video, label, subject = (
+        next((name for name in names if name in table.columns), "") for names in (_VIDEO, _LABEL, _SUBJECT)
+    )
+    if not video or not label:
+        return _videos(path, shown_as)
+    entries: list[Entry] = []
+    problems = list(table.problems)
+    subjects: set[str] = set()
+    for where, row in table.rows:
+        name = row[video]
+        if len(files.path_parts(name)) == 1:  # a name alone begins with its subject
+            name = f"{row.get(subject, '') or name.partition('_')[0]}/{name}"
+        entries.extend(_entries(problems, subjects, where, name, row[label]))
+    return Listing(tuple(entries), tuple(problems), subjects=frozenset(subjects))
+
+
+def _in_one_split(listing: Listing) -> Listing:
+    """Without the subjects that several label files place in different splits; each is a problem."""
+    places: dict[str, dict[str, str]] = {}
+    for entry in listing.entries:
+        if entry.split is not None:
+            places.setdefault(entry.subject_id, {}).setdefault(entry.split, entry.where)
+    torn = {subject: where for subject, where in places.items() if len(where) > 1}
+    problems = [
+        Problem("conflict", f"{', '.join(where.values())}: subject {subject!r} is in {' and '.join(where)}")
+        for subject, where in torn.items()
+    ]
+    kept = tuple(entry for entry in listing.entries if entry.subject_id not in torn)
+    return replace(listing, entries=kept, problems=(*listing.problems, *problems))
 
 
 def _path_and_label(line: str) -> tuple[str, str]:

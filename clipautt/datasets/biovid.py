@@ -69,7 +69,7 @@ class BioVid:
 
         Raises:
             FileNotFoundError: if there is no such folder or no label file.
-            ValueError: if no source subject is left to train on.
+            ValueError: if there are source subjects and none is left to train on.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
         """
         return layout.read_either(

@@ -8,12 +8,15 @@ whichever the file system uses.
 from __future__ import annotations
 
 import os
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from clipautt.commands import is_utf8
+from clipautt.tables import nfc
 from clipautt.video.decoding import PICTURES
 
 Layout = Literal["auto", "videos", "frames"]
@@ -70,6 +73,8 @@ class Tree:
     """Name of a clip → one of its files that is a broken link."""
     problems: tuple[Problem, ...] = ()
     """Folders that could not be listed."""
+    unnamed: tuple[str, ...] = ()
+    """Files and folders whose names are not UTF-8, so that no table can name them."""
 
     def __repr__(self) -> str:
         videos = sum(place.video for place in self.places)
@@ -115,6 +120,10 @@ class Tree:
                 return _meant(found, path, whole_path=whole_path)
         return []
 
+    def has_text(self, names: Sequence[str]) -> bool:
+        """Whether a file with one of these names lies somewhere below the root."""
+        return any(PurePosixPath(text).name.lower() in names for text in self.texts)
+
     def label_file(self, given: str | None, names: Sequence[str]) -> Path:
         """The label file: the given one, or the first of `names` that lies somewhere below the root.
 
@@ -125,25 +134,51 @@ class Tree:
         if given is not None:
             path = self.root / Path(given).expanduser()
             if not path.is_file():
-                raise FileNotFoundError(f"{self.dataset}: no label file at {path}, which labels={given} names")
+                raise FileNotFoundError(f"{self.dataset}: no label file at {path}, which dataset.labels={given} names")
             return path
         for name in names:
             found = [text for text in self.texts if PurePosixPath(text).name.lower() == name]
             if len(found) > 1:
                 raise DatasetError(
                     f"{self.dataset}: {len(found)} files below {self.root} may hold the labels: "
-                    f"{some(found)}; say which with labels=PATH"
+                    f"{some(found)}; say which with dataset.labels=PATH"
                 )
             if found:
                 return self.root / found[0]
         raise FileNotFoundError(
             f"{self.dataset}: no label file below {self.root}; looked for {', '.join(names)}; "
-            "labels=PATH names another one"
+            "dataset.labels=PATH names another one"
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on files that are left out."""
+        count = len(self.unnamed)
+        if not count:
+            return ()
+        left = f"{count} file{'s' if count > 1 else ''} left out, as no table can name"
+        return (f"{left} {'them' if count > 1 else 'it'} (the name is not UTF-8; rename): {some(self.unnamed)}",)
+
+    def alike(self, path: str) -> list[Place]:
+        """Places whose path ends like this one but for zeros, decimals and capitals: `007/a` for `7.0/A`."""
+        return self._loosely_by_end.get(tuple(map(_loosely, name_parts(path))), [])
+
+    @cached_property
+    def _loosely_by_end(self) -> dict[tuple[str, ...], list[Place]]:
+        found: dict[tuple[str, ...], list[Place]] = {}
+        for end, places in self.by_end.items():
+            found.setdefault(tuple(map(_loosely, end)), []).extend(places)
+        return found
 
     def name_of(self, path: Path) -> str:
         """A path as messages show it: relative to the root where it lies below it."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def _loosely(part: str) -> str:
+    """A part of a path without what spreadsheets change: zeros before and after a number, capitals, blanks."""
+    text = part.strip().casefold()
+    return str(int(float(text))) if re.fullmatch(r"\d+(\.0+)?", text) else text
 
 
 def _meant(found: list[Place], path: str, *, whole_path: bool) -> list[Place]:
@@ -215,7 +250,8 @@ def walk(root: str, *, dataset: str, within: str = "") -> Tree:
     texts: list[str] = []
     broken: dict[str, str] = {}
     problems: list[Problem] = []
-    for folder, names, lost in _list_folders(top, problems):
+    unnamed: list[str] = []
+    for folder, names, lost in _list_folders(top, problems, unnamed):
         for name in names:
             kind = os.path.splitext(name)[1].lower()
             if kind in VIDEOS:
@@ -232,16 +268,20 @@ def walk(root: str, *, dataset: str, within: str = "") -> Tree:
     for place in places:
         for start in range(len(place.parts)):
             by_end.setdefault(place.parts[start:], []).append(place)
-    return Tree(dataset, top, inner, places, by_end, tuple(sorted(texts)), broken, tuple(problems))
+    return Tree(
+        dataset, top, inner, places, by_end, tuple(sorted(texts)), broken, tuple(problems), tuple(sorted(unnamed))
+    )
 
 
 def _inner(top: Path, within: str, dataset: str) -> str:
     """`within` relative to the root; a link to another folder below the root is that folder."""
     path = Path(os.path.abspath(top / Path(within).expanduser()))
     if not path.is_dir():
-        raise FileNotFoundError(f"{dataset}: no folder at {path}, which within={within} names")
+        raise FileNotFoundError(f"{dataset}: no folder at {path}, which dataset.within={within} names")
     if not path.is_relative_to(top):
-        raise ValueError(f"{dataset}: within={within} lies outside root={top}; a folder below the root is needed")
+        raise ValueError(
+            f"{dataset}: dataset.within={within} lies outside root={top}; a folder below the root is needed"
+        )
     real, real_top = path.resolve(), top.resolve()
     relative = real.relative_to(real_top) if real.is_relative_to(real_top) else path.relative_to(top)
     return "" if relative == Path() else relative.as_posix()
@@ -255,7 +295,7 @@ def _places(found: Mapping[str, bool], within: str) -> Iterator[Place]:
             yield Place(path, name_parts(path[len(start) :]), found[path])
 
 
-def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, list[str], list[str]]]:
+def _list_folders(top: Path, problems: list[Problem], unnamed: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Every folder's path relative to `top`, the names of its files, and those of its broken links.
 
     Links to folders come last, so that a folder with several paths is known by its real one.
@@ -273,7 +313,9 @@ def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, lis
             for item in os.scandir(top / folder):
                 if item.name.startswith(".") or item.name == "__MACOSX":
                     continue
-                if item.is_dir():
+                if not is_utf8(item.name):
+                    unnamed.append(join(folder, item.name))
+                elif item.is_dir():
                     (linked if item.is_symlink() else folders).append(join(folder, item.name))
                 else:
                     (names if item.is_file() else lost).append(item.name)
@@ -281,11 +323,6 @@ def _list_folders(top: Path, problems: list[Problem]) -> Iterator[tuple[str, lis
             problems.append(Problem("unreadable", f"{error.filename}: cannot be listed ({error.strerror})"))
         links += sorted(linked)
         yield folder, sorted(names), lost
-
-
-def nfc(text: str) -> str:
-    """Text in the Unicode form in which names are compared; some file systems use another one."""
-    return unicodedata.normalize("NFC", text)
 
 
 def clip_name(name: str) -> str:

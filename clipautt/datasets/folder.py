@@ -7,24 +7,33 @@
 The column `split` (`source_train`, `source_val`, `source` or `target`) says which subjects are targets, unless the
 setting `target_subjects` is given: then the column is ignored. Subjects without a split, or with `source`, are source
 subjects, and validation subjects are drawn from them.
+
+Target subjects alone need no label, nor a `labels.csv`: without that file, all clips are target subjects' clips. Videos
+right in the root then belong to one person, named like the root.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from pydantic import NonNegativeInt, PositiveFloat
 
 from clipautt.clips import Split
+from clipautt.commands import setting
 from clipautt.datasets import files, label_files, layout
 from clipautt.datasets.files import Layout, Problem, Tree
 from clipautt.datasets.label_files import Table
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 from clipautt.manifest import SPLITS
 from clipautt.settings import settings
+from clipautt.tables import column_problems, doubtful_labels, nfc, whole, without_decimals
 
 _LABELS = ("labels.csv",)
+_COLUMNS = ("subject", "clip", "label", "split")
 _DRAWN = ("", "source")
 _ALLOWED = (*SPLITS, "source")
 
@@ -65,21 +74,54 @@ class Folder:
         """The clips that the label file names.
 
         Raises:
-            FileNotFoundError: if there is no such folder or no label file.
+            FileNotFoundError: if there is no such folder, neither a label file nor a clip, or not the given label file.
             DatasetError: listing everything that is wrong, if `strict`; or if no clip is left.
-            ValueError: if no class is the neutral one, or no source subject is left to train on.
+            ValueError: if no class is the neutral one, or there are source subjects and none is left to train on.
         """
         tree = files.walk(self.root, dataset=self.name, within=self.within)
+        if self.labels is None and tree.places and not tree.has_text(_LABELS):
+            return self._read_unlabelled(tree)
         path = tree.label_file(self.labels, _LABELS)
         shown_as = tree.name_of(path)
         table = label_files.read_table(path, required=("clip", "label"), shown_as=shown_as)
+        wrong, unused = column_problems(table.columns, _COLUMNS)
+        if wrong:
+            raise files.DatasetError(f"{path}: {'; '.join(wrong)}")
         listing = _listing(table)
         if not self.target_subjects:
             listing = _with_splits(listing, table)
-        classes = tuple(map(files.nfc, self.classes)) or _classes({entry.label for entry in listing.entries}, shown_as)
+        learned = any(
+            entry.split != "target" and entry.subject_id not in self.target_subjects for entry in listing.entries
+        )
+        if learned:
+            listing = _only_labelled(listing)
+        if self.classes:
+            classes = tuple(map(nfc, self.classes))
+        else:
+            listing = _without_slips(listing)
+            classes = _classes({entry.label for entry in listing.entries if entry.label}, shown_as, learned=learned)
         rules = self._rules(classes)
-        listing = replace(listing, notes=_unlisted(tree, listing, rules))
+        notes = [f"{shown_as}: columns that are not used: {', '.join(unused)}"] if unused else []
+        listing = replace(listing, notes=(*notes, *_unlisted(tree, listing, rules)))
         return layout.assemble(_only_known(listing, classes), tree, rules)
+
+    def _read_unlabelled(self, tree: Tree) -> Reading:
+        """All clips of a folder without a label file: they are target subjects' clips without a label."""
+        entries, problems = [], []
+        for place in tree.places:
+            path = place.path[len(f"{tree.within}/") if tree.within else 0 :]
+            subject = place.parts[0] if len(place.parts) > 1 else nfc(Path(tree.below).name)
+            clip_id = "/".join(place.parts if len(place.parts) > 1 else (subject, *place.parts))
+            if self.target_subjects and subject not in map(nfc, self.target_subjects):
+                problems.append(label_files.unlabelled(place.path, f"clip {clip_id!r} of source subject {subject!r}"))
+            else:
+                entries.append(Entry(clip_id, subject, path, None, place.path, split="target"))
+        note = (
+            f"there is no {_LABELS[0]}: {len(entries)} clips of {len({entry.subject_id for entry in entries})} "
+            "subjects are to be adapted to, without labels"
+        )
+        listing = Listing(tuple(entries), tuple(problems), (note,))
+        return layout.assemble(listing, tree, self._rules(tuple(map(nfc, self.classes))))
 
     def _rules(self, classes: tuple[str, ...]) -> Rules:
         rate = self.frames_per_second
@@ -100,30 +142,62 @@ def _listing(table: Table) -> Listing:
         path = "/".join(parts)
         if len(parts) < 2 or ("subject" in row and not row["subject"]):
             problems.append(Problem("unreadable", f"{where}: {path!r} is not SUBJECT/CLIP"))
-        elif label_files.no_label(row["label"]):
-            problems.append(label_files.unlabelled(where, f"clip {path!r}"))
         else:
-            entries.append(Entry(files.clip_name(path), parts[0], path, row["label"], where))
+            label = None if label_files.no_label(row["label"]) else row["label"]
+            entries.append(Entry(files.clip_name(path), parts[0], path, label, where))
+    if without_decimals({entry.label for entry in entries if entry.label}):
+        entries = [replace(entry, label=entry.label and whole(entry.label)) for entry in entries]
     return Listing(tuple(entries), tuple(problems), subjects=frozenset(_path(row)[0] for _, row in table.rows) - {""})
 
 
-def _classes(labels: set[str], shown_as: str) -> tuple[str, ...]:
+def _classes(labels: set[str], shown_as: str, *, learned: bool) -> tuple[str, ...]:
+    """The classes that the labels make; none where the labels do not tell which is neutral and nothing is learned."""
     if labels and layout.NEUTRAL not in labels:
+        if not learned:
+            return ()
         raise ValueError(
             f"{shown_as} has the labels {', '.join(sorted(labels))} and none is {layout.NEUTRAL!r}; "
-            "name the classes, neutral class first, with classes=[…]"
+            f"name the classes, the neutral one first, as in {setting('dataset.classes', sorted(labels))}"
         )
-    return (layout.NEUTRAL, *sorted(labels - {layout.NEUTRAL}))
+    return (layout.NEUTRAL, *sorted(labels - {layout.NEUTRAL})) if labels else ()
+
+
+def _only_labelled(listing: Listing) -> Listing:
+    """Without the clips that have no label: where a model is trained, a label that is missing is a mistake."""
+    problems = [
+        label_files.unlabelled(entry.where, f"clip {entry.path!r}") for entry in listing.entries if entry.label is None
+    ]
+    labelled = tuple(entry for entry in listing.entries if entry.label is not None)
+    return replace(listing, entries=labelled, problems=(*problems, *listing.problems))
+
+
+def _without_slips(listing: Listing) -> Listing:
+    """Without the clips whose label seems to be a slip of the pen; each is a problem."""
+    counts = Counter(entry.label for entry in listing.entries if entry.label)
+    meant = doubtful_labels(counts)
+    ask = f"correct it, or say that both are classes with {setting('dataset.classes', _classes_of(counts))}"
+    problems = [
+        Problem("doubtful", f"{entry.where}: label {entry.label!r} beside {meant[entry.label]!r}; {ask}")
+        for entry in listing.entries
+        if entry.label in meant
+    ]
+    kept = tuple(entry for entry in listing.entries if entry.label not in meant)
+    return replace(listing, entries=kept, problems=(*listing.problems, *problems))
+
+
+def _classes_of(labels: Iterable[str]) -> list[str]:
+    """All labels, the neutral one first."""
+    return sorted(labels, key=lambda label: (label != layout.NEUTRAL, label))
 
 
 def _only_known(listing: Listing, classes: tuple[str, ...]) -> Listing:
+    known = [entry for entry in listing.entries if entry.label is None or not classes or entry.label in classes]
     unknown = [
         label_files.unknown_label(entry.where, f"clip {entry.clip_id!r}", entry.label, classes)
         for entry in listing.entries
-        if entry.label not in classes
+        if entry.label is not None and classes and entry.label not in classes
     ]
-    known = tuple(entry for entry in listing.entries if entry.label in classes)
-    return replace(listing, entries=known, problems=(*listing.problems, *unknown))
+    return replace(listing, entries=tuple(known), problems=(*listing.problems, *unknown))
 
 
 def _with_splits(listing: Listing, table: Table) -> Listing:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from clipautt.datasets.files import DatasetError, Problem, is_picture, nfc, path_parts
+from clipautt.datasets.files import DatasetError, Problem, is_picture, path_parts
+from clipautt.tables import Sheet, TableError, read_sheet, read_text
 
+_Read = TypeVar("_Read")
 _NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})
-
-
-def read_text(path: Path) -> str:
-    """A file in UTF-8.
-
-    Raises:
-        DatasetError: if it is in another encoding.
-    """
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:1000]:
-        raise DatasetError(f"{path}: this is UTF-16, or no text at all; save it as UTF-8")
-    try:
-        return nfc(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start]
-        raise DatasetError(
-            f"{path} line {before.count(10) + 1}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file "
-            "as UTF-8"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -43,6 +25,8 @@ class Table:
     """File and line, and the cells, of rows with more cells than columns: which cell belongs where is unknown."""
     problems: tuple[Problem, ...] = ()
     """One for each misfit."""
+    columns: tuple[str, ...] = ()
+    """Names of its columns, in lower case."""
 
 
 def read_table(path: Path, *, required: Sequence[str], shown_as: str) -> Table:
@@ -56,28 +40,34 @@ def read_table(path: Path, *, required: Sequence[str], shown_as: str) -> Table:
     Raises:
         DatasetError: for columns that are missing or repeated, quotes that are not closed, or a file that is not text.
     """
-    lines = io.StringIO(read_text(path), newline=None)
-    first = lines.readline()
-    delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    columns = _columns(_cells(first, delimiter, f"{path} line 1"), first, path, required)
+    sheet = _read(path, read_sheet)
+    columns = _columns(sheet, path, required)
     rows, misfits, problems = [], [], []
-    for number, line in enumerate(lines, 2):
-        where = f"{shown_as} line {number}"
-        cells = _cells(line, delimiter, f"{path} line {number}")
+    for line, cells in sheet.rows:
+        where = f"{shown_as} line {line}"
         if len(cells) > len(columns):
-            misfits.append((where, tuple(cells)))
+            misfits.append((where, cells))
             text = f"{where}: the row has {len(cells)} cells, the header {len(columns)}"
             problems.append(Problem("unreadable", text))
-        elif cells:
-            rows.append((where, dict(zip(columns, cells + [""] * len(columns), strict=False))))
-    return Table(tuple(rows), tuple(misfits), tuple(problems))
+        else:
+            rows.append((where, dict(zip(columns, (*cells, *[""] * len(columns)), strict=False))))
+    return Table(tuple(rows), tuple(misfits), tuple(problems), tuple(columns))
 
 
-def _columns(cells: list[str], first: str, path: Path, required: Sequence[str]) -> list[str]:
+def _read(path: Path, reader: Callable[[Path], _Read]) -> _Read:
+    """What a reader of text or tables gives; what it refuses is a problem of the data set."""
+    try:
+        return reader(path)
+    except TableError as error:
+        raise DatasetError(str(error)) from error
+
+
+def _columns(sheet: Sheet, path: Path, required: Sequence[str]) -> list[str]:
     """The names of columns, checked."""
-    columns = [name.lower() for name in cells]
+    columns = [name.lower() for name in sheet.columns]
     absent = [name for name in required if name not in columns]
     if absent:
+        first = sheet.delimiter.join(sheet.columns)
         raise DatasetError(
             f"{path}: the first line has no column {', '.join(absent)}; required are {', '.join(required)}; "
             f"it reads {first.strip()[:120]!r}"
@@ -88,22 +78,9 @@ def _columns(cells: list[str], first: str, path: Path, required: Sequence[str]) 
     return columns
 
 
-def _cells(line: str, delimiter: str, where: str) -> list[str]:
-    """The cells of one line, without empty ones at its end."""
-    try:
-        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
-    except csv.Error as error:
-        raise DatasetError(
-            f"{where}: a quote is not closed, or something follows it ({error}); a cell may not hold a line break"
-        ) from error
-    while cells and not cells[-1]:
-        cells.pop()
-    return cells
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file without a header that are not empty, with their numbers in the file, from 1."""
-    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
+    for number, line in enumerate(io.StringIO(_read(path, read_text), newline=None), 1):
         if line.strip():
             yield number, line.strip()
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from clipautt.clips import Clip, Split, id_number
-from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, choose, name_parts, nfc, some, walk
+from clipautt.commands import setting
+from clipautt.datasets.files import DatasetError, Layout, Place, Problem, Tree, choose, name_parts, some, walk
 from clipautt.manifest import Manifest
+from clipautt.tables import nfc
 
 NEUTRAL = "neutral"
 _SHOWN_PROBLEMS = 25
@@ -31,8 +33,8 @@ class Entry:
     """Whose face it shows."""
     path: str
     """What to look for: a name, or a path that ends with it; an extension is not needed."""
-    label: str
-    """Class name."""
+    label: str | None
+    """Class name; None where it is not known, which only target subjects may have."""
     where: str
     """File and line it comes from."""
     start_frame: int | None = None
@@ -102,7 +104,7 @@ class Subjects:
             both = sorted(set(self.target) & set(self.validation))
             if both:
                 raise ValueError(
-                    f"target_subjects and validation_subjects both name {', '.join(both)}; "
+                    f"dataset.target_subjects and dataset.validation_subjects both name {', '.join(both)}; "
                     "a subject is either a target or a source"
                 )
 
@@ -128,7 +130,7 @@ class Subjects:
             known: subjects whose split the data set itself gives; validation subjects among them are counted.
 
         Raises:
-            ValueError: if no source subject is left to train on, or the settings contradict the data set.
+            ValueError: if there are source subjects and none is left to train on, or the settings contradict the data.
         """
         known = known or {}
         everyone = sorted(set(subjects))
@@ -142,18 +144,20 @@ class Subjects:
             chosen = sorted(free, key=lambda subject: id_number(f"{self.seed}:{subject}"))[:wanted]
         for subject in chosen:
             if known.get(subject, "source_val") != "source_val":
-                raise ValueError(f"validation_subjects names {subject}, who is in {known[subject]}")
+                raise ValueError(f"dataset.validation_subjects names {subject}, who is in {known[subject]}")
             splits[subject] = "source_val"
-        if splits and not source:
+        if source and "source_train" not in splits.values():
             raise ValueError(
-                f"all {len(splits)} subjects are targets; at least one source subject is needed to train on"
-            )
-        if splits and "source_train" not in splits.values():
-            raise ValueError(
-                f"validation_subjects={self.validation} leaves none of the {len(source)} source subjects to train on; "
-                "fewer are allowed"
+                f"dataset.validation_subjects={self._shown} leaves none of the {len(source)} source subjects to train "
+                f"on; fewer are allowed, or make them targets, to adapt to with another checkpoint: "
+                f"{setting('dataset.target_subjects', source)}"
             )
         return splits
+
+    @property
+    def _shown(self) -> str:
+        """The validation subjects as they are set."""
+        return str(self.validation) if isinstance(self.validation, int) else f"[{','.join(self.validation)}]"
 
 
 @dataclass(frozen=True)
@@ -278,21 +282,26 @@ def assemble(listing: Listing, tree: Tree, rules: Rules) -> Reading:
 
     Raises:
         DatasetError: if there is a problem and `rules.strict`, or no clip is left.
-        ValueError: if no source subject is left to train on.
+        ValueError: if there are source subjects and none is left to train on.
     """
     entries, repeated = _drop_repeated(listing.entries)
     sources, unfound = _locate(entries, tree, rules, _everyone(listing, rules))
     found = [entry for entry in entries if entry.path in sources]
     absent = rules.subjects.absent({entry.subject_id for entry in found})
-    if found:
+    if found and learned(found, rules):
         without = [name for name in rules.classes if all(entry.label != name for entry in found)]
         absent += [Problem("absent", f"class {name!r} has no clip that can be used") for name in without]
     problems = [*listing.problems, *tree.problems, *repeated, *unfound, *absent]
     if not found or (problems and rules.strict):
         raise DatasetError(_refusal(tree, problems, any_clip=bool(found)))
-    notes = [*listing.notes, *([f"omitted or absent: {_kinds(problems)}"] if problems else [])]
+    notes = [*listing.notes, *tree.notes, *([f"omitted or absent: {_kinds(problems)}"] if problems else [])]
     clips = _clips(found, sources, tree, rules)
     return Reading(clips, rules.classes, tuple(problem.text for problem in problems), tuple(notes))
+
+
+def learned(entries: Iterable[Entry], rules: Rules) -> bool:
+    """Whether there is a source subject, so that a model is trained on these clips."""
+    return any(entry.split != "target" and entry.subject_id not in rules.subjects.target for entry in entries)
 
 
 def _everyone(listing: Listing, rules: Rules) -> frozenset[str]:
@@ -345,7 +354,7 @@ def _drop_repeated(entries: Iterable[Entry]) -> tuple[list[Entry], list[Problem]
     return kept, problems
 
 
-def _told(label: str, subject: str, start: int | None, end: int | None, split: str | None) -> str:
+def _told(label: str | None, subject: str, start: int | None, end: int | None, split: str | None) -> str:
     span = f", frames {start} to {end}" if start is not None or end is not None else ""
     return f"{label!r} of subject {subject!r}{span}{f' in {split}' if split else ''}"
 
@@ -370,7 +379,7 @@ def _locate(
             sources[path] = places[0]
         elif places:
             listed = some([place.path for place in places])
-            text = f"{where}: {path!r} may be any of {listed}; within=FOLDER limits the search"
+            text = f"{where}: {path!r} may be any of {listed}; dataset.within=FOLDER limits the search"
             problems.append(Problem("ambiguous", text))
         else:
             problems.append(_missing(where, path, subject, tree, rules))
@@ -383,7 +392,11 @@ def _missing(where: str, path: str, subject: str, tree: Tree, rules: Rules) -> P
     text = f"{where}: no {what} {path!r} below {tree.below}"
     others = tree.find(path, layout=rules.layout, whole_path=rules.whole_path)
     broken = tree.broken.get(name_parts(path)[-1])
-    if others:
+    alike = [] if others else tree.alike(path)
+    if alike:
+        text += f"; {some([place.path for place in alike])} is there: spreadsheets change names, 007 to 7, unless the "
+        text += "column is formatted as text"
+    elif others:
         text += f"; {some([place.path for place in others])} lies in the folder of another subject than {subject!r}"
     elif broken is not None:
         text += f"; {broken} is a broken link"

@@ -28,14 +28,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ray_jobs.platform.nearest import nearest, suggestion
+from clipautt.commands import looks_otherwise, quoted
+from clipautt.commands import word as shell_word
+from clipautt.nearest import nearest, suggestion
 from ray_jobs.platform.objects import build
 from ray_jobs.platform.schema import MISSING, TARGET, Field, fields, filled
 
 VERSION_BASE = "1.3"
 _FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
 _WORD = re.compile(r"(?P<key>[+~]{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
-_NUMERAL = re.compile(r"[+-]?(\.?[0-9][\w.+-]*|nan|inf)", re.IGNORECASE)
 _ITEM = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},'"]+""")
 """A quoted or bare item of a list in Hydra's grammar."""
 
@@ -186,13 +187,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def quoted(text: str) -> str:
-    """`text` quoted for Hydra's grammar, so that it is read as exactly this text."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return "'" + (escaped + "\\" * trailing).replace("${", "\\${") + "'"
-
-
 def _plain(node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return node
@@ -283,14 +277,23 @@ def _parse(word: str) -> Override:
         override = parser.parse_override(word)
     except HydraException as error:
         # A path may contain characters that Hydra's grammar reserves, but does not begin like a list, mapping or
-        # quotation.
-        if match is None or match["value"].startswith(("[", "{", "'", '"')):
+        # quotation. Letters with accents are reserved too, also in the items of a list.
+        accents = match is not None and match["value"].startswith("[") and not word.isascii()
+        if match is None or (match["value"].startswith(("[", "{", "'", '"')) and not accents):
             raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
-        override = parser.parse_override(f"{match['key']}={quoted(match['value'])}")
+        value = _ITEM.sub(_quoted_accents, match["value"]) if accents else quoted(match["value"])
+        try:
+            override = parser.parse_override(f"{match['key']}={value}")
+        except HydraException:
+            raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
     if override.is_sweep_override():
         key = override.key_or_group
         raise ValueError(f"{word!r} gives {key} several values: give one; a list is written {key}=[a,b]")
     return override
+
+
+def _quoted_accents(item: re.Match[str]) -> str:
+    return item[0] if item[0].isascii() or item[0].startswith(("'", '"')) else quoted(item[0].strip())
 
 
 def _text(word: Override) -> str:
@@ -361,14 +364,20 @@ def _parent(cfg: DictConfig, key: str) -> Any:
 
 
 def _kept_as_text(word: Override, field: Field) -> str:
-    """The word, quoted if it looks like a number where text is expected: 8_1 is a name and not 81."""
+    """The word, quoted if it looks like a number or a truth value where text is expected: 8_1 is a name and not 81."""
+    is_list = isinstance(word.value(), list)
+    text = field.lists_text if is_list else field.takes_text and word.value() is not None
+    return _as_text(word) if text else _text(word)
+
+
+def _as_text(word: Override) -> str:
+    """The word with its value, or each item of its list, as text: `[FALSE,007]` as `['FALSE','007']`."""
     key, _, value = _text(word).partition("=")
-    text = field.lists_text if isinstance(word.value(), list) else field.takes_text
-    return f"{key}={_ITEM.sub(_quoted_numeral, value)}" if text else _text(word)
+    return f"{key}={_ITEM.sub(_quoted_item, value)}"
 
 
-def _quoted_numeral(item: re.Match[str]) -> str:
-    return quoted(item[0].strip()) if _NUMERAL.fullmatch(item[0].strip()) else item[0]
+def _quoted_item(item: re.Match[str]) -> str:
+    return quoted(item[0].strip()) if looks_otherwise(item[0].strip()) else item[0]
 
 
 def _refuse_doubtful(word: Override) -> None:
@@ -376,7 +385,8 @@ def _refuse_doubtful(word: Override) -> None:
     key, _, written = _text(word).partition("=")
     value = word.value()
     if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != written.strip():
-        raise ValueError(f"{_text(word)}: is it text or a number? Write {key}={quoted(written)} or {key}={value}")
+        ways = " or ".join(shell_word(f"{key}={way}") for way in (quoted(written), value))
+        raise ValueError(f"{_text(word)}: is it text or a number? Write {ways}")
 
 
 def _default(cfg: DictConfig, key: str) -> Any:
@@ -391,6 +401,8 @@ def _checked_kind(word: Override, default: Any) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if default is None:
         _refuse_doubtful(word)
+    if default is None and isinstance(value, bool):  # no setting without a default is true or false
+        return _as_text(word)
     if default is None or value is None or (isinstance(value, str) and "${" in value):
         return _text(word)
     if isinstance(default, bool) and not isinstance(value, bool):
@@ -399,8 +411,9 @@ def _checked_kind(word: Override, default: Any) -> str:
         raise ValueError(f"{_text(word)}: expected a number, as in the default {key}={default}")
     if isinstance(default, ListConfig) and not isinstance(value, list):
         raise ValueError(f"{_text(word)}: expected a list, written {key}=[a,b]")
-    if isinstance(default, str) and (is_number or isinstance(value, bool)):
-        return f"{key}={quoted(_text(word).partition('=')[2])}"  # A name or a subject may look like a number.
+    names = isinstance(default, ListConfig) and all(isinstance(item, str) for item in default)
+    if names or (isinstance(default, str) and (is_number or isinstance(value, bool | list))):
+        return _as_text(word)  # A name, a subject or a class may look like a number.
     return _text(word)
 
 

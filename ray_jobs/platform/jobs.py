@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray_jobs
-from ray_jobs.platform.nearest import nearest
+from clipautt.commands import quoted
+from clipautt.commands import word as shell_word
+from clipautt.nearest import nearest
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
+"""As a shell reports a program that ended because nobody reads its output."""
 
 ORDER = (
     "demo",
@@ -121,12 +125,10 @@ def overrides(job: Job, words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: A word is not a setting.
     """
-    from ray_jobs.platform import configuration  # imports Hydra, which takes longer than the overview
-
     settings = list(words)
     first = settings[0] if settings else None
     if first is not None and job.positional and (not _SETTING.fullmatch(first) or os.path.exists(first)):
-        settings[0] = f"{job.positional}={configuration.quoted(first)}"
+        settings[0] = f"{job.positional}={quoted(first)}"
     for word in settings:
         if word.startswith("-") and not _SETTING.fullmatch(word):
             raise ValueError(f"unknown option {word!r}: settings are written key=value, as in {_as_setting(word)}")
@@ -174,4 +176,4 @@ def _read_job(path: Path) -> Job | None:
 
 def _as_setting(word: str) -> str:
     name, _, value = word.lstrip("-").partition("=")
-    return f"{name.replace('-', '_')}={value or '…'}"
+    return shell_word(f"{name.replace('-', '_')}={value or '…'}") if value else f"{name.replace('-', '_')}=…"

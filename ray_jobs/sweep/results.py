@@ -16,9 +16,10 @@ import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 
+from clipautt.commands import quoted
 from clipautt.evaluation.reports import sweep_figures
 from clipautt.files import write_table, write_text
-from ray_jobs.platform.configuration import compose, flatten, quoted
+from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
 from ray_jobs.sweep.space import SearchSpace
 from ray_jobs.sweep.trial import METRICS, SweepJob, model_folder

@@ -41,7 +41,7 @@ from clipautt.model.training import (
 from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, extraction_config, report_failures
-from ray_jobs.platform.manifests import load_manifest
+from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
 from ray_jobs.train.streaming import TRAINER_CPUS, StreamedClips, beside_trainer
@@ -288,6 +288,7 @@ def main(cfg: DictConfig) -> int:
     """Run the job."""
     configs, extraction = train_configs(cfg), extraction_config(cfg)
     manifest = load_manifest(cfg)
+    check_sources(manifest)
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     with connect(extraction.cluster):
         check_streaming(configs[0], extraction, workers=cfg.workers)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from clipautt.clips import Clip
-from clipautt.manifest import Manifest, ManifestError, by_subject, read_manifest, write_manifest
+from clipautt.manifest import Manifest, ManifestError, absent_sources, by_subject, read_manifest, write_manifest
 
 HEADER = "clip_id,subject_id,source,start_seconds,end_seconds,label,split,dataset\n"
 
@@ -49,7 +49,7 @@ def test_numeric_ids_stay_text_with_their_zeros(tmp_path: Path) -> None:
 def test_the_neutral_class_is_not_guessed(tmp_path: Path) -> None:
     """`alert` comes before `rest`; a manifest that says nothing would make it the neutral class."""
     rows = "a,s1,x.mp4,,,rest,source_train,", "b,s2,x.mp4,,,alert,target,"
-    with pytest.raises(ManifestError, match=r"no label of alert, rest is 'neutral'; give classes=\[…\]"):
+    with pytest.raises(ManifestError, match=r"no label of alert, rest is 'neutral'; .*'classes=\[alert,rest\]'"):
         read_manifest(csv(tmp_path, *rows))
     manifest = read_manifest(csv(tmp_path, *rows), classes=("rest", "alert"))
     write_manifest(manifest.clips, tmp_path / "m.parquet", classes=manifest.classes)
@@ -81,9 +81,13 @@ def test_an_unquoted_comma_moves_no_cell(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("m.CSV", b"", "missing columns clip_id, .*; there are: none"),
-        ("m.csv", b"clip_id;subject_id;source;split\n", "there are: clip_id;subject_id;source;split"),
-        ("m.csv", "clip_id,subject_id,source,split\na,J\xf6rg,x,target\n".encode("cp1252"), "as CSV in UTF-8"),
+        (
+            "m.csv",
+            "clip_id,subject_id,source,split\na,J\xf6rg,x,target\n".encode("cp1252"),
+            r"m.csv line 2: byte 0xf6 is not UTF-8; save the file as UTF-8",
+        ),
         ("m.parquet", b"no parquet", "m.parquet cannot be read as Parquet"),
+        ("m.xlsx", b"PK", "m.xlsx is a workbook; save its sheet as CSV"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -281,3 +285,131 @@ def test_splits_labels_and_subjects(tmp_path: Path) -> None:
 
 def test_positions_of_the_record_are_stable() -> None:
     assert [f.name for f in fields(Clip)][:4] == ["clip_id", "subject_id", "source", "split"]
+
+
+BARE = "clip_id,subject_id,source,label,split\n"
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_csv_of_a_spreadsheet_is_read(tmp_path: Path, mark: str, encoding: str) -> None:
+    path = tmp_path / "m.csv"
+    rows = ["clip_id,subject_id,source,label,split,start_seconds,", "a,Zoe\u0308,x.mp4,pain,target,#,"]
+    number = "1,5" if mark == ";" else "1.5"
+    path.write_bytes("\r\n".join(row.replace(",", mark).replace("#", number) for row in rows).encode(encoding))
+    (clip,) = read_manifest(path).clips
+    assert (clip.subject_id, clip.start_seconds) == ("Zo\u00eb", 1.5)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_pandas_makes_of_whole_numbers_is_undone(tmp_path: Path, kind: str) -> None:
+    table = pd.DataFrame(
+        {
+            "clip_id": ["a", "b", "c"],
+            "subject_id": [7.0, 7.0, 8.0],
+            "source": "x.mp4",
+            "label": [0, 1, None],
+            "split": ["source_train", "source_train", "target"],
+            "start_frame": [0.0, None, 5.0],
+        }
+    )
+    path = tmp_path / f"m.{kind}"
+    table.to_csv(path) if kind == "csv" else table.set_index("clip_id").to_parquet(path)  # with the index, in both
+    manifest = read_manifest(path, classes=("0", "1"))
+    assert [(c.clip_id, c.subject_id, c.label, c.start_frame) for c in manifest.clips] == [
+        ("a", "7", "0", 0),
+        ("b", "7", "1", None),
+        ("c", "8", None, 5),
+    ]
+    assert manifest.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_spans_may_be_time_differences(tmp_path: Path, kind: str) -> None:
+    seconds = pd.to_timedelta([1.5, 90], "s")
+    table = pd.DataFrame({"clip_id": ["a", "b"], "subject_id": "s", "source": "x.mp4", "split": "target"})
+    table = table.assign(start_seconds=seconds, end_seconds=["0:00:02", "00:01:31.5"])
+    table.to_csv(tmp_path / "m.csv") if kind == "csv" else table.to_parquet(tmp_path / "m.parquet")
+    clips = read_manifest(tmp_path / f"m.{kind}").clips
+    assert [(clip.start_seconds, clip.end_seconds) for clip in clips] == [(1.5, 2.0), (90.0, 91.5)]
+    (tmp_path / "m.csv").write_text("clip_id,subject_id,source,split,start_seconds\na,s,x.mp4,target,01:30\n")
+    with pytest.raises(ManifestError, match="row 0: start_seconds '01:30' is not a number"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_rows_of_joined_tables_are_numbered_anew(tmp_path: Path) -> None:
+    part = pd.DataFrame({"clip_id": ["a"], "subject_id": "s", "source": "x.mp4", "split": "nowhere"})
+    other = part.assign(split="target", subject_id="t")
+    pd.concat([other, part.assign(clip_id="b")]).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"has 1 problem:\n  row 1: split 'nowhere'"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_a_column_that_nobody_knows_is_asked_about(tmp_path: Path) -> None:
+    header = "clip_id,subject_id,source,Label,split,start_second,age\n"
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,1,30", header=header))
+    assert str(caught.value).splitlines()[1:] == [
+        "  'Label' is no column that is read; did you mean 'label'?",
+        "  'start_second' is no column that is read; did you mean 'start_seconds'?",
+    ]
+    known = header.replace("Label", "label").replace("start_second", "start_seconds")
+    assert read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,1,30", header=known)).notes == (
+        "columns that are not used: age",
+    )
+    with pytest.raises(ManifestError, match="column 'label' stands 2 times; keep one of them"):
+        read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,no", header=BARE.replace("\n", ",label\n")))
+
+
+@pytest.mark.parametrize("word", ["fps", "subject", "video", "class", "start", "Split "])
+def test_another_word_for_a_column_names_the_one_that_is_read(tmp_path: Path, word: str) -> None:
+    with pytest.raises(ManifestError, match=f"'{word.strip()}' is no column that is read; did you mean"):
+        read_manifest(csv(tmp_path, "1", header=f"{word}\n"))
+
+
+def test_a_label_that_is_probably_a_slip_is_asked_about(tmp_path: Path) -> None:
+    rows = [f"{n},s{n},x.mp4,{'pain' if n % 2 else 'neutral'},source_train" for n in range(6)]
+    path = csv(tmp_path, *rows, "7,t,x.mp4,paln,target", header=BARE)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert str(caught.value).splitlines()[1] == (
+        "  row 6: label 'paln' stands once, beside 'pain' 3 times; correct it, or say that both are classes with "
+        "'classes=[neutral,pain,paln]'"
+    )
+    assert read_manifest(path, classes=("neutral", "pain", "paln")).classes == ("neutral", "pain", "paln")
+
+
+def test_target_subjects_alone_need_no_neutral_class(tmp_path: Path) -> None:
+    path = csv(tmp_path, "a,s,x.mp4,lift,target", "b,s,y.mp4,rest,target", header=BARE)
+    assert read_manifest(path, classes=("rest", "lift")).label_index(read_manifest(path).clips[0]) == 1
+    assert read_manifest(path).classes == ("lift", "rest")
+
+
+@pytest.mark.parametrize("written", ["videos\\\\a.mp4", "videos/cafe\u0301.mp4", "videos/caf\u00e9.mp4"])
+@pytest.mark.parametrize("there", ["cafe\u0301.mp4", "caf\u00e9.mp4", "a.mp4"])
+def test_a_source_may_be_spelled_as_another_system_does(tmp_path: Path, written: str, there: str) -> None:
+    written = written.replace("\\\\", "\\")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / there).write_text("x")
+    (clip,) = read_manifest(csv(tmp_path, f"a,s,{written},pain,target", header=BARE)).clips
+    assert Path(clip.source).exists() == (("a.mp4" in written) == (there == "a.mp4"))
+
+
+def test_a_drive_of_windows_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"row 0: source 'C:.*a.mp4' is on a drive of Windows; give its path"):
+        read_manifest(csv(tmp_path, "a,s,C:\\data\\a.mp4,pain,target", header=BARE))
+
+
+def test_videos_that_are_not_there_are_listed(tmp_path: Path) -> None:
+    for name, text in (("there.mp4", "x"), ("empty.mp4", "")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "nothing")
+    names = ["there.mp4", "empty.mp4", "folder", "link.mp4", "gone.mp4"]
+    clips = [Clip(name, "s", str(tmp_path / name), "target") for name in names]
+    assert absent_sources(clips) == {
+        "empty.mp4": f"{tmp_path}/empty.mp4: an empty file",
+        "folder": f"{tmp_path}/folder: an empty folder",
+        "link.mp4": f"{tmp_path}/link.mp4: a broken link",
+        "gone.mp4": f"{tmp_path}/gone.mp4: no such file or folder",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,62 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def called(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which `clipautt` is this one."""
+    command = f'clipautt() {{ "{sys.executable}" -m ray_jobs.cli "$@"; }}; {line}'
+    root = str(Path(cli.__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
+    done = called(tmp_path, "clipautt adapt --help | head -1; echo ${PIPESTATUS[0]}")
+    assert done.stderr == "" and done.stdout.splitlines()[1] in ("0", "141")
+    write_people(tmp_path, 4000)
+    done = called(tmp_path, "clipautt manifest dataset=manifest manifest=m.csv | head -1; echo ${PIPESTATUS[0]}")
+    assert done.stderr == "" and done.stdout.splitlines()[1] == "141"
+
+
+def write_people(folder: Path, count: int) -> None:
+    rows = [f"c{n},s{n},c{n}.mp4,target" for n in range(count)]
+    (folder / "m.csv").write_text("\n".join(["clip_id,subject_id,source,split", *rows]))
+
+
+def test_names_that_no_table_can_hold_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x" * 300
+    for words in (["predict", name], ["manifest", "dataset=manifest", f"manifest={name}.csv"]):
+        code, _, err = run(capsys, *words)
+        length = len(words[-1].rpartition("=")[2])
+        told = f"clipautt {words[0]}: File name too long: {'x' * 80}… ({length} letters)"
+        assert (code, err) == (2, f"{told}\n")
+    (tmp_path / "caf\udce9.mp4").touch()
+    code, _, err = run(capsys, "predict", f"{tmp_path}/caf\udce9.mp4")
+    assert code == 2 and "this name is not UTF-8" in err
+    done = called(tmp_path, err.rpartition("with ")[2])
+    assert done.returncode == 0 and (tmp_path / "caf_.mp4").exists()
+
+
+def test_manifest_says_which_videos_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_people(tmp_path, 3)
+    (tmp_path / "c1.mp4").write_text("x")
+    code, out, err = run(capsys, "manifest", "dataset=manifest", f"manifest={tmp_path}/m.csv")
+    assert (code, err) == (0, "") and f"c2    {tmp_path}/c2.mp4: no such file or folder" in out
+    assert out.endswith("2 of 3 clips have no video or folder of frames\n")
+
+
+def test_classes_in_a_message_can_be_copied_into_a_shell(tmp_path: Path) -> None:
+    rows = ["a,s,FALSE,source_train", "b,s,it's,source_train", "c,t,0,target"]
+    rows = [f"{row},x.mp4" for row in rows]
+    (tmp_path / "m.csv").write_text("\n".join(["clip_id,subject_id,label,split,source", *rows]))
+    told = called(tmp_path, "clipautt manifest dataset=manifest manifest=m.csv").stderr
+    done = called(tmp_path, f"clipautt manifest dataset=manifest manifest=m.csv {told.rpartition('as in ')[2]}")
+    assert done.returncode == 0 and "FALSE" in done.stdout.splitlines()[0]
+
+
+def test_training_asks_for_source_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_people(tmp_path, 1)
+    code, _, err = run(capsys, "train", f"manifest={tmp_path}/m.csv", f"runs={tmp_path}/runs")
+    assert code == 2 and "the manifest has no source_train clips to train on; data of target subjects alone is" in err
+    assert not (tmp_path / "runs").exists()

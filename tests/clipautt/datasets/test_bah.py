@@ -192,7 +192,7 @@ def test_lists_of_frames_and_of_unlabelled_videos_are_no_split_files(tmp_path: P
         replace(reader(tmp_path), labels="split-frames/train.txt").read()
     write(tmp_path / "old" / "val.txt", "Videos/9/Visite_1/x.mp4,0,x")
     with pytest.raises(
-        DatasetError, match=r"2 folders below .* have split files: old, split; say which with labels=FOLD"
+        DatasetError, match=r"2 folders below .* have split files: old, split; say which with dataset.labels=FOLD"
     ):
         reader(tmp_path).read()
     assert len(replace(reader(tmp_path), labels="split").read().clips) == 8
@@ -353,3 +353,53 @@ def test_settings_are_checked_at_once() -> None:
         assert one_line(caught.value) == message
     with pytest.raises(ValueError, match="clip_frames=16 needs unit=segments; whole videos are not cut"):
         BAH("x", clip_frames=16)
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("video_path,label", "{path},{label}"),
+        ("Label;Transcript;Video", "{label}.0;well, I mean;{path}"),
+        ("participant_id,video_name,label", "{subject},{name},{label}"),
+        ("video,label", "{name},{label}"),
+        ("what,which", "{path},{label},well, I mean, yes"),
+    ],
+)
+def test_label_files_in_two_parts_keep_their_split(tmp_path: Path, header: str, row: str) -> None:
+    parts: dict[str, list[str]] = {"train": [header], "val": [header]}
+    for subject in BAH_SUBJECTS:
+        for question in (1, 2):
+            path = bah_path(subject, question)
+            video(tmp_path / path)
+            line = row.format(path=path, label=question - 1, subject=subject, name=Path(path).name)
+            parts["val" if subject == "82557" else "train"].append(line)
+    for part, lines in parts.items():
+        write(tmp_path / "labels" / f"bah_{part}_labels.csv", *lines)
+    if header == "what,which":  # no header at all
+        for part in parts:
+            write(tmp_path / "labels" / f"bah_{part}_labels.csv", *parts[part][1:])
+    reading = reader(tmp_path).read()
+    assert {clip.subject_id: clip.split for clip in reading.clips} == {
+        "82553": "source_train",
+        "82557": "source_val",
+        "82711": "target",
+        "82714": "target",
+    }
+    assert len(reading.clips) == 8 and {clip.label for clip in reading.clips} == {"neutral", "ambivalence"}
+
+
+def test_parts_that_contradict_each_other_or_lack_one_are_told(tmp_path: Path) -> None:
+    for subject in BAH_SUBJECTS[:2]:
+        for question in (1, 2):
+            video(tmp_path / bah_path(subject, question))
+    rows = [f"{bah_path(subject, question)},{question - 1}" for subject in BAH_SUBJECTS[:2] for question in (1, 2)]
+    write(tmp_path / "train_labels.csv", "video,label", *rows)
+    config = BAH(str(tmp_path), target_subjects=(), validation_subjects=0)
+    with pytest.raises(DatasetError, match=r"no …val_labels.csv beside train_labels.csv"):
+        config.read()
+    write(tmp_path / "val_labels.csv", "video,label", rows[0])
+    with pytest.raises(DatasetError, match=r"train_labels.csv line 2, val_labels.csv line 2: subject '82553' is in so"):
+        config.read()
+    write(tmp_path / "new_val_labels.csv", "video,label", rows[0])
+    with pytest.raises(DatasetError, match=r"several files .* end with val_labels.csv: .*; say which folder"):
+        config.read()

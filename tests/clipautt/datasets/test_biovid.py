@@ -212,7 +212,7 @@ def test_problems_of_the_official_layout(tmp_path: Path) -> None:
         "2 times",
         "starting_point/samples.csv line 13: '100214_m_50/100214_m_50-PA4-084' may be any of "
         "video/100214_m_50/100214_m_50-PA4-084.mp4, video_frontalized/100214_m_50/100214_m_50-PA4-084.avi; "
-        "within=FOLDER limits the search",
+        "dataset.within=FOLDER limits the search",
         f"starting_point/samples.csv line 15: no video '071309_w_21/071309_w_21-BL1-099' below {root}",
     )
     assert len(replace(reader(root), strict=False).read().clips) == 7
@@ -245,7 +245,7 @@ def test_missing_files(tmp_path: Path) -> None:
         reader(tmp_path / "nowhere").read()
     with pytest.raises(FileNotFoundError, match=r"looked for samples.csv, labels.txt, label.txt, all_sub_labels.txt;"):
         reader(tmp_path).read()
-    with pytest.raises(FileNotFoundError, match=r"looked for samples.csv; labels=PATH names another one"):
+    with pytest.raises(FileNotFoundError, match=r"looked for samples.csv; dataset.labels=PATH names another one"):
         replace(reader(biovid_frames(tmp_path)), layout="videos").read()
     write(tmp_path / "samples.csv", "subject\tlabel")
     with pytest.raises(DatasetError, match=r"has no column subject_name, class_name, sample_name; required are"):

@@ -110,11 +110,11 @@ def test_within(tmp_path: Path) -> None:
     for within in ("x", "x/", "./x", str(tmp_path / "data" / "x"), "y/../x"):
         tree = walk(root, dataset="demo", within=within)
         assert find(tree, "s/a") == ["x/s/a.mp4"] and tree.below == str(tmp_path / "data" / "x")
-    with pytest.raises(FileNotFoundError, match=r"demo: no folder at .*/data/z, which within=z names"):
+    with pytest.raises(FileNotFoundError, match=r"demo: no folder at .*/data/z, which dataset.within=z names"):
         walk(root, dataset="demo", within="z")
-    with pytest.raises(FileNotFoundError, match=r"no folder at .*a.mp4, which within=x/s/a.mp4 names"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*a.mp4, which dataset.within=x/s/a.mp4 names"):
         walk(root, dataset="demo", within="x/s/a.mp4")
-    with pytest.raises(ValueError, match=r"demo: within=../data2 lies outside root=.*data; a folder below the root"):
+    with pytest.raises(ValueError, match=r"demo: dataset.within=../data2 lies outside root=.*data; a folder below"):
         walk(root, dataset="demo", within="../data2")
 
 
@@ -154,7 +154,7 @@ def test_no_root(tmp_path: Path) -> None:
 
 
 def test_label_files_are_looked_for_by_name_in_order(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no label file below .*; looked for a.csv, b.txt; labels=PATH names"):
+    with pytest.raises(FileNotFoundError, match=r"no label file below .*; looked for a.csv, b.txt; dataset.labels="):
         walk(str(tmp_path), dataset="demo").label_file(None, ["a.csv", "b.txt"])
     second = write(tmp_path / "deep" / "B.txt", "x")
     assert walk(str(tmp_path), dataset="demo").label_file(None, ["a.csv", "b.txt"]) == second
@@ -162,7 +162,7 @@ def test_label_files_are_looked_for_by_name_in_order(tmp_path: Path) -> None:
     tree = walk(str(tmp_path), dataset="demo")
     assert tree.label_file(None, ["a.csv", "b.txt"]) == first
     assert tree.label_file("deep/B.txt", ["a.csv"]) == second == tree.label_file(str(second), [])
-    with pytest.raises(FileNotFoundError, match=r"no label file at .*/c.csv, which labels=c.csv names"):
+    with pytest.raises(FileNotFoundError, match=r"no label file at .*/c.csv, which dataset.labels=c.csv names"):
         tree.label_file("c.csv", ["a.csv"])
     write(tmp_path / "copy" / "a.csv", "x")
     with pytest.raises(DatasetError, match=r"2 files below .* hold the labels: copy/a.csv, deep/a.csv; say which"):

@@ -90,10 +90,85 @@ def test_a_subject_whose_split_cannot_be_read_is_left_out(tmp_path: Path) -> Non
     assert {clip.subject_id for clip in config.read().clips} == {"ann", "bob", "cem"}
 
 
-def test_all_subjects_as_targets_are_refused(tmp_path: Path) -> None:
-    config = Folder(str(own_videos(tmp_path)), target_subjects=("ann", "bob", "cem", "dan"))
-    with pytest.raises(ValueError, match="all 4 subjects are targets; at least one source subject is needed"):
+def test_target_subjects_alone_need_no_class_and_no_label(tmp_path: Path) -> None:
+    everyone = Folder(str(own_videos(tmp_path)), target_subjects=("ann", "bob", "cem", "dan")).read()
+    assert {clip.split for clip in everyone.clips} == {"target"} and everyone.classes == ("neutral", "pain")
+    write(tmp_path / "labels.csv", "subject,clip,label,split", "dan,rest,,target", "dan,lift,heavy,target")
+    reading = Folder(str(tmp_path)).read()
+    assert [(clip.clip_id, clip.label) for clip in reading.clips] == [("dan/lift", "heavy"), ("dan/rest", None)]
+    assert reading.classes == () and reading.problems == ()  # a checkpoint knows the classes
+    write_manifest(reading.clips, tmp_path / "manifest.parquet", classes=reading.classes)
+    again = read_manifest(tmp_path / "manifest.parquet", classes=("rest", "heavy"))
+    assert again.clips == reading.clips and again.classes == ("rest", "heavy")
+
+
+def test_a_folder_without_labels_is_a_folder_of_target_subjects(tmp_path: Path) -> None:
+    own_videos(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    video(tmp_path / "again.mp4")
+    reading = Folder(str(tmp_path)).read()
+    assert len(reading.clips) == 9 and {(clip.split, clip.label) for clip in reading.clips} == {("target", None)}
+    assert reading.notes == ("there is no labels.csv: 9 clips of 5 subjects are to be adapted to, without labels",)
+    own = {clip.clip_id: clip for clip in reading.clips}[f"{tmp_path.name}/again"]
+    assert (own.subject_id, own.source) == (tmp_path.name, str(tmp_path / "again.mp4"))
+    person = Folder(str(tmp_path / "ann")).read()
+    assert [(clip.clip_id, clip.subject_id) for clip in person.clips] == [("ann/lift", "ann"), ("ann/rest", "ann")]
+    some = Folder(str(tmp_path), target_subjects=("ann",), strict=False).read()
+    assert {clip.subject_id for clip in some.clips} == {"ann"} and len(some.problems) == 7
+
+
+def test_one_person_with_labels_is_told_how_to_be_a_target(tmp_path: Path) -> None:
+    write(tmp_path / "labels.csv", "subject,clip,label", "ann,rest,neutral", "ann,lift,pain")
+    for clip in ("rest", "lift"):
+        video(tmp_path / "ann" / f"{clip}.mp4")
+    with pytest.raises(ValueError, match=r"make them targets, .*: 'dataset.target_subjects=\[ann\]'"):
+        Folder(str(tmp_path)).read()
+    assert len(Folder(str(tmp_path), target_subjects=("ann",)).read().clips) == 2
+
+
+@pytest.mark.parametrize(("written", "there"), [("7", "007"), ("7.0", "7"), ("Ann", "ann"), ("1.0", "01")])
+def test_what_a_spreadsheet_made_of_a_name_is_told(tmp_path: Path, written: str, there: str) -> None:
+    for clip in ("a", "b"):
+        video(tmp_path / there / f"{clip}.mp4")
+    write(
+        tmp_path / "labels.csv", "subject,clip,label,split", f"{written},a,neutral,source", f"{written},b,pain,source"
+    )
+    with pytest.raises(DatasetError) as caught:
+        Folder(str(tmp_path), validation_subjects=0).read()
+    assert f"'{written}/a' below {tmp_path}; {there}/a.mp4 is there: spreadsheets change names" in str(caught.value)
+
+
+def test_a_label_that_is_probably_a_slip_is_asked_about(tmp_path: Path) -> None:
+    config = tree(tmp_path, "subject,clip,label", *ROWS[:-2], "t,1,paln", ROWS[-1])
+    with pytest.raises(DatasetError) as caught:
         config.read()
+    told = "labels.csv line 8: label 'paln' beside 'pain'; correct it, or say that both are classes with "
+    assert f"{told}'dataset.classes=[neutral,pain,paln]'" in str(caught.value)
+    assert replace(config, strict=False).read().classes == ("neutral", "pain")
+    assert replace(config, classes=("neutral", "pain", "paln")).read().classes == ("neutral", "pain", "paln")
+
+
+def test_labels_that_pandas_wrote_as_decimals_are_whole_numbers(tmp_path: Path) -> None:
+    rows = [row.replace("pain", "1.0").replace("neutral", "0.0") for row in ROWS]
+    config = replace(tree(tmp_path, "Unnamed: 0;Subject;clip;label".replace(";", ","), *(f"0,{r}" for r in rows)))
+    reading = replace(config, classes=("0", "1")).read()
+    assert {clip.label for clip in reading.clips} == {"0", "1"} and reading.notes == ()
+
+
+def test_columns_that_are_not_read_are_told(tmp_path: Path) -> None:
+    rows = [f"{row},3" for row in ROWS]
+    config = tree(tmp_path, "subject,clip,label,age", *rows)
+    assert config.read().notes == ("labels.csv: columns that are not used: age",)
+    write(tmp_path / "labels.csv", "subject,clip,label,splits", *rows)
+    with pytest.raises(DatasetError, match=r"labels.csv: 'splits' is no column that is read; did you mean 'split'\?"):
+        config.read()
+
+
+def test_names_that_are_not_utf_8_are_left_out_and_told(tmp_path: Path) -> None:
+    config = tree(tmp_path)
+    video(tmp_path / "a" / "caf\udce9.mp4")
+    reading = config.read()
+    assert len(reading.clips) == 8 and "1 file left out, as no table can name it" in reading.notes[-1]
 
 
 @pytest.mark.parametrize("label", ["NA", "null", "n/a", "NaN", ""])
@@ -241,7 +316,7 @@ def test_ids_and_labels_are_text(tmp_path: Path) -> None:
 
 
 def test_missing_label_file_and_columns(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"folder: no label file below .*; looked for labels.csv; labels=PATH"):
+    with pytest.raises(FileNotFoundError, match=r"folder: no label file below .*; looked for labels.csv; dataset"):
         Folder(str(tmp_path)).read()
     write(tmp_path / "labels.csv", "a,1,pain")
     with pytest.raises(

@@ -65,7 +65,7 @@ def test_everything_that_is_wrong_is_told_at_once_and_left_out_if_not_strict(roo
         "  labels line 7: clip 'e' has no label",
         "  labels line 2, labels line 3: clip 'a' is listed 2 times",
         "  labels line 4, labels line 5: clip 'c' is 'neutral' of subject 's' and 'pain' of subject 's'",
-        "  labels line 1: 't/b' may be any of copy/t/b.mkv, t/b.webm; within=FOLDER limits the search",
+        "  labels line 1: 't/b' may be any of copy/t/b.mkv, t/b.webm; dataset.within=FOLDER limits the search",
         f"  labels line 6: no video or folder of frames 's/d' below {root}",
         "  target subject 't' has no clip that can be used",
         "  class 'pain' has no clip that can be used",
@@ -199,7 +199,7 @@ def test_validation_subjects_follow_from_the_seed_and_hardly_move() -> None:
 
 
 def test_no_subject_is_source_and_target_at_once() -> None:
-    with pytest.raises(ValueError, match="target_subjects and validation_subjects both name b; a subject is either"):
+    with pytest.raises(ValueError, match=r"target_subjects and dataset\.validation_subjects both name b"):
         Subjects(("a", "b"), ("b", "c"), 0)
     with pytest.raises(ValueError, match="validation_subjects names b, who is in target"):
         Subjects((), ("b",), 0).splits(["a", "b"], known={"b": "target"})
@@ -216,9 +216,10 @@ def test_subjects_whose_split_is_known_keep_it_and_count() -> None:
 def test_settings_of_subjects_are_checked() -> None:
     with pytest.raises(ValueError, match="validation_subjects=3 leaves none of the 3 source subjects to train on"):
         Subjects(("t",), 3, 0).splits(["a", "b", "c", "t"])
+    with pytest.raises(ValueError, match=r"allowed, or make them targets.*: 'dataset.target_subjects=\[a,b,c\]'$"):
+        Subjects((), 3, 0).splits(["a", "b", "c"])
     for rules, known in ((Subjects(("s", "t"), 3, 0), {}), (Subjects((), 0, 0), {"s": "target", "t": "target"})):
-        with pytest.raises(ValueError, match="all 2 subjects are targets; at least one source subject is needed"):
-            rules.splits(["s", "t"], known=known)  # type: ignore[arg-type]
+        assert rules.splits(["s", "t"], known=known) == {"s": "target", "t": "target"}  # type: ignore[arg-type]
     absent = Subjects(("a", "b"), ("c", "d"), 0).absent(["b", "c"])
     assert [problem.text for problem in absent] == [
         "target subject 'a' has no clip that can be used",

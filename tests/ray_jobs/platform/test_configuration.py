@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pydantic import NonNegativeInt
 
+from clipautt.commands import quoted
 from clipautt.settings import settings
 from ray_jobs.platform import configuration, jobs, objects, usage
-from ray_jobs.platform.configuration import compose, instantiate, quoted, resolved
+from ray_jobs.platform.configuration import compose, instantiate, resolved
 
 
 @settings
@@ -56,7 +57,7 @@ HERE, INNER = f"{__name__}.Sample", f"{__name__}.Inner"
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "walk.yaml": "defaults: [_self_, {adapt: usual}, {dataset: synthetic}, {experiment: null}]\n"
-        "name: default\nseed: 0\nrate: 1.0\nquick: false\nlist: [1]\nsubject: null\nvideo: ???\n",
+        "name: default\nseed: 0\nrate: 1.0\nquick: false\nlist: [1]\nnames: []\nsubject: null\nvideo: ???\n",
         "rest.yaml": "minutes: 5\n",
         "adapt/usual.yaml": f"_target_: {HERE}\nsteps: 10\nwindows: [4, 8]\n",
         "adapt/paper.yaml": f"_target_: {HERE}\nsteps: 1\n",
@@ -167,6 +168,19 @@ def test_a_path_needs_no_quotes(conf: Path) -> None:
 def test_a_name_may_look_like_a_number(conf: Path) -> None:
     assert compose("walk", ["name=1_0"]).name == "1_0"
     assert compose("walk", ["name=true"]).name == "true"
+    assert compose("walk", ["subject=true"]).subject == "true"
+    assert compose("walk", ["name=[1,TRUE]"]).name == ["1", "TRUE"]
+
+
+def test_classes_may_look_like_numbers_or_truth_values(conf: Path) -> None:
+    written = ["0", "1", "FALSE", "true", "yes", "off", "null", "1e3", "x"]
+    assert compose("walk", [f"names=[{','.join(written)}]"]).names == written
+    cfg = compose("walk", ["dataset=named", f"dataset.subjects=[{', '.join(written)}]", "dataset.label=FALSE"])
+    assert instantiate(cfg.dataset).subjects == tuple(written) and instantiate(cfg.dataset).label == "FALSE"
+    assert compose("walk", ["list=[0,true]"]).list == [0, True]
+    assert compose("walk", ["names=[Zoë, 'Åsa',x]"]).names == ["Zoë", "Åsa", "x"]
+    with pytest.raises(ValueError, match=r"cannot read 'names=\[Zoë"):
+        compose("walk", ["names=[Zoë"])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +207,7 @@ def test_numbers_stay_numbers_where_they_are_asked_for(conf: Path) -> None:
 def test_what_may_be_text_or_a_number_must_be_quoted(conf: Path, written: str, number: str) -> None:
     with pytest.raises(ValueError) as caught:
         compose("walk", [f"subject={written}"])
-    told = f"subject={written}: is it text or a number? Write subject='{written}' or subject={number}"
+    told = f"subject={written}: is it text or a number? Write \"subject='{written}'\" or subject={number}"
     assert str(caught.value) == told
     assert compose("walk", [f"subject='{written}'"]).subject == written
     assert compose("walk", ["subject=81"]).subject == 81
