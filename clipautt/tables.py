@@ -12,7 +12,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,28 +85,28 @@ def read_sheet(path: Path) -> Sheet:
         TableError: if it is no text, or a quote is not closed.
     """
     text = read_text(path)
-    (_, columns), *rows = read_rows(text, path) or [(1, ())]
+    (_, columns), *rows = [*iter_rows(text, path)] or [(1, ())]
     return Sheet(columns, tuple(row for row in rows if any(row[1])), separator(text))
 
 
-def read_rows(text: str, path: Path) -> list[tuple[int, tuple[str, ...]]]:
+def iter_rows(text: str, path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Line in the file and cells of every row, the header first; empty cells beyond the header's are dropped.
 
     Raises:
         TableError: for a quote that is not closed. A line break inside a cell is refused too, for two stray quotes
             would swallow the rows between them.
     """
-    rows: list[tuple[int, tuple[str, ...]]] = []
+    line, width = 0, 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator(text), strict=True)
     try:
         for line, cells in enumerate(reader, 1):
             if reader.line_num != line:
-                raise csv.Error("a cell may not hold a line break")
-            rows.append((line, _trimmed(cells, len(rows[0][1]) if rows else 0)))
+                raise TableError(f"{path} line {line}: a quote is not closed; a cell may not hold a line break")
+            kept = _trimmed(cells, width)
+            width = width or len(kept)
+            yield line, kept
     except csv.Error as error:
-        line = len(rows) + 1
-        raise TableError(f"{path} line {line}: a quote is not closed, or something follows it ({error})") from error
-    return rows
+        raise TableError(f"{path} line {line + 1}: a quote is not closed, or something follows it ({error})") from error
 
 
 def _trimmed(cells: Sequence[str], width: int) -> tuple[str, ...]:

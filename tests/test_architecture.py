@@ -60,7 +60,7 @@ METHOD = {
         "driver",
         "personalization",
     ],
-    "evaluation": ["results", "openface", "prompt_changes", "stories", "clip_stories", "reports"],
+    "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 

@@ -1,11 +1,11 @@
-"""What adaptation did to one subject: which AU prompts moved, what that changed, and how far OpenFace agrees.
+"""What adaptation did to one subject: which AU prompts moved, what that changed, and how far another tool agrees.
 
 "Before" is the same model with the source prompts, on the same frame features: with the subject's centre removed where
 the checkpoint was trained so, and with the class prior of the prediction. "After" is what was predicted with the
 adapted prompts. The difference is thus due to the prompts alone, and is zero for a method that tunes none.
 
-Labels are not used: the tables show what changed, not whether the change was right. OpenFace is another model, not
-ground truth.
+Labels are not used: the tables show what changed, not whether the change was right. The other tool (OpenFace, py-feat,
+LibreFace or iMotions) is another model, not ground truth.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from clipautt.adaptation.predictions import Prediction
 from clipautt.adaptation.priors import shift
 from clipautt.adaptation.readout import Readout, read_clip
 from clipautt.adaptation.source import Source, Views
-from clipautt.evaluation.openface import OpenFaceTrack
+from clipautt.evaluation.au_tables.reading import AuTrack
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.files import write_json, write_text
 from clipautt.metrics import rank_correlation, roc_auc
 from clipautt.model.windows import entropy
 
-_TABLES = ("prompts", "similarities", "windows", "openface")
+_TABLES = ("prompts", "similarities", "windows", "aus")
 FACTS_FILE = "explanation.json"
 """Name of the file that is written last into a subject's folder."""
 _TEXT = {"clip_id": str, "code": str, "phrase": str, "class_before": str, "class_after": str, "status": str}
 _SAME_SECONDS = 1e-3
 _MIN_WINDOWS = 3
+ENOUGH_CLIPS, ENOUGH_APART = 3, 10
+"""From how many clips, and windows that do not overlap, a figure of one AU is worth a mean over AUs."""
 Array = npt.NDArray[np.floating[Any]]
 
 
@@ -61,12 +63,13 @@ class SubjectExplanation:
     `end_seconds_before` of CLIP-AU's; `other_window`, whether these differ; of both predictions `entropy_before`,
     `entropy_after` in nats, `probability_before`, `probability_after` of the positive class, `class_before`,
     `class_after`; `status` of the prediction."""
-    openface: pd.DataFrame | None = None
-    """A row per AU that has a prompt and that OpenFace estimates: `code`; Spearman's `rho_before`, `rho_after` with the
-    intensity; `auc_before`, `auc_after` for the presence; `num_windows`, and `num_present` of them with the AU. NaN
-    where a figure is not defined. None where no clip has an OpenFace file."""
+    aus: pd.DataFrame | None = None
+    """A row per AU that has a prompt and that another tool estimates: `code`; Spearman's `rho_before`, `rho_after` with
+    the intensity; `auc_before`, `auc_after` for the presence; `num_windows`, and `num_present` of them with the AU;
+    `num_clips` they are from, and `num_apart`, the most of them that do not overlap. NaN where a figure is not defined.
+    None where no clip has a table of another tool."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the tables are based on, as JSON: `prompts_per`, `readout`, `openface_files`, and the caller's facts."""
+    """What the tables are based on, as JSON: `prompts_per`, `readout`, `au_files`, and the caller's facts."""
 
     def __repr__(self) -> str:
         return f"SubjectExplanation({self.subject_id!r}, {len(self.windows)} clips, {len(self.prompts)} AUs)"
@@ -79,7 +82,7 @@ def explain_subject(
     adapted: Tensor,
     predictions: Sequence[Prediction],
     readout: Readout = "best_window",
-    openface: Mapping[str, OpenFaceTrack] | None = None,
+    aus: Mapping[str, AuTrack] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> SubjectExplanation:
     """Compare the source prompts with a subject's adapted ones, clip by clip.
@@ -90,7 +93,7 @@ def explain_subject(
         adapted: AU embeddings after adaptation, [K, d] for the subject or [clips, K, d] in the order of `clips`.
         predictions: one per clip in any order: what was predicted, and from which window.
         readout: how clips were read out (`adapt.readout`); CLIP-AU chooses its own window by the same rule.
-        openface: clip id → OpenFace's track in seconds of the clip, for the clips that have one.
+        aus: clip id → another tool's track in seconds of the clip, for the clips that have one; all by one tool.
         facts: further facts to store.
 
     Raises:
@@ -102,19 +105,19 @@ def explain_subject(
     seen = [
         _compare(source, clip, embeddings[number], of_clip[clip.clip_id], readout) for number, clip in enumerate(clips)
     ]
-    tracks = {clip.clip_id: openface[clip.clip_id] for clip in clips if openface and clip.clip_id in openface}
+    tracks = {clip.clip_id: aus[clip.clip_id] for clip in clips if aus and clip.clip_id in aus}
     return SubjectExplanation(
         subject_id=clips[0].subject_id,
         classes=source.classes,
         prompts=_prompt_table(source.au_embeddings, embeddings, codes, source.checkpoint.spec.phrases),
         similarities=pd.concat([_similarity_table(one, codes) for one in seen], ignore_index=True),
         windows=pd.DataFrame([one.row for one in seen]),
-        openface=openface_agreement(_track_windows(seen, tracks), codes) if tracks else None,
+        aus=au_agreement(_track_windows(seen, tracks), codes) if tracks else None,
         facts={
             "prompts_per": "clip" if adapted.dim() == 3 else "subject",
             "readout": readout,
             "window": asdict(source.window),
-            "openface_files": {clip_id: _file_facts(track) for clip_id, track in tracks.items()},
+            "au_files": {clip_id: _file_facts(track) for clip_id, track in tracks.items()},
             **(facts or {}),
         },
     )
@@ -219,19 +222,21 @@ def _similarity_table(one: _Compared, codes: Sequence[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class TrackWindows:
-    """Windows of one or more clips with their AU similarities and OpenFace's estimates."""
+    """Windows of one or more clips with their AU similarities and another tool's estimates."""
 
     before: Array
     """AU similarities under the source prompts, [N, K]."""
     after: Array
     """Under the adapted prompts, [N, K]."""
     intensities: pd.DataFrame
-    """OpenFace's mean intensity, N rows and a column per AU code; NaN where it saw no face."""
+    """The tool's mean intensity, N rows and a column per AU code; NaN where it saw no face."""
     presences: pd.DataFrame
-    """Share of frames in which OpenFace saw the AU, 0..1; rows and columns likewise."""
+    """Share of frames in which the tool saw the AU, 0..1; rows and columns likewise."""
+    spans: pd.DataFrame
+    """`clip_id`, `start_seconds` and `end_seconds` of every window, N rows."""
 
 
-def _track_windows(seen: Sequence[_Compared], tracks: Mapping[str, OpenFaceTrack]) -> TrackWindows:
+def _track_windows(seen: Sequence[_Compared], tracks: Mapping[str, AuTrack]) -> TrackWindows:
     tracked = [one for one in seen if one.clip_id in tracks]
     means = [tracks[one.clip_id].in_windows(one.views.start_seconds, one.views.end_seconds) for one in tracked]
     return TrackWindows(
@@ -239,11 +244,40 @@ def _track_windows(seen: Sequence[_Compared], tracks: Mapping[str, OpenFaceTrack
         after=np.concatenate([one.after for one in tracked]),
         intensities=pd.concat([intensities for intensities, _ in means], ignore_index=True),
         presences=pd.concat([presences for _, presences in means], ignore_index=True),
+        spans=pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "clip_id": one.clip_id,
+                        "start_seconds": one.views.start_seconds,
+                        "end_seconds": one.views.end_seconds,
+                    }
+                )
+                for one in tracked
+            ],
+            ignore_index=True,
+        ),
     )
 
 
-def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFrame:
-    """How well the AU similarities of windows follow OpenFace, before and after adaptation.
+def count_apart(spans: pd.DataFrame) -> int:
+    """The most of these windows that do not overlap, over all clips."""
+    count = 0
+    for _, clip in spans.groupby("clip_id", sort=False):
+        last = -np.inf
+        for start, end in clip.sort_values("end_seconds")[["start_seconds", "end_seconds"]].to_numpy(float):
+            if start >= last - _SAME_SECONDS:
+                count, last = count + 1, end
+    return count
+
+
+def enough(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `SubjectExplanation.aus` that are worth a mean: from several clips, and enough windows apart."""
+    return table[(table["num_clips"] >= ENOUGH_CLIPS) & (table["num_apart"] >= ENOUGH_APART)]
+
+
+def au_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFrame:
+    """How well the AU similarities of windows follow another tool, before and after adaptation.
 
     Spearman's rank correlation with the mean intensity of a window, and the area under the ROC curve for an AU that is
     present in at least half of its frames. Windows overlap and are not independent samples, so the figures
@@ -251,10 +285,10 @@ def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFr
 
     Args:
         windows: of all clips of one subject, so that differences between people do not enter.
-        codes: the K codes of the similarities; those that OpenFace does not estimate have no row.
+        codes: the K codes of the similarities; those that the tool does not estimate have no row.
 
     Returns:
-        A row per AU, see `SubjectExplanation.openface`.
+        A row per AU, see `SubjectExplanation.aus`.
     """
     rows = []
     for column, code in enumerate(codes):
@@ -275,19 +309,24 @@ def openface_agreement(windows: TrackWindows, codes: Sequence[str]) -> pd.DataFr
                 "auc_after": roc_auc(after[decided], present),
                 "num_windows": int((rated | decided).sum()),
                 "num_present": int(present.sum()),
+                "num_clips": int(windows.spans.loc[rated | decided, "clip_id"].nunique()),
+                "num_apart": count_apart(windows.spans[rated | decided]),
             }
         )
     columns = ["code", "rho_before", "rho_after", "auc_before", "auc_after", "num_windows", "num_present"]
+    columns += ["num_clips", "num_apart"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _file_facts(track: OpenFaceTrack) -> dict[str, Any]:
+def _file_facts(track: AuTrack) -> dict[str, Any]:
     return {
         "file": track.path.name,
-        "face_id": track.face_id,
+        "tool": track.tool,
+        "face": track.face,
         "rows": track.num_rows,
         "rows_dropped": track.num_dropped,
         "rows_of_other_faces": track.num_other_faces,
+        "notes": list(track.notes),
     }
 
 
@@ -341,12 +380,12 @@ def read_explanation(folder: Path) -> SubjectExplanation:
         )
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     del facts["clip_ids"]
-    prompts, similarities, windows, openface = (
+    prompts, similarities, windows, aus = (
         _read_table(folder / f"{part}.csv") if (folder / f"{part}.csv").is_file() else None for part in _TABLES
     )
     assert prompts is not None and similarities is not None and windows is not None
     subject_id, classes = facts.pop("subject_id"), tuple(facts.pop("classes"))
-    return SubjectExplanation(subject_id, classes, prompts, similarities, windows, openface, facts)
+    return SubjectExplanation(subject_id, classes, prompts, similarities, windows, aus, facts)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

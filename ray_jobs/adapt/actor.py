@@ -6,9 +6,11 @@ are written along the way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from clipautt.adaptation.driver import Centring, History, SubjectResult, Unit, adapt_units
@@ -21,7 +23,8 @@ from clipautt.adaptation.personalization import (
 from clipautt.adaptation.predictions import Prediction
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import load_backbone
-from clipautt.evaluation.openface import OpenFaceTrack, read_openface_of
+from clipautt.evaluation.au_tables.fitting import read_au_table_of
+from clipautt.evaluation.au_tables.reading import AuTrack
 from clipautt.evaluation.prompt_changes import explain_subject, write_explanation
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.features.store import FeatureStore
@@ -137,31 +140,46 @@ class AdaptActor:
 
     def _explain(self, source: Source, config: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
-        tracks, problems = _tracks(work)
+        tracks, problems = _tracks(work, result.trace.clips)
         explanation = explain_subject(
             source,
             result.trace.clips,
             adapted=_together(result.trace.au_embeddings),
             predictions=result.predictions,
             readout=config.readout,
-            openface=tracks,
-            facts={"method": config.name, "openface": self.job.openface, "openface_problems": problems},
+            aus=tracks,
+            facts={"method": config.name, "aus": self.job.aus, "au_problems": problems},
         )
         folder = self.job.explanation(work.subject_id)
         write_explanation(explanation, folder.parent, name=folder.name)
 
 
-def _tracks(work: SubjectWork) -> tuple[dict[str, OpenFaceTrack], dict[str, str]]:
-    """Clip → OpenFace's track, for a subject; and clip → why its file cannot be used, which costs no result."""
-    tracks, problems = {}, dict(work.openface_problems)
+def _tracks(work: SubjectWork, features: Sequence[ClipFeatures]) -> tuple[dict[str, AuTrack], dict[str, str]]:
+    """Clip → another tool's track, for a subject; and clip → why its table cannot be used, which costs no result."""
+    tracks, problems = {}, dict(work.au_problems)
+    seconds = {one.clip_id: _seconds(one) for one in features}
     for clip in work.clips:
-        if clip.clip_id not in work.openface:
+        if clip.clip_id not in work.au_files:
             continue
         try:
-            tracks[clip.clip_id] = read_openface_of(work.openface[clip.clip_id], clip)
+            tracks[clip.clip_id] = read_au_table_of(
+                work.au_files[clip.clip_id], clip, seconds=seconds.get(clip.clip_id)
+            )
         except (ValueError, OSError) as error:
             problems[clip.clip_id] = str(error)
+    tools = Counter(track.tool for track in tracks.values())
+    for clip_id, track in list(tracks.items()):
+        (tool, _), *others = tools.most_common()
+        if others and track.tool != tool:
+            problems[clip_id] = f"{track.path} is by {track.tool}, and most tables of this subject are by {tool}"
+            del tracks[clip_id]
     return tracks, problems
+
+
+def _seconds(features: ClipFeatures) -> float | None:
+    """How long a clip is, judging by its sampled frames."""
+    times = features.times
+    return float(times[-1] - times[0] + np.median(np.diff(times))) if len(times) > 1 else None
 
 
 def _together(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -16,12 +16,11 @@ import contextlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
 
-from clipautt.evaluation.openface import list_openface
+from clipautt.evaluation.au_tables.matching import list_au_tables
 from clipautt.evaluation.prompt_changes import read_explanations
 from clipautt.evaluation.reports.prompt_changes_page import write_explanation_page
 from clipautt.evaluation.results import EVERY, predicted, read_rows, subject_scores
@@ -50,7 +49,7 @@ from ray_jobs.platform.metrics import JobMetrics
 from ray_jobs.platform.progress import Progress, table
 from ray_jobs.platform.runs import IGNORED, open_run
 
-_MAY_DIFFER = (*IGNORED, "work", "tuning", "explain", "openface")
+_MAY_DIFFER = (*IGNORED, "work", "tuning", "explain", "aus")
 """Settings that may differ when a run is resumed."""
 _ATTEMPTS = 3
 _SHOWN_PROBLEMS = 12
@@ -82,7 +81,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     """The run that the settings describe; makes its folder.
 
     Raises:
-        FileNotFoundError: if checkpoint, manifest or OpenFace's folder is missing.
+        FileNotFoundError: if checkpoint, manifest or the folder of tables is missing.
         ValueError: for settings that cannot work, or that do not fit the results in the folder.
     """
     own = instantiate(cfg.adapt)
@@ -93,8 +92,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     manifest = load_manifest(cfg, classes=spec.classes)
     cohorts = make_cohorts(resolved(cfg)["cohorts"])
     clips = clips_of_splits(manifest, cfg.splits)
-    if cfg.openface:
-        list_openface(cfg.openface)
+    if cfg.aus:
+        list_au_tables(cfg.aus)
     job = AdaptJob(
         instantiate(cfg.backbone) or spec.backbone,
         str(Path(cfg.checkpoint).absolute()),
@@ -104,7 +103,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
         spec.features,
         instantiate(cfg.tuning),
         cfg.explain,
-        cfg.openface and str(Path(cfg.openface).absolute()),
+        cfg.aus and str(Path(cfg.aus).absolute()),
     )
     if cfg.explain and not own.method.adapts:
         print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
@@ -230,11 +229,15 @@ def _write_explanations(run: AdaptRun) -> None:
         return
     page = write_explanation_page(folder, explained, title=f"What changed: {run.job.methods[0].name}")
     print(f"what changed: {page}")
-    problems: list[tuple[Any, Any]] = [
-        problem for one in explained.values() for problem in one.facts.get("openface_problems", {}).items()
-    ]
+    facts = [one.facts for one in explained.values()]
+    problems = [problem for one in facts for problem in one.get("au_problems", {}).items()]
     if problems:
-        table(problems[:_SHOWN_PROBLEMS], ["clip", f"{len(problems)} OpenFace files cannot be used"])
+        table(problems[:_SHOWN_PROBLEMS], ["clip", f"{len(problems)} tables of action units cannot be used"])
+    notes = [
+        (clip_id, note) for one in facts for clip_id, file in one.get("au_files", {}).items() for note in file["notes"]
+    ]
+    if notes:
+        table(notes[:_SHOWN_PROBLEMS], ["clip", f"{len(notes)} notes on tables of action units"])
 
 
 def print_summary(rows: pd.DataFrame, manifest: Manifest) -> None:

@@ -79,10 +79,10 @@ class SubjectWork:
     """Every clip that an assignment names, without its label."""
     assignments: tuple[Assignment, ...]
     """What to compute, in the order of the methods."""
-    openface: Mapping[str, Path] = field(default_factory=dict)
-    """Clip → OpenFace's file, for the explanation."""
-    openface_problems: Mapping[str, str] = field(default_factory=dict)
-    """Clip → why the file that seems to belong to it is not used."""
+    au_files: Mapping[str, Path] = field(default_factory=dict)
+    """Clip → another tool's table of its action units, for the explanation."""
+    au_problems: Mapping[str, str] = field(default_factory=dict)
+    """Clip → why the table that seems to belong to it is not used."""
 
     @property
     def num_videos(self) -> int:

@@ -20,7 +20,7 @@ from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.adaptation.personalization import clips_of_personalization
 from clipautt.adaptation.predictions import Prediction
 from clipautt.clips import Clip
-from clipautt.evaluation.openface import match_openface
+from clipautt.evaluation.au_tables.matching import match_au_tables
 from clipautt.evaluation.results import COLUMNS, EVERY, ResultRow, as_table, write_rows
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import Manifest, by_subject
@@ -81,7 +81,7 @@ class ResultBook:
         seen = {subject for subject, clips in subjects.items() if any(clip.clip_id in present for clip in clips)}
         compared = subjects_to_compare(seen, self.run.work.exact_sample) if exact else set()
         self.total = len(subjects)
-        files, problems = self._openface([clip for clips in subjects.values() for clip in clips])
+        files, problems = self._au_files([clip for clips in subjects.values() for clip in clips])
         plans = {}
         for subject, clips in subjects.items():
             encoded = [clip for clip in clips if clip.clip_id in present]
@@ -105,15 +105,15 @@ class ResultBook:
             ids = [clip.clip_id for clip in clips]
             work = replace(
                 plan.work,
-                openface={clip_id: files[clip_id] for clip_id in ids if clip_id in files},
-                openface_problems={clip_id: problems[clip_id] for clip_id in ids if clip_id in problems},
+                au_files={clip_id: files[clip_id] for clip_id in ids if clip_id in files},
+                au_problems={clip_id: problems[clip_id] for clip_id in ids if clip_id in problems},
             )
             plans[subject] = replace(plan, work=work)
         return plans
 
-    def _openface(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
-        """OpenFace's files, looked up once for all actors, and clip → why its file is not used."""
-        return match_openface(self.job.openface, clips) if self.job.explain and self.job.openface else ({}, {})
+    def _au_files(self, clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
+        """Other tools' tables, looked up once for all actors, and clip → why its table is not used."""
+        return match_au_tables(self.job.aus, clips) if self.job.explain and self.job.aus else ({}, {})
 
     def _resumable(self, subject: str) -> tuple[str, ...] | None:
         if self.job.methods[0].protocol != "online":

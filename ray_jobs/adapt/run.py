@@ -60,8 +60,8 @@ class AdaptJob:
     """How adaptation is computed."""
     explain: bool = False
     """Whether to write what adaptation changed for every subject."""
-    openface: str | None = None
-    """Folder with OpenFace's CSV files, for the explanation."""
+    aus: str | None = None
+    """Folder with other tools' tables of action units, for the explanation."""
 
     def __post_init__(self) -> None:
         check_methods(self.methods, explain=self.explain)
@@ -79,10 +79,10 @@ class AdaptJob:
         return Path(self.folder) / "explain" / Path(subject_file(subject_id)).stem
 
     def explained(self, subject_id: str) -> list[str]:
-        """Clips that a subject's explanation covers; none if it is missing or was made without this `openface`."""
+        """Clips that a subject's explanation covers; none if it is missing or was made without this `aus`."""
         file = self.explanation(subject_id) / FACTS_FILE
         facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        fits = self.openface is None or facts.get("openface") == self.openface
+        fits = self.aus is None or facts.get("aus") == self.aus
         return facts.get("clip_ids", []) if fits else []
 
 

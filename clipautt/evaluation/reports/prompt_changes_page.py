@@ -1,4 +1,4 @@
-"""The page of a run's explanations: which AU prompts moved, what that changed, and how far OpenFace agrees.
+"""The page of a run's explanations: which AU prompts moved, what that changed, and how far another tool agrees.
 
 Labels are not used, so the page never says that a change was right.
 """
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipautt.action_units import VOCABULARY
-from clipautt.evaluation.prompt_changes import SubjectExplanation
+from clipautt.evaluation.prompt_changes import ENOUGH_APART, ENOUGH_CLIPS, SubjectExplanation, enough
 from clipautt.evaluation.reports.extraction import Tile
 from clipautt.evaluation.reports.figures import shorten
 from clipautt.evaluation.reports.templates import render
@@ -100,7 +100,7 @@ class _UnitRow:
     auc: _Pair
     """ROC-AUC for the presence."""
     windows: int
-    """Windows with a frame of which OpenFace is confident."""
+    """Windows with a frame of which the other tool is confident."""
     present: int
     """Of these, windows with the AU."""
 
@@ -126,7 +126,7 @@ class _Subject:
     probability: _Pair
     """Of the positive class, mean over clips."""
     rho: _Pair
-    """Rank correlation with OpenFace, mean over AUs."""
+    """Rank correlation with the other tool, mean over AUs."""
     sentence: str
     """Number of clips, and where the tables are."""
     figure: _Picture | None
@@ -136,7 +136,7 @@ class _Subject:
     more: int
     """Clips that are not shown."""
     agreement: list[_UnitRow]
-    """Per AU; empty without OpenFace."""
+    """Per AU; empty without another tool."""
 
 
 def write_explanation_page(
@@ -163,22 +163,23 @@ def write_explanation_page(
     _check(explanations)
     ordered = sorted(explanations.items(), key=lambda item: (-_move(item[1]), item[1].subject_id))
     every, shown = [one for _, one in ordered], ordered[:MAX_SUBJECTS]
-    mean, tracked = mean_changes(every), [one.openface for one in every if one.openface is not None]
-    agreement = mean_agreement(tracked)
+    mean, tracked = mean_changes(every), [one.aus for one in every if one.aus is not None]
+    agreement, solid = mean_agreement(tracked), mean_agreement([enough(table) for table in tracked])
     page = render(
         "explanation.html.j2",
         escape=True,
         title=title,
         headline=_headline(mean),
-        sentences=_sentences(every, agreement),
-        tiles=_tiles(every, mean, agreement),
+        sentences=_sentences(every, agreement, solid),
+        tiles=_tiles(every, mean, solid),
+        tool=_tool(every),
         num_subjects=len(every),
         num_tracked=len(tracked),
         num_hidden=len(every) - len(shown),
         positive=every[0].classes[-1],
         mean=_changes_picture(mean, limit=_MEAN_UNITS, alt="How far the AU prompts moved, mean over subjects"),
         agreement=_unit_rows(agreement),
-        agreement_figure=_agreement_picture(agreement),
+        agreement_figure=_agreement_picture(solid, tool=_tool(every)),
         subjects=[_subject(name, one) for name, one in shown],
         facts=facts,
     )
@@ -217,12 +218,18 @@ def mean_changes(explanations: Iterable[SubjectExplanation]) -> pd.DataFrame:
 
 
 def mean_agreement(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Agreement with OpenFace per AU, mean over the subjects where it is defined; windows are added up."""
-    if not tables:
+    """Agreement with another tool per AU, mean over the subjects where it is defined; windows are added up."""
+    if not any(map(len, tables)):
         return pd.DataFrame()
     every = pd.concat(tables).groupby("code", sort=False)
     figures = every[["rho_before", "rho_after", "auc_before", "auc_after"]].mean()
-    return figures.join(every[["num_windows", "num_present"]].sum()).reset_index()
+    return figures.join(every[["num_windows", "num_present", "num_clips", "num_apart"]].sum()).reset_index()
+
+
+def _tool(every: Iterable[SubjectExplanation]) -> str:
+    """The tools that the similarities are compared with."""
+    files = [file or {} for one in every for file in one.facts.get("au_files", {}).values()]
+    return " and ".join(sorted({str(file["tool"]) for file in files if "tool" in file})) or "another tool"
 
 
 def _headline(mean: pd.DataFrame) -> str:
@@ -233,7 +240,7 @@ def _headline(mean: pd.DataFrame) -> str:
     return f"{', '.join(others)} and {last} moved most" if others else f"{last} moved most"
 
 
-def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame) -> list[str]:
+def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame, solid: pd.DataFrame) -> list[str]:
     windows = pd.concat([one.windows for one in every])
     sentences = []
     if all(_move(one) <= _AT_REST for one in every):
@@ -246,11 +253,19 @@ def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame) -> 
     fallen = int((windows["status"] != "ok").sum())
     if fallen:
         sentences.append(f"{fallen} fell back to the source prompts; the reason is given with each clip.")
-    rho = _mean_rho(agreement)
+    rho = _mean_rho(solid)
     if rho.before != _NONE:
-        compared = len(_compared(agreement))
+        compared = len(_compared(solid))
         units = f"{compared} action unit{'' if compared == 1 else 's'}"
-        sentences.append(f"The mean rank correlation with OpenFace over {units} went from {rho.before} to {rho.after}.")
+        sentences.append(
+            f"The mean rank correlation with {_tool(every)} over {units} went from {rho.before} to {rho.after}."
+        )
+    elif len(agreement):
+        sentences.append(
+            f"No mean agreement with {_tool(every)} is given: it takes {ENOUGH_CLIPS} clips and {ENOUGH_APART} windows "
+            f"that do not overlap of one person, and at most {int(agreement['num_clips'].max())} clips and "
+            f"{int(agreement['num_apart'].max())} such windows have a table."
+        )
     return sentences
 
 
@@ -266,9 +281,9 @@ def _tiles(every: Sequence[SubjectExplanation], mean: pd.DataFrame, agreement: p
         Tile("mean entropy", entropy.text, ("nats, of the predictions",)),
     ]
     if len(agreement):
-        rho, files = _mean_rho(agreement), sum(len(one.facts.get("openface_files", {})) for one in every)
+        rho, files = _mean_rho(agreement), sum(len(one.facts.get("au_files", {})) for one in every)
         line = f"rank correlation, {files} of {len(windows)} clips with a file"
-        tiles.append(Tile("OpenFace", rho.text, (line,)))
+        tiles.append(Tile(_tool(every), rho.text, (line,)))
     return tiles
 
 
@@ -303,12 +318,12 @@ def _subject(name: str, one: SubjectExplanation) -> _Subject:
         other_windows=int(windows["other_window"].sum()),
         other_classes=_num_changed(windows),
         probability=_pair(windows["probability_before"].mean(), windows["probability_after"].mean()),
-        rho=_mean_rho(one.openface),
+        rho=_mean_rho(None if one.aus is None else enough(one.aus)),
         sentence=f"{len(windows)} clips, {each}. Tables in {name}/.",
         figure=_changes_picture(changes, limit=_OWN_UNITS, alt=alt),
         windows=_window_rows(windows),
         more=max(0, len(windows) - _MAX_CLIPS),
-        agreement=_unit_rows(pd.DataFrame() if one.openface is None else one.openface),
+        agreement=_unit_rows(pd.DataFrame() if one.aus is None else one.aus),
     )
 
 
@@ -407,8 +422,8 @@ def _similarity_panel(axes: Axes, shown: pd.DataFrame) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
 
 
-def _agreement_picture(agreement: pd.DataFrame) -> _Picture | None:
-    """Rank correlation with OpenFace per AU before and after, the best agreement at the top; None without any."""
+def _agreement_picture(agreement: pd.DataFrame, *, tool: str) -> _Picture | None:
+    """Rank correlation with another tool per AU before and after, the best agreement at the top; None without any."""
     known = _compared(agreement)
     if known.empty:
         return None
@@ -428,10 +443,10 @@ def _agreement_picture(agreement: pd.DataFrame) -> _Picture | None:
     axes.set_yticks(rows, [_unit_name(code) for code in shown["code"]], fontsize=9.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.axvline(0, color=_INK, lw=0.8)
-    axes.set_xlabel("Spearman rank correlation of the AU similarity with OpenFace's intensity, within a subject")
+    axes.set_xlabel(f"Spearman rank correlation of the AU similarity with the intensity of {tool}, within a subject")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
     _plain(axes)
-    return _inline(figure, "Rank correlation of AU similarities with OpenFace, before and after")
+    return _inline(figure, f"Rank correlation of AU similarities with {tool}, before and after")
 
 
 def _plain(axes: Axes) -> None:

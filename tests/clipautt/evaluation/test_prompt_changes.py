@@ -20,12 +20,14 @@ from torch import Tensor
 from clipautt.adaptation.predictions import Prediction
 from clipautt.adaptation.readout import Readout
 from clipautt.adaptation.source import Source
-from clipautt.evaluation.openface import OpenFaceTrack
+from clipautt.evaluation.au_tables.reading import AuTrack
 from clipautt.evaluation.prompt_changes import (
     SubjectExplanation,
     TrackWindows,
+    au_agreement,
+    count_apart,
+    enough,
     explain_subject,
-    openface_agreement,
     read_explanation,
     read_explanations,
     write_explanation,
@@ -59,11 +61,11 @@ def explain(source: Source, clips: list[ClipFeatures], adapted: Tensor, **option
     return explain_subject(source, clips, adapted=adapted, predictions=predictions, **options)
 
 
-def fake_track(clip: ClipFeatures, *, code: str, intensity: np.ndarray) -> OpenFaceTrack:
-    """An OpenFace track that has one AU, at the frames of a clip."""
+def fake_track(clip: ClipFeatures, *, code: str, intensity: np.ndarray) -> AuTrack:
+    """Another tool's track that has one AU, at the frames of a clip."""
     frames = pd.DataFrame({"time_seconds": clip.times, code: intensity})
     present = frames.assign(**{code: (intensity > 1).astype(float)})
-    return OpenFaceTrack(Path(f"{clip.clip_id}.csv"), frames, present, 0, len(frames), 0, 0)
+    return AuTrack(Path(f"{clip.clip_id}.csv"), "OpenFace 2", frames, present, "", len(frames), 0, 0)
 
 
 def test_source_prompts_change_nothing_to_the_last_digit() -> None:
@@ -75,7 +77,7 @@ def test_source_prompts_change_nothing_to_the_last_digit() -> None:
     assert not windows["other_window"].any() and (windows["class_before"] == windows["class_after"]).all()
     np.testing.assert_allclose(windows["probability_before"], windows["probability_after"], rtol=1e-6)
     np.testing.assert_allclose(windows["entropy_before"], windows["entropy_after"], atol=1e-6)
-    assert found.openface is None and found.facts["prompts_per"] == "subject"
+    assert found.aus is None and found.facts["prompts_per"] == "subject"
 
 
 def test_moved_is_one_minus_the_cosine() -> None:
@@ -155,18 +157,25 @@ def test_phrases_that_are_not_ours_stand_for_themselves() -> None:
     source = fake_source(phrases=(*PHRASES[:2], "a furrowed brow, published"))
     (clip,) = fake_clips(subjects=1, per_subject=1)
     track = fake_track(clip, code="AU1", intensity=np.linspace(0, 5, len(clip.times)))
-    found = explain(source, [clip], tuned(source), openface={clip.clip_id: track})
+    found = explain(source, [clip], tuned(source), aus={clip.clip_id: track})
     assert found.prompts["code"].tolist() == ["AU1", "AU2", "a furrowed brow, published"]
-    assert found.openface is not None and found.openface["code"].tolist() == ["AU1"]
+    assert found.aus is not None and found.aus["code"].tolist() == ["AU1"]
 
 
 def windows_of(similarity: list[float], intensity: list[float], presence: list[float]) -> TrackWindows:
     column = np.array([similarity]).T
-    return TrackWindows(column, -column, pd.DataFrame({"AU4": intensity}), pd.DataFrame({"AU4": presence}))
+    intensities, presences = pd.DataFrame({"AU4": intensity}), pd.DataFrame({"AU4": presence})
+    return TrackWindows(column, -column, intensities, presences, spans_of(len(similarity)))
+
+
+def spans_of(count: int) -> pd.DataFrame:
+    """Windows of one second, each half a second after the one before."""
+    starts = np.arange(count) / 2
+    return pd.DataFrame({"clip_id": "c", "start_seconds": starts, "end_seconds": starts + 1})
 
 
 def test_agreement_by_hand() -> None:
-    found = openface_agreement(
+    found = au_agreement(
         windows_of([1, 2, 3, 4, 9], [0.1, 0.2, 0.3, 0.9, math.nan], [0, 0.4, 0.5, 1, math.nan]), ["AU4", "AU99"]
     )
     assert found.to_dict("records") == [
@@ -178,11 +187,13 @@ def test_agreement_by_hand() -> None:
             "auc_after": 0.0,
             "num_windows": 4,
             "num_present": 2,
+            "num_clips": 1,
+            "num_apart": 2,
         }
     ]
-    swapped = openface_agreement(windows_of([1, 3, 2, 4], [1, 2, 3, 4], [0, 1, 0, 1]), ["AU4"]).iloc[0]
+    swapped = au_agreement(windows_of([1, 3, 2, 4], [1, 2, 3, 4], [0, 1, 0, 1]), ["AU4"]).iloc[0]
     assert swapped["rho_before"] == pytest.approx(0.8) and swapped["auc_before"] == 1.0
-    tied = openface_agreement(windows_of([1, 1, 1, 2], [1, 2, 3, 4], [0, 1, 0, 1]), ["AU4"]).iloc[0]
+    tied = au_agreement(windows_of([1, 1, 1, 2], [1, 2, 3, 4], [0, 1, 0, 1]), ["AU4"]).iloc[0]
     assert tied["auc_before"] == pytest.approx(0.75)
 
 
@@ -190,7 +201,7 @@ def test_agreement_is_that_of_the_libraries() -> None:
     rng = np.random.default_rng(0)
     similarity, intensity = rng.normal(size=200).round(1), rng.uniform(0, 5, 200).round(1)
     presence = (intensity + rng.normal(size=200) > 3).astype(float)
-    found = openface_agreement(windows_of(list(similarity), list(intensity), list(presence)), ["AU4"]).iloc[0]
+    found = au_agreement(windows_of(list(similarity), list(intensity), list(presence)), ["AU4"]).iloc[0]
     assert found["rho_before"] == pytest.approx(spearmanr(similarity, intensity).statistic)
     assert found["auc_before"] == pytest.approx(roc_auc_score(presence, similarity))
     assert found["auc_after"] == pytest.approx(roc_auc_score(presence, -similarity))
@@ -203,16 +214,30 @@ def test_agreement_is_that_of_the_libraries() -> None:
 def test_an_agreement_that_is_not_defined_is_nan(
     similarity: list[float], intensity: list[float], presence: list[float]
 ) -> None:
-    found = openface_agreement(windows_of(similarity, intensity, presence), ["AU4"]).iloc[0]
+    found = au_agreement(windows_of(similarity, intensity, presence), ["AU4"]).iloc[0]
     assert all(math.isnan(found[name]) for name in ("rho_before", "rho_after", "auc_before", "auc_after"))
 
 
 def test_a_unit_that_openface_only_marks_has_an_area_and_no_correlation() -> None:
     windows = TrackWindows(
-        np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]), pd.DataFrame(index=[0, 1]), pd.DataFrame({"AU28": [0.0, 1]})
+        np.array([[0.0], [1.0]]),
+        np.array([[0.0], [1.0]]),
+        pd.DataFrame(index=[0, 1]),
+        pd.DataFrame({"AU28": [0.0, 1]}),
+        spans_of(2),
     )
-    found = openface_agreement(windows, ["AU28"]).iloc[0]
+    found = au_agreement(windows, ["AU28"]).iloc[0]
     assert math.isnan(found["rho_before"]) and found["auc_before"] == 1.0 and found["num_windows"] == 2
+
+
+def test_windows_that_do_not_overlap_are_counted_per_clip() -> None:
+    spans = pd.concat([spans_of(7), spans_of(2).assign(clip_id="d")])
+    assert (count_apart(spans), count_apart(spans[:0]), count_apart(spans_of(1))) == (5, 0, 1)
+
+
+def test_a_mean_takes_several_clips_and_enough_windows() -> None:
+    table = pd.DataFrame({"code": ["a", "b", "c"], "num_clips": [3, 2, 9], "num_apart": [10, 99, 9]})
+    assert enough(table)["code"].tolist() == ["a"]
 
 
 def test_openface_that_follows_the_model_agrees_with_it() -> None:
@@ -222,18 +247,20 @@ def test_openface_that_follows_the_model_agrees_with_it() -> None:
         after = source.model.similarities(source.views(clip).embeddings, adapted)[:, 2].numpy()
         intensity = np.interp(np.arange(60), np.arange(len(after)) + 2.5, 2.5 + after / 2)
         tracks[clip.clip_id] = fake_track(clip, code="AU4", intensity=intensity)
-    found = explain(source, clips, adapted, openface=tracks)
-    assert found.openface is not None and found.openface["code"].tolist() == ["AU4"]
-    row = found.openface.iloc[0]
+    found = explain(source, clips, adapted, aus=tracks)
+    assert found.aus is not None and found.aus["code"].tolist() == ["AU4"]
+    row = found.aus.iloc[0]
     assert row["rho_after"] > 0.8 > row["rho_before"] and row["num_windows"] == 3 * 55
-    assert found.facts["openface_files"]["s0c0"] == {
+    assert found.facts["au_files"]["s0c0"] == {
         "file": "s0c0.csv",
-        "face_id": 0,
+        "tool": "OpenFace 2",
+        "face": "",
         "rows": 60,
         "rows_dropped": 0,
         "rows_of_other_faces": 0,
+        "notes": [],
     }
-    assert explain(source, clips, adapted, openface={"other": tracks["s0c0"]}).openface is None
+    assert explain(source, clips, adapted, aus={"other": tracks["s0c0"]}).aus is None
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
@@ -261,17 +288,17 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     clips = [replace(clip, clip_id=name) for clip, name in zip(clips, ["007", "NA", "a,b", "1e5"], strict=True)]
     track = fake_track(clips[0], code="AU4", intensity=np.zeros(20))
-    found = explain(source, clips, tuned(source), openface={"007": track}, facts={"method": "CLIP-AUTT"})
+    found = explain(source, clips, tuned(source), aus={"007": track}, facts={"method": "CLIP-AUTT"})
     own = write_explanation(found, tmp_path, name="s%2F0")
     assert sorted(path.name for path in own.iterdir()) == [
+        "aus.csv",
         "explanation.json",
-        "openface.csv",
         "prompts.csv",
         "similarities.csv",
         "windows.csv",
     ]
     again = read_explanation(own)
-    for part in ("prompts", "similarities", "windows", "openface"):
+    for part in ("prompts", "similarities", "windows", "aus"):
         pd.testing.assert_frame_equal(getattr(again, part), getattr(found, part), rtol=1e-14)
     assert (again.subject_id, again.classes, again.facts) == ("s0", found.classes, found.facts)
     assert again.windows["clip_id"].tolist() == ["007", "NA", "a,b", "1e5"]
@@ -282,9 +309,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_what_was_there_before_goes(tmp_path: Path) -> None:
     source, clips = fake_source(), fake_clips(subjects=1)
     track = fake_track(clips[0], code="AU4", intensity=np.zeros(20))
-    write_explanation(explain(source, clips, tuned(source), openface={"s0c0": track}), tmp_path, name="s0")
+    write_explanation(explain(source, clips, tuned(source), aus={"s0c0": track}), tmp_path, name="s0")
     own = write_explanation(explain(source, clips, tuned(source)), tmp_path, name="s0")
-    assert not (own / "openface.csv").exists() and read_explanation(own).openface is None
+    assert not (own / "aus.csv").exists() and read_explanation(own).aus is None
 
 
 def test_facts_of_the_caller_are_kept_and_replace_none_of_ours(tmp_path: Path) -> None:

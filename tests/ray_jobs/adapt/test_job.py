@@ -490,29 +490,29 @@ def test_explanations_are_written_also_for_a_run_that_has_ended(world: World, tm
     assert cli.main(["adapt", *words]) == 0
     before = world.rows("explained")
     assert not (world.run("explained") / "explain").exists()
-    openface = tmp_path / "openface"
-    openface.mkdir()
-    times = np.arange(0, 2, 0.04)
-    table = pd.DataFrame({"timestamp": times, "AU04_r": 1 + np.sin(times), "AU04_c": (times > 1).astype(int)})
-    table.to_csv(openface / "s0c1.csv", index=False)
-    (openface / "s0c2.csv").write_text("no OpenFace file\n1\n")
-    assert cli.main(["adapt", *words, "explain=true", f"openface={openface}"]) == 0
+    aus = tmp_path / "aus"
+    aus.mkdir()
+    times = np.arange(34) / 25
+    table = pd.DataFrame({"timestamp": times, "AU04_r": 1 + np.sin(times), "AU04_c": (times > 0.7).astype(int)})
+    table.to_csv(aus / "s0c1.csv", index=False)
+    (aus / "s0c2.csv").write_text("no table\n1\n")
+    assert cli.main(["adapt", *words, "explain=true", f"aus={aus}"]) == 0
     folder = world.run("explained") / "explain"
     assert {path.name for path in folder.iterdir()} >= {"s0", "s1", "s2", "s3"} and list(folder.glob("*.html"))
     for name, length in (("prompts", 6), ("windows", 4), ("similarities", 24)):
         assert len(pd.read_csv(folder / "s0" / f"{name}.csv")) == length
-    assert (folder / "s0" / "openface.csv").is_file() and not (folder / "s1" / "openface.csv").exists()
+    assert (folder / "s0" / "aus.csv").is_file() and not (folder / "s1" / "aus.csv").exists()
     facts = json.loads((folder / "s0" / "explanation.json").read_text())
-    assert list(facts["openface_files"]) == ["s0c1"] and list(facts["openface_problems"]) == ["s0c2"]
+    assert list(facts["au_files"]) == ["s0c1"] and list(facts["au_problems"]) == ["s0c2"]
     assert_same_results(world.rows("explained"), before)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("s*/*")}
-    for asked in ([], [f"openface={openface}"]):
+    for asked in ([], [f"aus={aus}"]):
         assert cli.main(["adapt", *words, "explain=true", *asked]) == 0
         assert {path: path.stat().st_mtime_ns for path in folder.glob("s*/*")} == kept
-    openface.rename(tmp_path / "elsewhere")
+    aus.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "s1c0.csv").write_text((tmp_path / "elsewhere" / "s0c1.csv").read_text())
-    assert cli.main(["adapt", *words, "explain=true", f"openface={tmp_path / 'elsewhere'}"]) == 0
-    assert (folder / "s1" / "openface.csv").is_file()
+    assert cli.main(["adapt", *words, "explain=true", f"aus={tmp_path / 'elsewhere'}"]) == 0
+    assert (folder / "s1" / "aus.csv").is_file()
 
 
 @pytest.mark.usefixtures("here")

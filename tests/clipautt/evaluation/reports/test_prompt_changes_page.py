@@ -31,7 +31,7 @@ def explanation(
     *,
     moved: Sequence[float] = (0.0, 0.25, 0.0002, 0.0),
     clips: int = 2,
-    openface: pd.DataFrame | None = None,
+    aus: pd.DataFrame | None = None,
 ) -> SubjectExplanation:
     """Similarities rise by one where the prompt moved; of every two clips the second has another window and class."""
     rank = np.argsort(np.argsort(-np.asarray(moved), kind="stable")) + 1
@@ -57,9 +57,10 @@ def explanation(
             "status": "ok",
         }
     )
-    facts: dict[str, Any] = {"prompts_per": "subject", "openface_files": {} if openface is None else dict.fromkeys(ids)}
+    files = {} if aus is None else {clip_id: {"tool": "OpenFace 2"} for clip_id in ids}
+    facts: dict[str, Any] = {"prompts_per": "subject", "au_files": files}
     return SubjectExplanation(
-        subject, ("neutral", "pain"), prompts, pd.concat(each, ignore_index=True), windows, openface, facts
+        subject, ("neutral", "pain"), prompts, pd.concat(each, ignore_index=True), windows, aus, facts
     )
 
 
@@ -75,6 +76,8 @@ def agreement(*rho: float, code: Sequence[str] = ("AU4", "AU12")) -> pd.DataFram
             "auc_after": nan,
             "num_windows": 30,
             "num_present": 7,
+            "num_clips": 3,
+            "num_apart": 10,
         }
     )
 
@@ -105,7 +108,7 @@ def test_the_page_says_what_moved(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    page = page_of(tmp_path, explanation(openface=agreement(0.1, 0.5, 0.2, 0.3)))
+    page = page_of(tmp_path, explanation(aus=agreement(0.1, 0.5, 0.2, 0.3)))
     sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(sources) == page.count("<img") == 3  # the mean, the agreement, the subject
     assert "http" not in page and "<script" not in page and "<link" not in page
@@ -115,16 +118,28 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["explain.html"]
 
 
+@pytest.mark.parametrize(("clips", "apart"), [(1, 30), (3, 9)])
+def test_few_windows_make_no_mean(tmp_path: Path, clips: int, apart: int) -> None:
+    few = agreement(0.1, 0.5, 0.2, 0.3).assign(num_clips=clips, num_apart=apart)
+    page = page_of(tmp_path, explanation(aus=few))
+    assert (
+        "No mean agreement with OpenFace 2 is given: it takes 3 clips and 10 windows that do not overlap of one "
+        f"person, and at most {clips} clips and {apart} such windows have a table."
+    ) in page
+    assert "mean rank correlation with OpenFace 2 over" not in page and page.count("<img") == 2
+    assert ["AU4 Brow lowerer", "0.10 → 0.50", "+0.40", "–", "–", "30", "7"] in cells(page)
+
+
 def test_agreement_stands_beside_it(tmp_path: Path) -> None:
     nan = float("nan")
     page = page_of(
         tmp_path,
-        explanation("a", openface=agreement(0.1, 0.5, nan, nan)),
-        explanation("b", openface=agreement(0.3, 0.4, nan, nan)),
+        explanation("a", aus=agreement(0.1, 0.5, nan, nan)),
+        explanation("b", aus=agreement(0.3, 0.4, nan, nan)),
         explanation("c"),
     )
-    assert "The mean rank correlation with OpenFace over 1 action unit went from 0.20 to 0.45." in page
-    assert "Agreement with OpenFace, mean over 2 subjects" in page and "4 of 6 clips with a file" in page
+    assert "The mean rank correlation with OpenFace 2 over 1 action unit went from 0.20 to 0.45." in page
+    assert "Agreement with OpenFace 2, mean over 2 subjects" in page and "4 of 6 clips with a file" in page
     table = cells(page)
     assert ["AU4 Brow lowerer", "0.20 → 0.45", "+0.25", "–", "–", "60", "14"] in table
     assert ["AU12 Lip corner puller", "–", "–", "–", "–", "60", "14"] in table
@@ -134,7 +149,7 @@ def test_agreement_stands_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_loss_has_a_minus_and_nothing_has_no_sign(tmp_path: Path) -> None:
-    page = page_of(tmp_path, explanation(openface=agreement(0.5, -0.1, 0.301, 0.3)))
+    page = page_of(tmp_path, explanation(aus=agreement(0.5, -0.1, 0.301, 0.3)))
     assert ["AU4 Brow lowerer", "0.50 → −0.10", "−0.60", "–", "–", "30", "7"] in cells(page)
     assert ["AU12 Lip corner puller", "0.30 → 0.30", "0.00", "–", "–", "30", "7"] in cells(page)
 
@@ -191,7 +206,7 @@ def test_a_fallback_gives_its_reason_and_names_are_no_html(tmp_path: Path) -> No
 
 def test_the_page_of_what_was_written(tmp_path: Path) -> None:
     for number in range(2):
-        one = explanation(f"s{number}", openface=agreement(0.1, 0.5, 0.2, 0.3) if number else None)
+        one = explanation(f"s{number}", aus=agreement(0.1, 0.5, 0.2, 0.3) if number else None)
         write_explanation(one, tmp_path, name=f"s{number}")
     read = read_explanations(tmp_path)
     path = write_explanation_page(tmp_path, read, title="A & B", facts=[("method", "CLIP-AUTT <x>")])
