@@ -26,6 +26,7 @@ from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
+from clipautt.tables import nfc
 from clipautt.video.faces import make_detector
 from clipautt.video.reader_process import ReadLimits
 
@@ -170,7 +171,8 @@ class Predictor:
         """
         if self.personalizations is None:
             raise ValueError(f"subject={subject!r} needs a folder of adapted prompts: give prompts=FOLDER")
-        path = self.personalizations / subject_file(subject)
+        names = subject_file(subject), subject_file(nfc(subject))  # a keyboard's spelling of accents, and a manifest's
+        path = self.personalizations / next((n for n in names if (self.personalizations / n).is_file()), names[0])
         if not path.is_file():
             there = sorted(unquote(path.stem) for path in self.personalizations.glob("*.safetensors"))
             raise FileNotFoundError(

@@ -33,6 +33,7 @@ from clipautt.settings import settings
 from clipautt.tables import column_problems, doubtful_labels, nfc, whole, without_decimals
 
 _LABELS = ("labels.csv",)
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
 _COLUMNS = ("subject", "clip", "label", "split")
 _DRAWN = ("", "source")
 _ALLOWED = (*SPLITS, "source")
@@ -57,7 +58,7 @@ class Folder:
     layout: Layout = "auto"
     """`auto`: for each clip its video, or else its frames."""
     labels: str | None = None
-    """Label file, relative to the root; None is `labels.csv`."""
+    """Label file, relative to the root; None is `labels.csv`, or no labels where there is no table at all."""
     within: str = ""
     """Sub-folder of the root that holds the subjects' folders; needed where several hold copies of them."""
     frames_per_second: PositiveFloat = 25.0
@@ -80,6 +81,7 @@ class Folder:
         """
         tree = files.walk(self.root, dataset=self.name, within=self.within)
         if self.labels is None and tree.places and not tree.has_text(_LABELS):
+            _refuse_other_tables(tree)
             return self._read_unlabelled(tree)
         path = tree.label_file(self.labels, _LABELS)
         shown_as = tree.name_of(path)
@@ -126,6 +128,20 @@ class Folder:
     def _rules(self, classes: tuple[str, ...]) -> Rules:
         rate = self.frames_per_second
         return layout.rules_of(self, dataset=self.name, classes=classes, frames_per_second=rate, whole_path=True)
+
+
+def _refuse_other_tables(tree: Tree) -> None:
+    """Refuse a root with a table that may be the label file under another name; one beside its video is none."""
+    names = sorted(path.name for path in tree.root.iterdir() if path.suffix.lower() in _TABLES)
+    clips = {place.parts[-1] for place in tree.places}
+    other = [name for name in names if nfc(Path(name).stem) not in clips]
+    if other:
+        table = next((name for name in other if Path(name).suffix.lower() in (".csv", ".tsv")), None)
+        ask = f"give {setting('dataset.labels', table)}" if table else f"save {other[0]} as CSV, {_LABELS[0]}"
+        raise FileNotFoundError(
+            f"{tree.dataset}: no {_LABELS[0]} below {tree.root}, and {files.some(other)} may hold the labels: {ask}, "
+            "or move it away to read the clips without labels"
+        )
 
 
 def _path(row: dict[str, str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ cohorts of the evaluation and to score.
 
 Example:
     clipautt adapt manifest=data/hard/manifest.parquet checkpoint=runs/train/hard adapt=infomax_kl name=hard
-    clipautt adapt manifest=data/hard/manifest.parquet compare=[zero_shot,clip_au,infomax_kl@median]
+    clipautt adapt manifest=data/hard/manifest.parquet 'compare=[zero_shot,clip_au,infomax_kl@median]'
     clipautt adapt manifest=data/hard/manifest.parquet adapt=infomax_kl adapt.method.tune=feature explain=true
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from clipautt.commands import setting
 from clipautt.evaluation.au_tables.matching import list_au_tables
 from clipautt.evaluation.prompt_changes import read_explanations
 from clipautt.evaluation.reports.prompt_changes_page import write_explanation_page
@@ -92,6 +93,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     manifest = load_manifest(cfg, classes=spec.classes)
     cohorts = make_cohorts(resolved(cfg)["cohorts"])
     clips = clips_of_splits(manifest, cfg.splits)
+    if cfg.aus and not cfg.explain:
+        raise ValueError(f"aus={cfg.aus}: tables are compared with explanations; add explain=true")
     if cfg.aus:
         list_au_tables(cfg.aus)
     job = AdaptJob(
@@ -175,7 +178,7 @@ def finish(plan: Plan) -> int:
         print(f"{name}: agrees with the exact method in {agreement}")
     if run.job.explain:
         _write_explanations(run)
-    print(f"results: {folder}; `clipautt report run={folder}` draws them")
+    print(f"results: {folder}; `clipautt report {setting('run', str(folder))}` draws them")
     if failures:
         table(failures.items(), ["subject without a result", "reason"])
         print(

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from clipautt.commands import word
 from clipautt.evaluation.reports.page import first_words
 from clipautt.files import write_json
 from ray_jobs.platform.cluster import connect
@@ -58,7 +59,8 @@ def main(cfg: DictConfig) -> int:
         ["stage", "time"],
     )
     page = run.folder / "report" / "report.html"
-    print(f"\n{first_words(page.parent)}\n\nOpen {shorter(page)}\nTry  clipautt predict {shorter(example_video(data))}")
+    example = word(shorter(example_video(data)))
+    print(f"\n{first_words(page.parent)}\n\nOpen {shorter(page)}\nTry  clipautt predict {example}")
     return 0
 
 

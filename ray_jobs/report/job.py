@@ -5,7 +5,7 @@ make one report.
 
 Example:
     clipautt report run=runs/adapt/hard
-    clipautt report run=[runs/adapt/seed0,runs/adapt/seed1] out=report
+    clipautt report 'run=[runs/adapt/seed0,runs/adapt/seed1]' out=report
 """
 
 from __future__ import annotations

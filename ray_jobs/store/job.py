@@ -9,7 +9,7 @@ last hour is removed, and if it cannot be known what is needed, everything stays
 Example:
     clipautt store ls
     clipautt store verify store=/data/features
-    clipautt store gc manifests=[data/ward7.parquet] keep=[3f0c5d2a9b1e4d77] apply=true
+    clipautt store gc 'manifests=[data/ward7.parquet]' 'keep=[3f0c5d2a9b1e4d77]' apply=true
 """
 
 from __future__ import annotations

@@ -56,6 +56,17 @@ def test_windows_of_the_given_settings_count() -> None:
     assert len(found.entropy) == 6
 
 
+def test_a_subject_is_found_however_its_accents_are_typed(tmp_path: Path) -> None:
+    source = fake_source()
+    result = adapt(source, fake_clips(subjects=1), adapt_config(steps=1))["s0"]
+    personalization = Personalization.of(result, adapt_config(steps=1))
+    path = tmp_path / subject_file("Zo\u00eb")
+    save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
+    predictor = Predictor(source, personalizations=tmp_path)
+    for typed in ("Zo\u00eb", "Zoe\u0308"):
+        assert predictor.find_personalization(typed).clips == personalization.clips
+
+
 def test_unknown_subject_names_those_that_are_there(tmp_path: Path) -> None:
     (tmp_path / subject_file("anna")).touch()
     with pytest.raises(FileNotFoundError, match=r"no adapted prompts for subject 'bob' in .*; there are: anna"):

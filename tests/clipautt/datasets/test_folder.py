@@ -117,6 +117,23 @@ def test_a_folder_without_labels_is_a_folder_of_target_subjects(tmp_path: Path) 
     assert {clip.subject_id for clip in some.clips} == {"ann"} and len(some.problems) == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("my labels.csv", "give \"dataset.labels='my labels.csv'\""),
+        ("labels.xlsx", "save labels.xlsx as CSV, labels.csv"),
+    ],
+)
+def test_a_label_file_of_another_name_is_asked_about(tmp_path: Path, name: str, told: str) -> None:
+    video(tmp_path / "a.mp4")
+    write(tmp_path / "a.csv", "frame,AU04_r")  # another tool's table, beside its video
+    assert len(Folder(str(tmp_path)).read().clips) == 1
+    write(tmp_path / name, "subject,clip,label")
+    with pytest.raises(FileNotFoundError) as caught:
+        Folder(str(tmp_path)).read()
+    assert f"no labels.csv below {tmp_path}, and {name} may hold the labels: {told}, or move it" in str(caught.value)
+
+
 def test_one_person_with_labels_is_told_how_to_be_a_target(tmp_path: Path) -> None:
     write(tmp_path / "labels.csv", "subject,clip,label", "ann,rest,neutral", "ann,lift,pain")
     for clip in ("rest", "lift"):
