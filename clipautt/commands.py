@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-_PLAIN = re.compile(r"[\w./@%+:~-]*[\w/]", re.ASCII)
+_PLAIN = re.compile(r"[\w./@%+:~-]*[\w./]", re.ASCII)
 """Text that Hydra reads as it stands, unless it looks like something else."""
 _OTHERWISE = re.compile(r"[+-]?(\.?[0-9][\w.+-]*|nan|inf)|true|false|null|none|~", re.IGNORECASE)
 _IN_DOUBLE_QUOTES = re.compile(r"[^\"$`\\!]*")

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 from unicodedata import normalize
@@ -29,6 +29,7 @@ from clipautt.tables import (
     TableError,
     column_problems,
     doubtful_labels,
+    loosely,
     nfc,
     point,
     read_sheet,
@@ -47,9 +48,14 @@ _COLUMNS = tuple(f.name for f in fields(Clip))
 _WHOLE_NUMBERS = ("clip_id", "subject_id", "label")
 """Columns of text that may hold whole numbers."""
 _ALSO = {
-    "id": "clip_id", "clip": "clip_id", "subject": "subject_id", "participant": "subject_id", "person": "subject_id",
-    "path": "source", "file": "source", "filename": "source", "video": "source", "class": "label", "set": "split",
-    "start": "start_seconds", "end": "end_seconds", "fps": "frames_per_second", "frame_rate": "frames_per_second",
+    "id": "clip_id", "clip": "clip_id", "video_id": "clip_id", "name": "clip_id",
+    "subject": "subject_id", "participant": "subject_id", "participant_id": "subject_id", "person": "subject_id",
+    "person_id": "subject_id", "patient": "subject_id", "patient_id": "subject_id",
+    "path": "source", "file": "source", "filename": "source", "file_name": "source", "file_path": "source",
+    "video": "source", "video_path": "source", "class": "label", "clip_label": "label", "set": "split",
+    "start": "start_seconds", "start_time": "start_seconds", "start_sec": "start_seconds", "start_s": "start_seconds",
+    "end": "end_seconds", "end_time": "end_seconds", "end_sec": "end_seconds", "end_s": "end_seconds",
+    "fps": "frames_per_second", "frame_rate": "frames_per_second",
 }  # fmt: skip
 """Other words for columns."""
 _CLOCK = re.compile(r"(\d+ days? )?\d+:\d\d:\d\d(\.\d+)?")
@@ -202,7 +208,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     of whole numbers is undone: `7.0` is `7` where it is a number or its whole column is like that.
 
     Returns:
-        The table, with `problems` of its columns and `notes` on what is not used in its `attrs`; and the classes.
+        The table, with its `columns` as written, `problems` of them and `notes` on what is not used in its `attrs`; and
+        the classes.
 
     Raises:
         ManifestError: if it cannot be read.
@@ -219,7 +226,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     spans = {name: _seconds(table[name]) for name in _SECONDS if name in table}
     table = table.assign(**spans).reset_index(drop=True)
     notes = [f"columns that are not used: {', '.join(unused)}"] if unused else []
-    table.attrs = {"problems": problems, "notes": notes}
+    table.attrs = {"problems": problems, "notes": notes, "columns": columns}
     return table, noted
 
 
@@ -265,7 +272,7 @@ def _as_seconds(cell: object) -> object:
         return cell.total_seconds()
     if isinstance(cell, str) and _CLOCK.fullmatch(cell):
         return pd.Timedelta(cell).total_seconds()
-    return cell
+    return str(cell) if isinstance(cell, datetime) else cell
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -331,16 +338,29 @@ def _absence(path: Path) -> str:
             return "" if any(path.iterdir()) else "an empty folder"
         return "" if path.stat().st_size else "an empty file"
     except FileNotFoundError:
-        return "a broken link" if path.is_symlink() else "no such file or folder"
+        alike = [other for other in _beside(path) if loosely(other) == loosely(path.name)]
+        return "a broken link" if path.is_symlink() else f"no such file or folder{_named(alike)}"
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _beside(path: Path) -> list[str]:
+    """Names in the folder where a path should be."""
+    try:
+        return sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+
+
+def _named(names: Sequence[str]) -> str:
+    return f", but {names[0]}" if names else ""
 
 
 def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[str]:
     """Yield every problem of a manifest table, one sentence each."""
     absent = [column for column in _REQUIRED if column not in table]
     if absent:
-        there = ", ".join(map(str, table.columns)) or "none"
+        there = ", ".join(table.attrs.get("columns", map(str, table.columns))) or "none"
         plural = "s" if len(absent) > 1 else ""
         yield f"missing column{plural} {', '.join(absent)}; required are {', '.join(_REQUIRED)}; there are: {there}"
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import io
 import re
 import unicodedata
@@ -16,12 +17,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipautt.nearest import nearest
-
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _INDEX = re.compile(r"(unnamed: \d+(_level_\d+)?|__index_level_\d+__|level_\d+|index|)", re.IGNORECASE)
 """Names that pandas gives to the numbers of rows when it writes them as a column."""
 _WHOLE = re.compile(r"[+-]?\d+[.,]0+")
+_CLOSE = 0.75
+"""Similarity from which a column's name may be another's misspelt."""
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 
 
@@ -99,9 +100,10 @@ def iter_rows(text: str, path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     line, width = 0, 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator(text), strict=True)
     try:
-        for line, cells in enumerate(reader, 1):
-            if reader.line_num != line:
-                raise TableError(f"{path} line {line}: a quote is not closed; a cell may not hold a line break")
+        for cells in reader:
+            if reader.line_num != line + 1:
+                raise csv.Error("a cell may not hold a line break")
+            line += 1
             kept = _trimmed(cells, width)
             width = width or len(kept)
             yield line, kept
@@ -136,6 +138,12 @@ def without_decimals(cells: Collection[str]) -> bool:
 def whole(cell: str) -> str:
     """`7.0` as `7`."""
     return re.split(r"[.,]", cell)[0]
+
+
+def loosely(name: str) -> str:
+    """A name without what spreadsheets change: zeros before and after a number, capitals, blanks."""
+    text = name.strip().casefold()
+    return str(int(float(text))) if re.fullmatch(r"\d+(\.0+)?", text) else text
 
 
 def point(cell: str) -> str:
@@ -177,7 +185,8 @@ def column_problems(
 def _meant(name: str, known: Sequence[str], also: Mapping[str, str]) -> str | None:
     """The known column that a name seems to stand for."""
     same = [column for column in known if _plain(column) == _plain(name)]
-    return same[0] if same else also.get(_plain(name)) or nearest(name.lower(), known)
+    close = difflib.get_close_matches(_plain(name), known, n=1, cutoff=_CLOSE)
+    return same[0] if same else also.get(_plain(name)) or (close[0] if close else None)
 
 
 def _plain(name: str) -> str:

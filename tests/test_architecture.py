@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 METHOD = {
     "": [
-        "nearest",
         "commands",
         "files",
         "tables",
@@ -65,6 +64,7 @@ METHOD = {
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 
 PLATFORM = [
+    "nearest",
     "schema",
     "objects",
     "configuration",

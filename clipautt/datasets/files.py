@@ -8,7 +8,6 @@ whichever the file system uses.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from clipautt.commands import is_utf8
-from clipautt.tables import nfc
+from clipautt.tables import loosely, nfc
 from clipautt.video.decoding import PICTURES
 
 Layout = Literal["auto", "videos", "frames"]
@@ -161,24 +160,18 @@ class Tree:
 
     def alike(self, path: str) -> list[Place]:
         """Places whose path ends like this one but for zeros, decimals and capitals: `007/a` for `7.0/A`."""
-        return self._loosely_by_end.get(tuple(map(_loosely, name_parts(path))), [])
+        return self._loosely_by_end.get(tuple(map(loosely, name_parts(path))), [])
 
     @cached_property
     def _loosely_by_end(self) -> dict[tuple[str, ...], list[Place]]:
         found: dict[tuple[str, ...], list[Place]] = {}
         for end, places in self.by_end.items():
-            found.setdefault(tuple(map(_loosely, end)), []).extend(places)
+            found.setdefault(tuple(map(loosely, end)), []).extend(places)
         return found
 
     def name_of(self, path: Path) -> str:
         """A path as messages show it: relative to the root where it lies below it."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
-
-
-def _loosely(part: str) -> str:
-    """A part of a path without what spreadsheets change: zeros before and after a number, capitals, blanks."""
-    text = part.strip().casefold()
-    return str(int(float(text))) if re.fullmatch(r"\d+(\.0+)?", text) else text
 
 
 def _meant(found: list[Place], path: str, *, whole_path: bool) -> list[Place]:

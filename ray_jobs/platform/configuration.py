@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clipautt.commands import looks_otherwise, quoted
 from clipautt.commands import word as shell_word
-from clipautt.nearest import nearest, suggestion
+from ray_jobs.platform.nearest import nearest, suggestion
 from ray_jobs.platform.objects import build
 from ray_jobs.platform.schema import MISSING, TARGET, Field, fields, filled
 

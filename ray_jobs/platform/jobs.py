@@ -19,7 +19,7 @@ from typing import Any
 import ray_jobs
 from clipautt.commands import quoted
 from clipautt.commands import word as shell_word
-from clipautt.nearest import nearest
+from ray_jobs.platform.nearest import nearest
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from clipautt.nearest import suggestion
+from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.schema import MISSING, TARGET
 
 

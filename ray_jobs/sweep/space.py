@@ -23,8 +23,8 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
-from clipautt.nearest import suggestion
 from ray_jobs.platform import schema
+from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.objects import field_value
 
 Value = str | int | float | bool

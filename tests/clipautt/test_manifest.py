@@ -332,6 +332,9 @@ def test_spans_may_be_time_differences(tmp_path: Path, kind: str) -> None:
     table.to_csv(tmp_path / "m.csv") if kind == "csv" else table.to_parquet(tmp_path / "m.parquet")
     clips = read_manifest(tmp_path / f"m.{kind}").clips
     assert [(clip.start_seconds, clip.end_seconds) for clip in clips] == [(1.5, 2.0), (90.0, 91.5)]
+    table.assign(start_seconds=pd.Timestamp("2024-01-01")).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="row 1: start_seconds '2024-01-01 00:00:00' is not a number"):
+        read_manifest(tmp_path / "m.parquet")
     (tmp_path / "m.csv").write_text("clip_id,subject_id,source,split,start_seconds\na,s,x.mp4,target,01:30\n")
     with pytest.raises(ManifestError, match="row 0: start_seconds '01:30' is not a number"):
         read_manifest(tmp_path / "m.csv")
@@ -361,7 +364,7 @@ def test_a_column_that_nobody_knows_is_asked_about(tmp_path: Path) -> None:
         read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,no", header=BARE.replace("\n", ",label\n")))
 
 
-@pytest.mark.parametrize("word", ["fps", "subject", "video", "class", "start", "Split "])
+@pytest.mark.parametrize("word", ["fps", "subject", "video", "class", "start", "Split ", "lable", "end_sec"])
 def test_another_word_for_a_column_names_the_one_that_is_read(tmp_path: Path, word: str) -> None:
     with pytest.raises(ManifestError, match=f"'{word.strip()}' is no column that is read; did you mean"):
         read_manifest(csv(tmp_path, "1", header=f"{word}\n"))
@@ -405,11 +408,13 @@ def test_videos_that_are_not_there_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.mp4").symlink_to(tmp_path / "nothing")
-    names = ["there.mp4", "empty.mp4", "folder", "link.mp4", "gone.mp4"]
+    (tmp_path / "007").mkdir()
+    names = ["there.mp4", "empty.mp4", "folder", "link.mp4", "gone.mp4", "7"]
     clips = [Clip(name, "s", str(tmp_path / name), "target") for name in names]
     assert absent_sources(clips) == {
         "empty.mp4": f"{tmp_path}/empty.mp4: an empty file",
         "folder": f"{tmp_path}/folder: an empty folder",
         "link.mp4": f"{tmp_path}/link.mp4: a broken link",
         "gone.mp4": f"{tmp_path}/gone.mp4: no such file or folder",
+        "7": f"{tmp_path}/7: no such file or folder, but 007",
     }

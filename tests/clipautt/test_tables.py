@@ -82,6 +82,7 @@ def test_numbers_of_spreadsheets() -> None:
         (["clip_id", "label", "Label "], ["columns 'label' and 'Label ' mean the same; keep one of them"], []),
         (["clip_id", "label", "label"], ["column 'label' stands 2 times; keep one of them"], []),
         (["clip_id", "label", "labels", "age"], [], ["labels", "age"]),
+        (["clip_id", "table", "lamp", "libel_no"], [], ["table", "lamp", "libel_no"]),
     ],
 )
 def test_columns_that_nobody_knows(columns: list[str], problems: list[str], unused: list[str]) -> None:
