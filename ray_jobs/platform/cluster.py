@@ -14,7 +14,8 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
+from ray_jobs.platform.tokens import token_advice, use_token, wants_token
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 START_HINT = "start one with `ray start --head`, or omit the address to run on this machine"
@@ -80,6 +82,7 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
     config = config or ClusterConfig()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    use_token()
     import ray
 
     if ray.is_initialized():
@@ -96,22 +99,57 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def num_cpus() -> int:
-    """Cores of the connected cluster, at least 1."""
-    return max(1, int(_resources().get("CPU", 1)))
+@dataclass(frozen=True)
+class Node:
+    """A machine of the connected cluster that has a core or a GPU."""
+
+    node_id: str
+    """Ray's id."""
+    address: str
+    """Its address in the cluster's network."""
+    cpus: float
+    """Cores that Ray counts there."""
+    gpus: float
+    """GPUs that Ray counts there."""
+
+    def __str__(self) -> str:
+        return f"node {self.address} ({self.node_id[:8]})"
 
 
-def num_gpus() -> int:
-    """GPUs of the connected cluster."""
-    return int(_resources().get("GPU", 0))
+def usable_nodes(avoid: Collection[str] = ()) -> list[Node]:
+    """The nodes of the connected cluster that are alive, have a core or a GPU and are not to be avoided.
+
+    Args:
+        avoid: ids of nodes.
+    """
+    import ray
+
+    nodes = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"]
+        if node["Alive"] and {"CPU", "GPU"} & has.keys() and node["NodeID"] not in avoid:
+            nodes.append(Node(node["NodeID"], node["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0)))
+    return nodes
+
+
+def avoiding(nodes: Collection[str]) -> dict[str, str] | None:
+    """Ray's `label_selector` for tasks and actors that are not to run on these nodes; None if they may run anywhere."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else None
+
+
+def num_cpus(avoid: Collection[str] = ()) -> int:
+    """Cores of the connected cluster, at least 1; those of some nodes may be left out."""
+    return max(1, int(sum(node.cpus for node in usable_nodes(avoid)) if avoid else _resources().get("CPU", 1)))
+
+
+def num_gpus(avoid: Collection[str] = ()) -> int:
+    """GPUs of the connected cluster; those of some nodes may be left out."""
+    return int(sum(node.gpus for node in usable_nodes(avoid)) if avoid else _resources().get("GPU", 0))
 
 
 def num_nodes() -> int:
     """Nodes of the connected cluster that have a core or a GPU."""
-    import ray
-
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(node["Alive"] and bool({"CPU", "GPU"} & node["Resources"].keys()) for node in nodes)
+    return len(usable_nodes())
 
 
 def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
@@ -176,7 +214,9 @@ def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
     try:
         _await_answer(address)
         ray.init(address=address, runtime_env=_joined_environment(), **options)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if "token" in str(error).lower():
+            raise ConnectionError(token_advice(address)) from error
         raise ConnectionError(f"no Ray cluster answers at {address!r}: {START_HINT} ({_first_line(error)})") from error
 
 
@@ -185,13 +225,15 @@ def _await_answer(address: str) -> None:
 
     Raises:
         ValueError: The address is that of a dashboard.
-        OSError: Nothing listens there.
+        OSError: Nothing listens there, or it wants another token.
     """
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's address: send jobs there with `clipautt submit`")
     if address != "auto" and _is_address(address):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        if wants_token(address):
+            raise ConnectionError("wrong token")
 
 
 def _joined_environment() -> dict[str, Any] | None:

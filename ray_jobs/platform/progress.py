@@ -145,6 +145,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def size_text(count: int) -> str:
+    """A number of bytes in a readable unit: `512 B`, `13.1 MB`."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def format_table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     """An aligned plain-text table: text to the left, numbers to the right.
 

@@ -30,7 +30,7 @@ from clipautt.features.maintenance import (
     store_folders,
     verify,
 )
-from ray_jobs.platform.progress import table
+from ray_jobs.platform.progress import size_text, table
 
 POSITIONAL = "action"
 _ACTIONS = ("ls", "verify", "gc")
@@ -92,16 +92,6 @@ def _check_keep(root: Path, keep: Sequence[object]) -> None:
         if name not in there:
             hint = "" if isinstance(name, str) else "; it was read as a number: put it in quotes, keep=['…']"
             raise ValueError(f"keep={name!r} is not a folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
-
-
-def size_text(count: int) -> str:
-    """A number of bytes in a readable unit: `512 B`, `13.1 MB`."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _line(folder: FolderInventory) -> tuple[object, ...]:
