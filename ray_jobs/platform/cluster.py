@@ -229,6 +229,10 @@ def _await_answer(address: str) -> None:
     """
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's address: send jobs there with `clipautt submit`")
+    if address == "auto":
+        from ray._private.utils import read_ray_address
+
+        address = read_ray_address() or address
     if address != "auto" and _is_address(address):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

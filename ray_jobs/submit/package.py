@@ -6,6 +6,7 @@ large to be sent.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections import Counter
@@ -97,7 +98,8 @@ def sent_files(root: Path) -> dict[Path, int]:
     # Ray's own walk: it alone says what is sent, ignore files in sub-folders included.
     excludes = [*ray_constants.get_runtime_env_default_excludes(), *EXCLUDES]
     with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    packaging._dir_travel(root, [packaging._get_excludes(root, excludes)], note, include_gitignore=with_gitignore)
+    rules, quiet = [packaging._get_excludes(root, excludes)], logging.getLogger(__name__)
+    packaging._dir_travel(root, rules, note, include_gitignore=with_gitignore, logger=quiet)
     return sizes
 
 
