@@ -31,14 +31,18 @@ def rows(
     status: str = "ok",
     reason: str = "",
     value: float | None = None,
+    node: str = "",
 ) -> Batch:
-    """Rows as encoders give them; the feature of frame n of clip i is [i, n]."""
+    """Rows as encoders give them; the feature of frame n of clip i is [i, n]; the last row knows the content."""
     number = np.array(list(numbers))
     totals = np.full(len(number), -1)
     totals[-1] = total
     feature = np.stack([np.full(len(number), index if value is None else value), number], 1).astype(np.float32)
     constant = {"index": index, "attempt": attempt, "status": status, "reason": reason, "decoder": f"d{attempt}"}
+    constant |= {"node": node, "content": ""}
     facts = {name: np.full(len(number), what) for name, what in constant.items()}
+    if total > 0:
+        facts["content"] = np.full(len(number), f"content {index}")
     return facts | {"number": number, "total": totals, "time": number / 25, "found": number >= 0, "feature": feature}
 
 
@@ -51,6 +55,7 @@ class Scripted(Pipeline):
 
     def __init__(self, *passes: list[Batch]) -> None:
         self.config = PipelineConfig()
+        self.avoid = frozenset()
         self.passes = list(passes)
         self.asked: list[list[str]] = []
 
@@ -81,6 +86,7 @@ def test_frames_may_arrive_in_any_order_and_mixed() -> None:
         assert encoded.status == "ok" and encoded.num_frames == length
         np.testing.assert_array_equal(encoded.features, [[index, n] for n in range(length)])
         np.testing.assert_array_equal(encoded.times, np.arange(length) / 25)
+        assert encoded.content == f"content {index}"
     assert pipeline.asked == [["c0 ×4", "c1 ×4", "c2 ×4"]]
 
 
