@@ -44,7 +44,7 @@ METHOD = {
         "loading",
         "pretraining",
     ],
-    "features": ["clip_features", "contents", "store", "maintenance", "rebase"],
+    "features": ["clip_features", "contents", "store", "references", "maintenance", "rebase"],
     "model": ["windows", "network", "checkpoint", "published", "training"],
     "adaptation": [
         "priors",

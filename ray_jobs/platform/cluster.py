@@ -147,11 +147,6 @@ def num_gpus(avoid: Collection[str] = ()) -> int:
     return int(sum(node.gpus for node in usable_nodes(avoid)) if avoid else _resources().get("GPU", 0))
 
 
-def num_nodes() -> int:
-    """Nodes of the connected cluster that have a core or a GPU."""
-    return len(usable_nodes())
-
-
 def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
     """Share of a GPU to ask for per actor: pass it to Ray as `num_gpus=`.
 

@@ -24,7 +24,7 @@ def use_token() -> None:
         return
     os.environ[MODE] = "token"
     if "ray" in sys.modules:  # it has read the environment already
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")
 

@@ -61,6 +61,10 @@ class ExtractionConfig:
     """The manifest that the clips are from, for advice; None if unknown."""
 
 
+class LostClipsError(ValueError):
+    """Clips have no features for the fault of workers or nodes."""
+
+
 def extraction_config(cfg: DictConfig) -> ExtractionConfig:
     """The extraction that a job's composed settings describe."""
     return ExtractionConfig(
@@ -235,7 +239,21 @@ def report_failures(summary: ExtractSummary) -> None:
         if len(failures) > _SHOWN_FAILURES:
             print(f"… and {len(failures) - _SHOWN_FAILURES} more")
     if summary.lost:
-        print(
-            f"{summary.lost} of them failed because of their workers, not because of the clips: the same command tries "
-            "them again"
-        )
+        print(_lost(summary))
+
+
+def refuse_lost(summary: ExtractSummary) -> None:
+    """Stop a job whose result would be another one without the clips that their workers lost.
+
+    Raises:
+        LostClipsError: if there are such clips.
+    """
+    if summary.lost:
+        raise LostClipsError(f"{_lost(summary)}; if they fail again, omit them from the manifest")
+
+
+def _lost(summary: ExtractSummary) -> str:
+    return (
+        f"{summary.lost} clips failed because of their workers, not because of the clips: run the same command to try "
+        "them again"
+    )
