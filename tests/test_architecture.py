@@ -73,6 +73,7 @@ PLATFORM = [
     "metrics",
     "runs",
     "tokens",
+    "messages",
     "cluster",
     "actor_pool",
     "manifests",

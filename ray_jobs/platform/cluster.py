@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
+from ray_jobs.platform.messages import kept_aside, silence, watched
 from ray_jobs.platform.tokens import token_advice, use_token, wants_token
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -94,7 +95,12 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
     if "ray.data" in sys.modules:
         ray_data()
     try:
-        yield
+        with contextlib.ExitStack() as around:
+            if config.log_level not in ("debug", "info"):
+                around.enter_context(kept_aside())
+            if _address(config) != "local":
+                around.enter_context(watched(_described_nodes))
+            yield
     finally:
         ray.shutdown()
 
@@ -114,6 +120,11 @@ class Node:
 
     def __str__(self) -> str:
         return f"node {self.address} ({self.node_id[:8]})"
+
+
+def _described_nodes() -> dict[str, str]:
+    """Node id → node and size, for the nodes that can work."""
+    return {node.node_id: f"{node}, {node.cpus:g} cores and {node.gpus:g} GPUs" for node in usable_nodes()}
 
 
 def usable_nodes(avoid: Collection[str] = ()) -> list[Node]:
@@ -169,7 +180,7 @@ def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
 
 
 def ray_data() -> ModuleType:
-    """`ray.data` with its progress bars off and only its errors on the console; our own lines report progress."""
+    """`ray.data` with its progress bars off and its errors in the file of messages; our own lines report progress."""
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
@@ -178,9 +189,7 @@ def ray_data() -> ModuleType:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if "File" not in type(handler).__name__:  # The log file in Ray's session folder stays complete.
-            handler.setLevel(logging.ERROR)
+    silence(logging.getLogger("ray.data"))
     return ray.data
 
 
@@ -195,7 +204,7 @@ def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
         "logging_level": config.log_level.upper(),
         "log_to_driver": config.log_level in ("debug", "info"),
     }
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     if address == "local":
         store = config.object_store_gb
         ray.init(
@@ -213,6 +222,10 @@ def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
         if "token" in str(error).lower():
             raise ConnectionError(token_advice(address)) from error
         raise ConnectionError(f"no Ray cluster answers at {address!r}: {START_HINT} ({_first_line(error)})") from error
+
+
+def _address(config: ClusterConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _await_answer(address: str) -> None:

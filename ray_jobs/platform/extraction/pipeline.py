@@ -46,8 +46,9 @@ _TASK_RETRIES = 2
 """How often Ray retries a task whose worker or node died; by default it never stops."""
 CPU_SLOT = 0.5
 """Cores that a decoder asks for, and that are counted for an encoder without a GPU."""
-_ENCODER_CPUS = 0.25
-"""Cores that such an encoder asks for; fewer, so that the encoders of a lost node fit beside decoders elsewhere."""
+_ENCODER_CPUS = 0.01
+"""Cores that such an encoder asks for: hardly any, so that the encoders of a lost node fit beside a decoder elsewhere,
+however few cores are left; else both would wait forever."""
 _INIT_RETRIES = 2
 _PASSES = 4
 """How often clips are tried that failed for their worker's fault; after the second time only if there is another node
@@ -235,6 +236,9 @@ class Pipeline:
         if not more or not usable_nodes(self.avoid | more):
             return False
         self.avoid |= more
+        for node in usable_nodes():
+            if node.node_id in more:
+                print(f"{node} is not used any more: it cannot read clips, which are tried elsewhere", flush=True)
         return True
 
     def _batches(self, clips: dict[int, Clip], clips_per_task: int, in_order: bool) -> Iterator[Batch]:
@@ -253,7 +257,7 @@ class Pipeline:
                 batch_size=None,
                 batch_format="numpy",
                 num_cpus=self.decoder_cpus,
-                compute=data.TaskPoolStrategy(self.config.decoders),
+                compute=data.TaskPoolStrategy(self.num_decoders(encoders)),
                 max_retries=_TASK_RETRIES,
             )
             .map_batches(
@@ -301,6 +305,12 @@ class Pipeline:
         if self.gpu:
             return self.config.encoders or max(1, int(num_gpus(self.avoid) / self.gpu))
         return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
+
+    def num_decoders(self, encoders: int) -> int | None:
+        """Maximum number of decoding tasks beside this many encoders; None with GPUs: as many as there are cores."""
+        if self.config.decoders or self.gpu:
+            return self.config.decoders
+        return max(1, int((num_cpus(self.avoid) - encoders * CPU_SLOT / 2) / self.decoder_cpus))
 
     def _bound(self, context: Any, in_order: bool) -> None:
         """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes
