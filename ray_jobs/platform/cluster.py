@@ -124,7 +124,10 @@ class Node:
 
 def _described_nodes() -> dict[str, str]:
     """Node id → node and size, for the nodes that can work."""
-    return {node.node_id: f"{node}, {node.cpus:g} cores and {node.gpus:g} GPUs" for node in usable_nodes()}
+    return {
+        node.node_id: f"{node} with {node.cpus:g} cores" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
+        for node in usable_nodes()
+    }
 
 
 def usable_nodes(avoid: Collection[str] = ()) -> list[Node]:

@@ -110,8 +110,7 @@ def watched(nodes: Callable[[], Mapping[str, str]], *, every_seconds: float = _L
 
 def _lost(node: str, left: int) -> str:
     """What was lost and what happens to it, in one line."""
-    work = "; ".join(running()) or "its work"
-    others = "the other node" if left == 1 else f"the other {left} nodes"
-    file = MESSAGES.mention()
-    said = f". Ray's messages: {file}" if file else ""
-    return f"lost {node}: {work} stays, and what that node was working on is done again on {others}{said}"
+    others = {0: "as soon as there is another node", 1: "on the other node"}.get(left, f"on the other {left} nodes")
+    finished = f" ({'; '.join(running())})" if running() else ""
+    said = f". Ray's messages: {file}" if (file := MESSAGES.mention()) else ""
+    return f"lost {node}: what it was working on is done again {others}, what is finished stays{finished}{said}"
