@@ -168,7 +168,7 @@ def test_a_cluster_started_later_is_joined_and_takes_jobs(
 ) -> None:
     server, dashboard = cluster
     words = ["dataset.source_subjects=1", "dataset.source_val_subjects=1", "dataset.target_subjects=1"]
-    words += ["dataset.clips_per_source_subject=2", "dataset.clips_per_target_subject=2", "dataset.num_frames=4"]
+    words += ["dataset.clips_per_source_subject=2", "dataset.clips_per_target_subject=2", "dataset.num_frames=24"]
     root = Path(__file__).parents[3]
     for place in (["cluster.address=" + server], ["--address", dashboard]):
         submitted = ["submit"] if place[0] == "--address" else []
