@@ -257,7 +257,7 @@ class Pipeline:
                 batch_size=None,
                 batch_format="numpy",
                 num_cpus=self.decoder_cpus,
-                compute=data.TaskPoolStrategy(self.num_decoders(encoders)),
+                compute=data.TaskPoolStrategy(self.num_decoders(tasks, encoders)),
                 max_retries=_TASK_RETRIES,
             )
             .map_batches(
@@ -306,11 +306,11 @@ class Pipeline:
             return self.config.encoders or max(1, int(num_gpus(self.avoid) / self.gpu))
         return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
 
-    def num_decoders(self, encoders: int) -> int | None:
-        """Maximum number of decoding tasks beside this many encoders; None with GPUs: as many as there are cores."""
-        if self.config.decoders or self.gpu:
-            return self.config.decoders
-        return max(1, int((num_cpus(self.avoid) - encoders * CPU_SLOT / 2) / self.decoder_cpus))
+    def num_decoders(self, tasks: int, encoders: int) -> int | None:
+        """Maximum number of decoding tasks at a time, of so many and beside so many encoders; None: no maximum."""
+        free = None if self.gpu else (num_cpus(self.avoid) - encoders * CPU_SLOT / 2) / self.decoder_cpus
+        most = self.config.decoders or (None if free is None else max(1, int(free)))
+        return None if most is None else min(tasks, most)
 
     def _bound(self, context: Any, in_order: bool) -> None:
         """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes
