@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
 from ray_jobs.platform.messages import kept_aside, silence, watched
-from ray_jobs.platform.tokens import token_advice, use_token, wants_token
+from ray_jobs.platform.tokens import mode_for
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 START_HINT = "start one with `ray start --head`, or omit the address to run on this machine"
@@ -83,26 +83,22 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
     config = config or ClusterConfig()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    use_token()
     import ray
 
     if ray.is_initialized():
         yield
         return
     _make_importable()
-    with _hushed(config.log_level):
-        _initialize(ray, config)
-    if "ray.data" in sys.modules:
-        ray_data()
-    try:
-        with contextlib.ExitStack() as around:
-            if config.log_level not in ("debug", "info"):
-                around.enter_context(kept_aside())
-            if _address(config) != "local":
-                around.enter_context(watched(_described_nodes))
-            yield
-    finally:
-        ray.shutdown()
+    with contextlib.ExitStack() as around:
+        with _hushed(config.log_level):
+            around.enter_context(_connected(ray, config))
+        if "ray.data" in sys.modules:
+            ray_data()
+        if config.log_level not in ("debug", "info"):
+            around.enter_context(kept_aside())
+        if _address(config) != "local":
+            around.enter_context(watched(_described_nodes))
+        yield
 
 
 @dataclass(frozen=True)
@@ -202,28 +198,34 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
+@contextlib.contextmanager
+def _connected(ray: ModuleType, config: ClusterConfig) -> Iterator[None]:
+    """Start or join Ray for the length of this block."""
     options: dict[str, Any] = {
         "logging_level": config.log_level.upper(),
         "log_to_driver": config.log_level in ("debug", "info"),
     }
     address = _address(config)
-    if address == "local":
-        store = config.object_store_gb
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=config.num_cpus,
-            object_store_memory=None if store is None else int(store * 1e9),
-            **options,
-        )
-        return
+    with contextlib.ExitStack() as around:
+        around.callback(ray.shutdown)
+        if address == "local":
+            store = config.object_store_gb
+            options |= {"include_dashboard": False, "num_cpus": config.num_cpus}
+            ray.init(address="local", object_store_memory=None if store is None else int(store * 1e9), **options)
+        else:
+            _join(ray, address, options, around)
+        yield
+
+
+def _join(ray: ModuleType, address: str, options: dict[str, Any], around: contextlib.ExitStack) -> None:
+    """Connect to a cluster; what has to stay until the connection ends is entered into `around`."""
     try:
-        _await_answer(address)
+        address = _await_answer(address)
+        around.enter_context(mode_for(address))
         ray.init(address=address, runtime_env=_joined_environment(), **options)
-    except (OSError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        if "token" in str(error).lower():
-            raise ConnectionError(token_advice(address)) from error
+    except (OSError, RuntimeError) as error:
+        if " token" in str(error):
+            raise
         raise ConnectionError(f"no Ray cluster answers at {address!r}: {START_HINT} ({_first_line(error)})") from error
 
 
@@ -231,24 +233,29 @@ def _address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def _await_answer(address: str) -> None:
+def _await_answer(address: str) -> str:
     """Check that something listens at the address; Ray itself would wait five minutes for a missing machine.
+
+    Returns:
+        The address; for `auto`, the one that `ray start` noted on this machine.
 
     Raises:
         ValueError: The address is that of a dashboard.
-        OSError: Nothing listens there, or it wants another token.
+        OSError: Nothing listens there, or there is no cluster on this machine.
     """
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's address: send jobs there with `clipautt submit`")
     if address == "auto":
         from ray._private.utils import read_ray_address
 
-        address = read_ray_address() or address
-    if address != "auto" and _is_address(address):
+        noted = read_ray_address()
+        if noted is None:
+            raise ConnectionError("no cluster was started on this machine")
+        address = noted
+    if _is_address(address):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
-        if wants_token(address):
-            raise ConnectionError("wrong token")
+    return address
 
 
 def _joined_environment() -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ Example:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
@@ -172,23 +173,33 @@ def _take_address(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    use_token()
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
     given = [os.environ[name] for name in _ADDRESS_VARIABLES if os.environ.get(name)]
     target = address or (given or [DEFAULT_ADDRESS])[0]
     with _without_addresses():
         try:
             _await_answer(target)
-            return JobSubmissionClient(target)
-        except AuthenticationError as error:
-            raise ConnectionError(token_advice(target)) from error
+            return _connected(target)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            if " token" in str(error):
+                raise
             raise ConnectionError(
                 f"no Ray cluster accepts jobs at {target}: start one with `ray start --head` on this machine, or give "
                 f"the URL of a cluster's dashboard with --address ({_last_line(str(error))})"
             ) from error
+
+
+def _connected(target: str) -> JobSubmissionClient:
+    """The client, with a token if the cluster asks for one."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    with contextlib.suppress(AuthenticationError):
+        return JobSubmissionClient(target)
+    use_token()
+    try:
+        return JobSubmissionClient(target)
+    except AuthenticationError as error:
+        raise ConnectionError(token_advice(target)) from error
 
 
 def _await_answer(url: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
-from ray_jobs.platform.tokens import token_advice, use_token, wants_token
+from ray_jobs.platform.tokens import mode_for, token_advice, use_token
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -64,12 +64,38 @@ def guarded() -> Iterator[str]:
     server.stop(0)
 
 
-def test_a_token_that_a_local_start_left_is_used(home: Path, guarded: str) -> None:
-    assert wants_token(guarded)
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[str]:
+    """A cluster without tokens."""
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+def test_a_token_that_a_local_start_left_is_used_where_the_cluster_asks(
+    home: Path, guarded: str, open_server: str
+) -> None:
     leave_token(home)
-    assert wants_token(guarded)  # Ray would not send it
-    use_token()
-    assert os.environ["RAY_AUTH_MODE"] == "token" and not wants_token(guarded)
+    with mode_for(guarded):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    with mode_for(open_server):
+        assert "RAY_AUTH_MODE" not in os.environ
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_mode_that_an_earlier_local_start_left_is_undone_for_a_cluster_without_tokens(
+    home: Path, open_server: str, guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls to this driver would be refused, and its actors would die."""
+    leave_token(home)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with mode_for(open_server):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    with mode_for(guarded):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
@@ -78,20 +104,9 @@ def test_a_token_may_come_from_the_environment(
 ) -> None:
     (home / "file").write_text("secret\n")
     monkeypatch.setenv(variable, "secret" if variable == "RAY_AUTH_TOKEN" else str(home / "file"))
-    use_token()
-    assert not wants_token(guarded) and not wants_token(f"ray://{guarded}")
-
-
-def test_the_mode_that_the_user_sets_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave_token(home)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    use_token()
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-
-
-def test_without_a_token_nothing_is_set() -> None:
-    use_token()
-    assert "RAY_AUTH_MODE" not in os.environ
+    for address in (guarded, f"ray://{guarded}"):
+        with mode_for(address):
+            assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +182,7 @@ def test_a_cluster_started_later_is_joined_and_takes_jobs(
     home: Path, cluster: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     server, dashboard = cluster
-    words = ["dataset.source_subjects=1", "dataset.source_val_subjects=1", "dataset.target_subjects=1"]
+    words = ["dataset.source_subjects=2", "dataset.source_val_subjects=1", "dataset.target_subjects=1"]
     words += ["dataset.clips_per_source_subject=2", "dataset.clips_per_target_subject=2", "dataset.num_frames=24"]
     root = Path(__file__).parents[3]
     for place in (["cluster.address=" + server], ["--address", dashboard]):

@@ -142,7 +142,7 @@ def test_a_node_that_does_not_see_the_videos_is_named_and_not_used(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "videos").mkdir()
-    cluster.add_node(num_cpus=3, env_vars={"HIDES": str(tmp_path / "videos")})
+    cluster.add_node(num_cpus=3, node_ip_address="127.0.0.2", env_vars={"HIDES": str(tmp_path / "videos")})
     assert cli.main(words(tmp_path, cluster.address, "store")) == 0
     said = capsys.readouterr().out
     assert said.count(" is not used: it cannot read ") == 1 and "numbered.mp4 (No such file or directory)" in said
@@ -156,7 +156,7 @@ def test_clips_that_fail_on_a_node_are_tried_elsewhere(
     """A node whose storage goes after the probe; it fails fast and so takes most of the clips."""
     monkeypatch.setattr(probe, "_spread", lambda _: ())
     (tmp_path / "videos").mkdir()
-    cluster.add_node(num_cpus=3, env_vars={"HIDES": str(tmp_path / "videos")})
+    cluster.add_node(num_cpus=3, node_ip_address="127.0.0.2", env_vars={"HIDES": str(tmp_path / "videos")})
     assert cli.main(words(tmp_path, cluster.address, "store")) == 0
     said = capsys.readouterr().out
     assert said.count("is not used any more: it cannot read clips, which are tried elsewhere") == 1
