@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def refuse_uri(path: str | Path, name: str) -> None:
+    """Refuse a URI where a local path is expected: it would make a local folder named `s3:`.
+
+    Args:
+        path: the path as given.
+        name: what it is, for the message: the name of a setting or of an argument.
+
+    Raises:
+        ValueError: naming both.
+    """
+    separator = ":/" if isinstance(path, Path) else "://"  # `Path` turns two slashes into one
+    if re.match(rf"[A-Za-z][A-Za-z0-9+.-]+{separator}", str(path)):
+        raise ValueError(
+            f"{name}={path}: URIs are not read yet; give a local path, on storage that all machines share, such as a "
+            "mounted bucket"
+        )
 
 
 def hidden(path: Path, *, below: Path) -> bool:

@@ -120,7 +120,7 @@ def run_job(package: str | None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    from ray_jobs.platform import configuration, usage  # imports Hydra, which takes longer than the overview
+    from ray_jobs.platform import configuration, places, usage  # imports Hydra, which takes longer than the overview
 
     job = find_job(name)
     if "--help" in words or "-h" in words:
@@ -129,7 +129,9 @@ def _run(name: str, words: list[str]) -> int:
         return 0
     if job.reads_words:
         return int(entry_of(job)(words))
-    cfg = configuration.complete(job.module, overrides(job, words))
+    settings = overrides(job, words)
+    cfg = configuration.complete(job.module, settings)
+    places.refuse_uris(job, settings)
     return int(entry_of(job)(cfg))
 
 

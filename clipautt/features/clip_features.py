@@ -90,7 +90,11 @@ class ClipFeatures:
 def clip_key(clip: Clip) -> str:
     """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span."""
     path = os.path.abspath(clip.source)
-    stat = os.stat(path) if os.path.exists(path) else None
+    return key_of(path, os.stat(path) if os.path.exists(path) else None, clip)
+
+
+def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
+    """The key that a clip of this span has if its file lies at `path`, with this size and time; None if it is gone."""
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
     facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

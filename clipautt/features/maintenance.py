@@ -1,11 +1,7 @@
 """Maintenance of a feature store: list its contents, verify them, and remove what is no longer needed.
 
-In: a store, and the runs and manifests that refer to it. Out: a `FolderInventory` per folder, `Finding`s, or a
-`Collection` of what is removed.
-
-A row is needed while a manifest that is given, or that a run names, contains its clip; a folder is needed while a
-checkpoint was trained on its features. If that cannot be determined, everything is kept and the reason is reported.
-Files and rows written in the last hour are never removed, so other jobs may write during a collection.
+In: a store, and the `References` to it. Out: a `FolderInventory` per folder, `Finding`s, or a `Collection` of what is
+removed. Files and rows written in the last hour are never removed, so other jobs may write during a collection.
 """
 
 from __future__ import annotations
@@ -24,11 +20,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
-from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import Clip
-from clipautt.features.clip_features import FeatureSpec, clip_key, fingerprint_of
+from clipautt.features.clip_features import clip_key, fingerprint_of
+from clipautt.features.references import References
 from clipautt.features.store import (
     OK,
     SPAN,
@@ -41,8 +36,7 @@ from clipautt.features.store import (
     stored_frames,
     write_part,
 )
-from clipautt.files import hidden, write_bytes
-from clipautt.manifest import ManifestError, read_manifest
+from clipautt.files import write_bytes
 
 Kind = Literal["leftover", "damaged", "replaced", "unreferred", "folder"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -114,22 +108,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class References:
-    """Which features are needed."""
-
-    fingerprints: frozenset[str] | None
-    """Folders that are needed; None if unknown, in which case all are kept."""
-    clip_keys: frozenset[str] | None
-    """Keys of the clips that are needed; None if unknown, in which case all rows are kept."""
-    absent_sources: frozenset[str] = frozenset()
-    """Absolute paths that manifests name but that do not exist at present; their rows are kept."""
-    recipes: frozenset[tuple[str, float | None, str]] = frozenset()
-    """Backbone, frames per second and face detector of runs that have no checkpoint yet."""
-    notes: tuple[str, ...] = ()
-    """Why something is unknown, one sentence each."""
-
-
-@dataclass(frozen=True)
 class Waste:
     """Something that is no longer needed."""
 
@@ -197,50 +175,6 @@ def verify(root: str | Path) -> list[Finding]:
             found += [Finding(part.file, what, clip) for clip, what in part.problems]
             found += [Finding(part.file, what, clip, problem=False) for clip, what in _source_notes(part)]
     return found
-
-
-def find_references(
-    runs: str | Path, *, manifests: Iterable[str | Path] = (), fingerprints: Iterable[str] = ()
-) -> References:
-    """What the runs below a folder refer to.
-
-    Args:
-        runs: folder of runs; `checkpoint.json` names a fingerprint, `config.yaml` a manifest and perhaps a checkpoint
-            elsewhere. Relative paths are relative to the parent folder of `runs`.
-        manifests: further manifests whose clips are needed.
-        fingerprints: further folders that are needed.
-
-    Raises:
-        FileNotFoundError, ManifestError: if one of `manifests` is missing or invalid.
-    """
-    notes: list[str] = []
-    base = Path(runs).absolute().parent
-    configs, rows_known = _configs(Path(runs), notes)
-    used, all_there = _checkpoints_used(configs, base, notes)
-    trained, folders_known = _checkpoints({Path(runs), *used}, notes)
-    folders_known = folders_known and all_there
-    if not trained and not tuple(fingerprints):
-        notes.append(f"no checkpoint below {runs} and no keep=[…]: all folders are kept")
-        folders_known = False
-    clips = [clip for path in manifests for clip in read_manifest(path).clips]
-    known = bool(tuple(manifests))
-    for path, (named_by, classes) in _manifests(configs, base).items():
-        try:
-            clips += read_manifest(path, classes=classes).clips
-            known = True
-        except (FileNotFoundError, ManifestError) as error:
-            reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            notes.append(f"manifest {path}, which {named_by} names, {reason}: all rows are kept")
-            rows_known = False
-    if not known:
-        notes.append(f"no run below {runs} names a manifest, and there is no manifests=[…]: all rows are kept")
-    return References(
-        fingerprints=frozenset({*trained, *fingerprints}) if folders_known else None,
-        clip_keys=frozenset(map(clip_key, clips)) if rows_known and known else None,
-        absent_sources=frozenset(os.path.abspath(c.source) for c in clips if not os.path.exists(c.source)),
-        recipes=frozenset(_recipes(configs)),
-        notes=tuple(notes),
-    )
 
 
 def collect(root: str | Path, references: References, *, apply: bool, now: float | None = None) -> Collection:
@@ -526,76 +460,3 @@ def _collect_folder(folder: Path, leftovers: set[Path], *, apply: bool) -> Itera
         folder.rmdir()
     except OSError:  # another job has just begun to write here
         write_bytes(spec, content)
-
-
-def _walk(runs: Path, name: str) -> list[Path]:
-    found = (Path(folder) / name for folder, _, files in os.walk(runs) if name in files)
-    return sorted(path for path in found if not hidden(path, below=runs))
-
-
-def _checkpoints_used(
-    configs: Mapping[Path, Mapping[str, Any]], base: Path, notes: list[str]
-) -> tuple[set[Path], bool]:
-    """Folders of the checkpoints that settings of runs name, and whether all of them exist."""
-    found, complete = set(), True
-    for path, settings in configs.items():
-        if not isinstance(settings.get("checkpoint"), str):
-            continue
-        folder = base / Path(settings["checkpoint"]).expanduser()
-        if _walk(folder, "checkpoint.json"):
-            found.add(folder)
-        else:
-            notes.append(f"{path} names the checkpoint {folder}, which is gone: all folders are kept")
-            complete = False
-    return found, complete
-
-
-def _checkpoints(folders: Iterable[Path], notes: list[str]) -> tuple[set[str], bool]:
-    """Fingerprints of the features that checkpoints were trained on, and whether all could be read."""
-    found, complete = set(), True
-    for path in sorted({path for folder in folders for path in _walk(folder, "checkpoint.json")}):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found.add(FeatureSpec.from_json(facts["features"]).fingerprint)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            notes.append(f"{path} cannot be read ({type(error).__name__}: {error}): all folders are kept")
-            complete = False
-    return found, complete
-
-
-def _configs(runs: Path, notes: list[str]) -> tuple[dict[Path, Mapping[str, Any]], bool]:
-    """The settings of every run, by file, and whether all could be read."""
-    found: dict[Path, Mapping[str, Any]] = {}
-    complete = True
-    for path in _walk(runs, "config.yaml"):
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            notes.append(f"{path} cannot be read ({' '.join(str(error).split())}): all rows are kept")
-            complete = False
-            continue
-        if isinstance(settings, dict):
-            found[path] = settings
-    return found, complete
-
-
-def _manifests(
-    configs: Mapping[Path, Mapping[str, Any]], base: Path
-) -> dict[Path, tuple[Path, tuple[str, ...] | None]]:
-    """Manifest → the settings file that names it, and the classes given there, if any."""
-    named: dict[Path, tuple[Path, tuple[str, ...] | None]] = {}
-    for path, settings in configs.items():
-        if isinstance(settings.get("manifest"), str):
-            classes = tuple(settings.get("classes") or ()) or None
-            named.setdefault(base / Path(settings["manifest"]).expanduser(), (path, classes))
-    return named
-
-
-def _recipes(configs: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, float | None, str]]:
-    """The `References.recipes` of runs without a checkpoint; their settings do not tell the backbone's fingerprint."""
-    for path, settings in configs.items():
-        parts = [settings.get(name) for name in ("backbone", "sampling", "faces")]
-        if all(isinstance(part, dict) for part in parts) and not _walk(path.parent, "checkpoint.json"):
-            backbone, sampling, faces = (dict(part or {}) for part in parts)
-            name = BackboneConfig(str(backbone.get("name"))).name  # absolute, as in the store
-            yield name, sampling.get("frames_per_second"), str(faces.get("detector"))

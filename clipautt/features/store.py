@@ -27,7 +27,7 @@ import torch
 
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key
-from clipautt.files import atomic, sync_folder, write_json
+from clipautt.files import atomic, refuse_uri, sync_folder, write_json
 
 OK = "ok"
 TRIED_AGAIN = frozenset({"lost", "not_encoded"})
@@ -36,7 +36,7 @@ SPEC_FILE = "_spec.json"
 """File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
 SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
 """Columns with a clip's span."""
-_LATER = (*SPAN, "face_found")
+_LATER = (*SPAN, "face_found", "content")
 """Columns that older files lack."""
 _ROWS_PER_GROUP = 8
 _PASSES = 8
@@ -82,9 +82,13 @@ class FeatureStore:
     Args:
         root: folder of the store; the subfolder of the specification is created on the first write.
         spec: specification of the features.
+
+    Raises:
+        ValueError: if `root` is a URI.
     """
 
     def __init__(self, root: str | Path, spec: FeatureSpec) -> None:
+        refuse_uri(root, "store")
         self.spec = spec
         self.path = Path(root) / spec.fingerprint
         self.schema = store_schema(spec.feature_dim)
@@ -187,7 +191,7 @@ class FeatureStore:
 
 def store_schema(feature_dim: int) -> pa.Schema:
     """The columns of a store's files, for features of this width."""
-    text = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder")
+    text = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder", "content")
     return pa.schema(
         [
             *((name, pa.string()) for name in text),

@@ -41,7 +41,7 @@ from ray_jobs.adapt.plan import SubjectPlan, SubjectWork, make_tasks, result_fil
 from ray_jobs.adapt.results import ResultBook
 from ray_jobs.adapt.run import AdaptJob, AdaptRun
 from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
-from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, num_nodes
+from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, usable_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
 from ray_jobs.platform.manifests import load_manifest
@@ -135,11 +135,13 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
         limits=instantiate(cfg.limits),
         pipeline=instantiate(cfg.pipeline),
         cluster=run.cluster,
+        manifest=str(cfg.manifest),
     )
     store, summary = extract(run.clips, config)
     report_failures(summary)
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
-    return replace(run, job=replace(run.job, features=store.spec), reasons=reasons)
+    job = replace(run.job, features=store.spec)
+    return replace(run, job=job, reasons=reasons, lost=summary.lost, avoid=summary.avoid)
 
 
 def plan_run(run: AdaptRun) -> Plan:
@@ -170,7 +172,7 @@ def execute(plan: Plan) -> None:
 
 
 def finish(plan: Plan) -> int:
-    """Print the results and where they are; returns the exit code, 1 if a subject failed."""
+    """Print the results and where they are; returns the exit code, 1 if a subject failed or a clip was lost."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
     folder = Path(run.job.folder)
@@ -184,7 +186,7 @@ def finish(plan: Plan) -> int:
         print(
             f"{len(failures)} of {len(by_subject(run.clips))} subjects failed; run the same command to try them again"
         )
-    return 1 if failures else 0
+    return 1 if failures or run.lost else 0
 
 
 def rows_of(run: AdaptRun) -> pd.DataFrame:
@@ -199,7 +201,8 @@ def _outcomes(
     idle = [subject for subject, plan in subjects.items() if not plan.work.assignments]
     yield from ((subject, []) for subject in sorted(idle))
     gpu = gpu_share(run.cluster)
-    actors = run.work.actors or (max(1, int(num_gpus() / gpu)) if gpu else num_cpus())
+    cores = num_cpus(run.avoid)
+    actors = run.work.actors or (max(1, int(num_gpus(run.avoid) / gpu)) if gpu else cores)
     left = [plan.work for plan in subjects.values() if plan.work.assignments]
     tasks = make_tasks(left, clips_per_task=run.work.clips_per_task, actors=actors)
     if not tasks:
@@ -207,12 +210,13 @@ def _outcomes(
     count = min(len(tasks), actors)
     config = PoolConfig(
         actors=count,
-        num_cpus=0.0 if gpu else min(1.0, num_cpus() / count),
+        num_cpus=0.0 if gpu else min(1.0, cores / count),
         num_gpus=gpu,
         attempts=_ATTEMPTS,
         seconds_per_item=run.work.seconds_per_video,
+        avoid=run.avoid,
     )
-    sharing = -(-count // max(1, num_nodes())) if not gpu else max(1, round(1 / gpu))
+    sharing = -(-count // max(1, len(usable_nodes(run.avoid)))) if not gpu else max(1, round(1 / gpu))
     pool = run_pool(AdaptActor, (run.job, sharing), tasks, config=config, size=_videos, on_ready=on_ready)
     with contextlib.closing(pool) as outcomes:
         for outcome in outcomes:

@@ -106,6 +106,10 @@ class AdaptRun:
     """Random seed of the cohorts."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Clip → why it has no features; its rows give this reason."""
+    lost: int = 0
+    """Number of clips without features for the fault of a worker or its node."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes that cannot see weights or store."""
 
     @property
     def results(self) -> Path:

@@ -74,4 +74,4 @@ def main(cfg: DictConfig) -> int:
     print(f"{counts}, {len(summary.failures)} without features")
     page = write_report(run.folder, store, summary, clips=len(clips))
     print(f"store: {store.path}\nreport: {page}")
-    return 1 if len(summary.failures) == len(clips) else 0
+    return 1 if summary.lost or len(summary.failures) == len(clips) else 0

@@ -20,6 +20,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from ray_jobs.platform.cluster import avoiding
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _ResultOut = TypeVar("_ResultOut", covariant=True)
@@ -64,6 +66,8 @@ class PoolConfig:
     seconds_per_item: float | None = 1800.0
     """Time limit of a task in seconds, per unit of its items' sizes; above 0. A task over the limit has failed, and its
     actor is killed. None: no limit."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes on which no actor is started."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "attempts"):
@@ -314,6 +318,7 @@ class _Pool(Generic[Item, Result]):
 
         asked = {"num_cpus": self.config.num_cpus, "num_gpus": self.config.num_gpus}
         options: dict[str, Any] = asked | {"max_restarts": 0, "max_task_retries": 0}
+        options["label_selector"] = avoiding(self.config.avoid)
         remote: Any = ray.remote(**options)(PoolActor)
         handle = remote.remote()
         placed = handle.ping.remote()

@@ -14,7 +14,8 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
+from ray_jobs.platform.messages import kept_aside, silence, watched
+from ray_jobs.platform.tokens import mode_for
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 START_HINT = "start one with `ray start --head`, or omit the address to run on this machine"
@@ -86,32 +89,72 @@ def connect(config: ClusterConfig | None = None) -> Iterator[None]:
         yield
         return
     _make_importable()
-    with _hushed(config.log_level):
-        _initialize(ray, config)
-    if "ray.data" in sys.modules:
-        ray_data()
-    try:
+    with contextlib.ExitStack() as around:
+        with _hushed(config.log_level):
+            around.enter_context(_connected(ray, config))
+        if "ray.data" in sys.modules:
+            ray_data()
+        if config.log_level not in ("debug", "info"):
+            around.enter_context(kept_aside())
+        if _address(config) != "local":
+            around.enter_context(watched(_described_nodes))
         yield
-    finally:
-        ray.shutdown()
 
 
-def num_cpus() -> int:
-    """Cores of the connected cluster, at least 1."""
-    return max(1, int(_resources().get("CPU", 1)))
+@dataclass(frozen=True)
+class Node:
+    """A machine of the connected cluster that has a core or a GPU."""
+
+    node_id: str
+    """Ray's id."""
+    address: str
+    """Its address in the cluster's network."""
+    cpus: float
+    """Cores that Ray counts there."""
+    gpus: float
+    """GPUs that Ray counts there."""
+
+    def __str__(self) -> str:
+        return f"node {self.address} ({self.node_id[:8]})"
 
 
-def num_gpus() -> int:
-    """GPUs of the connected cluster."""
-    return int(_resources().get("GPU", 0))
+def _described_nodes() -> dict[str, str]:
+    """Node id → node and size, for the nodes that can work."""
+    return {
+        node.node_id: f"{node} with {node.cpus:g} cores" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
+        for node in usable_nodes()
+    }
 
 
-def num_nodes() -> int:
-    """Nodes of the connected cluster that have a core or a GPU."""
+def usable_nodes(avoid: Collection[str] = ()) -> list[Node]:
+    """The nodes of the connected cluster that are alive, have a core or a GPU and are not to be avoided.
+
+    Args:
+        avoid: ids of nodes.
+    """
     import ray
 
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(node["Alive"] and bool({"CPU", "GPU"} & node["Resources"].keys()) for node in nodes)
+    nodes = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"]
+        if node["Alive"] and {"CPU", "GPU"} & has.keys() and node["NodeID"] not in avoid:
+            nodes.append(Node(node["NodeID"], node["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0)))
+    return nodes
+
+
+def avoiding(nodes: Collection[str]) -> dict[str, str] | None:
+    """Ray's `label_selector` for tasks and actors that are not to run on these nodes; None if they may run anywhere."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else None
+
+
+def num_cpus(avoid: Collection[str] = ()) -> int:
+    """Cores of the connected cluster, at least 1; those of some nodes may be left out."""
+    return max(1, int(sum(node.cpus for node in usable_nodes(avoid)) if avoid else _resources().get("CPU", 1)))
+
+
+def num_gpus(avoid: Collection[str] = ()) -> int:
+    """GPUs of the connected cluster; those of some nodes may be left out."""
+    return int(sum(node.gpus for node in usable_nodes(avoid)) if avoid else _resources().get("GPU", 0))
 
 
 def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
@@ -136,7 +179,7 @@ def gpu_share(config: ClusterConfig, *, actors_per_gpu: int = 1) -> float:
 
 
 def ray_data() -> ModuleType:
-    """`ray.data` with its progress bars off and only its errors on the console; our own lines report progress."""
+    """`ray.data` with its progress bars off and its errors in the file of messages; our own lines report progress."""
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
@@ -145,9 +188,7 @@ def ray_data() -> ModuleType:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if "File" not in type(handler).__name__:  # The log file in Ray's session folder stays complete.
-            handler.setLevel(logging.ERROR)
+    silence(logging.getLogger("ray.data"))
     return ray.data
 
 
@@ -157,41 +198,64 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _initialize(ray: ModuleType, config: ClusterConfig) -> None:
+@contextlib.contextmanager
+def _connected(ray: ModuleType, config: ClusterConfig) -> Iterator[None]:
+    """Start or join Ray for the length of this block."""
     options: dict[str, Any] = {
         "logging_level": config.log_level.upper(),
         "log_to_driver": config.log_level in ("debug", "info"),
     }
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        store = config.object_store_gb
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=config.num_cpus,
-            object_store_memory=None if store is None else int(store * 1e9),
-            **options,
-        )
-        return
+    address = _address(config)
+    with contextlib.ExitStack() as around:
+        around.callback(ray.shutdown)
+        if address == "local":
+            store = config.object_store_gb
+            options |= {"include_dashboard": False, "num_cpus": config.num_cpus}
+            ray.init(address="local", object_store_memory=None if store is None else int(store * 1e9), **options)
+        else:
+            _join(ray, address, options, around)
+        yield
+
+
+def _join(ray: ModuleType, address: str, options: dict[str, Any], around: contextlib.ExitStack) -> None:
+    """Connect to a cluster; what has to stay until the connection ends is entered into `around`."""
     try:
-        _await_answer(address)
+        address = _await_answer(address)
+        around.enter_context(mode_for(address))
         ray.init(address=address, runtime_env=_joined_environment(), **options)
     except (OSError, RuntimeError) as error:
+        if " token" in str(error):
+            raise
         raise ConnectionError(f"no Ray cluster answers at {address!r}: {START_HINT} ({_first_line(error)})") from error
 
 
-def _await_answer(address: str) -> None:
+def _address(config: ClusterConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _await_answer(address: str) -> str:
     """Check that something listens at the address; Ray itself would wait five minutes for a missing machine.
+
+    Returns:
+        The address; for `auto`, the one that `ray start` noted on this machine.
 
     Raises:
         ValueError: The address is that of a dashboard.
-        OSError: Nothing listens there.
+        OSError: Nothing listens there, or there is no cluster on this machine.
     """
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS={address!r} is a dashboard's address: send jobs there with `clipautt submit`")
-    if address != "auto" and _is_address(address):
+    if address == "auto":
+        from ray._private.utils import read_ray_address
+
+        noted = read_ray_address()
+        if noted is None:
+            raise ConnectionError("no cluster was started on this machine")
+        address = noted
+    if _is_address(address):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    return address
 
 
 def _joined_environment() -> dict[str, Any] | None:

@@ -19,6 +19,18 @@ _TENTHS = 10
 _NUMBER = re.compile(r"[+\-\u2212]?\d[\d.,]*(e[+-]?\d+)?( ?%)?( ?[±→] ?.*| \[.*\]| [a-z/]+)?")  # A spread may follow.
 
 
+_RUNNING: list[Progress] = []
+"""The blocks that are entered now."""
+
+
+def running() -> list[str]:
+    """What is finished of the work under way, as in `extract: 100 of 480 clips`."""
+    return [
+        f"{progress.label}: {progress.done}{'' if progress.total is None else f' of {progress.total}'} {progress.unit}"
+        for progress in _RUNNING
+    ]
+
+
 class Progress:
     """Counts finished units and prints `done/total`, rate, time left and failures.
 
@@ -59,6 +71,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._began = self._printed = self._clock()
+        _RUNNING.append(self)
         if self._stream.isatty():
             self._print(end="")
         return self
@@ -124,6 +137,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _RUNNING.remove(self)
         self._print(end="\n")
 
     def _print(self, *, end: str) -> None:
@@ -143,6 +157,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in a readable unit: `512 B`, `13.1 MB`."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def format_table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:

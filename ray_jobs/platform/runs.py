@@ -7,6 +7,7 @@ with other settings it is refused, so that a folder never mixes results of two s
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -20,12 +21,14 @@ from typing import Any
 
 import yaml
 
-from clipautt.files import write_json, write_text
+from clipautt.files import refuse_uri, write_json, write_text
 from ray_jobs.platform.configuration import checkout, flatten, resolved
 
 IGNORED = ("cluster", "limits", "pipeline", "name", "runs")
 """Settings that say where a job runs, what it may cost or what it is called, and cannot change what it computes."""
 
+COMMIT_VARIABLE = "CLIPAUTT_COMMIT"
+"""Environment variable with the commit of a submitted job's code."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _SHOWN_DIFFERENCES = 12
 _PACKAGES = (
@@ -92,8 +95,7 @@ def open_run(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"name={name!r}: expected letters, digits and . _ + -, the first a letter or digit")
-    if "://" in str(folder or root):
-        raise ValueError(f"{folder or root}: run folders are plain paths, on storage that all nodes share")
+    refuse_uri(folder or root, "out" if folder else "runs")
     settings = resolved(cfg)
     folder = (Path(folder) if folder else Path(root) / job / name).expanduser().absolute()
     file = folder / "config.yaml"
@@ -130,11 +132,19 @@ def differences(
 @cache
 def code_version() -> str:
     """Version of this code, for result rows: `0.1.0`, in a checkout `0.1.0+1a2b3c4`, changed `0.1.0+1a2b3c4.dirty`."""
-    version = _version()
-    commit = _git("rev-parse", "--short", "HEAD")
-    if not commit:
-        return version
-    return f"{version}+{commit}" + (".dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return f"{_version()}+{commit()}" if commit() else _version()
+
+
+@cache
+def commit() -> str:
+    """The commit of this code, `1a2b3c4`, or `1a2b3c4.dirty` if it was changed since; empty if unknown.
+
+    A submitted job runs without the checkout's `.git`; its commit comes along in the environment.
+    """
+    here = _git("rev-parse", "--short", "HEAD")
+    if not here:
+        return os.environ.get(COMMIT_VARIABLE, "")
+    return here + (".dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _version() -> str:

@@ -1,15 +1,18 @@
-"""Look after a feature store: list what it holds, verify it, remove what is not needed.
+"""Look after a feature store: list what it holds, verify it, take over moved data, remove what is not needed.
 
 `ls` prints a line for every fingerprint: one backbone with its weights, preprocessing, crop and sampling. `verify`
 reads everything and exits with 1 if something is wrong. `gc` lists what it would remove, and removes it with
 apply=true: leftovers of interrupted writes, rows that a later one replaces, rows of clips that no manifest of a run
 has, and folders of features that no checkpoint was trained on. Damaged files are only renamed. Nothing written in the
-last hour is removed, and if it cannot be known what is needed, everything stays.
+last hour is removed, and if it cannot be known what is needed, everything stays. `rebase` is for data that was moved or
+copied: it finds the clips of manifests=[…] under their earlier path or time, by the content of their files, and with
+apply=true adds their features under the present one, so that nothing is encoded again.
 
 Example:
     clipautt store ls
     clipautt store verify store=/data/features
     clipautt store gc 'manifests=[data/ward7.parquet]' 'keep=[3f0c5d2a9b1e4d77]' apply=true
+    clipautt store rebase 'manifests=[data/ward7.parquet]' apply=true
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ from clipautt.features.maintenance import (
     FolderInventory,
     Waste,
     collect,
-    find_references,
     inventory,
     store_folders,
     verify,
 )
-from ray_jobs.platform.progress import table
+from clipautt.features.rebase import Rebase, rebase
+from clipautt.features.references import find_references
+from clipautt.manifest import read_manifest
+from ray_jobs.platform.progress import Progress, size_text, table
 
 POSITIONAL = "action"
-_ACTIONS = ("ls", "verify", "gc")
+_ACTIONS = ("ls", "verify", "rebase", "gc")
 _SHOWN = 25
+_EXAMPLES = 3
 _MEANING = {
     "leftover": "files of interrupted writes",
     "damaged": "damaged files, renamed to _damaged-…",
@@ -71,7 +77,9 @@ def collect_garbage(root: Path, cfg: DictConfig) -> int:
     """Print what is not needed, and remove it if `cfg.apply` is set; returns 0."""
     keep, manifests = list(cfg.keep or ()), list(cfg.manifests or ())
     _check_keep(root, keep)
-    references = find_references(cfg.runs, manifests=manifests, fingerprints=keep)
+    references = find_references(
+        cfg.runs, manifests=manifests, classes=tuple(cfg.classes or ()) or None, fingerprints=keep
+    )
     collection = collect(root, references, apply=cfg.apply)
     for note in collection.notes:
         print(f"note: {note}")
@@ -85,6 +93,48 @@ def collect_garbage(root: Path, cfg: DictConfig) -> int:
     return 0
 
 
+def rebase_store(root: Path, cfg: DictConfig) -> int:
+    """Print which clips are known under another path or time, and take them over if `cfg.apply` is set; returns 0."""
+    if not cfg.manifests:
+        raise ValueError("rebase needs the manifests of the data as it is now: manifests=[PATH]")
+    classes = tuple(cfg.classes or ()) or None
+    clips = [clip for path in cfg.manifests for clip in read_manifest(path, classes=classes).clips]
+    with Progress("rebase") as progress:
+        results = rebase(root, clips, apply=cfg.apply, on_clip=progress.advance)
+    for result in results:
+        for line in _rebased(result):
+            print(f"{result.folder.name}: {line}")
+    total = sum(len(result.by_content) + len(result.by_time) for result in results)
+    if not total:
+        print(f"nothing to take over in {root}")
+    elif cfg.apply:
+        print(f"{total} clips taken over; their old rows stay until `clipautt store gc` finds that nothing needs them")
+    else:
+        print(f"{total} clips would be taken over; nothing was changed: apply=true takes them over")
+    return 0
+
+
+def _rebased(result: Rebase) -> list[str]:
+    """What happens in a folder, a line for each kind of clip."""
+    if result.trouble:
+        return [f"left alone: {result.trouble}"]
+    kinds = {
+        "known under another path or time, by the content of their files": result.by_content,
+        "known under another path, by size and time to the nanosecond, since their content was not recorded": (
+            result.by_time
+        ),
+        "known by name, but made from other content: they are encoded again": result.changed,
+        "known by name, but it cannot be verified from what: they are encoded again": result.unknown,
+        "known by name, but their files cannot be read now": result.unreadable,
+    }
+    lines = [f"{len(ids)} clips {what}{_examples(ids)}" for what, ids in kinds.items() if ids]
+    return [*([f"{result.present} clips are there already"] if result.present else []), *lines]
+
+
+def _examples(ids: Sequence[str]) -> str:
+    return f" ({', '.join(ids[:_EXAMPLES])}{', …' if len(ids) > _EXAMPLES else ''})"
+
+
 def _check_keep(root: Path, keep: Sequence[object]) -> None:
     """Refuse a fingerprint that the store does not have: a mistyped one would not keep what it was meant to."""
     there = [folder.name for folder in store_folders(root)]
@@ -92,16 +142,6 @@ def _check_keep(root: Path, keep: Sequence[object]) -> None:
         if name not in there:
             hint = "" if isinstance(name, str) else "; it was read as a number: put it in quotes, keep=['…']"
             raise ValueError(f"keep={name!r} is not a folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
-
-
-def size_text(count: int) -> str:
-    """A number of bytes in a readable unit: `512 B`, `13.1 MB`."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _line(folder: FolderInventory) -> tuple[object, ...]:
@@ -165,4 +205,6 @@ def main(cfg: DictConfig) -> int:
     root = Path(cfg.store)
     if cfg.action == "gc":
         return collect_garbage(root, cfg)
+    if cfg.action == "rebase":
+        return rebase_store(root, cfg)
     return list_store(root) if cfg.action == "ls" else verify_store(root)

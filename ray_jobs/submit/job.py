@@ -4,19 +4,23 @@
 
 The cluster is the one at `--address` (the dashboard's URL, `http://host:8265`), else at RAY_API_SERVER_ADDRESS or
 RAY_ADDRESS, else at http://127.0.0.1:8265. From a source checkout the code is sent along, without data, runs and
-caches; an installed wheel sends nothing, so the cluster needs the same wheel. Ctrl-C stops the job.
+caches, and the run records its commit; an installed wheel sends nothing, so the cluster needs the same wheel. Ctrl-C
+stops the job.
 
-Paths are read on the cluster: give absolute paths on storage that its machines share, or URIs, `runs=…` included. A
-relative path would lie in a temporary folder that Ray removes.
+Paths are read on the cluster: all of them, those left at their defaults included, have to be absolute, on storage that
+its machines share. A relative path is refused, since it would lie in a temporary folder that Ray removes.
 
 Example:
-    clipautt submit adapt name=ward7 dataset=biovid dataset.root=/shared/biovid runs=/shared/runs \\
-        --address http://head:8265
+    clipautt submit extract dataset=biovid root=/shared/biovid manifest=/shared/biovid.parquet store=/shared/features \\
+        runs=/shared/runs --address http://head:8265
+    clipautt submit adapt manifest=/shared/biovid.parquet store=/shared/features checkpoint=/shared/runs/train/ward7 \\
+        runs=/shared/runs name=ward7 --address http://head:8265
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
@@ -25,10 +29,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_jobs.platform import configuration
 from ray_jobs.platform.jobs import EXIT_INTERRUPTED, find_job, overrides
+from ray_jobs.platform.places import refuse_relative, refuse_uris
+from ray_jobs.platform.tokens import token_advice, use_token
+from ray_jobs.submit.package import runtime_env
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -37,31 +44,6 @@ READS_WORDS = True
 """`main` takes the words of the command line: they are the other job's."""
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDES = (
-    ".git",
-    ".venv",
-    "venv",
-    "/runs",
-    "/data",
-    "/features",
-    "/outputs",
-    "/dist",
-    "/build",
-    "*.egg-info",
-    "__pycache__",
-    ".mypy_cache",
-    ".pytest_cache",
-    ".ruff_cache",
-    ".hypothesis",
-    "*.mp4",
-    "*.avi",
-    "*.webm",
-    "*.mkv",
-    "*.mov",
-    "*.log",
-)
-"""Files of a checkout that are not sent, as .gitignore patterns; a leading slash matches at the checkout's top only."""
-
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
@@ -82,32 +64,30 @@ def main(words: Sequence[str]) -> int:
     address, rest = _take_address(list(words))
     if not rest:
         raise ValueError("which job? Write `clipautt submit <job> key=value …`")
-    entrypoint = entrypoint_of(rest[0], rest[1:])
+    entrypoint, environment = entrypoint_of(rest[0], rest[1:]), runtime_env()
     client = _client(address)
-    return follow(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env()))
+    try:
+        job_id = client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+    except RuntimeError as error:  # Ray's client raises it for every failed request.
+        raise ConnectionError(f"the cluster refused the job: {_last_line(str(error))}") from error
+    return follow(client, job_id)
 
 
 def entrypoint_of(name: str, words: Sequence[str]) -> str:
     """The shell command that runs a job on the cluster, its settings checked.
 
     Raises:
-        ValueError: The job or one of its settings does not exist.
+        ValueError: The job or one of its settings does not exist, or a path is a URI or not absolute.
     """
     job = find_job(name)
     if job.reads_words:
         raise ValueError(f"{name!r} runs on this machine and cannot be submitted")
     settings = overrides(job, words)
     if job.module in configuration.configured_jobs():
-        runs = configuration.complete(job.module, settings).get("runs")
-        if runs is not None and "://" not in str(runs) and not os.path.isabs(str(runs)):
-            print(f"clipautt submit: runs={runs} is relative and will be lost with the job's folder", file=sys.stderr)
+        configuration.complete(job.module, settings)
+        refuse_uris(job, settings)
+        refuse_relative(job, settings)
     return f"{_python()} {shlex.join(['-m', f'ray_jobs.{job.module}', *settings])}"
-
-
-def runtime_env() -> dict[str, Any]:
-    """What the cluster needs to run the job: the checkout's code, or nothing where a wheel is installed."""
-    root = configuration.checkout()
-    return {} if root is None else {"working_dir": str(root), "excludes": list(EXCLUDES)}
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
@@ -193,19 +173,33 @@ def _take_address(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from ray.job_submission import JobSubmissionClient
-
     given = [os.environ[name] for name in _ADDRESS_VARIABLES if os.environ.get(name)]
     target = address or (given or [DEFAULT_ADDRESS])[0]
     with _without_addresses():
         try:
             _await_answer(target)
-            return JobSubmissionClient(target)
+            return _connected(target)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            if " token" in str(error):
+                raise
             raise ConnectionError(
                 f"no Ray cluster accepts jobs at {target}: start one with `ray start --head` on this machine, or give "
                 f"the URL of a cluster's dashboard with --address ({_last_line(str(error))})"
             ) from error
+
+
+def _connected(target: str) -> JobSubmissionClient:
+    """The client, with a token if the cluster asks for one."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    with contextlib.suppress(AuthenticationError):
+        return JobSubmissionClient(target)
+    use_token()
+    try:
+        return JobSubmissionClient(target)
+    except AuthenticationError as error:
+        raise ConnectionError(token_advice(target)) from error
 
 
 def _await_answer(url: str) -> None:

@@ -30,7 +30,7 @@ from clipautt.files import write_text
 from clipautt.manifest import Manifest
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import extract, extraction_config, report_failures
+from ray_jobs.platform.extraction.extract import extract, extraction_config, refuse_lost, report_failures
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
 from ray_jobs.platform.runs import IGNORED, open_run
@@ -307,6 +307,7 @@ def main(cfg: DictConfig) -> int:
     with connect(extraction.cluster):
         store, summary = extract(clips, extraction)
         report_failures(summary)
+        refuse_lost(summary)
         job = SweepJob(extraction.backbone, store.spec, space, manifest.classes, manifest.fingerprint, str(run.folder))
         options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}
         trials = sweep(

@@ -40,7 +40,13 @@ from clipautt.model.training import (
 )
 from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, extraction_config, report_failures
+from ray_jobs.platform.extraction.extract import (
+    ExtractionConfig,
+    extract,
+    extraction_config,
+    refuse_lost,
+    report_failures,
+)
 from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
@@ -294,6 +300,7 @@ def main(cfg: DictConfig) -> int:
         check_streaming(configs[0], extraction, workers=cfg.workers)
         store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
         report_failures(summary)
+        refuse_lost(summary)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder))
         figures = train(job, workers=cfg.workers)
     print_figures(figures)

@@ -6,6 +6,7 @@ In: rows of one clip each. Out: rows of one frame each.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipautt.clips import Clip
+from clipautt.features.contents import content_of
 from clipautt.video.augmentation import FrameChange
 from clipautt.video.decoding import DecodeError
 from clipautt.video.faces import make_detector
@@ -33,8 +35,10 @@ class DecodeStage:
 
     def __init__(self, frames: FrameSpec, limits: ReadLimits, augment: Augment | None = None) -> None:
         self.frames, self.limits, self.augment = frames, limits, augment
+        self.node = ""
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
+        self.node = this_node()
         for index, text in zip(batch["index"].tolist(), batch["clip"].tolist(), strict=True):
             try:
                 self._check_worker()
@@ -53,29 +57,59 @@ class DecodeStage:
         attempt, number, decoder = -1, 0, ""
         change = self.augment(clip.clip_id) if self.augment else None
         try:
+            check_readable(clip.source)
+        except OSError as error:
+            reason = f"clip {clip.clip_id!r}: no video file or folder of frames at {clip.source}"
+            yield self._failure(index, "missing", reason if isinstance(error, FileNotFoundError) else str(error))
+            return
+        try:
             for chunk in read_clip(clip, self.frames, self.limits):
                 if chunk.decoder != decoder:  # the previous decoder failed midway
                     attempt, number, decoder, held = attempt + 1, 0, chunk.decoder, None
                 if held is not None:
                     yield held
-                held = _rows(index, attempt, number, replace(chunk, frames=change(chunk.frames)) if change else chunk)
+                changed = replace(chunk, frames=change(chunk.frames)) if change else chunk
+                held = _rows(index, attempt, number, changed, self.node)
                 number += len(chunk.times)
-        except (DecodeError, NoFaceError, FileNotFoundError) as error:
-            yield self._failure(index, _status(error), str(error))
+        except (DecodeError, NoFaceError) as error:
+            yield self._failure(index, "no_face" if isinstance(error, NoFaceError) else "unreadable", str(error))
             return
         if held is None:
             raise AssertionError(f"{clip} ended without frames and without an error")
         held["total"][-1] = number
+        held["content"] = np.full(len(held["total"]), content_of(clip.source))
         yield held
 
     def _failure(self, index: int, status: Status, reason: str) -> Batch:
         size = self.frames.preprocessing.size
         empty = FrameChunk("images", np.zeros((1, size, size, 3), np.uint8), np.zeros(1), np.zeros(1, np.bool_))
-        rows = _rows(index, 0, 0, empty)
+        rows = _rows(index, 0, 0, empty, self.node)
         return rows | {"total": np.zeros(1, np.int64), "status": np.array([status]), "reason": np.array([reason])}
 
 
-def _rows(index: int, attempt: int, number: int, chunk: FrameChunk) -> Batch:
+def this_node() -> str:
+    """Ray's id of the node that this process runs on; empty without Ray."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def check_readable(source: str) -> None:
+    """Check that a clip's file or folder can be opened here.
+
+    Raises:
+        OSError: if it cannot; the message names the path.
+    """
+    if os.path.isfile(source):
+        with open(source, "rb") as file:
+            file.read(1)
+    elif os.path.isdir(source):
+        os.listdir(source)
+    else:
+        os.stat(source)  # a pipe would keep whoever opens it waiting
+
+
+def _rows(index: int, attempt: int, number: int, chunk: FrameChunk, node: str) -> Batch:
     count = len(chunk.times)
     return {
         "index": np.full(count, index),
@@ -85,13 +119,9 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk) -> Batch:
         "status": np.full(count, "ok"),
         "reason": np.full(count, ""),
         "decoder": np.full(count, chunk.decoder),
+        "node": np.full(count, node),
+        "content": np.full(count, ""),
         "time": chunk.times,
         "found": chunk.found,
         "frame": chunk.frames,
     }
-
-
-def _status(error: Exception) -> Status:
-    if isinstance(error, NoFaceError):
-        return "no_face"
-    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"

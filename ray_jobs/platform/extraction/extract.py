@@ -6,25 +6,29 @@ In: clips and an `ExtractionConfig`. Out: the store, and a summary with every cl
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.backbones.names import FOLDER
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.extraction import Failure
 from clipautt.features.clip_features import FeatureSpec, clip_key
-from clipautt.features.store import OK, SPAN, FeatureStore
+from clipautt.features.rebase import known_elsewhere
+from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader_process import ReadLimits
-from ray_jobs.platform.cluster import ClusterConfig
+from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.extraction.pipeline import EncodedClip, Pipeline, PipelineConfig, Usage
+from ray_jobs.platform.extraction.probe import NoNodeError, unfit_nodes
 from ray_jobs.platform.metrics import JobMetrics
 from ray_jobs.platform.progress import Progress, table
 
@@ -53,6 +57,12 @@ class ExtractionConfig:
     """Which cluster to use, and the share of a GPU per encoder."""
     retry_failed: bool = False
     """Whether clips that failed before are tried again."""
+    manifest: str | None = None
+    """The manifest that the clips are from, for advice; None if unknown."""
+
+
+class LostClipsError(ValueError):
+    """Clips have no features for the fault of workers or nodes."""
 
 
 def extraction_config(cfg: DictConfig) -> ExtractionConfig:
@@ -66,6 +76,7 @@ def extraction_config(cfg: DictConfig) -> ExtractionConfig:
         pipeline=instantiate(cfg.pipeline),
         cluster=instantiate(cfg.cluster),
         retry_failed=cfg.get("retry_failed", False),
+        manifest=str(cfg.manifest),
     )
 
 
@@ -81,6 +92,13 @@ class ExtractSummary:
     """The requested clips without features, and why."""
     usage: Usage | None
     """Speed and start-up time; None if nothing was left to do."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes that cannot see weights, store or clips."""
+
+    @property
+    def lost(self) -> int:
+        """Number of clips without features for the fault of a worker or its node; the next extraction tries them."""
+        return sum(failure.status in TRIED_AGAIN for failure in self.failures)
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
@@ -92,6 +110,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     Raises:
         ValueError: for a backbone or a face detector that cannot be loaded.
         BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
+        NoNodeError: if no node of the cluster can see weights, store and clips.
     """
     if config.faces.detector != "none":
         make_detector(config.faces)  # wrong settings are one error here, not a failure of every clip
@@ -100,8 +119,12 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     keys = {clip.clip_id: clip_key(clip) for clip in clips}  # of the files as they are now
     to_make = store.missing(clips, retry_failed=config.retry_failed)
     missing = list({keys[clip.clip_id]: clip for clip in to_make}.values())
+    avoid = frozenset(unfit_nodes([clip.source for clip in missing], _local_files(config), config.store))
+    if avoid and gpu_share(config.cluster) and not num_gpus(avoid):
+        raise NoNodeError("no node with a GPU is left; set cluster.num_gpus_per_actor=0 to encode on cores")
     usage = None
     if missing:
+        _tell_known(store, missing, config)
         stream = Pipeline(
             config.backbone,
             store.spec.backbone_fingerprint,
@@ -109,6 +132,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
             config=config.pipeline,
             cluster=config.cluster,
             limits=config.limits,
+            avoid=avoid,
         )
         usage = stream.usage
         _fill(store, stream, missing, keys)
@@ -121,7 +145,29 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage)
+    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage, avoid)
+
+
+def _local_files(config: ExtractionConfig) -> list[str]:
+    """The files of weights and models that every node has to have."""
+    weights, name = config.backbone.weights or "", config.backbone.name
+    paths = [weights, weights.partition(":")[2], config.faces.model if config.faces.detector != "none" else None]
+    if name.startswith(FOLDER):
+        paths += map(str, sorted(Path(name.removeprefix(FOLDER)).glob("*")))
+    return [path for path in paths if path and os.path.isfile(path)]
+
+
+def _tell_known(store: FeatureStore, missing: Sequence[Clip], config: ExtractionConfig) -> None:
+    """Say how many clips are encoded again only because their files were moved or copied."""
+    known = known_elsewhere(store.path, missing)
+    if known:
+        manifest = shlex.quote(f"manifests=[{config.manifest or 'MANIFEST'}]")
+        command = f"clipautt store rebase {shlex.quote(f'store={config.store}')} {manifest} apply=true"
+        print(
+            f"{known} clips known under another path or time; they are encoded again. If the files are the same, stop "
+            f"this job and take their features over: {command}",
+            flush=True,
+        )
 
 
 def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:
@@ -131,7 +177,7 @@ def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: 
         stream.on_frames = writer.on_frames
         try:
             for encoded in stream.run(missing):
-                writer.add(_row(_as_seen_here(encoded), keys[encoded.clip.clip_id]))
+                writer.add(_row(encoded, keys[encoded.clip.clip_id]))
         finally:  # keep what is encoded, also when interrupted
             writer.write()
 
@@ -169,19 +215,10 @@ class _Writer:
         self.rows, self.written = [], time.monotonic()
 
 
-def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
-    """Mark a clip as lost, not missing, if this process finds its file: then storage is at fault, not the clip."""
-    if encoded.status != "missing" or not os.path.exists(encoded.clip.source):
-        return encoded
-    return replace(
-        encoded, status="lost", reason=f"{encoded.reason} on a worker, but it exists here: is the storage shared?"
-    )
-
-
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
     """The store's row of a clip."""
     of_clip = ("clip_id", "subject_id", "source", *SPAN)
-    of_frames = ("status", "reason", "decoder", "times", "face_found", "features")
+    of_frames = ("status", "reason", "decoder", "content", "times", "face_found", "features")
     row = {name: getattr(encoded.clip, name) for name in of_clip}
     return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
 
@@ -201,3 +238,22 @@ def report_failures(summary: ExtractSummary) -> None:
         table([(failure.clip_id, failure.reason) for failure in failures[:_SHOWN_FAILURES]], ["clip", "reason"])
         if len(failures) > _SHOWN_FAILURES:
             print(f"… and {len(failures) - _SHOWN_FAILURES} more")
+    if summary.lost:
+        print(_lost(summary))
+
+
+def refuse_lost(summary: ExtractSummary) -> None:
+    """Stop a job whose result would be another one without the clips that their workers lost.
+
+    Raises:
+        LostClipsError: if there are such clips.
+    """
+    if summary.lost:
+        raise LostClipsError(f"{_lost(summary)}; if they fail again, omit them from the manifest")
+
+
+def _lost(summary: ExtractSummary) -> str:
+    return (
+        f"{summary.lost} clips failed because of their workers, not because of the clips: run the same command to try "
+        "them again"
+    )

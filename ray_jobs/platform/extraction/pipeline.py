@@ -4,7 +4,8 @@ In: clips. Out: an `EncodedClip` per clip, with its features or why it has none.
 
 Between decoding and encoding every row is one frame, so that batches fill across clips of any length. Blocks hold a
 bounded number of bytes, whatever the length of a video, and what waits for the encoders is bounded too. A bad clip
-affects no other clip: its reader stops a decoder that hangs, and clips whose worker died are tried once more, alone.
+affects no other clip: its reader stops a decoder that hangs, and clips whose worker died or could not work are tried
+again, alone and on other nodes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -30,16 +31,28 @@ from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import ReadLimits
-from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gpus, ray_data
-from ray_jobs.platform.extraction.decode_stage import Augment, Batch, DecodeStage, Status
+from ray_jobs.platform.cluster import (
+    ClusterConfig,
+    avoiding,
+    gpu_share,
+    num_cpus,
+    num_gpus,
+    ray_data,
+    usable_nodes,
+)
+from ray_jobs.platform.extraction.decode_stage import Augment, Batch, DecodeStage, Status, check_readable
 
 _TASK_RETRIES = 2
 """How often Ray retries a task whose worker or node died; by default it never stops."""
 CPU_SLOT = 0.5
 """Cores that a decoder asks for, and that are counted for an encoder without a GPU."""
-_ENCODER_CPUS = 0.25
-"""Cores that such an encoder asks for; fewer, so that the encoders of a lost node fit beside decoders elsewhere."""
+_ENCODER_CPUS = 0.01
+"""Cores that such an encoder asks for: hardly any, so that the encoders of a lost node fit beside a decoder elsewhere,
+however few cores are left; else both would wait forever."""
 _INIT_RETRIES = 2
+_PASSES = 4
+"""How often clips are tried that failed for their worker's fault; after the second time only if there is another node
+to try them on."""
 _GPU_BATCH, _CPU_BATCH = 256, 16
 _GPU_BATCHES_PER_CALL = 4
 """Within a call, copying a batch to the GPU overlaps with encoding the previous one."""
@@ -90,6 +103,8 @@ class EncodedClip:
     """What went wrong, in a sentence; empty if `ok`."""
     decoder: str = ""
     """Name of the decoder that read the frames."""
+    content: str = ""
+    """Hash of the source, see `content_of`; empty unless `ok`."""
     times: npt.NDArray[np.float64] | None = None
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
@@ -161,6 +176,7 @@ class Pipeline:
         limits: limits for reading one clip.
         augment: changes of the frames before they are encoded; None leaves them as they are.
         on_frames: called whenever frames arrive, which may be long before their clip is complete.
+        avoid: ids of nodes that are not used.
 
     Raises:
         ValueError: if a share of a GPU is asked for and the cluster has none.
@@ -177,12 +193,14 @@ class Pipeline:
         limits: ReadLimits,
         augment: Augment | None = None,
         on_frames: Callable[[], None] = lambda: None,
+        avoid: Iterable[str] = (),
     ) -> None:
         self.backbone, self.fingerprint, self.frames = backbone, fingerprint, frames
         self.config, self.limits = config, limits
         self.augment = augment
         self.gpu = gpu_share(cluster)
         self.on_frames = on_frames
+        self.avoid = frozenset(avoid)
         self.usage = Usage()
 
     def run(self, clips: Sequence[Clip], *, in_order: bool = False) -> Iterator[EncodedClip]:
@@ -197,17 +215,31 @@ class Pipeline:
         """
         left = dict(enumerate(clips))
         assembly = _Assembly()
-        for clips_per_task in (self.config.clips_per_task, 1):  # a lost worker may have had several clips
+        for again in range(_PASSES):
             if not left:
                 return
+            clips_per_task = 1 if again else self.config.clips_per_task  # a lost worker may have had several clips
             for index, encoded in assembly.drain(self._batches(left, clips_per_task, in_order), left):
                 del left[index]
                 yield encoded
+            if left and not self._leave(assembly.nodes_in_trouble) and again:
+                break
         assembly.refuse_if_nothing_is_encoded(at_least=1)
         tries = _TASK_RETRIES + 1
         lost = f"the worker that decoded it died {2 * tries} times: {tries} with other clips, {tries} with it alone"
         for index, clip in left.items():
             yield assembly.troubles.get(index) or EncodedClip(clip, "lost", lost)
+
+    def _leave(self, troubled: set[str]) -> bool:
+        """Avoid the nodes whose workers could not work from now on, if others are left; returns whether that is new."""
+        more = troubled - self.avoid
+        if not more or not usable_nodes(self.avoid | more):
+            return False
+        self.avoid |= more
+        for node in usable_nodes():
+            if node.node_id in more:
+                print(f"{node} is not used any more: it cannot read clips, which are tried elsewhere", flush=True)
+        return True
 
     def _batches(self, clips: dict[int, Clip], clips_per_task: int, in_order: bool) -> Iterator[Batch]:
         from ray.exceptions import ActorDiedError
@@ -215,7 +247,7 @@ class Pipeline:
         data = ray_data()
         tasks = math.ceil(len(clips) / clips_per_task)
         encoders = min(tasks, self.num_encoders)
-        threads = max(1, num_cpus() // encoders)
+        threads = max(1, num_cpus(self.avoid) // encoders)
         items = [{"index": index, "clip": json.dumps(asdict(clip))} for index, clip in clips.items()]
         batch_frames = self.config.batch_frames or (_GPU_BATCH if self.gpu else _CPU_BATCH)
         encoded = (
@@ -225,7 +257,7 @@ class Pipeline:
                 batch_size=None,
                 batch_format="numpy",
                 num_cpus=self.decoder_cpus,
-                compute=data.TaskPoolStrategy(self.config.decoders),
+                compute=data.TaskPoolStrategy(self.num_decoders(tasks, encoders)),
                 max_retries=_TASK_RETRIES,
             )
             .map_batches(
@@ -264,15 +296,21 @@ class Pipeline:
         Raises:
             ValueError: if the cluster has too few cores for one encoder and one decoder.
         """
-        cores, encoder = num_cpus(), 0.0 if self.gpu else CPU_SLOT
+        cores, encoder = num_cpus(self.avoid), 0.0 if self.gpu else CPU_SLOT
         if cores < self.decoder_cpus + encoder:
             raise ValueError(
                 f"pipeline.decoder_cpus={self.decoder_cpus:g}: with an encoder, this exceeds the {cores} cores of the "
                 "cluster; set fewer"
             )
         if self.gpu:
-            return self.config.encoders or max(1, int(num_gpus() / self.gpu))
+            return self.config.encoders or max(1, int(num_gpus(self.avoid) / self.gpu))
         return min(self.config.encoders or cores, int((cores - self.decoder_cpus) / CPU_SLOT))
+
+    def num_decoders(self, tasks: int, encoders: int) -> int | None:
+        """Maximum number of decoding tasks at a time, of so many and beside so many encoders; None: no maximum."""
+        free = None if self.gpu else (num_cpus(self.avoid) - encoders * CPU_SLOT / 2) / self.decoder_cpus
+        most = self.config.decoders or (None if free is None else max(1, int(free)))
+        return None if most is None else min(tasks, most)
 
     def _bound(self, context: Any, in_order: bool) -> None:
         """Set the bounds of one execution; clips of a block that failed for good are tried again, and the job goes
@@ -284,6 +322,7 @@ class Pipeline:
         options = context.execution_options
         options.resource_limits = options.resource_limits.copy(object_store_memory=memory)
         options.preserve_order = in_order
+        options.label_selector = avoiding(self.avoid)
 
 
 class EncodeStage:
@@ -336,6 +375,8 @@ class _Assembly:
         self.any_encoded = False
         self.troubles: dict[int, EncodedClip] = {}
         """Clip index → its last failure, for clips that are tried again."""
+        self.nodes_in_trouble: set[str] = set()
+        """Nodes whose workers could not read a clip for a reason that is not the clip's."""
 
     def drain(self, batches: Iterable[Batch], clips: dict[int, Clip]) -> Iterator[tuple[int, EncodedClip]]:
         """Yield index and clip for those among `clips` that are complete.
@@ -354,6 +395,9 @@ class _Assembly:
                 if encoded is None:
                     continue
                 del parts[index]
+                encoded = _as_seen_here(encoded)
+                if encoded.status == "lost":
+                    self.nodes_in_trouble.update(filter(None, rows["node"][-1:].tolist()))
                 if encoded.status in TRIED_AGAIN:
                     self.troubles[index] = encoded
                     self.refuse_if_nothing_is_encoded(at_least=_ENOUGH_TROUBLES)
@@ -387,8 +431,21 @@ class _Assembly:
         self.any_encoded = True
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
-        decoder = str(joined["decoder"][0])
-        return EncodedClip(clip, "ok", "", decoder, joined["time"], joined["found"], joined["feature"])
+        decoder, content = str(joined["decoder"][0]), max(joined["content"].tolist())  # one of its rows has it
+        return EncodedClip(clip, "ok", "", decoder, content, joined["time"], joined["found"], joined["feature"])
+
+
+def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
+    """Mark a clip as lost, not missing, if this process can open its file: then its worker's node is at fault."""
+    if encoded.status != "missing":
+        return encoded
+    try:
+        check_readable(encoded.clip.source)
+    except OSError:
+        return encoded
+    return replace(
+        encoded, status="lost", reason=f"{encoded.reason} on a worker, but it is here: is the storage shared?"
+    )
 
 
 def _by_clip(batch: Batch) -> Iterator[Batch]:

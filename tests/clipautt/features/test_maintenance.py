@@ -20,7 +20,8 @@ import yaml
 
 from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, clip_key
-from clipautt.features.maintenance import Collection, References, collect, find_references, inventory, verify
+from clipautt.features.maintenance import Collection, collect, inventory, verify
+from clipautt.features.references import References, find_references
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import ManifestError, write_manifest
 from clipautt.model.checkpoint import save_checkpoint

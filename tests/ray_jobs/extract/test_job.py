@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
+from clipautt.evaluation.reports.extraction import Failure
 from clipautt.features.clip_features import encode_clip
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import write_manifest
@@ -30,7 +32,13 @@ from clipautt.video.reader_process import ReadLimits
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.platform.extraction.decode_stage import Batch, DecodeStage
-from ray_jobs.platform.extraction.extract import ExtractionConfig, ExtractSummary, extract
+from ray_jobs.platform.extraction.extract import (
+    ExtractionConfig,
+    ExtractSummary,
+    LostClipsError,
+    extract,
+    refuse_lost,
+)
 from ray_jobs.platform.extraction.pipeline import BackboneError, EncodeStage, Pipeline, PipelineConfig
 from tests.support.corpus import write_corpus, write_pipe
 from tests.support.fakes import numbered_frames, write_video
@@ -41,9 +49,12 @@ import os, signal, sys
 def crash(event, arguments):
     if event == "open" and "/crashes/" in str(arguments[0]) and "reader_process" in " ".join(sys.orig_argv):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if event == "open" and "/hidden/" in str(arguments[0]) and "default_worker" in " ".join(sys.orig_argv):
+        raise PermissionError(13, "Permission denied", str(arguments[0]))
 sys.addaudithook(crash)
 """
-"""For a `sitecustomize.py`: the decoding process dies of SIGSEGV when it opens a picture in a folder `crashes`."""
+"""For a `sitecustomize.py`: the decoding process dies of SIGSEGV when it opens a picture in a folder `crashes`; Ray's
+workers may not open anything in a folder `hidden`."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,6 +194,32 @@ def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.Capture
     listed = pd.read_csv(tmp_path / "runs" / "extract" / "poison" / "failures.csv").set_index("clip_id")
     assert set(listed.index) == {clip.clip_id for clip in bad} and listed["reason"].to_dict() == reasons.to_dict()
     assert all(clip.clip_id in page for clip in bad) and f"{len(good)} of {len(clips)} clips have features" in page
+
+
+def test_what_only_the_workers_cannot_read_is_lost_and_not_a_success(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code says so, the clip counts as missing the next time, and jobs that need all clips stop."""
+    (tmp_path / "hidden").mkdir()
+    hidden = shutil.copy(video, tmp_path / "hidden" / "a.mp4")
+    lost = Clip("lost", "s", str(hidden), "target", start_frame=0, end_frame=5)
+    write_manifest([*spans(video, [5] * 3), lost], tmp_path / "m.parquet")
+    words = [f"manifest={tmp_path}/m.parquet", f"store={tmp_path}/store", f"runs={tmp_path}/runs"]
+    words += ["sampling.frames_per_second=null", "cluster.num_gpus_per_actor=0"]
+    assert cli.main(["extract", *words]) == 1
+    said = capsys.readouterr().out
+    assert "3 clips encoded, 0 already in the store, 1 without features" in said
+    assert "Permission denied" in said and "a.mp4' on a worker, but it is here: is the storage shared?" in said
+    assert "1 clips failed because of their workers, not because of the clips: run the same command to" in said
+    (folder,) = (tmp_path / "store").iterdir()
+    assert pd.read_parquet(folder).set_index("clip_id")["status"].to_dict() == {
+        **{f"c{i}": "ok" for i in range(3)},
+        "lost": "lost",
+    }
+    failures = (Failure("lost", "s", "a.mp4", "lost", "why"), Failure("dark", "s", "b.mp4", "no_face", "why"))
+    with pytest.raises(LostClipsError, match=r"^1 clips failed because of their workers"):
+        refuse_lost(ExtractSummary(0, 0, failures, None))
+    refuse_lost(ExtractSummary(0, 0, failures[1:], None))
 
 
 def is_readable(path: Path, frames: FrameSpec) -> bool:

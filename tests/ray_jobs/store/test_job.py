@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 
 from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec
+from clipautt.features.contents import content_of
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import write_manifest
 from clipautt.model.checkpoint import save_checkpoint
@@ -122,15 +124,44 @@ def test_gc_without_runs_keeps_everything_and_says_so(
     assert set(store.load(clips)) == {"a", "b"}
 
 
+def test_rebase_tells_first_and_takes_over_on_request(
+    tmp_path: Path, store: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    clips = [clip_at(tmp_path / "data", name, content=name, label="pain") for name in "abcde"]
+    store.append([row(clip, features_of(n), content=content_of(clip.source)) for n, clip in enumerate(clips)])
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "e.mp4").write_text("other")
+    moved = [replace(clip, source=str(tmp_path / "moved" / Path(clip.source).name)) for clip in clips]
+    write_manifest(moved, tmp_path / "m.parquet", classes=("calm", "pain"))
+    assert cli.main(["store", "rebase", "manifests=[m.parquet]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = SPEC_OF_RUN.fingerprint
+    assert lines[-3:] == [
+        f"{folder}: 4 clips known under another path or time, by the content of their files (a, b, c, …)",
+        f"{folder}: 1 clips known by name, but made from other content: they are encoded again (e)",
+        "4 clips would be taken over; nothing was changed: apply=true takes them over",
+    ]
+    assert store.load(moved) == {}
+    assert cli.main(["store", "rebase", "manifests=[m.parquet]", "apply=true"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 clips taken over; their old rows stay until")
+    assert set(store.load(moved)) == set("abcd")
+    assert cli.main(["store", "rebase", "manifests=[m.parquet]", "apply=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{folder}: 4 clips are there already" in lines and lines[-1] == "nothing to take over in features"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["vacuum"], "action='vacuum'; allowed: ls, verify, gc"),
+        (["vacuum"], "action='vacuum'; allowed: ls, verify, rebase, gc"),
         (["ls", "store=gone"], "no feature store at gone; `clipautt extract` makes one, or give store=FOLDER"),
         (["gc", "keep=[abc]"], "keep='abc' is not a folder of features; there are: "),
         (["gc", "keep=[1234]"], "it was read as a number: put it in quotes"),
         (["gc", "apply=no"], "apply=no: expected true or false"),
         (["gc", "manifests=[gone.parquet]"], "no manifest at gone.parquet"),
+        (["rebase"], "rebase needs the manifests of the data as it is now: manifests=[PATH]"),
+        (["rebase", "manifests=[gone.parquet]"], "no manifest at gone.parquet"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

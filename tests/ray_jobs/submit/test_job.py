@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -60,7 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "ray_jobs" / "tiny" / "__main__.py").write_text(MAIN)
     (root / "conf").mkdir()
     (root / "conf" / "tiny.yaml").write_text(
-        "code: 0 # exit code\ntext: x # printed\nsleep: 0 # seconds\nruns: runs # unused\n"
+        "code: 0 # exit code\ntext: x # printed\nsleep: 0 # seconds\nruns: runs # folder of all runs\n"
     )
     (root / "pyproject.toml").touch()
     for name in ("runs/a.parquet", "data/b.parquet", ".git/config", "clip.mp4", "kept/data/c.json"):
@@ -110,11 +111,42 @@ def test_no_cluster_is_a_clear_error(project: Path, capsys: pytest.CaptureFixtur
     assert "Traceback" not in message
 
 
-def test_a_relative_run_folder_is_pointed_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    submit.entrypoint_of("tiny", [])
-    assert "runs=runs is relative" in capsys.readouterr().err
-    submit.entrypoint_of("tiny", ["runs=s3://bucket/runs"])
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(
+    ("words", "named", "advice"),
+    [
+        (["tiny"], "runs=runs", "runs=/shared/runs"),
+        (["tiny", "runs=~/my runs"], "runs=~/my runs", "'runs=/shared/my runs'"),
+        (["tiny", "runs=./a"], "runs=./a", "runs=/shared/a"),
+    ],
+)
+def test_a_relative_path_is_refused_with_words_that_replace_it(
+    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str, advice: str
+) -> None:
+    assert cli.main(["submit", *words]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"clipautt submit: {named}: a relative path would lie in a folder that Ray removes with the job; give absolute "
+        f"paths on storage that the cluster's machines share, for instance {advice}\n"
+    )
+    again = shlex.split(advice)
+    assert submit.entrypoint_of("tiny", again).endswith(shlex.join(again))
+
+
+def test_a_uri_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "tiny", "runs=s3://bucket/runs"]) == 2
+    assert capsys.readouterr().err.startswith("clipautt submit: runs=s3://bucket/runs: URIs are not read yet; ")
+
+
+def test_the_helps_own_examples_are_complete() -> None:
+    """With the project's own jobs: every command in the help passes the checks that are made before sending."""
+    text = submit.__doc__ or ""
+    commands = text.partition("Example:")[2].replace("\\\n", " ").strip().splitlines()
+    assert len(commands) >= 2
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:2] == ["clipautt", "submit"]
+        _, rest = submit._take_address(words[2:])
+        assert submit.entrypoint_of(rest[0], rest[1:])
 
 
 def test_a_wheel_sends_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

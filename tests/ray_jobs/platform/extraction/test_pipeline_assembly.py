@@ -16,6 +16,7 @@ from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Preprocessing
 from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import ReadLimits
+from ray_jobs.platform.cluster import Node
 from ray_jobs.platform.extraction.decode_stage import Batch, DecodeStage
 from ray_jobs.platform.extraction.pipeline import BackboneError, EncodedClip, Pipeline, PipelineConfig
 
@@ -31,14 +32,18 @@ def rows(
     status: str = "ok",
     reason: str = "",
     value: float | None = None,
+    node: str = "",
 ) -> Batch:
-    """Rows as encoders give them; the feature of frame n of clip i is [i, n]."""
+    """Rows as encoders give them; the feature of frame n of clip i is [i, n]; the last row knows the content."""
     number = np.array(list(numbers))
     totals = np.full(len(number), -1)
     totals[-1] = total
     feature = np.stack([np.full(len(number), index if value is None else value), number], 1).astype(np.float32)
     constant = {"index": index, "attempt": attempt, "status": status, "reason": reason, "decoder": f"d{attempt}"}
+    constant |= {"node": node, "content": ""}
     facts = {name: np.full(len(number), what) for name, what in constant.items()}
+    if total > 0:
+        facts["content"] = np.full(len(number), f"content {index}")
     return facts | {"number": number, "total": totals, "time": number / 25, "found": number >= 0, "feature": feature}
 
 
@@ -51,6 +56,7 @@ class Scripted(Pipeline):
 
     def __init__(self, *passes: list[Batch]) -> None:
         self.config = PipelineConfig()
+        self.avoid = frozenset()
         self.passes = list(passes)
         self.asked: list[list[str]] = []
 
@@ -81,6 +87,7 @@ def test_frames_may_arrive_in_any_order_and_mixed() -> None:
         assert encoded.status == "ok" and encoded.num_frames == length
         np.testing.assert_array_equal(encoded.features, [[index, n] for n in range(length)])
         np.testing.assert_array_equal(encoded.times, np.arange(length) / 25)
+        assert encoded.content == f"content {index}"
     assert pipeline.asked == [["c0 ×4", "c1 ×4", "c2 ×4"]]
 
 
@@ -162,6 +169,34 @@ def test_a_backbone_that_encodes_nothing_is_one_error() -> None:
     pipeline = Scripted([ill, unreadable], [ill])
     with pytest.raises(BackboneError, match="the backbone encoded nothing: RuntimeError: ill"):
         list(pipeline.run(CLIPS[:2]))
+
+
+def test_a_clip_that_is_missing_on_a_worker_and_here_is_not_is_tried_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node that failed is left for another one; when none is left, the clip is lost, not missing."""
+    (tmp_path / "0.mp4").touch()
+    clips = [replace(CLIPS[0], source=str(tmp_path / "0.mp4")), replace(CLIPS[1], source=str(tmp_path / "gone.mp4"))]
+    nodes = ["a", "b", "c"]
+    monkeypatch.setattr(
+        "ray_jobs.platform.extraction.pipeline.usable_nodes",
+        lambda avoid=(): [Node(name, name, 1, 0) for name in nodes if name not in avoid],
+    )
+
+    def failing(node: str) -> list[Batch]:
+        return [rows(i, [0], total=0, status="missing", reason="no file", node=node) for i in (0, 1)]
+
+    pipeline = Scripted(failing("a"), failing("b")[:1], [rows(0, [0], total=1)])
+    found = results(pipeline, clips)
+    assert (found["c0"].status, found["c1"].status) == ("ok", "missing") and pipeline.avoid == {"a", "b"}
+    assert pipeline.asked == [["c0 ×4", "c1 ×4"], ["c0 ×1"], ["c0 ×1"]]
+    pipeline = Scripted(*(failing(node)[:1] for node in nodes))
+    found = results(pipeline, clips[:1])
+    assert (found["c0"].status, found["c0"].reason) == (
+        "lost",
+        "no file on a worker, but it is here: is the storage shared?",
+    )
+    assert pipeline.avoid == {"a", "b"} and len(pipeline.asked) == 3
 
 
 def test_trouble_of_a_worker_is_told_apart_from_that_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
