@@ -82,6 +82,8 @@ class ClipFeatures:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
+    notes: tuple[str, ...] = ()
+    """What could not be shown as it should be when the clip was decoded; empty for features out of a store."""
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
@@ -108,7 +110,8 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
+    joined, notes = torch.cat([features for _, features in kept]), kept[-1][0].notes
+    return ClipFeatures(clip.clip_id, clip.subject_id, joined, times, found, notes)
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:
