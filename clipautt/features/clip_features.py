@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip
-from clipautt.video.decoding import Sampling
+from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.reader import FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
@@ -90,11 +90,15 @@ class ClipFeatures:
 
 
 def clip_key(clip: Clip) -> str:
-    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span."""
+    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span.
+
+    For a video file, which an earlier version may have decoded otherwise, it has the version of decoding as well.
+    """
     path = os.path.abspath(clip.source)
     stat = os.stat(path) if os.path.exists(path) else None
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
-    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
+    decoding = [] if os.path.isdir(path) else [f"decoding {VERSION}"]
+    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span, *decoding]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 

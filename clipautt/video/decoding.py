@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from clipautt.video.pictures import FILES, animation, list_frames, read_image
 from clipautt.video.preprocessing import Frames
 
 Decoder = Literal["decord", "pyav", "images"]
+VERSION = 2
+"""Raised when files give other frames than before, so that stored features of the earlier frames are not used."""
 _TOLERANCE = 1e-3
 """Seconds: webm rounds its times to milliseconds, and decord gives them in single precision."""
 _DEFAULT_RATE = 25.0
@@ -188,12 +191,18 @@ def _by_pyav(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[float,
 
 
 def _pyav_frames(container: Any, stream: Any, how: _How) -> Iterator[tuple[int, float, tuple[Any, Display]]]:
-    """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate."""
+    """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate.
+
+    AVI has one time stamp per packet, in the order of decoding, and they are those of the frames in the order shown.
+    """
     rate = float(stream.average_rate or _DEFAULT_RATE)
     size = (stream.width, stream.height)
     first: float | None = None
     number, damage = 0, ""
+    stamps: deque[float] | None = deque() if container.format.name == "avi" else None
     for packet in container.demux(stream):
+        if stamps is not None and packet.size and packet.dts is not None:
+            stamps.append(float(packet.dts * packet.time_base))
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
@@ -207,7 +216,8 @@ def _pyav_frames(container: Any, stream: Any, how: _How) -> Iterator[tuple[int, 
                 damage = f"damaged at frame {number}"
                 continue
             check_pixels(frame.width, frame.height, how.max_pixels)
-            time = number / rate if frame.time is None else float(frame.time)
+            told = (stamps.popleft() if stamps else None) if stamps is not None else frame.time
+            time = number / rate if told is None else float(told)
             first = time if first is None else first
             yield number, time - first, (frame, display_of(frame, stream, size))
             number += 1

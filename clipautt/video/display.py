@@ -195,8 +195,8 @@ def standard_range(pixels: npt.NDArray[np.uint16], transfer: str) -> Frames:
     Returns:
         R'G'B', uint8 [H, W, 3].
 
-    Source: transfer functions, ITU-R BT.2100-2, tables 4 and 5; white and conversion, ITU-R BT.2408-7; primaries, ITU-R BT.2087-0;
-    display of standard range, ITU-R BT.1886.
+    Source: transfer functions, ITU-R BT.2100-2, tables 4 and 5; white and conversion, ITU-R BT.2408-7; primaries,
+    ITU-R BT.2087-0; display of standard range, ITU-R BT.1886.
     """
     result = np.empty(pixels.shape, np.uint8)
     for top in range(0, len(pixels), _BAND):  # in bands, since a large frame in floating point takes much memory

@@ -75,7 +75,7 @@ def proven_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
     for packet in container.demux(stream):
         if not packet.size:
             continue
-        if packet.pts is None or packet.dts is None:
+        if packet.pts is None:
             raise DecodeError("frames without time stamps")
         if packet.is_discard or packet.pos is None or packet.pos <= position:
             raise DecodeError("it has an edit list, by which players leave frames out or repeat them")
@@ -83,7 +83,7 @@ def proven_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
         stamps.append(packet.pts)
         _check_picture(packet, syntax)
         if packet.is_keyframe:
-            keys.append((packet.pts, packet.dts))
+            keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
         if not keys or packet.pts < keys[-1][0]:
             raise DecodeError("its groups of pictures are open, so frames would be miscounted after a seek")
         if not shown and len(stamps) <= _FIRST_PACKETS:
