@@ -70,14 +70,14 @@ def open_container(source: str) -> Iterator[Any]:
         except av.FFmpegError as error:
             kind = _kind_of(source)
             if kind:
-                raise DecodeError(f"it is not a video but {kind}") from error
+                raise DecodeError(f"it is {kind}") from error
             if isinstance(error, av.ArgumentError):
                 raise DecodeError(f"it is none of the containers that are read ({', '.join(CONTAINERS)})") from error
             raise
         opened.enter_context(container)
         still = _STILL_BRANDS.get(_head(source)[8:12]) if container.format.name.startswith("mov") else None
         if still:
-            raise DecodeError(f"it is not a video but a picture ({still})")
+            raise DecodeError(f"it is a picture ({still})")
         yield container
 
 
@@ -141,5 +141,5 @@ def _bare(name: str, source: str) -> str:
     command = shlex.join(["ffmpeg", "-framerate", "25", "-i", shown, f"{os.path.splitext(shown)[0]}.mp4"])
     return (
         f"a bare {name} stream, without a container and so without times; "
-        f"with its frame rate instead of 25 this makes a video of it: {command}"
+        f"make a video of it with `{command}`, where 25 stands for its frame rate"
     )

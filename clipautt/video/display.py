@@ -84,7 +84,7 @@ def display_of(frame: Any, stream: Any, size: tuple[int, int]) -> Display:
     if abs(aspect - 1) < _SQUARE:
         aspect = Fraction(1)
     if frame.interlaced_frame:
-        notes.append("its pictures are interlaced: moving edges look like combs")
+        notes.append("its pictures are marked as interlaced: moving edges may look like combs")
     hdr, strange = _range(frame)
     return Display(matrix, aspect, hdr, (*notes, *strange))
 

@@ -82,6 +82,8 @@ def check_video(path: Path, limits: Limits) -> float:
         with open_container(str(path)) as container:
             stream = video_stream(container)
             _check_pixels(stream.width, stream.height, limits)
+            if stream.duration is not None:  # of the picture; the sound may go on
+                _check_seconds(float(stream.duration * stream.time_base), limits)
             return _measured_seconds(container, stream, limits)
     except DecodeError as error:
         raise RefusedError(415, without_paths(f"the file cannot be read as a video: {error}", path)) from error
