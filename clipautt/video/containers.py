@@ -7,6 +7,7 @@ decoded here.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,11 +37,9 @@ _BEGINNINGS = {
 }
 _RIFF = {b"WEBP": "a picture (WebP)", b"WAVE": "sound (WAV)"}
 _STILL_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}
-_BARE = {
-    "H.264": frozenset({0x67, 0x27, 0x47, 0x09}),
-    "HEVC": frozenset({0x40, 0x42, 0x46}),
-}
-"""First byte after a start code, in streams without a container: parameter sets and delimiters."""
+_BARE = re.compile(rb"\x00\x00\x01(?:(?P<hevc>[\x40\x42]\x01)|[\x27\x47\x67])")
+"""A parameter set after a start code, in a stream without a container; of HEVC (VPS, SPS), else of H.264 (SPS)."""
+_START_CODES = (b"\0\0\1", b"\0\0\0\1")
 
 
 class DecodeError(ValueError):
@@ -118,7 +117,7 @@ def _is_utf8(text: str) -> bool:
 def _head(source: str) -> bytes:
     try:
         with open(source, "rb") as file:
-            return file.read(64)
+            return file.read(4096)
     except OSError:
         return b""
 
@@ -128,11 +127,9 @@ def _kind_of(source: str) -> str:
     head = _head(source)
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12], "")
-    start = head.find(b"\0\0\1")
-    if start in (0, 1) and len(head) > start + 3:
-        for name, firsts in _BARE.items():
-            if head[start + 3] in firsts:
-                return _bare(name, source)
+    bare = _BARE.search(head) if head.startswith(_START_CODES) else None
+    if bare:
+        return _bare("HEVC" if bare["hevc"] else "H.264", source)
     return next((kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning)), "")
 
 
