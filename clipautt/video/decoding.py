@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +159,7 @@ def _by_decord(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[floa
     import decord
 
     with open_container(clip.source) as container:  # decord opens anything, so the file is checked first
-        times = proven_times(container, video_stream(container, how.max_pixels))
+        times = proven_times(container, video_stream(container, how.max_pixels), how.on_frame)
     # With this tolerance decord fails rather than replace a single frame by its neighbour.
     reader = decord.VideoReader(clip.source, num_threads=1, fault_tol=1e-9)
     stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
@@ -193,16 +192,13 @@ def _by_pyav(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[float,
 def _pyav_frames(container: Any, stream: Any, how: _How) -> Iterator[tuple[int, float, tuple[Any, Display]]]:
     """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate.
 
-    AVI has one time stamp per packet, in the order of decoding, and they are those of the frames in the order shown.
+    AVI has no times of display: there a frame is shown when the packet comes with which it is complete.
     """
-    rate = float(stream.average_rate or _DEFAULT_RATE)
-    size = (stream.width, stream.height)
-    first: float | None = None
+    rate, size = float(stream.average_rate or _DEFAULT_RATE), (stream.width, stream.height)
+    in_order = container.format.name == "avi"
+    first, time = 0.0, 0.0
     number, damage = 0, ""
-    stamps: deque[float] | None = deque() if container.format.name == "avi" else None
     for packet in container.demux(stream):
-        if stamps is not None and packet.size and packet.dts is not None:
-            stamps.append(float(packet.dts * packet.time_base))
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
@@ -216,9 +212,12 @@ def _pyav_frames(container: Any, stream: Any, how: _How) -> Iterator[tuple[int, 
                 damage = f"damaged at frame {number}"
                 continue
             check_pixels(frame.width, frame.height, how.max_pixels)
-            told = (stamps.popleft() if stamps else None) if stamps is not None else frame.time
-            time = number / rate if told is None else float(told)
-            first = time if first is None else first
+            stamp = packet.dts if in_order else frame.pts
+            if stamp is not None:
+                time = float(stamp * (packet.time_base if in_order else frame.time_base))
+            elif number:
+                time += 1 / rate
+            first = time if number == 0 else first
             yield number, time - first, (frame, display_of(frame, stream, size))
             number += 1
 

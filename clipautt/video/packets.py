@@ -8,7 +8,7 @@ stored, in the size of the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -21,14 +21,33 @@ from clipautt.video.display import display_of
 _CONTAINERS = ("mov", "matroska")
 """First of FFmpeg's names of the containers in which decord seeks reliably."""
 _FIRST_PACKETS = 64
+_TOLD = 256
 
 
 class _Syntax:
     """What is told from the units (NAL) of a packet of H.264 or HEVC."""
 
     def __init__(self, name: str, extradata: bytes) -> None:
-        self.hevc, self.declared = name == "hevc", extradata
+        self.hevc = name == "hevc"
         self.length = 1 + (extradata[21 if self.hevc else 4] & 3)
+        try:
+            self.size = self._declared_size(extradata)
+        except IndexError:  # cut short
+            self.size = b""
+
+    def _declared_size(self, extradata: bytes) -> bytes:
+        """The unit that says how large all pictures are; empty where there are several."""
+        groups = extradata[22] if self.hevc else 1
+        at, found = (23, []) if self.hevc else (5, [])
+        for _ in range(groups):
+            wanted = self.is_size(extradata[at] & 0x3F) if self.hevc else True
+            count = int.from_bytes(extradata[at + 1 : at + 3], "big") if self.hevc else extradata[at] & 0x1F
+            at += 3 if self.hevc else 1
+            for _ in range(count):
+                end = at + 2 + int.from_bytes(extradata[at : at + 2], "big")
+                found += [extradata[at + 2 : end]] if wanted else []
+                at = end
+        return found[0] if len(found) == 1 else b""
 
     def units(self, packet: Any) -> Iterator[tuple[int, bytes]]:
         """Type and bytes of each unit; of pictures, only the first bytes."""
@@ -55,24 +74,31 @@ class _Syntax:
         return kind in (19, 20) if self.hevc else kind == 5
 
 
-def proven_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
+def proven_times(
+    container: Any, stream: Any, on_progress: Callable[[], None] = lambda: None
+) -> npt.NDArray[np.float64]:
     """Seconds of every frame from the first one, ascending, of a file that decord reads right.
 
     Args:
         container: open, at its beginning; it is read to its end.
         stream: the video stream.
+        on_progress: called now and then, to show that the file is still being read.
 
     Raises:
         DecodeError: with the first thing that is not proven.
     """
     _check_streams(container, stream)
     syntax = _Syntax(stream.codec_context.name, stream.codec_context.extradata)
+    if not syntax.size:
+        raise DecodeError("the size of its pictures may change")
     stream.codec_context.thread_count = 1
     shown, size = False, (stream.width, stream.height)
     stamps: list[int] = []
     key: int | None = None
     position = -1
     for packet in container.demux(stream):
+        if len(stamps) % _TOLD == 0:
+            on_progress()
         if not packet.size:
             continue
         if packet.pts is None:
@@ -114,7 +140,7 @@ def _check_picture(packet: Any, syntax: _Syntax) -> None:
     """Check that a packet holds one whole picture of the declared size, and a key frame a new beginning."""
     pictures, fresh = 0, False
     for kind, unit in syntax.units(packet):
-        if syntax.is_size(kind) and unit not in syntax.declared:
+        if syntax.is_size(kind) and unit != syntax.size:
             raise DecodeError("the size of its pictures may change")
         if syntax.begins_picture(kind, unit):
             pictures, fresh = pictures + 1, syntax.is_fresh(kind)

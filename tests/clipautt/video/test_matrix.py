@@ -74,6 +74,7 @@ def _cases() -> list[Case]:
         *(Case(f"hevc_open.{suffix}", "libx265", {"x265-params": X265}) for suffix in ("mov", "ts")),
         *(Case(f"mpeg4.{suffix}", "mpeg4", {"g": "16"}) for suffix in ("mp4", "avi", "mkv")),
         *(Case(f"mpeg4_b.{suffix}", "mpeg4", {"g": "16", "bf": "2"}) for suffix in ("mp4", "avi")),
+        Case("mpeg4_vfr.avi", "mpeg4", {"g": "16"}, tuple(IRREGULAR)),
         Case("mpeg2.ts", "mpeg2video", {"g": "16", "bf": "2"}),
         *(Case(f"vp8.{suffix}", "libvpx", VPX) for suffix in ("webm", "mkv")),
         *(Case(f"vp9.{suffix}", "libvpx-vp9", VPX) for suffix in ("webm", "mp4")),
