@@ -83,7 +83,7 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk) -> Batch:
         "number": np.arange(number, number + count),
         "total": np.full(count, -1),
         "status": np.full(count, "ok"),
-        "reason": np.full(count, ""),
+        "reason": np.full(count, "; ".join(chunk.notes)),
         "decoder": np.full(count, chunk.decoder),
         "time": chunk.times,
         "found": chunk.found,

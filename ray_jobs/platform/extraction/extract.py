@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class ExtractSummary:
     """The requested clips without features, and why."""
     usage: Usage | None
     """Speed and start-up time; None if nothing was left to do."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What could not be shown as it should be → number of the requested clips."""
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
@@ -121,7 +124,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage)
+    notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
+    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage, notes=notes)
 
 
 def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:
@@ -195,9 +199,11 @@ def _note(stream: Pipeline) -> str:
 
 
 def report_failures(summary: ExtractSummary) -> None:
-    """Print the clips without features and why."""
+    """Print the clips without features and why, and what is not as it should be in the others."""
     failures = summary.failures
     if failures:
         table([(failure.clip_id, failure.reason) for failure in failures[:_SHOWN_FAILURES]], ["clip", "reason"])
         if len(failures) > _SHOWN_FAILURES:
             print(f"… and {len(failures) - _SHOWN_FAILURES} more")
+    for note, count in summary.notes.items():
+        print(f"{count} {'clip' if count == 1 else 'clips'} with features all the same: {note}")

@@ -87,7 +87,7 @@ class EncodedClip:
     status: Status
     """`ok`, or what went wrong."""
     reason: str = ""
-    """What went wrong, in a sentence; empty if `ok`."""
+    """What went wrong, in a sentence; if `ok`, what could not be shown as it should be, see `FrameChunk.notes`."""
     decoder: str = ""
     """Name of the decoder that read the frames."""
     times: npt.NDArray[np.float64] | None = None
@@ -388,7 +388,8 @@ class _Assembly:
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
         decoder = str(joined["decoder"][0])
-        return EncodedClip(clip, "ok", "", decoder, joined["time"], joined["found"], joined["feature"])
+        notes = str(end["reason"][-1])
+        return EncodedClip(clip, "ok", notes, decoder, joined["time"], joined["found"], joined["feature"])
 
 
 def _by_clip(batch: Batch) -> Iterator[Batch]:
