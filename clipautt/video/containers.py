@@ -21,7 +21,7 @@ CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", 
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 _BEGINNINGS = {
     b"\xff\xd8\xff": "a picture (JPEG)",
-    b"\x89PNG": "a picture (PNG)",
+    b"\x89PNG": "a picture (PNG); an animated one is read if its name ends in .png",
     b"BM": "a picture (BMP)",
     b"II*\0": "a picture (TIFF)",
     b"MM\0*": "a picture (TIFF)",
@@ -35,7 +35,10 @@ _BEGINNINGS = {
     b"%PDF": "a PDF document",
     b"<": "a web page or another text",
 }
-_RIFF = {b"WEBP": "a picture (WebP)", b"WAVE": "sound (WAV)"}
+_RIFF = {
+    b"WEBP": "a picture (WebP); an animated one is read if its name ends in .webp",
+    b"WAVE": "sound (WAV)",
+}
 _STILL_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}
 _BARE = re.compile(rb"\x00\x00\x01(?:(?P<hevc>[\x40\x42]\x01)|[\x27\x47\x67])")
 """A parameter set after a start code, in a stream without a container; of HEVC (VPS, SPS), else of H.264 (SPS)."""

@@ -22,11 +22,11 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 FILES = PICTURES | {".apng"}
 """Suffixes of files that are pictures themselves; the animated ones are clips."""
 _NUMBER = re.compile(r"\d+(?!.*\d)")
-_SECONDS = re.compile(r"(?P<before>(?:.*[^\d.])?)(?P<seconds>\d+(?:\.\d+)?)s?")
-_COPY = re.compile(r"(?P<name>.+?)(?: ?\(\d+\)| - .+| copy(?: \d+)?)", re.IGNORECASE)
+_SECONDS = re.compile(r"(?P<before>(?:.*[^\d.,])?)(?P<whole>\d+)(?:[.,](?P<part>\d+))?s?")
+_COPY = re.compile(r"(?P<name>.+?)(?: ?\(\d+\)| - [^\W\d].*| copy(?: \d+)?)", re.IGNORECASE)
 _Number = TypeVar("_Number", int, float)
 _FASTEST = 1000.0
-"""Pictures per second; decimal numbers that are closer together count pictures, such as take 2.0001, 2.0002."""
+"""Pictures per second; names whose decimal numbers are closer together are not times."""
 
 
 def list_frames(folder: Path, frames_per_second: float) -> list[tuple[int, float, Path]]:
@@ -72,13 +72,20 @@ def _check_copies(paths: Sequence[Path]) -> None:
 
 
 def _seconds(paths: Sequence[Path]) -> list[float] | None:
-    """The times in names that are decimal seconds; None where they are whole numbers, or too close together."""
+    """The times in names that are decimal seconds; None where numbers are whole, or count the pictures of a take.
+
+    `2.1`, `2.2`, … `2.10` and `2.0001`, `2.0002` are pictures of take 2, not seconds.
+    """
     matches = [match for path in paths if (match := _SECONDS.fullmatch(path.stem))]
     if len(matches) < len(paths) or len({match["before"] for match in matches}) > 1:
         return None
-    if not any("." in match["seconds"] for match in matches):
+    if not any(match["part"] for match in matches):
         return None
-    times = [float(match["seconds"]) for match in matches]
+    wholes, parts = ({match[name] for match in matches} for name in ("whole", "part"))
+    counted = sorted(int(part) for part in parts if part)
+    if len(wholes) == 1 and int(*wholes) > 0 and counted == list(range(counted[0], counted[0] + len(matches))):
+        return None
+    times = [float(f"{match['whole']}.{match['part'] or 0}") for match in matches]
     steps = np.diff(np.unique(times))
     return None if len(steps) and np.median(steps) < 1 / _FASTEST else times
 

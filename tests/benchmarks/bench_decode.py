@@ -2,8 +2,8 @@
 
 Memory is resident memory: the peak of the decoding process, and the growth of the reading process. The baseline of the
 speed is decord itself, every frame dropped and nothing checked; beside it stand the look at the packets that proves
-decord right, and PyAV, which reads the files of which that is not proven. These three are in seconds of the processor,
-the rest in seconds of the clock.
+decord right, PyAV, which reads the files of which that is not proven, and both on a span at the end. These are seconds
+of the processor, the rest seconds of the clock.
 
     make bench-decode                 # ARGS=faces also detects the face
 """
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ def by_pyav(clip: Clip) -> None:
         pass
 
 
+def end_by_decord(clip: Clip) -> None:
+    """Those of two seconds at the end, as clipautt reads a file that decord may read, the look included."""
+    for _ in stream_clip(_end_of(clip), Sampling(_MOMENTS), decoder="decord"):
+        pass
+
+
+def end_by_pyav(clip: Clip) -> None:
+    """The same, of a file that decord may not read."""
+    by_pyav(_end_of(clip))
+
+
+def _end_of(clip: Clip) -> Clip:
+    return replace(clip, start_seconds=SECONDS - 3.0, end_seconds=SECONDS - 1.0)
+
+
 def processor_seconds(work: Callable[[Clip], object], clip: Clip) -> float:
     """What a piece of work in this process takes."""
     began = time.process_time()
@@ -131,7 +147,13 @@ def main(arguments: Sequence[str]) -> None:
         look(clip)  # what is imported on first use does not count
         alone = processor_seconds(by_decord, clip)
         rows: list[tuple[str, ...]] = [("decord alone, same frames", "", f"{alone:.1f} s", "1.00", "", "")]
-        for name, work in {"the look at the packets": look, "PyAV, same frames": by_pyav}.items():
+        parts: dict[str, Callable[[Clip], object]] = {
+            "the look at the packets": look,
+            "PyAV, same frames": by_pyav,
+            "2 s at the end, decord": end_by_decord,
+            "2 s at the end, PyAV": end_by_pyav,
+        }
+        for name, work in parts.items():
             taken = processor_seconds(work, clip)
             rows.append((name, "", f"{taken:.1f} s", f"{taken / alone:.3f}", "", ""))
         for name, faces in cases.items():
