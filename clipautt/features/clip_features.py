@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from stat import S_ISDIR
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -97,7 +98,7 @@ def clip_key(clip: Clip) -> str:
     path = os.path.abspath(clip.source)
     stat = os.stat(path) if os.path.exists(path) else None
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
-    decoding = [] if os.path.isdir(path) else [f"decoding {VERSION}"]
+    decoding = [] if stat and S_ISDIR(stat.st_mode) else [f"decoding {VERSION}"]
     facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span, *decoding]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
