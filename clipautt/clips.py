@@ -42,4 +42,5 @@ class Clip:
 
 def id_number(text: str) -> int:
     """A stable 63-bit hash of an identifier, to seed generators with."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    raw = text.encode(errors="surrogateescape")  # ids may come from file names that are not UTF-8
+    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "little") >> 1

@@ -16,7 +16,7 @@ from typing import Literal
 
 from clipautt.commands import is_utf8
 from clipautt.tables import loosely, nfc
-from clipautt.video.decoding import PICTURES
+from clipautt.video.pictures import PICTURES
 
 Layout = Literal["auto", "videos", "frames"]
 _SUFFIXES = ".mp4 .m4v .mov .qt .3gp .3g2 .avi .webm .mkv .wmv .asf .mpg .mpeg .vob .ts .mts .m2ts .flv .ogv .mxf .gif"

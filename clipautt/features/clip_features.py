@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from stat import S_ISDIR
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip
-from clipautt.video.decoding import Sampling
+from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.reader import FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
@@ -82,13 +83,18 @@ class ClipFeatures:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
+    notes: tuple[str, ...] = ()
+    """What could not be shown as it should be when the clip was decoded; empty for features out of a store."""
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
 
 
 def clip_key(clip: Clip) -> str:
-    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span."""
+    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span.
+
+    For a video file, which an earlier version may have decoded otherwise, it has the version of decoding as well.
+    """
     path = os.path.abspath(clip.source)
     return key_of(path, os.stat(path) if os.path.exists(path) else None, clip)
 
@@ -96,7 +102,8 @@ def clip_key(clip: Clip) -> str:
 def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
     """The key that a clip of this span has if its file lies at `path`, with this size and time; None if it is gone."""
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
-    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
+    decoding = [] if stat and S_ISDIR(stat.st_mode) else [f"decoding {VERSION}"]
+    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span, *decoding]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -112,7 +119,8 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
+    joined, notes = torch.cat([features for _, features in kept]), kept[-1][0].notes
+    return ClipFeatures(clip.clip_id, clip.subject_id, joined, times, found, notes)
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from clipautt.video.decoding import PICTURES
+from clipautt.video.pictures import PICTURES
 
 _PIECE = 1 << 20
 _DIGITS = 32

@@ -1,9 +1,10 @@
 """Decodes video files and folders of frames into RGB frames at sampled moments, one at a time.
 
-Frames are chosen by time, not by number, so a different or variable frame rate gives the same moments. decord decodes
-first; PyAV takes over where decord refuses a file; a folder of frames is read by OpenCV. Frames are streamed: memory
-holds a few, however long the video. A file damaged in the middle is refused; one that merely ends early gives the
-frames up to there; damage that a decoder conceals is not noticed.
+Frames are chosen by time, not by number, so a different or variable frame rate gives the same moments. decord, which
+finds frames by seeking, decodes the files of which `packets` proves that it is right; PyAV decodes all others, and
+`display` shows its frames as players do; `pictures` reads folders of frames. Frames are streamed: memory holds a few,
+however long the video. A file damaged in the middle is refused; one that merely ends early gives the frames up to
+there; damage that a decoder conceals is not noticed.
 
 A decoder may hang or crash the process: `reader_process` guards against both. `reader` crops and resizes.
 """
@@ -11,37 +12,32 @@ A decoder may hang or crash the process: `reader_process` guards against both. `
 from __future__ import annotations
 
 import math
-import re
+import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import av
-import cv2
 import numpy as np
-import numpy.typing as npt
 from pydantic import PositiveFloat
 
 from clipautt.clips import Clip
 from clipautt.settings import settings
+from clipautt.video.containers import DecodeError as DecodeError
+from clipautt.video.containers import check_pixels, open_container, video_stream
+from clipautt.video.display import Display, display_of, show
+from clipautt.video.packets import proven_times
+from clipautt.video.pictures import FILES, animation, list_frames, read_image
 from clipautt.video.preprocessing import Frames
 
 Decoder = Literal["decord", "pyav", "images"]
+VERSION = 2
+"""Raised when files give other frames than before, so that stored features of the earlier frames are not used."""
 _TOLERANCE = 1e-3
 """Seconds: webm rounds its times to milliseconds, and decord gives them in single precision."""
 _DEFAULT_RATE = 25.0
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "ivf", "gif")
-"""FFmpeg's names of the containers that are read. Playlists and scripts, which name other files, are excluded."""
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""Suffixes of the frames in a folder."""
-_NUMBER = re.compile(r"\d+(?!.*\d)")
 _Content = TypeVar("_Content")
-_Tick = Callable[[], None]
-_Stream = Callable[[Clip, "Sampling", int | None, _Tick], Iterator[tuple[float, Frames]]]
-
-
-class DecodeError(ValueError):
-    """A source gave no frames; the message says why."""
 
 
 @settings
@@ -54,7 +50,15 @@ class Sampling:
 
 def decoders_of(source: str) -> tuple[Decoder, ...]:
     """The decoders that read a source, in the order in which they are tried."""
-    return ("images",) if Path(source).is_dir() else ("decord", "pyav")
+    pictures = os.path.isdir(source) or Path(source).suffix.lower() in FILES
+    return ("images",) if pictures else ("decord", "pyav")
+
+
+@dataclass(frozen=True)
+class _How:
+    max_pixels: int | None
+    on_frame: Callable[[], None]
+    on_note: Callable[[str], None]
 
 
 def stream_clip(
@@ -64,6 +68,7 @@ def stream_clip(
     decoder: Decoder,
     max_pixels: int | None = None,
     on_frame: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Iterator[tuple[float, Frames]]:
     """The sampled frames of a clip, decoded on demand.
 
@@ -73,16 +78,19 @@ def stream_clip(
         decoder: one of `decoders_of(clip.source)`.
         max_pixels: width × height of the largest frame that is decoded; None: no limit.
         on_frame: called after each decoded frame, used or not, to show that the decoder is alive.
+        on_note: called with each sentence about what cannot be shown as it should be, before the first such frame.
 
     Yields:
-        Time in seconds from the start of the clip, and the frame upright, RGB uint8 [H, W, 3].
+        Time in seconds from the start of the clip, and the frame as players show it: upright, with square pixels, in
+        standard range, RGB uint8 [H, W, 3]. Frames differ in size where the file changes its own.
 
     Raises:
-        DecodeError: for frames that are too large, damage, time stamps that go back, or a source without frames.
+        DecodeError: for frames that are too large, damage, time stamps that go back, a source without frames, or a file
+            of which it is not proven that decord reads it right.
         Exception: any error of the decoder, for a file that it cannot read.
     """
-    streams: dict[Decoder, _Stream] = {"decord": _by_decord, "pyav": _by_pyav, "images": _from_folder}
-    return streams[decoder](clip, sampling, max_pixels, on_frame)
+    streams = {"decord": _by_decord, "pyav": _by_pyav, "images": _from_pictures}
+    return streams[decoder](clip, sampling, _How(max_pixels, on_frame, on_note))
 
 
 def choose_frames(
@@ -147,20 +155,11 @@ def _start(clip: Clip, number: int, time: float) -> float:
     return time - missed / (clip.frames_per_second or _DEFAULT_RATE)
 
 
-def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
-        raise DecodeError(f"its frames have {width} × {height} pixels; at most {max_pixels:,} pixels are decoded")
-
-
-def _by_decord(
-    clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick
-) -> Iterator[tuple[float, Frames]]:
+def _by_decord(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[float, Frames]]:
     import decord
 
     with open_container(clip.source) as container:  # decord opens anything, so the file is checked first
-        times = _seekable_times(container, _video_stream(container, max_pixels))
-        if len(container.streams.video) > 1:
-            raise DecodeError("of several video streams, it decodes another one than players show")
+        times = proven_times(container, video_stream(container, how.max_pixels), how.on_frame)
     # With this tolerance decord fails rather than replace a single frame by its neighbour.
     reader = decord.VideoReader(clip.source, num_threads=1, fault_tol=1e-9)
     stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
@@ -170,75 +169,34 @@ def _by_decord(
     # One by one: with batches, memory grows by hundreds of megabytes over a long video of large frames.
     for time, index in choose_frames(((i, t, i) for i, t in enumerate(times.tolist())), sampling, clip):
         frame = reader[index].asnumpy()
-        on_frame()
+        how.on_frame()
         if frame.shape[2] != 3:  # in frames a few pixels wide it mistakes row padding for channels
             raise DecodeError(f"it gives frames of shape {frame.shape}")
         yield time, frame
 
 
-def _seekable_times(container: Any, stream: Any) -> npt.NDArray[np.float64]:
-    """Seconds of every frame from the first one, ascending, read without decoding.
-
-    Raises:
-        DecodeError: where pictures that are shown before a key frame come after it in the file (an open group of
-            pictures): a seek to that key frame loses them, and decord then miscounts.
-    """
-    times: list[float] = []
-    key = -math.inf
-    for packet in container.demux(stream):
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if packet.size and stamp is not None:
-            times.append(float(stamp * packet.time_base))
-            key = times[-1] if packet.is_keyframe else key
-            if times[-1] < key:
-                raise DecodeError("its groups of pictures are open, so frames would be miscounted after a seek")
-    if not times:
-        raise DecodeError("no frames with time stamps")
-    return np.sort(np.array(times)) - min(times)
-
-
-def open_container(source: str) -> Any:
-    """Open a video file with PyAV, as a context manager.
-
-    Only real containers in local files are opened, never a text file that names other files or URLs, whatever its
-    suffix.
-
-    Raises:
-        av.FFmpegError: if it is not one of `CONTAINERS`, or broken.
-    """
-    return av.open(source, options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)})
-
-
-def _video_stream(container: Any, max_pixels: int | None) -> Any:
-    """The stream that players show.
-
-    Raises:
-        DecodeError: for a file without video, or with frames that it declares to be too large.
-    """
-    stream = container.streams.best("video")
-    if stream is None:
-        raise DecodeError("no video stream")
-    for video in container.streams.video:
-        _check_pixels(video.width, video.height, max_pixels)
-    return stream
-
-
-def _by_pyav(clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick) -> Iterator[tuple[float, Frames]]:
+def _by_pyav(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[float, Frames]]:
     """Decodes from the beginning of the file, so a span late in a long file is slow."""
+    told: set[str] = set()
     with open_container(clip.source) as container:
-        stream = _video_stream(container, max_pixels)
+        stream = video_stream(container, how.max_pixels)
         stream.codec_context.thread_count = 1
-        for time, frame in choose_frames(_pyav_frames(container, stream, max_pixels, on_frame), sampling, clip):
-            pixels = frame.to_ndarray(format="rgb24")
-            yield time, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+        for time, (frame, display) in choose_frames(_pyav_frames(container, stream, how), sampling, clip):
+            for note in display.notes:
+                if note not in told:
+                    how.on_note(note)
+            told.update(display.notes)
+            yield time, show(frame, display, max_pixels=how.max_pixels)
 
 
-def _pyav_frames(
-    container: Any, stream: Any, max_pixels: int | None, on_frame: _Tick
-) -> Iterator[tuple[int, float, Any]]:
-    """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate."""
-    rate = float(stream.average_rate or _DEFAULT_RATE)
-    first: float | None = None
+def _pyav_frames(container: Any, stream: Any, how: _How) -> Iterator[tuple[int, float, tuple[Any, Display]]]:
+    """Number, time since the first frame, and frame; frames without a time stamp follow at the stream's rate.
+
+    AVI has no times of display: there a frame is shown when the packet comes with which it is complete.
+    """
+    rate, size = float(stream.average_rate or _DEFAULT_RATE), (stream.width, stream.height)
+    in_order = container.format.name == "avi"
+    first, time = 0.0, 0.0
     number, damage = 0, ""
     for packet in container.demux(stream):
         try:
@@ -247,65 +205,30 @@ def _pyav_frames(
             damage = damage or f"damaged at frame {number} ({error.strerror})"
             continue
         for frame in frames:
-            on_frame()
+            how.on_frame()
             if damage:  # not just a file that ends early: another frame follows the damage
                 raise DecodeError(damage)
             if frame.is_corrupt:
                 damage = f"damaged at frame {number}"
                 continue
-            _check_pixels(frame.width, frame.height, max_pixels)
-            time = number / rate if frame.time is None else float(frame.time)
-            first = time if first is None else first
-            yield number, time - first, frame
+            check_pixels(frame.width, frame.height, how.max_pixels)
+            stamp = packet.dts if in_order else frame.pts
+            if stamp is not None:
+                time = float(stamp * (packet.time_base if in_order else frame.time_base))
+            elif number:
+                time += 1 / rate
+            first = time if number == 0 else first
+            yield number, time - first, (frame, display_of(frame, stream, size))
             number += 1
 
 
-def _from_folder(
-    clip: Clip, sampling: Sampling, max_pixels: int | None, on_frame: _Tick
-) -> Iterator[tuple[float, Frames]]:
-    rate = clip.frames_per_second or _DEFAULT_RATE
-    numbered = ((number, number / rate, path) for number, path in list_frames(Path(clip.source)))
+def _from_pictures(clip: Clip, sampling: Sampling, how: _How) -> Iterator[tuple[float, Frames]]:
+    source = Path(clip.source)
+    if not source.is_dir():
+        yield from choose_frames(animation(source, how.max_pixels, how.on_frame), sampling, clip)
+        return
+    numbered = list_frames(source, clip.frames_per_second or _DEFAULT_RATE)
     for time, path in choose_frames(numbered, sampling, clip):
-        frame = read_image(path, max_pixels=max_pixels)
-        on_frame()
+        frame = read_image(path, max_pixels=how.max_pixels)
+        how.on_frame()
         yield time, frame
-
-
-def list_frames(folder: Path) -> list[tuple[int, Path]]:
-    """The pictures of a folder, each with the last number in its name, in numerical order: 2 before 10.
-
-    Raises:
-        DecodeError: for a folder without pictures, or a picture without a number or with another's number.
-    """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
-    if not paths:
-        raise DecodeError("no pictures in the folder")
-    numbered: dict[int, Path] = {}
-    for path in paths:
-        match = _NUMBER.search(path.stem)
-        if match is None:
-            raise DecodeError(f"{path.name} has no number in its name; the number says when a frame was taken")
-        number = int(match[0])
-        if number in numbered:
-            raise DecodeError(f"{numbered[number].name} and {path.name} have the same number")
-        numbered[number] = path
-    return sorted(numbered.items())
-
-
-def read_image(path: Path, *, max_pixels: int | None = None) -> Frames:
-    """A picture as RGB uint8 [H, W, 3], turned upright if its metadata say how.
-
-    Raises:
-        DecodeError: if it cannot be read or is too large.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as header:  # the size, before OpenCV decodes
-            _check_pixels(*header.size, max_pixels)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"{path.name} is not a picture that can be read") from error
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise DecodeError(f"{path.name} is damaged")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)

@@ -7,7 +7,7 @@ process that can be killed. A face detector needs two passes over the clip: one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,8 @@ class FrameChunk:
     """Seconds from the start of the clip, float64 [n]."""
     found: npt.NDArray[np.bool_]
     """Whether a face was found in the frame, [n]; all True without a detector."""
+    notes: tuple[str, ...] = ()
+    """What could not be shown as it should be, up to this chunk; the last chunk of a clip has all of it."""
 
     def __repr__(self) -> str:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
@@ -94,8 +96,12 @@ def decode_chunks(
         NoFaceError: if a face is looked for and never found.
     """
 
+    notes: dict[str, None] = {}  # in the order in which they came, each once
+
     def stream() -> Iterator[tuple[float, Frames]]:
-        return stream_clip(clip, spec.sampling, decoder=decoder, max_pixels=max_pixels, on_frame=on_frame)
+        return stream_clip(
+            clip, spec.sampling, decoder=decoder, max_pixels=max_pixels, on_frame=on_frame, on_note=notes.setdefault
+        )
 
     shape = spec.preprocessing
     fitted: Iterator[tuple[float, Frames, bool]]
@@ -106,7 +112,7 @@ def decode_chunks(
     empty = True
     for chunk in _chunks(fitted, shape.size, decoder):
         empty = False
-        yield chunk
+        yield replace(chunk, notes=tuple(notes))
     if empty:
         raise DecodeError("no frames in the span")
 

@@ -26,7 +26,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,9 +118,9 @@ def _ask_decoders(
     """The answers of one decoder after another, until one succeeds; raises as `read_clip`."""
     # Absolute: a child may have been started in another folder, and a colon in a name would look like a protocol.
     clip = replace(clip, source=os.path.abspath(clip.source))
-    if not Path(clip.source).exists():
+    if not os.path.exists(clip.source):  # also for a name that is too long, about which `Path` raises another error
         raise FileNotFoundError(f"clip {clip.clip_id!r}: no video file or folder of frames at {clip.source}")
-    failures = []
+    failures: dict[str, list[str]] = {}
     for decoder in decoders_of(clip.source):
         try:
             with _borrowed_child() as child:
@@ -131,13 +130,15 @@ def _ask_decoders(
         except NoFaceError as error:
             raise NoFaceError(f"clip {clip.clip_id!r}: {clip.source}: {error}") from None
         except DecodeError as error:
-            failures.append(f"{decoder}: {error}")
-    raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({'; '.join(failures)})")
+            failures.setdefault(str(error), []).append(decoder)
+    said = "; ".join(f"{' and '.join(decoders)}: {reason}" for reason, decoders in failures.items())
+    raise DecodeError(f"clip {clip.clip_id!r}: {clip.source} cannot be decoded ({said})")
 
 
 def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
     frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
-    return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
+    times, found = np.array(answer["times"], np.float64), np.array(answer["found"], bool)
+    return FrameChunk(decoder, frames, times, found, tuple(answer["notes"]))
 
 
 def read_frames(
@@ -159,11 +160,12 @@ def read_frames(
             kept = []
         inside = (chunk.times >= start_seconds - 1e-6) & (chunk.times < end_seconds - 1e-6)
         if inside.any():
-            kept.append(FrameChunk(chunk.decoder, chunk.frames[inside], chunk.times[inside], chunk.found[inside]))
+            values = chunk.frames[inside], chunk.times[inside], chunk.found[inside]
+            kept.append(FrameChunk(chunk.decoder, *values, chunk.notes))
     if not kept:
         raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
-    joined = (np.concatenate([getattr(chunk, name) for chunk in kept]) for name in ("frames", "times", "found"))
-    return FrameChunk(kept[-1].decoder, *joined)
+    frames, times, found = (np.concatenate([getattr(c, name) for c in kept]) for name in ("frames", "times", "found"))
+    return FrameChunk(kept[-1].decoder, frames, times, found, kept[-1].notes)
 
 
 class _Child:
@@ -350,6 +352,7 @@ def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], No
 def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame: Callable[[], None]) -> None:
     for chunk in chunks:
         facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
+        facts["notes"] = chunk.notes
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
         _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
         on_frame()

@@ -19,7 +19,7 @@ import av
 from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.settings import settings
-from clipautt.video.decoding import open_container
+from clipautt.video.containers import DecodeError, open_container, video_stream
 
 _MAX_FRAMES_PER_SECOND = 240
 _FILE_NAME = "video"
@@ -80,13 +80,13 @@ def check_video(path: Path, limits: Limits) -> float:
     """
     try:
         with open_container(str(path)) as container:
-            if not container.streams.video:
-                raise RefusedError(415, "the file has no video in it")
-            stream = container.streams.video[0]
+            stream = video_stream(container)
             _check_pixels(stream.width, stream.height, limits)
-            if container.duration is not None:
-                _check_seconds(container.duration / av.time_base, limits)
+            if stream.duration is not None:  # of the picture; the sound may go on
+                _check_seconds(float(stream.duration * stream.time_base), limits)
             return _measured_seconds(container, stream, limits)
+    except DecodeError as error:
+        raise RefusedError(415, without_paths(f"the file cannot be read as a video: {error}", path)) from error
     except (av.FFmpegError, OSError) as error:
         reason = without_paths(str(getattr(error, "strerror", None) or error), path)
         raise RefusedError(415, f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})") from error
@@ -116,7 +116,7 @@ def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
     end, frames = 0.0, 0
     rate = float(stream.average_rate or 25)
     for packet in container.demux(stream):
-        if not packet.size:
+        if not packet.size or packet.is_discard:
             continue
         frames += 1
         if frames > limits.max_seconds * _MAX_FRAMES_PER_SECOND:

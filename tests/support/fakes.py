@@ -165,6 +165,10 @@ def write_video(
     milliseconds: Sequence[int] | None = None,
     pixel_format: str = "yuv420p",
     rotation: int = 0,
+    matrix: Sequence[int] | None = None,
+    pixel_aspect: Fraction | None = None,
+    tags: Mapping[str, str] | None = None,
+    sound_seconds: float = 0,
     options: Mapping[str, str] | None = None,
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
@@ -178,15 +182,25 @@ def write_video(
         milliseconds: presentation time of each frame, for variable frame rates.
         pixel_format: FFmpeg's name of how the pixels are stored.
         rotation: degrees counter-clockwise by which a player is told to turn the picture.
+        matrix: the display matrix, nine integers as in FFmpeg, instead of `rotation`.
+        pixel_aspect: width of a pixel divided by its height; None: not told.
+        tags: of the container, such as `title`.
+        sound_seconds: length of silence beside the picture.
         options: of the encoder.
         container_options: of the container.
     """
     with av.open(str(path), "w", container_options=dict(container_options or {})) as container:
+        container.metadata.update(tags or {})
         stream: Any = container.add_stream(codec, rate=fps, options=dict(options or {}))
+        sound = container.add_stream("aac", rate=8000) if sound_seconds else None
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
         if milliseconds is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number, pixels in enumerate(frames):
@@ -194,15 +208,22 @@ def write_video(
             frame.pts = number if milliseconds is None else milliseconds[number]
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound is not None:
+            add_silence(container, sound, sound_seconds)
     return path
+
+
+def add_silence(container: Any, stream: Any, seconds: float) -> None:
+    """Write silence into a stream of sound with 8000 samples per second."""
+    for _ in range(max(1, round(seconds * 8000 / 1024))):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
 
 
 def write_sound(path: Path) -> Path:
     """Write a file with sound and no picture."""
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        add_silence(container, container.add_stream("aac", rate=8000), 0)
     return path

@@ -19,7 +19,7 @@ from clipautt.evaluation.au_tables.faces import Which
 from clipautt.evaluation.au_tables.matching import names_of_video
 from clipautt.evaluation.au_tables.reading import AuTable, AuTrack, read_au_table
 from clipautt.tables import nfc
-from clipautt.video.decoding import open_container
+from clipautt.video.containers import open_container
 
 _TOLERANCE = 0.1
 """How far durations and rates may differ, as a share."""

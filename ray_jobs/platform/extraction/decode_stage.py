@@ -117,7 +117,7 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk, node: str) -
         "number": np.arange(number, number + count),
         "total": np.full(count, -1),
         "status": np.full(count, "ok"),
-        "reason": np.full(count, ""),
+        "reason": np.full(count, "; ".join(chunk.notes)),
         "decoder": np.full(count, chunk.decoder),
         "node": np.full(count, node),
         "content": np.full(count, ""),

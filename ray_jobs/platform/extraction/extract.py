@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ class ExtractSummary:
         """Number of clips without features for the fault of a worker or its node; the next extraction tries them."""
         return sum(failure.status in TRIED_AGAIN for failure in self.failures)
 
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What could not be shown as it should be → number of the requested clips."""
+
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
     """Fill the store with the features of these clips, on the connected Ray.
@@ -145,7 +149,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage, avoid)
+    notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
+    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage, avoid, notes)
 
 
 def _local_files(config: ExtractionConfig) -> list[str]:
@@ -232,7 +237,7 @@ def _note(stream: Pipeline) -> str:
 
 
 def report_failures(summary: ExtractSummary) -> None:
-    """Print the clips without features and why."""
+    """Print the clips without features and why, and what is not as it should be in the others."""
     failures = summary.failures
     if failures:
         table([(failure.clip_id, failure.reason) for failure in failures[:_SHOWN_FAILURES]], ["clip", "reason"])
@@ -240,6 +245,8 @@ def report_failures(summary: ExtractSummary) -> None:
             print(f"… and {len(failures) - _SHOWN_FAILURES} more")
     if summary.lost:
         print(_lost(summary))
+    for note, count in summary.notes.items():
+        print(f"{count} {'clip' if count == 1 else 'clips'} with features all the same: {note}")
 
 
 def refuse_lost(summary: ExtractSummary) -> None:

@@ -100,7 +100,7 @@ class EncodedClip:
     status: Status
     """`ok`, or what went wrong."""
     reason: str = ""
-    """What went wrong, in a sentence; empty if `ok`."""
+    """What went wrong, in a sentence; if `ok`, what could not be shown as it should be, see `FrameChunk.notes`."""
     decoder: str = ""
     """Name of the decoder that read the frames."""
     content: str = ""
@@ -432,7 +432,8 @@ class _Assembly:
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
         decoder, content = str(joined["decoder"][0]), max(joined["content"].tolist())  # one of its rows has it
-        return EncodedClip(clip, "ok", "", decoder, content, joined["time"], joined["found"], joined["feature"])
+        notes = str(end["reason"][-1])
+        return EncodedClip(clip, "ok", notes, decoder, content, joined["time"], joined["found"], joined["feature"])
 
 
 def _as_seen_here(encoded: EncodedClip) -> EncodedClip:

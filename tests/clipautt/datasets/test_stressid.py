@@ -10,7 +10,7 @@ import pytest
 from clipautt.clips import Clip
 from clipautt.datasets.layout import DatasetError
 from clipautt.datasets.stressid import TARGETS, StressID
-from clipautt.video.decoding import list_frames
+from clipautt.video.pictures import list_frames
 from tests.support.trees import STRESSID_SUBJECTS, pictures, stressid_frames, stressid_rows, stressid_videos, write
 
 HEADER = "subject/task,binary-stress,affect3-class"
@@ -52,7 +52,7 @@ def test_frames(tmp_path: Path) -> None:
         "kycf_Math", "kycf", str(tmp_path / "sub_images/kycf/kycf_Math"), "target", "stress",
         dataset="stressid", frames_per_second=25.0,
     )  # fmt: skip
-    assert [path.name for _, path in list_frames(Path(first.source))] == ["image_2.jpg", "image_10.jpg"]
+    assert [path.name for *_, path in list_frames(Path(first.source), 25.0)] == ["image_2.jpg", "image_10.jpg"]
     assert replace(reader(tmp_path), frames_per_second=5.0).read().clips[0].frames_per_second == 5.0
 
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import ClipFeatures, FeatureSpec, encode_clip, fingerprint_of, subject_centre
+from clipautt.features import clip_features
+from clipautt.features.clip_features import (
+    ClipFeatures,
+    FeatureSpec,
+    clip_key,
+    encode_clip,
+    fingerprint_of,
+    subject_centre,
+)
 from clipautt.video.decoding import DecodeError, Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Preprocessing
@@ -48,7 +56,17 @@ def test_fingerprint_literal() -> None:
 
 
 def test_clip_features_have_no_label() -> None:
-    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
+    assert "label" not in ClipFeatures.__dataclass_fields__
+
+
+def test_the_key_of_a_video_file_has_the_version_of_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of frames as an earlier version decoded them are not found again; those of folders of pictures are."""
+    (tmp_path / "v.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    video, folder = (Clip("c", "s", str(tmp_path / name), "target") for name in ("v.mp4", "folder"))
+    before = clip_key(video), clip_key(folder)
+    monkeypatch.setattr(clip_features, "VERSION", clip_features.VERSION + 1)
+    assert clip_key(video) != before[0] and clip_key(folder) == before[1]
 
 
 def test_subject_centres_literal() -> None:

@@ -164,6 +164,10 @@ def pipeline_of(config: PipelineConfig, share: float | None) -> Pipeline:
     return Pipeline(BackboneConfig(), backbone.fingerprint, frames, config=config, cluster=cluster, limits=ReadLimits())
 
 
+TILTED = (56756, 32768, 0, -32768, 56756, 0, 0, 0, 1 << 30)
+"""The display matrix of a turn by 30 degrees."""
+
+
 def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One clip in twenty is broken in some way of the corpus, hangs, or crashes its decoder: all others are there."""
     whole = FrameSpec(load_backbone(BackboneConfig()).preprocessing, EVERY)
@@ -173,6 +177,9 @@ def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.Capture
     bad = [Clip(f"bad {name}", "s0", str(path), "target") for name, path in files.items()]
     good = spans(video, [5] * 19 * len(bad))
     clips = [clip for i, one in enumerate(bad) for clip in (one, *good[19 * i : 19 * (i + 1)])]
+    tilted = write_video(tmp_path / "tilted.mp4", numbered_frames(5), matrix=TILTED)
+    good.append(Clip("tilted", "s0", str(tilted), "target"))
+    clips.append(good[-1])
     write_manifest(clips, tmp_path / "manifest.parquet")
     words = [f"manifest={tmp_path}/manifest.parquet", f"store={tmp_path}/store", f"runs={tmp_path}/runs"]
     words += [
@@ -184,8 +191,11 @@ def test_poison_costs_itself(video: Path, tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["extract", *words]) == 0
     said = capsys.readouterr().out
     assert f"{len(good)} clips encoded, 0 already in the store, {len(bad)} without features" in said
+    noted = "the file says to turn its pictures by 30 degrees; the corners are black"
+    assert f"1 clip with features all the same: {noted}\n" in said
     (folder,) = (tmp_path / "store").iterdir()
     rows = pd.read_parquet(folder).set_index("clip_id")
+    assert rows.loc["tilted", "reason"] == noted
     assert len(rows) == len(clips) and set(rows[rows["status"] == "ok"].index) == {clip.clip_id for clip in good}
     reasons = rows.loc[[clip.clip_id for clip in bad], "reason"]
     assert len(bad) >= 15 and reasons.str.len().min() > 20

@@ -42,6 +42,7 @@ from ray_jobs.serve.web import Answer, Health, make_app
 from tests.support.browser import find_chromium, open_page
 from tests.support.configs import adapt_config
 from tests.support.fakes import CONTEXT, fake_checkpoint, numbered_frames, write_video
+from tests.support.footage import write_cover
 
 SMALL_UPLOADS: dict[str, Any] = {"max_upload_mb": 0.3, "max_seconds": 4.0, "max_pixels": 128 * 128}
 LIMITS = ServeConfig(**SMALL_UPLOADS).limits
@@ -222,7 +223,17 @@ def test_what_is_no_video_is_refused(tmp_path: Path, video: Path) -> None:
         path.write_bytes(content)
         assert refused(path).status == 415
         assert "(pyav: Invalid data found" in refused(path).detail
-    assert refused(audio_file(tmp_path / "audio.mp4")) == Refusal(415, "the file has no video in it")
+    said = "the file cannot be read as a video: no video stream"
+    assert refused(audio_file(tmp_path / "audio.mp4")) == Refusal(415, said)
+    assert refused(write_cover(tmp_path / "song")).detail == f"{said}, only the cover picture of a sound file"
+    (tmp_path / "video").write_bytes(b"\xff\xd8\xff\xe0" + bytes(500))
+    assert refused(tmp_path / "video").detail == "the file cannot be read as a video: it is a picture (JPEG)"
+
+
+def test_the_length_is_that_of_the_picture(tmp_path: Path) -> None:
+    """Two seconds of picture with ten of sound; the sound is not looked at."""
+    path = write_video(tmp_path / "sound.mp4", face_frames(50), sound_seconds=10)
+    assert check_video(path, LIMITS) == pytest.approx(2.0)
 
 
 def test_a_file_that_names_other_files_is_not_opened(tmp_path: Path, video: Path) -> None:
