@@ -20,6 +20,7 @@ from torch import Tensor
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip
 from clipautt.video.decoding import Sampling
+from clipautt.video.face_check import FrameSample, face_warning
 from clipautt.video.faces import FaceConfig
 from clipautt.video.reader import FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
@@ -82,6 +83,8 @@ class ClipFeatures:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
+    notes: tuple[str, ...] = ()
+    """Sentences on the footage that whoever reads the prediction must know; features from the store have none."""
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
@@ -99,16 +102,27 @@ def clip_key(clip: Clip) -> str:
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
     """Decode and encode one clip, without a store; one chunk of its frames is in memory at a time.
 
+    Without a face detector, a few frames are checked for a face that fills them.
+
     Raises:
         FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
     """
     encoded: list[tuple[FrameChunk, Tensor]] = []
+    sample = FrameSample()
     for chunk in read_clip(clip, frames, limits):
+        if encoded and encoded[-1][0].decoder != chunk.decoder:  # the clip is read again from its start
+            sample = FrameSample()
+        if frames.faces.detector == "none":
+            sample.add(chunk.frames)
         features = backbone.encode_frames(chunk.frames)
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
+    warning = face_warning(sample.frames)
+    notes = (warning,) if warning else ()
+    return ClipFeatures(
+        clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found, notes=notes
+    )
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from clipautt.action_units import descriptions_of
 from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.features.clip_features import FeatureSpec
+from clipautt.footage import RENDERED_DATASET, Footage
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
@@ -43,6 +44,8 @@ class ImportConfig:
     """Frames used in training; published for BioVid is every second frame of 25 per second."""
     faces: FaceConfig = FaceConfig()
     """How faces are cropped; the published models were trained on footage already cropped."""
+    datasets: tuple[str, ...] = ()
+    """Data sets it was trained on, such as `BioVid`; empty if they are not known."""
     context_tokens: NonNegativeInt = 4
     """Number of leading tokens of each prompt to tune; fewer if the shortest prompt has fewer."""
 
@@ -124,6 +127,7 @@ def import_checkpoint(
         metrics={},
         descriptions=descriptions_of(config.classes),
         backbone=loaded_from or BackboneConfig(),
+        footage=Footage.of((name.startswith(RENDERED_DATASET) for name in config.datasets), config.datasets),
     )
     return Checkpoint(model.eval().requires_grad_(False), spec)
 

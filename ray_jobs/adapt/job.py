@@ -33,6 +33,7 @@ from ray_jobs.adapt.checks import (
     check_earlier_clips,
     check_same_checkpoints,
     clips_of_splits,
+    footage_warnings,
     load_checkpoints,
     make_cohorts,
     rows_that_can_be_made,
@@ -108,6 +109,9 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     )
     if cfg.explain and not own.method.adapts:
         print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
+    warning, warnings = footage_warnings(clips, spec, job.backbone)
+    if warning:
+        print(f"warning: {warning}")
     folder = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     check_same_checkpoints(folder.path("checkpoints.json"), checkpoints)
     check_earlier_clips(folder.folder, manifest, clips)
@@ -119,6 +123,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
         instantiate(cfg.cluster),
         instantiate(cfg.work),
         cfg.seed,
+        warnings=warnings,
+        warning=warning,
     )
 
 
@@ -171,6 +177,8 @@ def finish(plan: Plan) -> int:
     """Print the results and where they are; returns the exit code, 1 if a subject failed."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
+    if run.warning:
+        print(f"warning: {run.warning}")
     folder = Path(run.job.folder)
     for name, agreement in read_agreement((folder / FOLDER).glob("*.json")).items():
         print(f"{name}: agrees with the exact method in {agreement}")

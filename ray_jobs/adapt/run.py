@@ -106,6 +106,10 @@ class AdaptRun:
     """Random seed of the cohorts."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Clip → why it has no features; its rows give this reason."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Clip → what its rows warn of."""
+    warning: str | None = None
+    """What is said of all clips together; None if there is nothing to warn of."""
 
     @property
     def results(self) -> Path:

@@ -15,16 +15,17 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.backbones.loading import Backbone, load_backbone
+from clipautt.backbones.loading import Backbone, BackboneConfig, facts_of, load_backbone
 from clipautt.clips import Clip, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
+from clipautt.footage import Footage, is_rendered_clip, other_footage
 from clipautt.manifest import Manifest
 from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
@@ -66,6 +67,8 @@ class TrainJob:
     """One per checkpoint."""
     folder: str
     """Checkpoints are written to `<folder>/checkpoints/<subject baseline>`."""
+    footage: Footage = field(default_factory=Footage)
+    """What the training clips show."""
 
     @property
     def streamed(self) -> bool:
@@ -155,6 +158,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
             features=job.features,
             backbone=job.extraction.backbone,
             context_tokens=prompts.num_context,
+            footage=job.footage,
             manifest=manifest.fingerprint,
             metrics=metrics,
         )
@@ -293,11 +297,22 @@ def main(cfg: DictConfig) -> int:
         check_streaming(configs[0], extraction, workers=cfg.workers)
         store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
         report_failures(summary)
-        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder))
+        footage = training_footage(manifest, extraction.backbone)
+        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
         figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0
+
+
+def training_footage(manifest: Manifest, backbone: BackboneConfig) -> Footage:
+    """What the training clips show; says so if the backbone has never seen footage of this kind."""
+    clips = manifest.of_split("source_train")
+    rendered = [is_rendered_clip(clip) for clip in clips]
+    warning = other_footage({f"the backbone {backbone.name!r}": facts_of(backbone).footage}, rendered)
+    if warning:
+        print(f"warning: {warning}")
+    return Footage.of(rendered, (clip.dataset for clip in clips))
 
 
 def print_figures(figures: dict[str, dict[str, float]]) -> None:

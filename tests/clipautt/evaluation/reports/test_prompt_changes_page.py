@@ -35,7 +35,7 @@ def explanation(
 ) -> SubjectExplanation:
     """Similarities rise by one where the prompt moved; of every two clips the second has another window and class."""
     rank = np.argsort(np.argsort(-np.asarray(moved), kind="stable")) + 1
-    prompts = pd.DataFrame({"code": CODES, "phrase": CODES, "moved": moved, "rank": rank})
+    prompts = pd.DataFrame({"code": CODES, "phrase": CODES, "moved": moved, "rank": rank, "learned": True})
     ids = [f"{subject}c{number}" for number in range(clips)]
     after = [0.5 + (value > 0) for value in moved]
     each = [pd.DataFrame({"clip_id": one, "code": CODES, "before": 0.5, "after": after}) for one in ids]
