@@ -41,6 +41,7 @@ METHOD = {
         "packed_tower",
         "frozen_clip",
         "embedded",
+        "tensor_files",
         "weight_files",
         "open_clip_models",
         "loading",

@@ -81,8 +81,8 @@ def face_warning(frames: list[Frames]) -> str | None:
     if 2 * sum(side >= MIN_SIDE for side in sides) >= len(sides):
         return None
     return (
-        f"Faces are not cropped here (faces=none), so a face must fill the picture, but {_words(sides)}: crop the video "
-        "to the face, or train a checkpoint with faces=cascade."
+        f"Faces are not cropped here (faces=none), so a face must fill the picture, but {_words(sides)}: crop the "
+        "video to the face, or train a checkpoint with faces=cascade."
     )
 
 
