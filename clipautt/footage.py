@@ -108,22 +108,23 @@ def other_footage(seen: Mapping[str, Footage], rendered: Iterable[bool | None]) 
         None if the clips are of a kind that every part has seen, or if that is not known.
     """
     known = [one for one in rendered if one is not None]
-    unlike = {
-        "rendered": (known.count(False), "rendered faces only", "marked as rendered"),
-        "other": (known.count(True), "footage without rendered faces", "anything but rendered"),
-    }
-    for kind, (count, trained_on, lacks) in unlike.items():
-        parts = [name for name, footage in seen.items() if footage.faces == kind]
-        if not parts or not count:
-            continue
-        who = " and ".join(parts)
-        who = f"{who[0].upper()}{who[1:]} {'were' if len(parts) > 1 else 'was'} trained on {trained_on}"
-        which = "this video is" if len(known) == 1 else f"{count} of {len(known)} clips are"
-        return f"{who}, and {which} not {lacks}: {_MEANING[kind]}"
+    for kind, unlike, trained_on, state, meaning in _KINDS_UNLIKE:
+        parts, count = [name for name, footage in seen.items() if footage.faces == kind], known.count(unlike)
+        if parts and count:
+            who, were = " and ".join(parts), "were" if len(parts) > 1 else "was"
+            which = "this video is" if len(known) == 1 else f"{count} of {len(known)} clips are"
+            return f"{who[0].upper()}{who[1:]} {were} trained on {trained_on}, and {which} {state}: {meaning}"
     return None
 
 
-_MEANING = {
-    "rendered": "for the face of a real person the answer means nothing.",
-    "other": "the answer for a rendered face means nothing.",
-}
+_KINDS_UNLIKE = (
+    (
+        "rendered",
+        False,
+        "rendered faces only",
+        "not marked as rendered",
+        "for the face of a real person the answer means nothing.",
+    ),
+    ("other", True, "footage without rendered faces", "rendered", "for a rendered face the answer means nothing."),
+)
+"""What was trained on; whether clips unlike it are rendered; and the words for both, and for what follows."""

@@ -457,6 +457,26 @@ def test_a_finished_run_is_not_done_again_and_refuses_other_settings(
 
 
 @pytest.mark.usefixtures("here")
+def test_rows_and_summary_warn_of_footage_that_the_model_has_never_seen(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded backbone has seen rendered faces only, and one clip of the four is one."""
+    one = world.clips[0]
+    truth_path(one.source).touch()
+    path = world.manifest(world.clips[:4], name="unseen")
+    assert cli.main(["adapt", *world.words("unseen", "adapt=clip_au", "compare=[]", manifest=path)]) == 0
+    truth_path(one.source).unlink()
+    seen = "warning: The backbone 'embedded' was trained on rendered faces only, and "
+    said = capsys.readouterr().out
+    assert said.count(f"{seen}3 of 4 clips are not marked as rendered: for the face of a real person") == 2
+    warnings = world.rows("unseen").groupby("clip_id")["warnings"].unique().map(list)
+    assert warnings[one.clip_id] == [""]
+    for clip in world.clips[1:4]:
+        (sentence,) = warnings[clip.clip_id]
+        assert sentence.startswith(f"{seen}this video is not marked as rendered".removeprefix("warning: "))
+
+
+@pytest.mark.usefixtures("here")
 def test_a_subject_whose_file_is_gone_is_done_again_and_no_other(world: World) -> None:
     before, _ = run(world, "gone", PER_SUBJECT, CLIP_AU)
     results = world.run("gone") / "subjects"
