@@ -76,6 +76,7 @@ PLATFORM = [
     "runs",
     "cluster",
     "actor_pool",
+    "footage",
     "manifests",
     "methods",
     "predictors",

@@ -45,6 +45,7 @@ from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, num_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
+from ray_jobs.platform.footage import uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.metrics import JobMetrics
@@ -110,8 +111,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     if cfg.explain and not own.method.adapts:
         print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
     warning, warnings = footage_warnings(clips, spec, job.backbone)
-    if warning:
-        print(f"warning: {warning}")
+    warn(warning)
     folder = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     check_same_checkpoints(folder.path("checkpoints.json"), checkpoints)
     check_earlier_clips(folder.folder, manifest, clips)
@@ -142,6 +142,7 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     )
     store, summary = extract(run.clips, config)
     report_failures(summary)
+    warn(uncropped_warning(run.clips, store.spec.frames))
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     return replace(run, job=replace(run.job, features=store.spec), reasons=reasons)
 
@@ -177,8 +178,7 @@ def finish(plan: Plan) -> int:
     """Print the results and where they are; returns the exit code, 1 if a subject failed."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
-    if run.warning:
-        print(f"warning: {run.warning}")
+    warn(run.warning)
     folder = Path(run.job.folder)
     for name, agreement in read_agreement((folder / FOLDER).glob("*.json")).items():
         print(f"{name}: agrees with the exact method in {agreement}")

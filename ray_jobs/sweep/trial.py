@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from clipautt.clips import Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.files import atomic
-from clipautt.footage import Footage, is_rendered_clip
+from clipautt.footage import Footage
 from clipautt.manifest import Manifest
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
@@ -56,6 +56,8 @@ class SweepJob:
     """Fingerprint of the manifest, for the checkpoints."""
     folder: str
     """Run folder; `models/` in it holds one checkpoint per training configuration."""
+    footage: Footage = field(default_factory=Footage)
+    """What the training clips show, for the checkpoints."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,8 +70,6 @@ class SweepData:
     """Clips of the validation subjects; they carry no labels."""
     answers: dict[str, int]
     """Clip id → class index of the validation clips, to score with."""
-    footage: Footage
-    """What the training clips show."""
 
 
 def load_data(manifest: Manifest, store: FeatureStore) -> SweepData:
@@ -80,10 +80,7 @@ def load_data(manifest: Manifest, store: FeatureStore) -> SweepData:
     """
     train, labels = _labelled(manifest, store, "source_train")
     unseen, answers = _labelled(manifest, store, "source_val")
-    examples = tuple(Example(clip, labels[clip.clip_id]) for clip in train)
-    clips = manifest.of_split("source_train")
-    footage = Footage.of(map(is_rendered_clip, clips), (clip.dataset for clip in clips))
-    return SweepData(examples, unseen, answers, footage)
+    return SweepData(tuple(Example(clip, labels[clip.clip_id]) for clip in train), unseen, answers)
 
 
 def _labelled(manifest: Manifest, store: FeatureStore, split: Split) -> tuple[tuple[ClipFeatures, ...], dict[str, int]]:
@@ -185,7 +182,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         features=job.features,
         backbone=job.backbone,
         context_tokens=prompts.num_context,
-        footage=data.footage,
+        footage=job.footage,
         manifest=job.manifest,
     )
     _keep(checkpoint, folder)

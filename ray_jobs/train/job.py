@@ -21,11 +21,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from clipautt.backbones.loading import Backbone, BackboneConfig, facts_of, load_backbone
+from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
-from clipautt.footage import Footage, is_rendered_clip, other_footage
+from clipautt.footage import Footage
 from clipautt.manifest import Manifest
 from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
@@ -42,6 +42,7 @@ from clipautt.model.training import (
 from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, extraction_config, report_failures
+from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
@@ -295,24 +296,16 @@ def main(cfg: DictConfig) -> int:
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     with connect(extraction.cluster):
         check_streaming(configs[0], extraction, workers=cfg.workers)
-        store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
+        clips = manifest.of_split(*stored_splits(configs))
+        store, summary = extract(clips, extraction)
         report_failures(summary)
+        warn(uncropped_warning(clips, store.spec.frames))
         footage = training_footage(manifest, extraction.backbone)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
         figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0
-
-
-def training_footage(manifest: Manifest, backbone: BackboneConfig) -> Footage:
-    """What the training clips show; says so if the backbone has never seen footage of this kind."""
-    clips = manifest.of_split("source_train")
-    rendered = [is_rendered_clip(clip) for clip in clips]
-    warning = other_footage({f"the backbone {backbone.name!r}": facts_of(backbone).footage}, rendered)
-    if warning:
-        print(f"warning: {warning}")
-    return Footage.of(rendered, (clip.dataset for clip in clips))
 
 
 def print_figures(figures: dict[str, dict[str, float]]) -> None:

@@ -26,6 +26,7 @@ from clipautt.adaptation.personalization import clips_of_personalization, load_p
 from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, predicted
+from clipautt.footage import truth_path
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
 from ray_jobs.adapt.plan import Assignment, SubjectWork
