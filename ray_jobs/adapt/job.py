@@ -236,7 +236,8 @@ def _write_explanations(run: AdaptRun) -> None:
     explained = read_explanations(folder)
     if not explained:
         return
-    page = write_explanation_page(folder, explained, title=f"What changed: {run.job.methods[0].name}")
+    title, warnings = f"What changed: {run.job.methods[0].name}", [run.warning] if run.warning else []
+    page = write_explanation_page(folder, explained, title=title, warnings=warnings)
     print(f"what changed: {page}")
     problems: list[tuple[Any, Any]] = [
         problem for one in explained.values() for problem in one.facts.get("openface_problems", {}).items()

@@ -32,17 +32,18 @@ def training_footage(manifest: Manifest, backbone: BackboneConfig) -> Footage:
 def uncropped_warning(clips: Sequence[Clip], frames: FrameSpec) -> str | None:
     """A sentence if no detector crops to the faces, and they do not fill the pictures; None otherwise.
 
-    One frame of each of five clips is looked at, rendered clips aside; clips that this machine cannot read are passed
-    over, as the extraction reports them.
+    One frame of each of five clips is looked at. Rendered clips are passed over, and those that this machine cannot
+    read, which the extraction reports.
     """
     if frames.faces.detector != "none":
         return None
-    filmed = [clip for clip in clips if is_rendered_clip(clip) is False]
-    places = np.unique(np.linspace(0, len(filmed) - 1, min(_LOOKED_AT, len(filmed))).round().astype(int))
+    places = np.linspace(0, len(clips) - 1, min(_LOOKED_AT, len(clips))).round().astype(int)
     looked_at = []
-    for place in places:
+    for clip in (clips[place] for place in places):
+        if is_rendered_clip(clip) is not False:
+            continue
         try:
-            looked_at.append(next(read_clip(filmed[place], frames)).frames[-1])
+            looked_at.append(next(read_clip(clip, frames)).frames[-1])
         except (DecodeError, OSError):
             continue
     return face_warning(looked_at)

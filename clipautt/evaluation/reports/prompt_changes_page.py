@@ -144,6 +144,7 @@ def write_explanation_page(
     *,
     title: str,
     facts: Sequence[tuple[str, str]] = (),
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Write `explain.html` on all explained subjects of a run, whole or not at all.
 
@@ -152,6 +153,7 @@ def write_explanation_page(
         explanations: name of a subject's folder → explanation, see `prompt_changes.read_explanations`.
         title: title of the page.
         facts: names and values of what made the explanations.
+        warnings: sentences on why the explanations may be worth little; they stand at the top.
 
     Returns:
         Path of the page, which is self-contained.
@@ -180,6 +182,7 @@ def write_explanation_page(
         agreement_figure=_agreement_picture(agreement),
         subjects=[_subject(name, one) for name, one in shown],
         facts=facts,
+        warnings=warnings,
     )
     path = folder / PAGE
     write_text(path, page)

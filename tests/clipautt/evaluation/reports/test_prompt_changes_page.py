@@ -211,7 +211,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_units_that_the_backbone_never_learned_are_left_out_and_counted(tmp_path: Path) -> None:
     one = explanation(moved=(0.1, 0.9, 0.2, 0.0))
     one.prompts["learned"] = [True, False, True, True]
-    text = write_explanation_page(tmp_path, {"s0": one}, title="t").read_text()
+    text = write_explanation_page(tmp_path, {"s0": one}, title="t", warnings=["Beware."]).read_text()
+    assert text.index('<p class="warning">Beware.</p>') < text.index('<section class="verdict')
     assert "AU12 Lip corner puller and AU1 Inner brow raiser moved most" in text and "AU4 Brow lowerer" not in text
     assert "1 of 4 action units are left out here, because the backbone never learned them; the tables list" in text
     assert "<td>AU12 Lip corner puller, 0.200</td>" in text
