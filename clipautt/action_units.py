@@ -96,6 +96,8 @@ VOCABULARY: tuple[ActionUnit, ...] = (
 RENDERED: tuple[str, ...] = tuple(unit.code for unit in VOCABULARY if unit.held_out)
 """Codes that the synthetic faces can show, in vocabulary order; the other units have a prompt only."""
 
+_TITLES = {unit.code: f"{unit.code} {unit.name}" for unit in VOCABULARY}
+
 RESTING_PHRASES: tuple[str, ...] = ("relaxed muscles", "all muscles at rest", "nothing moving")
 """Wordings for a face on which no unit is active."""
 
@@ -168,6 +170,11 @@ def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
     """Column names for prompts: the AU code of a phrase in the vocabulary, any other phrase itself."""
     codes = {unit.phrase: unit.code for unit in VOCABULARY}
     return [codes.get(phrase, phrase) for phrase in prompts]
+
+
+def title_of(column: str) -> str:
+    """An AU code with its name, such as `AU4 Brow lowerer`; any other text itself."""
+    return _TITLES.get(column, column)
 
 
 def descriptions_of(classes: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pandas as pd
 import torch
 
-from clipautt.action_units import action_unit_columns
+from clipautt.action_units import action_unit_columns, title_of
 from clipautt.adaptation.driver import SubjectState, adapt, predict_clips, prompts_after
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
@@ -24,6 +24,7 @@ from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
+from clipautt.footage import is_rendered, other_footage
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
 from clipautt.tables import nfc
@@ -51,20 +52,38 @@ class VideoPrediction:
     """Entropy of the class prediction of every window in nats, same index; lowest where the face is most expressive."""
     personalized_for: str | None = None
     """Subject whose prompts or centre were used."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on why the answer may be worth little: footage that the model has never seen, no face that fills the
+    picture. Empty where nothing speaks against it."""
+    not_learned: tuple[str, ...] = ()
+    """Columns of `action_units` that the backbone never learned, so that they mean nothing; empty if that is not
+    known."""
 
     @property
-    def top_action_units(self) -> pd.Series:
-        """AU codes whose similarity rose most in the window, relative to the rest of the video, highest first."""
+    def top_action_units(self) -> pd.DataFrame:
+        """The five AUs that rose most in the window, highest first, of those that the backbone has learned.
+
+        Returns:
+            Index `code`, such as `AU4`; columns `name`, such as `Brow lowerer`, and `rise`: mean similarity in the
+            window minus the median over the video, where similarities range from -5 to 5.
+        """
         inside = (self.action_units.index >= self.window_start_seconds) & (
             self.action_units.index <= self.window_end_seconds
         )
         rise = self.action_units[inside].mean() - self.action_units.median()
-        return rise.sort_values(ascending=False).head(5)
+        highest = rise.drop(list(self.not_learned)).sort_values(ascending=False).head(5)
+        names = [title_of(str(code)).removeprefix(f"{code} ") for code in highest.index]
+        return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
         window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
-        return f"VideoPrediction({self.label!r}: {shares}; window {window}; {self.action_units.shape[0]} windows)"
+        units = ", ".join(f"{code} {name} {rise:+.2f}" for code, name, rise in self.top_action_units.itertuples())
+        warned = "".join(f"; warning: {sentence}" for sentence in self.warnings)
+        return (
+            f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
+            f"similarity (-5 to 5): {units or 'none'}{warned})"
+        )
 
 
 class Predictor:
@@ -147,7 +166,13 @@ class Predictor:
     def predict_features(
         self, clip: ClipFeatures, *, video: str = "", personalization: Personalization | None = None
     ) -> VideoPrediction:
-        """Predict from stored features of one clip."""
+        """Predict from stored features of one clip.
+
+        Args:
+            clip: its features.
+            video: its file, which tells whether its faces are rendered; empty if it is not at hand.
+            personalization: of the clip's subject; None predicts without.
+        """
         if personalization is None:
             result = adapt(self.source, [clip], self.config)[clip.subject_id]
             session, after, centre = Session.open(self.source, self.config), result.after, result.centre
@@ -160,7 +185,11 @@ class Predictor:
             )
             after = personalization.after(session)
             (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
-        return _describe(session, replace(clip, features=clip.features - centre), video, prediction, after, subject)
+        described = _describe(
+            session, replace(clip, features=clip.features - centre), video, prediction, after, subject
+        )
+        unseen = other_footage(self.source.footage, [is_rendered(video)] if video else [])
+        return replace(described, warnings=(*([unseen] if unseen else []), *clip.notes))
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.
@@ -198,15 +227,15 @@ def _describe(
         curve = entropy(source.logits(views.embeddings, au_embeddings)).cpu().numpy()
     index = pd.Index((views.start_seconds + views.end_seconds) / 2, name="time_seconds")
     probabilities = {name: float(p) for name, p in zip(source.classes, prediction.probabilities, strict=True)}
+    columns = action_unit_columns(source.checkpoint.spec.phrases)
     return VideoPrediction(
         video=video,
         label=source.classes[prediction.label_index],
         probabilities=probabilities,
         window_start_seconds=prediction.window_start_seconds,
         window_end_seconds=prediction.window_end_seconds,
-        action_units=pd.DataFrame(
-            similarities, index=index, columns=action_unit_columns(source.checkpoint.spec.phrases)
-        ),
+        action_units=pd.DataFrame(similarities, index=index, columns=columns),
         entropy=pd.Series(curve, index=index, name="entropy"),
         personalized_for=subject,
+        not_learned=source.backbone.facts.not_learned(columns),
     )

@@ -21,8 +21,9 @@ from torch import Tensor
 from clipautt.backbones.loading import Backbone, Prompts
 from clipautt.backbones.packed_tower import TextPrecision
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.footage import Footage
 from clipautt.memory import is_out_of_memory
-from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
+from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, footage_seen
 from clipautt.model.windows import WindowSpec
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
@@ -97,6 +98,11 @@ class Source:
     def classes(self) -> tuple[str, ...]:
         """Class names in label order."""
         return self.checkpoint.spec.classes
+
+    @property
+    def footage(self) -> dict[str, Footage]:
+        """What backbone and checkpoint were trained on, see `footage.other_footage`."""
+        return footage_seen(self.checkpoint.spec, self.backbone.name, self.backbone.facts)
 
     def with_window(self, window: WindowSpec | None) -> Source:
         """The same model with other windows; itself for None or unchanged windows."""

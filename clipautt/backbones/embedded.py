@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clipautt.backbones.facts import BackboneFacts
 from clipautt.backbones.frozen_clip import Backbone, Precision
 from clipautt.backbones.small_clip import SmallClip
+from clipautt.footage import Footage
 from clipautt.settings import one_line
 from clipautt.video.preprocessing import Preprocessing
 
@@ -90,8 +92,6 @@ def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EM
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no small CLIP, or its weights do not have the shape that it states.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights of a small CLIP at {path}")
     shape = _stated_shape(path)
     state = load_file(path)
     ids, table = _token_table(path, state, shape.text_width)
@@ -107,19 +107,29 @@ def load_small_clip(path: Path, *, precision: Precision = "fp32", name: str = EM
         raise ValueError(f"{path} is not a small CLIP of this version: missing {missing}, unexpected {unexpected}")
     model = model.to(memory_format=torch.channels_last)
     return Backbone(
-        model, name=name, preprocessing=shape.preprocessing, known_tokens=frozenset(ids), precision=precision
+        model,
+        name=name,
+        preprocessing=shape.preprocessing,
+        known_tokens=frozenset(ids),
+        precision=precision,
+        facts=small_clip_facts(path),
     )
+
+
+def small_clip_facts(path: Path) -> BackboneFacts:
+    """What a file of `pretraining` says of its training: rendered faces, and the AUs whose captions it has learned.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no small CLIP.
+    """
+    units = json.loads(_metadata(path).get("auc", "{}")).get("prompt")  # a figure per AU that the faces show
+    return BackboneFacts(Footage("rendered"), tuple(units) if units else None)
 
 
 def _stated_shape(path: Path) -> SmallClipShape:
     """The shape in a file's metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {})["shape"]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"backbone.weights {str(path)!r} holds no small CLIP; weights of an open_clip model need its backbone.name"
-        ) from error
+    text = _metadata(path)["shape"]
     try:
         facts = {key: _tuples(value) for key, value in json.loads(text).items()}
         return SmallClipShape(**{**facts, "preprocessing": Preprocessing(**facts["preprocessing"])})
@@ -128,6 +138,22 @@ def _stated_shape(path: Path) -> SmallClipShape:
             f"backbone.weights {str(path)!r} states no shape of a small CLIP in its metadata "
             f"({_reason(error)}); write it again with clipautt pretrain"
         ) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """A file's metadata, which `shape` is part of."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights of a small CLIP at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except SafetensorError:
+        metadata = {}
+    if "shape" not in metadata:
+        raise ValueError(
+            f"backbone.weights {str(path)!r} holds no small CLIP; weights of an open_clip model need its backbone.name"
+        )
+    return metadata
 
 
 def _reason(error: Exception) -> str:

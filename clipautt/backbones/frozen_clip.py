@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from clipautt.action_units import content_hash
+from clipautt.backbones.facts import BackboneFacts
 from clipautt.backbones.packed_tower import TextPrecision, read_prompts
 from clipautt.backbones.text_tower import stock_tokenizer, text_tower, token_layout
 from clipautt.video.preprocessing import Preprocessing
@@ -72,6 +73,7 @@ class Backbone:
         known_tokens: token ids that the text tower was trained with; None where every token is known.
         precision: of the image tower, see `BackboneConfig`.
         tokenizer: turns strings into padded ids [K, context length]; an open_clip tokenizer.
+        facts: what is known of its training.
 
     Raises:
         ValueError: for a text tower that takes no context vectors, or an unknown precision.
@@ -86,12 +88,14 @@ class Backbone:
         known_tokens: frozenset[int] | None = None,
         precision: Precision = "fp32",
         tokenizer: Any = None,
+        facts: BackboneFacts | None = None,
     ) -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"backbone.precision={precision!r}; allowed: {', '.join(get_args(Precision))}")
         self._text = text_tower(model, name=name)
         self.model = model.float().eval().requires_grad_(False)
         self.name = name
+        self.facts = facts or BackboneFacts()
         self.preprocessing = preprocessing
         self.precision = precision
         self._layout = token_layout(tokenizer or stock_tokenizer(), self._text.room)

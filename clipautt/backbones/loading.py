@@ -8,12 +8,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip
+from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip, small_clip_facts
+from clipautt.backbones.facts import BackboneFacts
 from clipautt.backbones.frozen_clip import Backbone, Precision, Prompts
 from clipautt.backbones.names import FOLDER, HUB
 from clipautt.settings import settings
 
-__all__ = ["EMBEDDED", "Backbone", "BackboneConfig", "Precision", "Prompts", "load_backbone"]
+__all__ = [
+    "EMBEDDED",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneFacts",
+    "Precision",
+    "Prompts",
+    "facts_of",
+    "load_backbone",
+]
 
 
 @settings
@@ -51,6 +61,22 @@ def absolute_path(path: str) -> str:
     return os.path.abspath(there) if os.path.exists(there) else there
 
 
+def _small_clip_path(config: BackboneConfig) -> Path:
+    return Path(config.weights) if config.weights else embedded_weights()
+
+
+def facts_of(config: BackboneConfig) -> BackboneFacts:
+    """What is known of the training of the backbone that a configuration names, without loading its weights.
+
+    Nothing is known where this machine does not have the file.
+
+    Raises:
+        ValueError: if the file holds no small CLIP.
+    """
+    path = _small_clip_path(config)
+    return small_clip_facts(path) if config.name == EMBEDDED and path.is_file() else BackboneFacts()
+
+
 def load_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that a configuration names.
 
@@ -60,8 +86,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         FileNotFoundError: if a local file or folder is not there.
     """
     if config.name == EMBEDDED:
-        path = Path(config.weights) if config.weights else embedded_weights()
-        return load_small_clip(path, precision=config.precision)
+        return load_small_clip(_small_clip_path(config), precision=config.precision)
     # Imported here because open_clip imports torchvision and timm: without them a prediction takes half as long.
     from clipautt.backbones.open_clip_models import load_open_clip
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from open_clip.model import CLIP
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, phrases, unit
+from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, VOCABULARY, phrases, title_of, unit
 from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.frozen_clip import normalize_frames
 from clipautt.backbones.loading import Backbone
@@ -396,6 +397,11 @@ def model_card(config: PretrainConfig, auc: dict[str, dict[str, float]], *, comm
         for code in RENDERED
     )
     means = " | ".join(f"**{mean_auc(auc[name]):.3f}**" for name in auc)
+    never = ", ".join(title_of(one.code) for one in VOCABULARY if one.code not in RENDERED)
+    taught = (
+        f"Taught were {len(RENDERED)} of the {len(VOCABULARY)} action units. Never learned, so that predictions, "
+        f"explanations and reports leave them out: {never}."
+    )
     shape, batch = config.shape, config.identities_per_batch * config.frames_per_batch_identity
     return f"""# Embedded CLIP
 
@@ -410,6 +416,8 @@ download. It has never seen a photograph: do not use it on real people.
 - Made by `{command}` (seed {config.seed}, {config.steps} steps of {batch} frames); {num_bytes / 1e6:.1f} MB.
 
 ## What it sees
+
+{textwrap.fill(taught, 110)}
 
 Zero-shot ROC-AUC per action unit on {config.validation_identities} identities it was not trained on: intensity above
 {VISIBLE} against below {ABSENT}, frames after mp4. `prompt` is the shipped prompt ("{LEADING_PHRASE} …"),

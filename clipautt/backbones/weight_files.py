@@ -21,8 +21,11 @@ from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_d
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipautt.backbones.tensor_files import OtherObjectsError, read_tensors
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of the files that can be read."""
+_TENSORS = '{k: v for k, v in c.get("state_dict", c).items() if isinstance(v, torch.Tensor)}'
 OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's files hold among the weights."""
 
@@ -52,6 +55,8 @@ def read_weights(path: Path) -> WeightFile:
         raise ValueError(f"backbone.weights: {path} has the suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     try:
         content, archive = _read(path)
+    except OtherObjectsError as error:
+        raise ValueError(f"backbone.weights: {path} {error}") from error
     except Exception as error:  # torch and safetensors raise many types for a broken file
         raise ValueError(f"backbone.weights: {path} could not be read: {_reason(error)}") from error
     state = _state_dict(content, path)
@@ -64,7 +69,7 @@ def _read(path: Path) -> tuple[Any, bool]:
     if path.suffix.lower() == ".safetensors":
         return load_file(path), False
     if not _is_torchscript(path):
-        return torch.load(path, map_location="cpu", weights_only=True), False
+        return read_tensors(path, keep=_TENSORS), False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, but OpenAI's files use it
         jit: Any = torch.jit
@@ -80,7 +85,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnpicklingError):  # PyTorch's message explains how to run the code in the file
-        return "it is not a complete file of tensors, or it holds other objects, which are not unpickled"
+        return "it is not a complete file of tensors"
     return (
         f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'broken file'}"
     )

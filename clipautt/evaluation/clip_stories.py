@@ -81,7 +81,7 @@ def choose_clips(before: pd.DataFrame, after: pd.DataFrame, *, positive: str, co
 def tell_story(
     clip: Clip, features: ClipFeatures, side: Side, *, before: pd.Series, after: pd.Series, truth: Truth | None
 ) -> ClipStory:
-    """The story of one clip, as the personalized model sees it.
+    """The story of one clip, as the personalized model sees it; AUs that its backbone never learned are left out.
 
     Args:
         clip: the clip with its label.
@@ -95,6 +95,9 @@ def tell_story(
     start, end = float(after["window_start_seconds"]), float(after["window_end_seconds"])
     shown = read_frames(clip, side.source.checkpoint.spec.features.frames, start_seconds=start, end_seconds=end)
     picked = np.unique(np.linspace(0, len(shown.times) - 1, _STRIP_FRAMES).round().astype(int))
+    columns = action_unit_columns(side.source.checkpoint.spec.phrases)
+    unknown = side.source.backbone.facts.not_learned(columns)
+    learned = [number for number, column in enumerate(columns) if column not in unknown]
     return ClipStory(
         clip_id=clip.clip_id,
         subject_id=clip.subject_id,
@@ -108,8 +111,8 @@ def tell_story(
         window_end_seconds=end,
         window_times=(views.start_seconds + views.end_seconds) / 2,
         entropies=uncertain,
-        similarities=similarities,
-        codes=tuple(action_unit_columns(side.source.checkpoint.spec.phrases)),
+        similarities=similarities[:, learned],
+        codes=tuple(columns[number] for number in learned),
         truth=truth(clip.source) if truth else None,
     )
 

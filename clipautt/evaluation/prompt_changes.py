@@ -55,7 +55,8 @@ class SubjectExplanation:
     """Class names in label order; the last is the positive one."""
     prompts: pd.DataFrame
     """A row per AU in the order of the prompts: `code`, `phrase`, `moved` = 1 − cos(before, after), 0..2, mean over
-    clips where each clip has its own prompts; `rank`, 1 moved most."""
+    clips where each clip has its own prompts; `rank`, 1 moved most; `learned`, whether the backbone was taught this AU,
+    True too where that is not known."""
     similarities: pd.DataFrame
     """A row per clip and AU: `clip_id`, `code`, `before`, `after`, −5..5, of the window chosen after adaptation."""
     windows: pd.DataFrame
@@ -109,7 +110,7 @@ def explain_subject(
     return SubjectExplanation(
         subject_id=clips[0].subject_id,
         classes=source.classes,
-        prompts=_prompt_table(source.au_embeddings, embeddings, codes, source.checkpoint.spec.phrases),
+        prompts=_prompt_table(source, embeddings, codes),
         similarities=pd.concat([_similarity_table(one, codes) for one in seen], ignore_index=True),
         windows=pd.DataFrame([one.row for one in seen]),
         aus=au_agreement(_track_windows(seen, tracks), codes) if tracks else None,
@@ -206,13 +207,16 @@ def _window_of(prediction: Prediction, views: Views) -> int:
     return int(apart.argmin())
 
 
-def _prompt_table(before: Tensor, after: Tensor, codes: Sequence[str], phrases: Sequence[str]) -> pd.DataFrame:
+def _prompt_table(source: Source, after: Tensor, codes: Sequence[str]) -> pd.DataFrame:
     """How far each prompt moved. 1 − cos(a, b) is half the squared distance of unit vectors, 0 if equal."""
-    apart = F.normalize(after.double(), dim=-1) - F.normalize(before.double(), dim=-1)
+    apart = F.normalize(after.double(), dim=-1) - F.normalize(source.au_embeddings.double(), dim=-1)
     moved = (apart.square().sum(-1) / 2).mean(0).cpu().numpy()
     rank = np.empty(len(moved), int)
     rank[np.argsort(-moved, kind="stable")] = np.arange(1, len(moved) + 1)
-    return pd.DataFrame({"code": list(codes), "phrase": list(phrases), "moved": moved, "rank": rank})
+    unknown = source.backbone.facts.not_learned(codes)
+    learned = [code not in unknown for code in codes]
+    phrases = list(source.checkpoint.spec.phrases)
+    return pd.DataFrame({"code": list(codes), "phrase": phrases, "moved": moved, "rank": rank, "learned": learned})
 
 
 def _similarity_table(one: _Compared, codes: Sequence[str]) -> pd.DataFrame:
@@ -384,6 +388,8 @@ def read_explanation(folder: Path) -> SubjectExplanation:
         _read_table(folder / f"{part}.csv") if (folder / f"{part}.csv").is_file() else None for part in _TABLES
     )
     assert prompts is not None and similarities is not None and windows is not None
+    if "learned" not in prompts:  # written by an earlier version
+        prompts["learned"] = True
     subject_id, classes = facts.pop("subject_id"), tuple(facts.pop("classes"))
     return SubjectExplanation(subject_id, classes, prompts, similarities, windows, aus, facts)
 

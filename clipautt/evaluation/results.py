@@ -100,6 +100,9 @@ class ResultRow:
     """Version of this package."""
     seconds: float
     """Time of the subject's adaptation and prediction, divided by the number of its clips."""
+    warnings: str = ""
+    """Sentences on why the prediction may be worth little, such as footage that the model has never seen; empty where
+    nothing speaks against it."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ClipStory:
     similarities: Array = field(repr=False)
     """AU similarities of every window, [V, K]."""
     codes: tuple[str, ...]
-    """AU codes of the K columns, such as `AU4`."""
+    """AU codes of the K columns, such as `AU4`; those that the backbone never learned are left out."""
     truth: pd.DataFrame | None = field(default=None, repr=False)
     """True intensities per frame: `time_seconds`, AU codes (0..1), `burst` (bool); None where unknown."""
 

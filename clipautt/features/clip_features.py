@@ -21,6 +21,7 @@ from torch import Tensor
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip
 from clipautt.video.decoding import VERSION, Sampling
+from clipautt.video.face_check import FrameSample, face_warning
 from clipautt.video.faces import FaceConfig
 from clipautt.video.reader import FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
@@ -84,7 +85,8 @@ class ClipFeatures:
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
     notes: tuple[str, ...] = ()
-    """What could not be shown as it should be when the clip was decoded; empty for features out of a store."""
+    """Sentences on the footage that whoever reads the prediction must know, such as what could not be shown as it
+    should be; empty for features out of a store."""
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
@@ -110,16 +112,24 @@ def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
     """Decode and encode one clip, without a store; one chunk of its frames is in memory at a time.
 
+    Without a face detector, a few frames are checked for a face that fills them.
+
     Raises:
         FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
     """
     encoded: list[tuple[FrameChunk, Tensor]] = []
+    sample = FrameSample()
     for chunk in read_clip(clip, frames, limits):
+        if encoded and encoded[-1][0].decoder != chunk.decoder:  # the clip is read again from its start
+            sample = FrameSample()
+        if frames.faces.detector == "none":
+            sample.add(chunk.frames)
         features = backbone.encode_frames(chunk.frames)
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    joined, notes = torch.cat([features for _, features in kept]), kept[-1][0].notes
+    joined, warning = torch.cat([features for _, features in kept]), face_warning(sample.frames)
+    notes = (*kept[-1][0].notes, *((warning,) if warning else ()))
     return ClipFeatures(clip.clip_id, clip.subject_id, joined, times, found, notes)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clipautt.backbones.loading import BackboneConfig
+from clipautt.backbones.loading import BackboneConfig, BackboneFacts
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
 from clipautt.files import newest, write_json, write_tensors
+from clipautt.footage import Footage
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
 
@@ -55,12 +56,19 @@ class CheckpointSpec:
     """How the backbone was loaded; its weights may have moved since."""
     class_shares: tuple[float, ...] = ()
     """Shares of the classes among the training clips; equal if unknown, which is the default."""
+    footage: Footage = field(default_factory=Footage)
+    """What it was trained on: which kind of faces, and which data sets; how they were cropped is part of `features`."""
 
     def __post_init__(self) -> None:
         if not self.class_shares:
             object.__setattr__(self, "class_shares", (1 / len(self.classes),) * len(self.classes))
         elif len(self.class_shares) != len(self.classes):
             raise ValueError(f"class_shares={self.class_shares}: expected one for each of {', '.join(self.classes)}")
+
+
+def footage_seen(spec: CheckpointSpec, backbone: str, facts: BackboneFacts) -> dict[str, Footage]:
+    """What each part of a model was trained on, by its name in a sentence; see `footage.other_footage`."""
+    return {f"the backbone {backbone!r}": facts.footage, "the checkpoint": spec.footage}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +89,7 @@ class Checkpoint:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         facts = asdict(self.spec) | {"features": self.spec.features.facts}
-        used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone")}
+        used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone", "footage")}
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -149,6 +157,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
     training = dict(facts["training"])
     earlier = training.pop("class_shares", None)  # older checkpoints have them here
+    footage = facts.get("footage", {})  # older checkpoints do not say
     return CheckpointSpec(
         **{
             **facts,
@@ -158,6 +167,7 @@ def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
             "phrases": tuple(facts["phrases"]),
             "descriptions": tuple(tuple(group) for group in facts["descriptions"]),
             "features": FeatureSpec.from_json(facts["features"]),
+            "footage": Footage(footage.get("faces"), tuple(footage.get("datasets", ()))),
             "training": training,
             "window": WindowSpec(**facts["window"]),
         }

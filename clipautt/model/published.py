@@ -10,17 +10,20 @@ prompt's words, so that zero steps give CLIP-AU exactly.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
 from clipautt.action_units import descriptions_of
 from clipautt.backbones.loading import Backbone, BackboneConfig
+from clipautt.backbones.tensor_files import OtherObjectsError, read_tensors
 from clipautt.features.clip_features import FeatureSpec
+from clipautt.footage import RENDERED_DATASET, Footage
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
 from clipautt.model.windows import WindowSpec
@@ -43,6 +46,8 @@ class ImportConfig:
     """Frames used in training; published for BioVid is every second frame of 25 per second."""
     faces: FaceConfig = FaceConfig()
     """How faces are cropped; the published models were trained on footage already cropped."""
+    datasets: tuple[str, ...] = ()
+    """Data sets it was trained on, such as `BioVid`; empty if they are not known."""
     context_tokens: NonNegativeInt = 4
     """Number of leading tokens of each prompt to tune; fewer if the shortest prompt has fewer."""
 
@@ -52,11 +57,20 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file without prompts, or with a duplicate.
+        ValueError: for a file without prompts, with a duplicate, or that is not UTF-8.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts={path}: no such file; give a text file with one prompt per line")
-    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        command = f"iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'{path}.utf8')}"
+        raise ValueError(
+            f"prompts={path}: line {line} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, or if it is "
+            f"Latin-1, convert it: {command}"
+        ) from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice or not prompts:
         raise ValueError(f"prompts={path}: {f'{twice[0]!r} is listed twice' if twice else 'no prompts in it'}")
@@ -124,6 +138,7 @@ def import_checkpoint(
         metrics={},
         descriptions=descriptions_of(config.classes),
         backbone=loaded_from or BackboneConfig(),
+        footage=Footage.of((name.startswith(RENDERED_DATASET) for name in config.datasets), config.datasets),
     )
     return Checkpoint(model.eval().requires_grad_(False), spec)
 
@@ -133,9 +148,11 @@ def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"weights={path}: no such file")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = read_tensors(path, keep=f"{{k: c[k] for k in {json.dumps(list(_PARTS))}}}")
+    except OtherObjectsError as error:
+        raise ValueError(f"weights={path} {error}") from error
     except Exception as error:  # truncated or foreign files raise many kinds of errors
-        raise ValueError(f"weights={path} is not a complete file of tensors, or holds other objects") from error
+        raise ValueError(f"weights={path} is not a complete file of tensors") from error
     states = content if isinstance(content, Mapping) else {}
     absent = [part for part in _PARTS if not isinstance(states.get(part), Mapping)]
     if absent:

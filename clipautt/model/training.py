@@ -24,6 +24,7 @@ from clipautt.action_units import VOCABULARY, descriptions_of, phrases
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import id_number
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec, SubjectBaseline, subject_centre
+from clipautt.footage import Footage
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
@@ -119,6 +120,7 @@ def make_checkpoint(
     features: FeatureSpec,
     backbone: BackboneConfig,
     context_tokens: int,
+    footage: Footage,
     manifest: str,
     metrics: Mapping[str, float] | None = None,
 ) -> Checkpoint:
@@ -132,6 +134,7 @@ def make_checkpoint(
         features: specification of the features it was trained on.
         backbone: how the backbone was loaded.
         context_tokens: M, the tokens of `config.context`.
+        footage: what the training clips show.
         manifest: fingerprint of the training clips' manifest.
         metrics: figures on source-validation subjects.
     """
@@ -148,6 +151,7 @@ def make_checkpoint(
         descriptions=descriptions_of(classes),
         backbone=backbone,
         class_shares=class_shares(labels, num_classes=len(classes)),
+        footage=footage,
     )
     return Checkpoint(model.cpu().eval().requires_grad_(False), spec)
 

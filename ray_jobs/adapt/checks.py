@@ -14,11 +14,20 @@ import pandas as pd
 
 from clipautt.adaptation.driver import check_baseline
 from clipautt.adaptation.method import AdaptConfig, check_needs
+from clipautt.backbones.loading import BackboneConfig, facts_of
 from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort, predicted, read_rows
 from clipautt.files import write_json, write_table
+from clipautt.footage import is_rendered_clip, other_footage
 from clipautt.manifest import SPLITS, Manifest, read_manifest, write_manifest
-from clipautt.model.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, load_checkpoint
+from clipautt.model.checkpoint import (
+    Checkpoint,
+    CheckpointSpec,
+    find_checkpoint,
+    footage_seen,
+    is_checkpoint,
+    load_checkpoint,
+)
 from ray_jobs.adapt.plan import changed_clips, result_file
 
 _SHOWN = 12
@@ -147,6 +156,20 @@ def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip])
             print(f"new clips since this run was last started: {len(clips) - len(before)}")
     write_table(sources, files)
     write_manifest(clips, file, classes=manifest.classes)
+
+
+def footage_warnings(
+    clips: Sequence[Clip], spec: CheckpointSpec, backbone: BackboneConfig
+) -> tuple[str | None, dict[str, str]]:
+    """What to say of clips whose kind of footage the model has never seen.
+
+    Returns:
+        A sentence on all clips together, or None; and clip → its own sentence.
+    """
+    seen = footage_seen(spec, backbone.name, facts_of(backbone))
+    rendered = {clip.clip_id: is_rendered_clip(clip) for clip in clips}
+    every = {clip_id: other_footage(seen, [one]) for clip_id, one in rendered.items()}
+    return other_footage(seen, rendered.values()), {clip_id: said for clip_id, said in every.items() if said}
 
 
 def _files(clips: Sequence[Clip]) -> pd.DataFrame:

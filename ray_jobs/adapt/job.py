@@ -33,6 +33,7 @@ from ray_jobs.adapt.checks import (
     check_earlier_clips,
     check_same_checkpoints,
     clips_of_splits,
+    footage_warnings,
     load_checkpoints,
     make_cohorts,
     rows_that_can_be_made,
@@ -44,6 +45,7 @@ from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, usable_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
+from ray_jobs.platform.footage import uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.metrics import JobMetrics
@@ -110,6 +112,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     )
     if cfg.explain and not own.method.adapts:
         print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
+    warning, warnings = footage_warnings(clips, spec, job.backbone)
+    warn(warning)
     folder = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     check_same_checkpoints(folder.path("checkpoints.json"), checkpoints)
     check_earlier_clips(folder.folder, manifest, clips)
@@ -121,6 +125,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
         instantiate(cfg.cluster),
         instantiate(cfg.work),
         cfg.seed,
+        warnings=warnings,
+        warning=warning,
     )
 
 
@@ -139,6 +145,7 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     )
     store, summary = extract(run.clips, config)
     report_failures(summary)
+    warn(uncropped_warning(run.clips, store.spec.frames))
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     job = replace(run.job, features=store.spec)
     return replace(run, job=job, reasons=reasons, lost=summary.lost, avoid=summary.avoid)
@@ -175,6 +182,7 @@ def finish(plan: Plan) -> int:
     """Print the results and where they are; returns the exit code, 1 if a subject failed or a clip was lost."""
     run, failures = plan.run, plan.book.failures
     print_summary(rows_of(run), run.manifest)
+    warn(run.warning)
     folder = Path(run.job.folder)
     for name, agreement in read_agreement((folder / FOLDER).glob("*.json")).items():
         print(f"{name}: agrees with the exact method in {agreement}")
@@ -234,7 +242,8 @@ def _write_explanations(run: AdaptRun) -> None:
     explained = read_explanations(folder)
     if not explained:
         return
-    page = write_explanation_page(folder, explained, title=f"What changed: {run.job.methods[0].name}")
+    title, warnings = f"What changed: {run.job.methods[0].name}", [run.warning] if run.warning else []
+    page = write_explanation_page(folder, explained, title=title, warnings=warnings)
     print(f"what changed: {page}")
     facts = [one.facts for one in explained.values()]
     problems = [problem for one in facts for problem in one.get("au_problems", {}).items()]

@@ -124,12 +124,12 @@ class ResultBook:
         """Write a subject's file: valid rows, new ones, and those of clips without a prediction."""
         subject = plan.work.subject_id
         if isinstance(outcomes, str):
-            write_rows(self._after_failure(plan, outcomes), self.results / result_file(subject))
+            self._write_rows(self._after_failure(plan, outcomes), subject)
             self.failures[subject] = outcomes
             return
         new = as_table([*self._rows(plan, outcomes), *self._without_features(plan)])
         rows = new if plan.kept.empty else pd.concat([self._standing(plan), new])[list(COLUMNS)]
-        write_rows(rows, self.results / result_file(subject))
+        self._write_rows(rows, subject)
         if any(one.assignment.keep for one in outcomes):
             self._promote(subject)
         exact = exact_counterparts(self.job.methods)
@@ -137,6 +137,10 @@ class ResultBook:
         write_agreement(self.results.parent, subject, agreements)
         self.not_compared.update((subject, one.failed) for one in outcomes if one.failed)
         self._count(rows)
+
+    def _write_rows(self, rows: pd.DataFrame, subject: str) -> None:
+        warnings = rows["clip_id"].map(self.run.warnings).fillna("").astype(str)
+        write_rows(rows.assign(warnings=warnings), self.results / result_file(subject))
 
     def _count(self, rows: pd.DataFrame) -> None:
         """Count a subject whose rows are complete."""

@@ -110,6 +110,10 @@ class AdaptRun:
     """Number of clips without features for the fault of a worker or its node."""
     avoid: frozenset[str] = frozenset()
     """Ids of nodes that cannot see weights or store."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Clip → what its rows warn of."""
+    warning: str | None = None
+    """What is said of all clips together; None if there is nothing to warn of."""
 
     @property
     def results(self) -> Path:

@@ -31,5 +31,7 @@ def main(cfg: DictConfig) -> int:
     checkpoint = import_checkpoint(cfg.weights, prompts, load_backbone(backbone), config=config, loaded_from=backbone)
     save_checkpoint(checkpoint, out)
     print(f"{sum(weights.numel() for weights in checkpoint.model.parameters()):,} weights, {len(prompts)} prompts")
+    hint = "" if config.datasets else "; given.datasets=[NAME] records what it was trained on"
+    print(f"trained on: {checkpoint.spec.footage}{hint}")
     print(f"checkpoint: {out}")
     return 0

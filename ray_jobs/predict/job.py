@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from clipautt.action_units import title_of
 from clipautt.predictor import VideoPrediction
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
@@ -25,13 +26,18 @@ def show(prediction: VideoPrediction) -> None:
     """Print a prediction for a person to read."""
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
     print(f"{prediction.video}: {prediction.label} ({shares})")
+    for sentence in prediction.warnings:
+        print(f"warning: {sentence}")
     print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
     if prediction.personalized_for:
         print(f"personalized for: {prediction.personalized_for}")
-    table(
-        [(code, f"{rise:+.2f}") for code, rise in prediction.top_action_units.items()],
-        ["action unit", "rise in the window"],
-    )
+    units = prediction.top_action_units
+    if len(units):
+        rows = [(title_of(str(code)), f"{rise:+.2f}") for code, rise in units["rise"].items()]
+        table(rows, ["action unit", "rise in the window (similarity, -5 to 5)"])
+    if prediction.not_learned:
+        count, total = len(prediction.not_learned), prediction.action_units.shape[1]
+        print(f"left out: {count} of {total} action units, which the backbone never learned")
 
 
 def main(cfg: DictConfig) -> int:

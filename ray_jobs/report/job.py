@@ -24,15 +24,16 @@ from clipautt.adaptation.personalization import load_personalization, subject_fi
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
-from clipautt.datasets.synthetic.generate import read_truth, truth_path
+from clipautt.datasets.synthetic.generate import read_truth
 from clipautt.evaluation.clip_stories import Side, choose_clips, measure_agreement, tell_story
 from clipautt.evaluation.reports.page import first_words, write_report
 from clipautt.evaluation.reports.tables import cohort_title, percent
 from clipautt.evaluation.results import EVERY, predicted, read_rows
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 from clipautt.features.store import FeatureStore
+from clipautt.footage import is_rendered_clip, other_footage, truth_path
 from clipautt.manifest import Manifest, read_manifest
-from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
+from clipautt.model.checkpoint import find_checkpoint, footage_seen, load_checkpoint
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.progress import table
@@ -71,6 +72,11 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         )
     names = list(dict.fromkeys(map(_dataset_name, manifests, settings)))
     loaded = load_backbone(backbone or spec.backbone)
+    scored = set(rows["clip_id"])
+    clips_scored = [clip for one in manifests for clip in one.clips if clip.clip_id in scored]
+    rendered = [is_rendered_clip(clip) for clip in clips_scored]
+    seen = footage_seen(spec, loaded.name, loaded.facts)
+    warning = other_footage(seen, rendered)
     stories, agreement = _explained(runs[0], settings[0], manifest, read[0][0], own, loaded, clips)
     methods = make_methods(own, settings[0]["compare"])
     notes = list(dict.fromkeys(config.method.deviations for config in methods))
@@ -85,9 +91,10 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         reference=CLIP_AU.name,
         stories=stories,
         agreement=agreement,
-        facts=_facts(rows, names),
+        facts=_facts(rows, names) | {"Trained on": "; ".join(f"{part}: {footage}" for part, footage in seen.items())},
         notes=[*without_prediction([empty for _, empty in read]), *notes],
-        synthetic=any(truth_path(clip.source).is_file() for clip in manifest.clips[:1]),
+        warnings=[warning] if warning else [],
+        synthetic=all(rendered),
     )
 
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from safetensors import SafetensorError
 
-from clipautt.action_units import VOCABULARY
+from clipautt.action_units import VOCABULARY, title_of
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
 from clipautt.adaptation.predictions import NotFiniteError
 from clipautt.predictor import Predictor, VideoPrediction
@@ -75,6 +75,7 @@ class Service:
             "backbone": self.predictor.source.backbone.name,
             "classes": list(checkpoint.spec.classes),
             "subjects": len(self.subjects()),
+            "trained_on": {name: str(footage) for name, footage in self.predictor.source.footage.items()},
         }
 
     def _find(self, subject: str) -> Personalization:
@@ -96,7 +97,6 @@ class Service:
 def describe(prediction: VideoPrediction) -> dict[str, Any]:
     """A prediction as plain values, without the path of its video."""
     known = {unit.code: unit for unit in VOCABULARY}
-    rises = [(str(code), float(rise)) for code, rise in prediction.top_action_units.items()]
     curves = prediction.action_units.round(_DIGITS)
     return {
         "label": prediction.label,
@@ -106,16 +106,19 @@ def describe(prediction: VideoPrediction) -> dict[str, Any]:
         "top_action_units": [
             {
                 "code": code,
-                "name": known[code].name if code in known else code,
+                "name": name,
                 "phrase": known[code].phrase if code in known else code,
-                "rise": round(rise, _DIGITS),
+                "rise": round(float(rise), _DIGITS),
             }
-            for code, rise in rises
+            for code, name, rise in prediction.top_action_units.itertuples()
         ],
         "action_units": {
             "time_seconds": [round(float(time), _DIGITS) for time in curves.index],
             "codes": {str(code): [round(float(value), _DIGITS) for value in curves[code]] for code in curves},
+            "names": {str(code): title_of(str(code)) for code in curves},
+            "not_learned": list(prediction.not_learned),
         },
         "entropy": [round(float(value), _DIGITS) for value in prediction.entropy],
         "personalized_for": prediction.personalized_for,
+        "warnings": list(prediction.warnings),
     }

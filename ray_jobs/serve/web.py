@@ -76,14 +76,20 @@ class TopActionUnit(BaseModel):
     code: str = Field(description="FACS code", examples=["AU4"])
     name: str = Field(description="FACS name", examples=["Brow lowerer"])
     phrase: str = Field(description="What is seen, in words", examples=["eyebrows lowered and pulled together"])
-    rise: float = Field(description="Mean similarity in the window minus the median over the clip")
+    rise: float = Field(
+        description="Mean similarity in the window minus the median over the clip; similarities range from -5 to 5"
+    )
 
 
 class ActionUnitCurves(BaseModel):
     """Similarity of the face to each action unit over time."""
 
     time_seconds: list[float] = Field(description="Middle of each window, seconds from the first frame")
-    codes: dict[str, list[float]] = Field(description="FACS code → similarity in each window")
+    codes: dict[str, list[float]] = Field(description="FACS code → similarity in each window, -5 to 5")
+    names: dict[str, str] = Field(description="FACS code → code and name", examples=[{"AU4": "AU4 Brow lowerer"}])
+    not_learned: list[str] = Field(
+        description="Codes that the backbone never learned, whose curves mean nothing; empty if that is not known"
+    )
 
 
 class Answer(BaseModel):
@@ -93,12 +99,17 @@ class Answer(BaseModel):
     probabilities: dict[str, float] = Field(description="Class → probability; they sum to 1")
     window_start_seconds: float = Field(description="Start of the most expressive window, on which the label rests")
     window_end_seconds: float = Field(description="End of that window")
-    top_action_units: list[TopActionUnit] = Field(description="What rose most in that window, highest first")
+    top_action_units: list[TopActionUnit] = Field(
+        description="What rose most in that window, highest first, of what the backbone has learned"
+    )
     action_units: ActionUnitCurves
     entropy: list[float] = Field(
         description="Entropy of each window's class probabilities, nats; low where the model is sure"
     )
     personalized_for: str | None = Field(description="Subject whose adapted prompts were used")
+    warnings: list[str] = Field(
+        description="Sentences on why the answer may be worth little, such as footage that the model has never seen"
+    )
     duration_seconds: float = Field(description="Length of the video, seconds")
     seconds: float = Field(description="Time that the prediction took, seconds")
 
@@ -117,6 +128,10 @@ class Health(BaseModel):
     backbone: str = Field(description="Name of the CLIP")
     classes: list[str] = Field(description="What can be predicted")
     subjects: int = Field(description="How many subjects have adapted prompts")
+    trained_on: dict[str, str] = Field(
+        description="Part of the model → the footage that it was trained on",
+        examples=[{"the checkpoint": "BioVid (not rendered)"}],
+    )
     limits: dict[str, float] = Field(description="Limits of an upload: max_bytes, max_seconds, max_pixels")
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from clipautt.clips import Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.store import FeatureStore
 from clipautt.files import atomic
+from clipautt.footage import Footage
 from clipautt.manifest import Manifest
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
@@ -55,6 +56,8 @@ class SweepJob:
     """Fingerprint of the manifest, for the checkpoints."""
     folder: str
     """Run folder; `models/` in it holds one checkpoint per training configuration."""
+    footage: Footage = field(default_factory=Footage)
+    """What the training clips show, for the checkpoints."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,6 +182,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         features=job.features,
         backbone=job.backbone,
         context_tokens=prompts.num_context,
+        footage=job.footage,
         manifest=job.manifest,
     )
     _keep(checkpoint, folder)

@@ -15,7 +15,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Split
 from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
+from clipautt.footage import Footage
 from clipautt.manifest import Manifest
 from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
@@ -47,6 +48,7 @@ from ray_jobs.platform.extraction.extract import (
     refuse_lost,
     report_failures,
 )
+from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
 from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
@@ -72,6 +74,8 @@ class TrainJob:
     """One per checkpoint."""
     folder: str
     """Checkpoints are written to `<folder>/checkpoints/<subject baseline>`."""
+    footage: Footage = field(default_factory=Footage)
+    """What the training clips show."""
 
     @property
     def streamed(self) -> bool:
@@ -161,6 +165,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
             features=job.features,
             backbone=job.extraction.backbone,
             context_tokens=prompts.num_context,
+            footage=job.footage,
             manifest=manifest.fingerprint,
             metrics=metrics,
         )
@@ -298,10 +303,13 @@ def main(cfg: DictConfig) -> int:
     run = open_run("train", cfg.name, resolved(cfg) | {"manifest_fingerprint": manifest.fingerprint}, root=cfg.runs)
     with connect(extraction.cluster):
         check_streaming(configs[0], extraction, workers=cfg.workers)
-        store, summary = extract(manifest.of_split(*stored_splits(configs)), extraction)
+        clips = manifest.of_split(*stored_splits(configs))
+        store, summary = extract(clips, extraction)
         report_failures(summary)
         refuse_lost(summary)
-        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder))
+        warn(uncropped_warning(clips, store.spec.frames))
+        footage = training_footage(manifest, extraction.backbone)
+        job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
         figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from clipautt.action_units import RENDERED, VOCABULARY, phrases, unit
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
+from clipautt.adaptation.source import Source
+from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.datasets.synthetic.video import write_mp4
+from clipautt.footage import Footage
+from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
 from tests.support.configs import adapt_config
-from tests.support.fakes import fake_clip, fake_clips, fake_source
+from tests.support.fakes import fake_clip, fake_clips, fake_source, shared_backbone, write_video
+from tests.support.photograph import photograph
 
+REAL = "for the face of a real person the answer means nothing."
 LONGER = WindowSpec(length=10, hop=2)
 
 
@@ -73,3 +83,83 @@ def test_unknown_subject_names_those_that_are_there(tmp_path: Path) -> None:
         Predictor(fake_source(), personalizations=tmp_path).find_personalization("bob")
     with pytest.raises(ValueError, match="needs a folder of adapted prompts: give prompts=FOLDER"):
         Predictor(fake_source()).find_personalization("bob")
+
+
+def trained_on(footage: Footage, *, embedded: bool = False) -> Source:
+    """A source of a checkpoint trained on this footage, with the embedded backbone or one of which nothing is known."""
+    made = fake_source(backbone=load_backbone(BackboneConfig()) if embedded else shared_backbone(), phrases=phrases())
+    checkpoint = made.checkpoint
+    return Source(Checkpoint(checkpoint.model, replace(checkpoint.spec, footage=footage)), made.backbone)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A face that fills the picture."""
+    frame = photograph(x=120, y=120, scale=1.6, size=(240, 240))
+    return write_video(tmp_path_factory.mktemp("film") / "film.mp4", np.stack([frame] * 30))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Marked as rendered; the same face."""
+    frame = photograph(x=120, y=120, scale=1.6, size=(240, 240))
+    path = tmp_path_factory.mktemp("rendered") / "rendered.mp4"
+    write_mp4(path, np.stack([frame] * 30))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("footage", "embedded", "who"),
+    [
+        (Footage("rendered"), True, "The backbone 'embedded' and the checkpoint were"),
+        (Footage("other"), True, "The backbone 'embedded' was"),
+        (Footage("rendered"), False, "The checkpoint was"),
+        (Footage("other"), False, None),
+        (Footage(), False, None),
+    ],
+)
+def test_footage_that_the_model_has_never_seen_is_warned_of(
+    film: Path, rendered: Path, footage: Footage, embedded: bool, who: str | None
+) -> None:
+    predictor = Predictor(trained_on(footage, embedded=embedded))
+    expected = f"{who} trained on rendered faces only, and this video is not marked as rendered: {REAL}"
+    found = predictor.predict(film)
+    assert found.warnings == (() if who is None else (expected,))
+    assert ("; warning: " in repr(found)) == (who is not None)
+    if footage.faces != "other":
+        assert predictor.predict(rendered).warnings == ()
+
+
+def test_a_rendered_face_is_unlike_films(rendered: Path) -> None:
+    (warning,) = Predictor(trained_on(Footage("other", ("BioVid",)))).predict(rendered).warnings
+    assert warning.endswith("and this video is rendered: for a rendered face the answer means nothing.")
+
+
+def test_notes_on_the_footage_become_warnings(tmp_path: Path) -> None:
+    """The share that a face takes is checked when the video is read; what stands in the features is passed on."""
+    small = write_video(tmp_path / "small.mp4", np.stack([photograph(x=120, y=120, scale=0.7, size=(240, 240))] * 20))
+    predictor = Predictor(fake_source())
+    (warning,) = predictor.predict(small).warnings
+    assert "a face must fill the picture, but in 5 frames looked at it takes 2" in warning
+    assert predictor.predict_features(replace(fake_clip(), notes=("Dark.", "Shaky."))).warnings == ("Dark.", "Shaky.")
+
+
+def test_the_top_five_are_those_that_the_backbone_has_learned_with_their_names() -> None:
+    source = trained_on(Footage(), embedded=True)
+    found = Predictor(source).predict_features(fake_clip(feature_dim=128))
+    assert len(found.not_learned) == 18 and not set(found.not_learned) & set(RENDERED)
+    assert list(found.action_units.columns) == [one.code for one in VOCABULARY], "the curves of all are kept"
+    top = found.top_action_units
+    inside = found.action_units.loc[found.window_start_seconds : found.window_end_seconds]
+    rise = (inside.mean() - found.action_units.median()).sort_values(ascending=False)
+    assert not set(rise.index[:5]) <= set(RENDERED), "the test's clip has no AU to leave out"
+    assert top.index.tolist() == [code for code in rise.index if code in RENDERED][:5]
+    assert top["name"].tolist() == [unit(code).name for code in top.index]
+    assert top["rise"].tolist() == pytest.approx(rise[top.index].tolist())
+    code, name, rise_of_first = top.index[0], top["name"].iloc[0], top["rise"].iloc[0]
+    assert f"; rise in AU similarity (-5 to 5): {code} {name} {rise_of_first:+.2f}, " in repr(found)
+
+
+def test_where_nothing_is_known_of_the_backbone_no_action_unit_is_left_out() -> None:
+    found = Predictor(fake_source()).predict_features(fake_clip())
+    assert found.not_learned == () and len(found.top_action_units) == 5

@@ -13,7 +13,9 @@ import pytest
 from clipautt import Predictor
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.evaluation.results import EVERY
+from clipautt.footage import Footage
 from clipautt.manifest import read_manifest
+from clipautt.model.checkpoint import load_checkpoint
 from ray_jobs import cli
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.report.job import without_prediction
@@ -42,7 +44,10 @@ def test_demo_leaves_every_artefact(demo: Path) -> None:
     assert "synthetic" in page.lower()
     assert "http://" not in page and "https://" not in page
     rows = rows_of(demo)
-    assert set(rows["status"]) == {"ok"}
+    assert set(rows["status"]) == {"ok"} and set(rows["warnings"]) == {""}
+    assert 'class="warning"' not in page and "synthetic-pain-hard-seed3 (rendered faces)" in page
+    spec = load_checkpoint(demo / "train" / "demo" / "checkpoints" / "median").spec
+    assert spec.footage == Footage("rendered", ("synthetic-pain-hard-seed3",))
     assert set(rows["split"]) == {"target", "source_val"}
     assert rows.groupby(["method", "cohort", "draw"])["clip_id"].nunique().loc[(slice(None), EVERY, 0)].eq(12).all()
 
@@ -123,12 +128,13 @@ def test_unreadable_clips_cost_a_row_each(demo: Path, tmp_path: Path) -> None:
     assert list(store.load(clips)) == [clips[0].clip_id]
 
 
-def test_predictor_and_command_agree(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictor_and_command_agree(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = demo / "data" / "videos" / "target-000" / "target-000_c001.mp4"
     checkpoint, prompts = demo / "train" / "demo" / "checkpoints" / "median", demo / "adapt" / "demo" / "prompts"
     predictor = Predictor.load(checkpoint, personalizations=prompts)
     prediction = predictor.predict(video, subject="target-000")
-    assert prediction.personalized_for == "target-000"
+    assert prediction.personalized_for == "target-000" and prediction.warnings == ()
+    assert predictor.predict(shutil.copy(video, tmp_path / "copy.mp4")).warnings == (), "the mark must be copied, too"
     assert prediction.action_units.shape[1] == 46
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     # The personalized prediction of a clip that took part in the adaptation is the run's own.
@@ -141,6 +147,11 @@ def test_predictor_and_command_agree(demo: Path, capsys: pytest.CaptureFixture[s
     assert prediction.probabilities["pain"] == pytest.approx(own["probability"].iloc[0], abs=1e-5)
     words = [str(video), "subject=target-000", f"checkpoint={checkpoint}", f"prompts={prompts}"]
     assert cli.main(["predict", *words]) == 0
-    assert prediction.label in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert prediction.label in said and "warning: " not in said
+    assert "left out: 18 of 46 action units, which the backbone never learned" in said
+    top = prediction.top_action_units
+    first = next(line for line in said.splitlines() if line.startswith(f"{top.index[0]} "))
+    assert first.startswith(f"{top.index[0]} {top['name'].iloc[0]} ") and first.endswith(f" {top['rise'].iloc[0]:+.2f}")
     assert cli.main(["predict", *words[:1], "subject=nobody", *words[2:]]) == 2
     assert "nobody" in capsys.readouterr().err

@@ -34,10 +34,11 @@ from clipautt.datasets.synthetic.renderer import MIN_SIZE, render
 from clipautt.datasets.synthetic.sheet import contact_sheet
 from clipautt.datasets.synthetic.video import write_mp4
 from clipautt.files import write_bytes, write_json, write_table
+from clipautt.footage import RENDERED_DATASET, truth_path
 from clipautt.settings import settings
 
 FORMAT_VERSION = 1
-"""Raised whenever the same configuration gives other files: layout, drawing or dynamics changed."""
+"""Raised whenever the same configuration gives other frames or tables: layout, drawing or dynamics changed."""
 
 Row: TypeAlias = dict[str, str | None]
 """One line of the manifest."""
@@ -102,7 +103,7 @@ class SyntheticConfig:
     @property
     def name(self) -> str:
         """The manifest's `dataset` value."""
-        return f"synthetic-{self.task}-{self.difficulty}-seed{self.seed}"
+        return f"{RENDERED_DATASET}{self.task}-{self.difficulty}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -269,11 +270,6 @@ def _truth_table(movements: Track, fps: int) -> pa.Table:
     columns |= {code: pa.array(movements.intensities[:, i].astype(np.float32)) for i, code in enumerate(RENDERED)}
     columns["burst"] = pa.array((index >= start) & (index < end), pa.bool_())
     return pa.table(columns)
-
-
-def truth_path(video: str | Path) -> Path:
-    """Where the true intensities of a video lie: `name.aus.parquet` beside `name.mp4`."""
-    return Path(video).with_suffix(".aus.parquet")
 
 
 def read_truth(video: str | Path) -> pd.DataFrame:

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clipautt.action_units import RENDERED
+from clipautt.action_units import RENDERED, unit
 from clipautt.datasets.synthetic.identity import INDEX, draw_identity
 from clipautt.datasets.synthetic.renderer import render
 
-_HEADER = 18
+_HEADER = 32
 COMPOSITIONS: Mapping[str, tuple[str, ...]] = {
     "PAIN": ("AU4", "AU6", "AU7", "AU9", "AU10", "AU43"),
     "smile": ("AU6", "AU12", "AU25"),
@@ -29,7 +29,7 @@ def contact_sheet(seeds: Sequence[int], *, size: int = 112, intensity: float = 1
         intensity: intensity 0..1 of what a column shows, without gain or resting face.
 
     Returns:
-        uint8 [18 + len(seeds) * size, 31 * size, 3], RGB, with a header line.
+        uint8 [32 + len(seeds) * size, 31 * size, 3], RGB, with the names of the columns in a header.
 
     Raises:
         ValueError: when `seeds` is empty or `intensity` leaves 0..1.
@@ -50,5 +50,8 @@ def contact_sheet(seeds: Sequence[int], *, size: int = 112, intensity: float = 1
         rows.append(np.concatenate(faces, axis=1))
     header = np.full((_HEADER, len(columns) * size, 3), 255, np.uint8)
     for position, title in enumerate(columns):
-        cv2.putText(header, title, (position * size + 4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        names = (title, unit(title).name) if title in RENDERED else (title,)
+        for line, name in enumerate(names):
+            where = position * size + 4, 13 + 14 * line
+            cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 - 0.08 * line, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([header, *rows])

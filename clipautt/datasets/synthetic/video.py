@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipautt.files import atomic
+from clipautt.footage import RENDERED_MARK
 
 Frames = NDArray[np.uint8]
 """RGB frames [T, height, width, 3]."""
@@ -24,7 +25,7 @@ _OPTIONS = {"crf": "18", "preset": "veryfast", "mbtree": "0"}
 
 
 def write_mp4(path: str | Path, frames: Frames, *, fps: int = 25) -> None:
-    """Writes H.264 video; the file appears under its name only when it is complete.
+    """Writes H.264 video, marked as rendered; the file appears under its name only when it is complete.
 
     Args:
         path: where to write; the folder is made when it is missing.
@@ -67,6 +68,7 @@ def _check(frames: Frames, fps: int) -> None:
 
 def _encode(file: IO[bytes], frames: Frames, fps: int) -> None:
     with av.open(file, "w", format="mp4") as container:
+        container.metadata["comment"] = RENDERED_MARK
         stream = container.add_stream("libx264", rate=Fraction(fps), options=_OPTIONS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

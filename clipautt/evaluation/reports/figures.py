@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipautt.action_units import VOCABULARY
+from clipautt.action_units import title_of
 from clipautt.evaluation.reports.tables import (
     ASSUMED_SHARES,
     cohort_title,
@@ -42,7 +42,6 @@ _ROOMY = 15
 _TICK_GAP = 0.45
 """Least distance of labelled shares in log odds, so that their labels do not touch."""
 _STRIP = 8
-_NAMES = {unit.code: unit.name for unit in VOCABULARY}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -347,8 +346,8 @@ def _entropy_panel(axes: Axes, story: ClipStory) -> None:
 def _similarity_panel(axes: Axes, story: ClipStory, colours: dict[str, str]) -> None:
     for code, colour in colours.items():
         values = np.asarray(story.similarities)[:, story.codes.index(code)]
-        axes.plot(story.window_times, values, color=colour, lw=1.6, label=f"{code} {_NAMES.get(code, '')}".strip())
-    axes.set_ylabel("similarity")
+        axes.plot(story.window_times, values, color=colour, lw=1.6, label=title_of(code))
+    axes.set_ylabel("similarity, −5 to 5")
     axes.set_title("AU similarities that stand out in the selected window", fontsize=10, loc="left")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
     _spans(axes, story, labelled=False)
@@ -362,14 +361,14 @@ def _truth_panel(axes: Axes, story: ClipStory, truth: pd.DataFrame, colours: dic
     others = sorted((code for code in strength if code not in colours), key=lambda code: -strength[code])[:3]
     for number, code in enumerate(code for code in others if strength[code] >= 0.15):
         style = ("-", "--", ":")[number]
-        axes.plot(times, truth[code], color="#767676", lw=1.2, ls=style, label=f"{code} {_NAMES.get(code, '')}".strip())
+        axes.plot(times, truth[code], color="#767676", lw=1.2, ls=style, label=title_of(code))
     for code, colour in colours.items():
         if code in strength:
             axes.plot(times, truth[code], color=colour, lw=1.6)
     axes.set_ylim(-0.03, 1.05)
-    axes.set_ylabel("intensity")
+    axes.set_ylabel("intensity, 0 to 1")
     unknown = [code for code in colours if code not in strength]
-    missing = f"; no truth for {', '.join(unknown)}" if unknown else ""
+    missing = f"; no truth for {', '.join(map(title_of, unknown))}" if unknown else ""
     axes.set_title(f"true intensities, same colours; grey: other strong AUs{missing}", fontsize=10, loc="left")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
@@ -410,7 +409,7 @@ def agreement_bars(path: Path, agreement: Sequence[AuAgreement]) -> Path:
         axes.barh(rows + shift, after, height=height, color=_WITH, label=f"personalized, {_mean(after)}")
     for row in rows[np.isnan(before) & (np.isnan(after) | (not adapted))]:
         axes.text(0.01, row, "constant", va="center", fontsize=9, color=UNCHANGED)
-    axes.set_yticks(rows, [f"{one.code} {_NAMES.get(one.code, '')}".strip() for one in ordered], fontsize=9)
+    axes.set_yticks(rows, [title_of(one.code) for one in ordered], fontsize=9)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.axvline(0, color=_INK, lw=0.8)
     axes.set_xlim(min(-0.1, float(np.nanmin([*before, *after, 0])) - 0.05), 1)

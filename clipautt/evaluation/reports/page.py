@@ -105,8 +105,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 VERDICT = "verdict.json"
-"""File with the verdict for other programs: the fields of `sentences.Verdict`."""
-OPTIONAL = (*PRIORS, "tune", "position")
+"""File with the verdict for other programs: the fields of `sentences.Verdict`, and `warnings`."""
+OPTIONAL = (*PRIORS, "tune", "position", "warnings")
 """Columns that rows of earlier versions lack; the page can do without them."""
 _SHOWN = 0.74
 """CSS pixels per pixel of a figure: sharp on dense displays, with letters as large as those of the text."""
@@ -157,6 +157,7 @@ def write_report(
     agreement: Sequence[AuAgreement] = (),
     facts: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     synthetic: bool = False,
 ) -> Path:
     """Write report.html, report.md, verdict.json, figures/*.png, results.parquet, methods.parquet and subjects.parquet.
@@ -174,6 +175,7 @@ def write_report(
         agreement: rank correlations of AU similarities with true intensities.
         facts: backbone, manifest, versions: name and value.
         notes: sentences a reader must know, such as how a method deviates from its paper.
+        warnings: sentences on why the figures may be worth little; they stand above everything else.
         synthetic: whether the faces are rendered; the page says so at its top.
 
     Returns:
@@ -201,12 +203,13 @@ def write_report(
     selection = _ordered(selection_table(scores, reference=reference, shared_people=shared), known)
     _write_tables(folder, rows, content, selection)
     decided = _verdict(content)
-    write_json(folder / VERDICT, asdict(decided))
+    write_json(folder / VERDICT, asdict(decided) | {"warnings": list(warnings)})
     words = _words(content, selection, rows) | {"verdict": decided, "prior": _prior(folder, rows, content)}
     pictures = _pictures(folder / "figures", rows, content, stories, agreement)
     given: dict[str, object] = {
         "title": title,
         "notes": list(notes),
+        "warnings": list(warnings),
         "facts": dict(facts or {}),
         "synthetic": synthetic,
     }
@@ -221,9 +224,10 @@ def write_report(
 
 
 def first_words(folder: Path) -> str:
-    """The sentence with which the report in a folder begins: whether personalization helped, with the figures."""
+    """What the report in a folder begins with: its warnings, and whether personalization helped, with the figures."""
     decided = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
-    return f"{decided['headline']}. {decided['sentence']}"
+    warned = [f"warning: {sentence}\n" for sentence in decided.get("warnings", [])]
+    return f"{''.join(warned)}{decided['headline']}. {decided['sentence']}"
 
 
 def _check(rows: pd.DataFrame, *, classes: Sequence[str], reference: str, personalized: str) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipautt.action_units import VOCABULARY
+from clipautt.action_units import title_of
 from clipautt.evaluation.prompt_changes import ENOUGH_APART, ENOUGH_CLIPS, SubjectExplanation, enough
 from clipautt.evaluation.reports.extraction import Tile
 from clipautt.evaluation.reports.figures import shorten
@@ -33,7 +33,6 @@ _DPI, _SHOWN = 150, 0.64
 _MEAN_UNITS, _OWN_UNITS, _MAX_CLIPS = 12, 8, 60
 _AT_REST = 1e-9
 _NONE = "–"
-_NAMES = {unit.code: unit.name for unit in VOCABULARY}
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,7 @@ def write_explanation_page(
     *,
     title: str,
     facts: Sequence[tuple[str, str]] = (),
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Write `explain.html` on all explained subjects of a run, whole or not at all.
 
@@ -153,6 +153,7 @@ def write_explanation_page(
         explanations: name of a subject's folder → explanation, see `prompt_changes.read_explanations`.
         title: title of the page.
         facts: names and values of what made the explanations.
+        warnings: sentences on why the explanations may be worth little; they stand at the top.
 
     Returns:
         Path of the page, which is self-contained.
@@ -182,6 +183,7 @@ def write_explanation_page(
         agreement_figure=_agreement_picture(solid, tool=_tool(every)),
         subjects=[_subject(name, one) for name, one in shown],
         facts=facts,
+        warnings=warnings,
     )
     path = folder / PAGE
     write_text(path, page)
@@ -206,9 +208,12 @@ def _move(one: SubjectExplanation) -> float:
 
 
 def subject_changes(one: SubjectExplanation) -> pd.DataFrame:
-    """Per AU of a subject, in the order of the prompts: `code`, `moved`, and mean similarity `before` and `after`."""
+    """Per AU of a subject, in the order of the prompts: `code`, `moved`, and mean similarity `before` and `after`.
+
+    AUs that the backbone never learned are left out.
+    """
     mean = one.similarities.groupby("code", sort=False)[["before", "after"]].mean()
-    return one.prompts[["code", "moved"]].join(mean, on="code")
+    return one.prompts.loc[one.prompts["learned"], ["code", "moved"]].join(mean, on="code")
 
 
 def mean_changes(explanations: Iterable[SubjectExplanation]) -> pd.DataFrame:
@@ -236,7 +241,7 @@ def _headline(mean: pd.DataFrame) -> str:
     moved = mean[mean["moved"] > _AT_REST].sort_values("moved", ascending=False, kind="stable")
     if moved.empty:
         return "No prompt moved"
-    *others, last = [_unit_name(code) for code in moved["code"].head(3)]
+    *others, last = [title_of(code) for code in moved["code"].head(3)]
     return f"{', '.join(others)} and {last} moved most" if others else f"{last} moved most"
 
 
@@ -245,6 +250,12 @@ def _sentences(every: Sequence[SubjectExplanation], agreement: pd.DataFrame, sol
     sentences = []
     if all(_move(one) <= _AT_REST for one in every):
         sentences.append("The source prompts were used as they are, so similarities are the same before and after.")
+    learned = every[0].prompts["learned"]
+    if not learned.all():
+        sentences.append(
+            f"{int((~learned).sum())} of {len(learned)} action units are left out here, because the backbone never "
+            "learned them; the tables list them."
+        )
     other, changed = int(windows["other_window"].sum()), _num_changed(windows)
     sentences.append(
         f"Of {len(windows)} clips, {other} are predicted from another window than with the source prompts, and "
@@ -306,7 +317,8 @@ def _num_changed(windows: pd.DataFrame) -> int:
 
 def _subject(name: str, one: SubjectExplanation) -> _Subject:
     changes, windows = subject_changes(one), one.windows
-    most = changes.iloc[int(changes["moved"].argmax())]
+    furthest = changes.nlargest(1, "moved")
+    most = [(title_of(code), moved) for code, moved in zip(furthest["code"], furthest["moved"], strict=True)]
     each = "each clip has its own prompts" if one.facts.get("prompts_per") == "clip" else "one set of prompts"
     alt = f"The AU prompts of {one.subject_id} that moved most, and their similarities before and after"
     return _Subject(
@@ -314,7 +326,7 @@ def _subject(name: str, one: SubjectExplanation) -> _Subject:
         folder=name,
         clips=len(windows),
         moved=_small(_move(one)),
-        most=f"{_unit_name(most['code'])}, {_small(most['moved'])}" if most["moved"] > _AT_REST else "none",
+        most=", ".join(f"{name}, {_small(moved)}" for name, moved in most if moved > _AT_REST) or "none",
         other_windows=int(windows["other_window"].sum()),
         other_classes=_num_changed(windows),
         probability=_pair(windows["probability_before"].mean(), windows["probability_after"].mean()),
@@ -351,7 +363,7 @@ def _window_rows(windows: pd.DataFrame) -> list[_WindowRow]:
 def _unit_rows(agreement: pd.DataFrame) -> list[_UnitRow]:
     return [
         _UnitRow(
-            name=_unit_name(row["code"]),
+            name=title_of(str(row["code"])),
             rho=_pair(row["rho_before"], row["rho_after"]),
             auc=_pair(row["auc_before"], row["auc_after"]),
             windows=row["num_windows"],
@@ -359,10 +371,6 @@ def _unit_rows(agreement: pd.DataFrame) -> list[_UnitRow]:
         )
         for row in agreement.to_dict("records")
     ]
-
-
-def _unit_name(code: str) -> str:
-    return f"{code} {_NAMES.get(code, '')}".strip()
 
 
 def _pair(before: float, after: float) -> _Pair:
@@ -386,7 +394,7 @@ def _small(value: float) -> str:
 
 def _changes_picture(changes: pd.DataFrame, *, limit: int, alt: str) -> _Picture | None:
     """Left: the prompts that moved most, and how far; right: their similarity before and after. None if none moved."""
-    if changes["moved"].max() <= _AT_REST:
+    if not (changes["moved"] > _AT_REST).any():
         return None
     shown = changes.sort_values("moved", ascending=False, kind="stable").head(limit)
     rows = np.arange(len(shown))
@@ -397,7 +405,7 @@ def _changes_picture(changes: pd.DataFrame, *, limit: int, alt: str) -> _Picture
     for row, value in zip(rows, moved, strict=True):
         left.annotate(_small(value), (value, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     left.set_xlim(0, 1.18 * float(moved.max()))
-    left.set_yticks(rows, [shorten(_unit_name(code), 34) for code in shown["code"]], fontsize=9.5)
+    left.set_yticks(rows, [shorten(title_of(code), 34) for code in shown["code"]], fontsize=9.5)
     left.set_ylim(len(shown) - 0.4, -0.6)
     left.set_xlabel("moved by, 1 − cos")
     left.set_title("prompts that moved most", fontsize=10.5, loc="left")
@@ -417,7 +425,7 @@ def _similarity_panel(axes: Axes, shown: pd.DataFrame) -> None:
     axes.axvline(0, color=_INK, lw=0.8)
     axes.margins(x=0.08)
     axes.tick_params(labelleft=False, left=False)
-    axes.set_xlabel("AU similarity, mean over clips")
+    axes.set_xlabel("AU similarity (−5 to 5), mean over clips")
     axes.set_title("their similarity to the chosen windows", fontsize=10.5, loc="left")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
 
@@ -440,7 +448,7 @@ def _agreement_picture(agreement: pd.DataFrame, *, tool: str) -> _Picture | None
             color=colour,
             label=f"{side}, mean {_figure(shown[f'rho_{side}'].mean())}",
         )
-    axes.set_yticks(rows, [_unit_name(code) for code in shown["code"]], fontsize=9.5)
+    axes.set_yticks(rows, [title_of(code) for code in shown["code"]], fontsize=9.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.axvline(0, color=_INK, lw=0.8)
     axes.set_xlabel(f"Spearman rank correlation of the AU similarity with the intensity of {tool}, within a subject")

@@ -1,7 +1,7 @@
 // The timeline: rise of the leading action units over the clip, and below it the model's entropy. Independent of the page.
 
 const SVG = "http://www.w3.org/2000/svg"; // A name, not an address: nothing is fetched.
-const LEFT = 40, RIGHT = 52, TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;
+const LEFT = 40, RIGHT = 180, NARROW = 560, TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;
 
 export function node(name, attributes = {}, text = "") {
   const made = document.createElementNS(SVG, name);
@@ -53,7 +53,8 @@ function render(answer, width, seek) {
   const highest = Math.max(0.1, ...rises.flatMap((curve) => curve.values));
   const lowest = Math.min(0, ...rises.flatMap((curve) => curve.values));
   const most = Math.log(Math.max(2, Object.keys(answer.probabilities).length));
-  const inner = Math.max(60, width - LEFT - RIGHT);
+  const wide = width >= NARROW; // On a narrow screen the codes stand alone; the list above the chart has their names.
+  const inner = Math.max(60, width - LEFT - (wide ? RIGHT : 52));
   const floor = TOP + UPPER + GAP + LOWER;
   const x = (seconds) => LEFT + (inner * seconds) / end;
   const y = (rise) => TOP + UPPER * (1 - (rise - lowest) / (highest - lowest));
@@ -77,8 +78,10 @@ function render(answer, width, seek) {
   }
   svg.append(area(times, answer.entropy, x, z, floor));
   rises.forEach((curve, index) => svg.append(line(times, curve.values, x, y, index)));
-  names(rises, y).forEach(({ code, index, at }) =>
-    svg.append(node("text", { class: `name s${index}`, x: LEFT + inner + 6, y: at + 4 }, code)));
+  names(rises, y).forEach(({ code, index, at }) => {
+    const text = wide ? answer.action_units.names[code] : code;
+    svg.append(node("text", { class: `name s${index}`, x: LEFT + inner + 6, y: at + 4 }, shorten(text)));
+  });
   const playhead = node("line", { class: "playhead", y1: TOP, y2: floor });
   svg.append(playhead);
   svg.addEventListener("click", (event) => {
@@ -89,7 +92,7 @@ function render(answer, width, seek) {
 }
 
 function describe(answer) {
-  const codes = answer.top_action_units.map(({ code }) => code).join(", ");
+  const codes = answer.top_action_units.map(({ code }) => answer.action_units.names[code]).join(", ");
   const [from, to] = [answer.window_start_seconds, answer.window_end_seconds].map((seconds) => seconds.toFixed(1));
   return `Chart over time of the rise of ${codes} and of the model's entropy; the chosen moment is ${from} to ${to} seconds`;
 }
@@ -126,6 +129,10 @@ function ticks(low, high, count) {
   const found = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) found.push(tick);
   return found;
+}
+
+function shorten(text) {
+  return text.length > 26 ? `${text.slice(0, 25)}…` : text;
 }
 
 export function signed(value, digits = 2) {

@@ -35,7 +35,8 @@ async function welcome() {
   limits = health.limits;
   $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds `
     + `and ${size(limits.max_bytes)}`;
-  $("synthetic").hidden = health.backbone !== "embedded";
+  const seen = Object.entries(health.trained_on).map(([part, footage]) => `${part}: ${footage}`);
+  $("trained-on").textContent = `Trained on: ${seen.join("; ")}. What it says about footage of another kind means nothing.`;
   $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
   $("subject-hint").textContent = subjects.length
     ? `(optional; ${subjects.length} with adapted prompts)` : "(no subject has adapted prompts yet)";
@@ -93,6 +94,8 @@ function show(given, file) {
   $("unplayable").hidden = true;
   $("replay").hidden = player.hidden = false;
   $("label").textContent = answer.label;
+  $("warnings").replaceChildren(...answer.warnings.map((sentence) => element("li", sentence)));
+  $("warnings").hidden = !answer.warnings.length;
   $("for-whom").textContent = answer.personalized_for
     ? `Personalized for ${answer.personalized_for}` : "Not personalized";
   $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value, name === answer.label)));
@@ -103,7 +106,12 @@ function show(given, file) {
   $("moved").textContent = single
     ? "The clip is a single moment, so nothing in it rises over anything else."
     : "How much better each description fits than it usually does in this clip, strongest first. The fit is the model's own "
-      + "measure, learned to tell its classes apart; it does not measure muscles.";
+      + "measure (similarity, −5 to 5), learned to tell its classes apart; it does not measure muscles.";
+  const left = answer.action_units.not_learned.length;
+  if (left) {
+    const all = Object.keys(answer.action_units.codes).length;
+    $("moved").textContent += ` Left out: ${left} of ${all} action units, which the backbone never learned.`;
+  }
   $("units").replaceChildren(...answer.top_action_units.map(unit));
   $("numbers").open = false;
   result.hidden = false;
@@ -135,7 +143,7 @@ function unit({ code, name, phrase, rise }, index) {
 function fillNumbers() {
   const rises = risesOf(answer);
   const head = element("tr");
-  head.append(...["second", ...rises.map(({ code }) => code), "entropy"].map((text) => element("th", text)));
+  head.append(...["second", ...rises.map(({ code }) => `${answer.action_units.names[code]}, rise`), "entropy, nats"].map((text) => element("th", text)));
   const rows = answer.action_units.time_seconds.map((time, at) => {
     const row = element("tr");
     const cells = [time.toFixed(2), ...rises.map(({ values }) => signed(values[at])), answer.entropy[at].toFixed(3)];

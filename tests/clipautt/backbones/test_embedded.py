@@ -10,9 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from clipautt.action_units import TASKS, phrases
+from clipautt.action_units import RENDERED, TASKS, phrases
 from clipautt.backbones.embedded import RENDERED_FACES, SmallClipShape, embedded_weights, load_small_clip
-from tests.support.fakes import CONTEXT
+from clipautt.backbones.facts import BackboneFacts
+from clipautt.backbones.loading import BackboneConfig, facts_of, load_backbone
+from tests.support.fakes import CONTEXT, shared_backbone
 
 
 def test_embedded_backbone_reads_every_prompt_and_nothing_else() -> None:
@@ -110,3 +112,18 @@ def test_shape_that_cannot_be_read_is_refused(tmp_path: Path, shape: str, reason
 def test_shape_and_preprocessing_must_agree() -> None:
     with pytest.raises(ValueError, match=r"shape\.image_size=64; its preprocessing has 96"):
         SmallClipShape(image_size=64)
+
+
+def test_what_the_weights_were_taught_is_a_fact_in_them(tmp_path: Path) -> None:
+    facts = load_backbone(BackboneConfig()).facts
+    assert facts.footage.faces == "rendered" and facts.action_units == RENDERED and len(RENDERED) == 28
+    assert facts.not_learned(["AU4", "AU13", "a prompt of your own", "AU20"]) == ("AU13",)
+    assert facts_of(BackboneConfig()) == facts
+    assert facts_of(BackboneConfig(weights=str(tmp_path / "on another machine.safetensors"))) == BackboneFacts()
+    without_figures = load_small_clip(changed(tmp_path)).facts
+    assert without_figures.footage.faces == "rendered" and without_figures.action_units is None
+
+
+def test_nothing_is_known_of_other_backbones() -> None:
+    assert facts_of(BackboneConfig("ViT-B-32-quickgelu")) == BackboneFacts() == shared_backbone().facts
+    assert BackboneFacts().not_learned(["AU4", "AU13"]) == ()

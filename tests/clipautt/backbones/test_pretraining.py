@@ -17,6 +17,7 @@ from torch import Tensor
 from clipautt.action_units import RENDERED, RESTING_PHRASES, TASKS, VOCABULARY, phrases, unit
 from clipautt.backbones import pretraining
 from clipautt.backbones.embedded import SmallClipShape, load_small_clip
+from clipautt.backbones.facts import BackboneFacts
 from clipautt.backbones.loading import Backbone
 from clipautt.backbones.pretraining import (
     LEADING_PHRASE,
@@ -36,6 +37,7 @@ from clipautt.backbones.pretraining import (
     train_small_clip,
 )
 from clipautt.backbones.text_tower import stock_tokenizer
+from clipautt.footage import Footage
 from clipautt.video.preprocessing import Preprocessing
 from tests.support.fakes import CONTEXT
 
@@ -192,6 +194,8 @@ def test_file_says_how_it_was_made(saved: tuple[Backbone, Path]) -> None:
     card = saved[1].with_name("MODEL_CARD.md").read_text()
     assert "clipautt pretrain" in card and "3 steps of 6 frames" in card
     assert sum(line.startswith("| AU") for line in card.splitlines()) == 28
+    assert "Taught were 28 of the 46 action units. Never learned" in card and "AU13 Sharp lip puller" in card
+    assert load_small_clip(saved[1]).facts == BackboneFacts(Footage("rendered"), RENDERED)
 
 
 def test_weights_of_another_shape_are_refused(saved: tuple[Backbone, Path], tmp_path: Path) -> None:

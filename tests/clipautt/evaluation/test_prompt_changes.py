@@ -17,9 +17,11 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from clipautt.action_units import RENDERED, phrases
 from clipautt.adaptation.predictions import Prediction
 from clipautt.adaptation.readout import Readout
 from clipautt.adaptation.source import Source
+from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.evaluation.au_tables.reading import AuTrack
 from clipautt.evaluation.prompt_changes import (
     SubjectExplanation,
@@ -346,3 +348,19 @@ def test_half_an_explanation_is_none(tmp_path: Path) -> None:
     for name in ("", "..", "a/b"):
         with pytest.raises(ValueError, match=re.escape(f"name={name!r}; allowed is the name of a single folder")):
             write_explanation(explain(source, clips, tuned(source)), tmp_path, name=name)
+
+
+def test_units_that_the_backbone_never_learned_are_marked() -> None:
+    source = fake_source(backbone=load_backbone(BackboneConfig()), phrases=phrases())
+    clips = fake_clips(subjects=1, per_subject=2, feature_dim=128)
+    learned = explain(source, clips, source.au_embeddings).prompts.set_index("code")["learned"]
+    assert [code for code, known in learned.items() if known] == list(RENDERED)
+    assert explain(fake_source(), fake_clips(subjects=1), fake_source().au_embeddings).prompts["learned"].all()
+
+
+def test_an_explanation_of_an_earlier_version_marks_nothing(tmp_path: Path) -> None:
+    source, clips = fake_source(), fake_clips(subjects=1)
+    folder = write_explanation(explain(source, clips, source.au_embeddings), tmp_path, name="s0")
+    table = pd.read_csv(folder / "prompts.csv")
+    table.drop(columns="learned").to_csv(folder / "prompts.csv", index=False)
+    assert read_explanation(folder).prompts["learned"].tolist() == [True] * 6

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipautt.footage import Footage
 from clipautt.model.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -235,3 +236,23 @@ def test_the_newest_checkpoint_is_no_model_of_a_sweep_and_nothing_unfinished(tmp
         if seconds == 0:
             assert newest_checkpoint(tmp_path) == tmp_path / place, "of another baseline, where there is no other"
     assert newest_checkpoint(tmp_path) == tmp_path / "train/b/checkpoints/median"
+
+
+def test_the_footage_it_was_trained_on_is_a_fact_in_it(tmp_path: Path) -> None:
+    plain = fake_checkpoint()
+    footage = Footage("rendered", ("synthetic-pain-hard-seed0",))
+    trained = Checkpoint(plain.model, replace(plain.spec, footage=footage))
+    save_checkpoint(trained, tmp_path)
+    assert load_checkpoint(tmp_path).spec.footage == footage
+    stored = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert stored["footage"] == {"faces": "rendered", "datasets": ["synthetic-pain-hard-seed0"]}
+    assert trained.fingerprint == plain.fingerprint, "prompts adapted earlier must still belong to it"
+
+
+def test_an_earlier_checkpoint_does_not_say_what_it_was_trained_on(tmp_path: Path) -> None:
+    save_checkpoint(fake_checkpoint(), tmp_path)
+    file = tmp_path / "checkpoint.json"
+    facts = json.loads(file.read_text())
+    del facts["footage"]
+    file.write_text(json.dumps(facts))
+    assert load_checkpoint(tmp_path).spec.footage == Footage(None, ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone
 from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.footage import Footage
 from clipautt.model.checkpoint import load_checkpoint, save_checkpoint
 from clipautt.model.published import ImportConfig, import_checkpoint, read_prompts
 from clipautt.model.windows import WindowSpec
@@ -77,6 +80,13 @@ def test_logits_are_those_of_the_published_forward_pass(
     assert len(views.embeddings) == len(expected) == 41 - length
     found = source.logits(views.embeddings, source.au_embeddings)
     assert (found - expected).abs().max() < 1e-4 and expected.std() > 0.01
+
+
+def test_what_it_was_trained_on_is_given_or_not_known(tmp_path: Path, backbone: Backbone, published: Published) -> None:
+    path = published.save(tmp_path / "source.pth")
+    known = import_checkpoint(path, PROMPTS, backbone, config=ImportConfig(datasets=("StressID", "BioVid")))
+    assert known.spec.footage == Footage("other", ("BioVid", "StressID"))
+    assert import_checkpoint(path, PROMPTS, backbone).spec.footage == Footage(None, ())
 
 
 def test_it_is_kept_and_read_like_any_checkpoint(tmp_path: Path, backbone: Backbone, published: Published) -> None:
@@ -147,10 +157,27 @@ def test_files_that_do_not_fit_are_explained(tmp_path: Path, backbone: Backbone,
         import_checkpoint(tmp_path / "gone.pth", PROMPTS, backbone)
 
 
-def test_objects_in_a_file_are_not_unpickled(tmp_path: Path, backbone: Backbone) -> None:
-    torch.save({"text_adapter": Path("/")}, tmp_path / "objects.pth")
-    with pytest.raises(ValueError, match="holds other objects"):
-        import_checkpoint(tmp_path / "objects.pth", PROMPTS, backbone)
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (argparse.Namespace(lr=1), r"argparse\.Namespace"),
+        (np.float64(0.9), r"numpy\..*scalar"),
+        (Path("/"), r"pathlib\.PosixPath"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_in_a_file_are_named_and_the_advice_works(
+    tmp_path: Path, backbone: Backbone, published: Published, extra: object, named: str, zipped: bool
+) -> None:
+    path = tmp_path / "it's $HOME.pth"
+    parts = torch.load(published.save(tmp_path / "good.pth"), weights_only=True)
+    torch.save(parts | {"extra": extra}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf"weights=.*\.pth holds {named}.* beside its tensors") as caught:
+        import_checkpoint(path, PROMPTS, backbone)
+    command = str(caught.value).partition("this writes: ")[2]
+    subprocess.run(["bash", "-c", command], check=True)
+    cleaned = import_checkpoint(tmp_path / "it's $HOME.tensors.pth", PROMPTS, backbone)
+    assert cleaned.fingerprint == import_checkpoint(tmp_path / "good.pth", PROMPTS, backbone).fingerprint
 
 
 def test_prompts_are_read_verbatim(tmp_path: Path) -> None:
@@ -159,6 +186,12 @@ def test_prompts_are_read_verbatim(tmp_path: Path) -> None:
     (tmp_path / "twice.txt").write_text("a\nb\na\n")
     with pytest.raises(ValueError, match="'a' is listed twice"):
         read_prompts(tmp_path / "twice.txt")
+    latin = tmp_path / "it's latin.txt"
+    latin.write_bytes("lips part\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts=.*latin\.txt: line 2 is not UTF-8 \(byte 0xe9\)") as caught:
+        read_prompts(latin)
+    subprocess.run(["bash", "-c", str(caught.value).partition("convert it: ")[2]], check=True)
+    assert read_prompts(f"{latin}.utf8") == ("lips part", "café")
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ValueError, match="no prompts in it"):
         read_prompts(tmp_path / "none.txt")

@@ -26,6 +26,7 @@ from clipautt.adaptation.personalization import clips_of_personalization, load_p
 from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, predicted
+from clipautt.footage import truth_path
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
 from ray_jobs.adapt.plan import Assignment, SubjectWork
@@ -454,6 +455,26 @@ def test_a_finished_run_is_not_done_again_and_refuses_other_settings(
     assert cli.main(["adapt", *words, "adapt.method.steps=4", "cohorts=[{share: 0.2, draws: 1}]"]) == 2
     said = capsys.readouterr().err
     assert "adapt.method.steps: 3 → 4" in said and "cohorts: " in said and "exists with other settings" in said
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_and_summary_warn_of_footage_that_the_model_has_never_seen(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded backbone has seen rendered faces only, and one clip of the four is one."""
+    one = world.clips[0]
+    truth_path(one.source).touch()
+    path = world.manifest(world.clips[:4], name="unseen")
+    assert cli.main(["adapt", *world.words("unseen", "adapt=clip_au", "compare=[]", manifest=path)]) == 0
+    truth_path(one.source).unlink()
+    seen = "warning: The backbone 'embedded' was trained on rendered faces only, and "
+    said = capsys.readouterr().out
+    assert said.count(f"{seen}3 of 4 clips are not marked as rendered: for the face of a real person") == 2
+    warnings = world.rows("unseen").groupby("clip_id")["warnings"].unique().map(list)
+    assert warnings[one.clip_id] == [""]
+    for clip in world.clips[1:4]:
+        (sentence,) = warnings[clip.clip_id]
+        assert sentence.startswith(f"{seen}this video is not marked as rendered".removeprefix("warning: "))
 
 
 @pytest.mark.usefixtures("here")

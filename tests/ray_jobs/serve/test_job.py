@@ -273,6 +273,12 @@ def test_an_answer_holds_what_the_predictor_says(service: Service, source: Sourc
     top = answer["top_action_units"][0]
     unit = next(unit for unit in VOCABULARY if unit.code == expected.top_action_units.index[0])
     assert (top["code"], top["name"], top["phrase"]) == (unit.code, unit.name, unit.phrase)
+    assert answer["action_units"]["names"]["AU4"] == "AU4 Brow lowerer"
+    assert answer["action_units"]["not_learned"] == list(expected.not_learned)
+    unseen, small = answer["warnings"]
+    assert (unseen, small) == expected.warnings
+    assert unseen.startswith("The backbone 'embedded' was trained on rendered faces only, and this video is not")
+    assert "no face was found in 5 frames" in small
     assert answer["personalized_for"] is None
     assert answer["duration_seconds"] == pytest.approx(2.0)
 
@@ -455,6 +461,7 @@ def test_the_server_answers(server: ServeConfig, source: Source, video: Path) ->
     health = Health.model_validate(httpx.get(f"{server.url}/healthz", timeout=60).json())
     assert (health.status, health.checkpoint) == ("ok", source.checkpoint.fingerprint)
     assert (health.backbone, health.subjects, health.limits["max_seconds"]) == ("embedded", 2, 4.0)
+    assert health.trained_on == {"the backbone 'embedded'": "rendered faces", "the checkpoint": "not recorded"}
     assert httpx.get(f"{server.url}/v1/subjects").json() == {"subjects": sorted(["s1", ODD_SUBJECT])}
     assert "<title>clipautt</title>" in httpx.get(f"{server.url}/").text
 
@@ -539,7 +546,7 @@ async def use_the_page(chromium: str, server: ServeConfig, video: Path, folder: 
     big.write_bytes(bytes(400_000))
     async with open_page(chromium, folder / "profile", server.url) as page:
         await page.wait_for("document.querySelectorAll('#subjects option').length === 2")
-        assert "computer-generated faces" in await page.text("#synthetic")
+        assert "the backbone 'embedded': rendered faces" in await page.text("#trained-on")
         stops = []
         for _ in range(4):
             await page.press("Tab")
@@ -563,6 +570,8 @@ async def use_the_page(chromium: str, server: ServeConfig, video: Path, folder: 
         expected = post(server, video.read_bytes(), ODD_SUBJECT).json()
         assert await page.text("#label") == expected["label"]
         assert await page.text("#for-whom") == f"Personalized for {ODD_SUBJECT}"
+        warned = "[...document.querySelectorAll('#warnings li')].map(line => line.innerText)"
+        assert await page.evaluate(warned) == expected["warnings"] and len(expected["warnings"]) == 2
         units = "[...document.querySelectorAll('#units li > span:first-of-type')].map(line => line.innerText)"
         shown = await page.evaluate(units)
         assert [line.partition(" AU")[0] for line in shown] == [unit["phrase"] for unit in expected["top_action_units"]]

@@ -28,7 +28,8 @@ class Silent:
         return ["target-001"]
 
     async def facts(self) -> dict[str, Any]:
-        return {"checkpoint": "0" * 16, "backbone": "small", "classes": ["neutral", "pain"], "subjects": 1}
+        facts = {"checkpoint": "0" * 16, "backbone": "small", "classes": ["neutral", "pain"], "subjects": 1}
+        return facts | {"trained_on": {"the checkpoint": "BioVid (not rendered)"}}
 
 
 def call(method: str, path: str, **request: Any) -> httpx.Response:

@@ -137,7 +137,7 @@ def test_wrong_arguments_are_named(values: NDArray[np.float64], size: int, messa
 
 def test_contact_sheet_has_a_column_for_everything() -> None:
     sheet = contact_sheet([1, 2], size=48)
-    assert sheet.shape == (18 + 2 * 48, (1 + 28 + len(COMPOSITIONS)) * 48, 3)
+    assert sheet.shape == (32 + 2 * 48, (1 + 28 + len(COMPOSITIONS)) * 48, 3)
     faces = sheet[18:66].reshape(48, -1, 48, 3).swapaxes(0, 1).astype(float)
     assert min(np.abs(a - b).mean() for a, b in pairwise(faces)) > 0.5
     with pytest.raises(ValueError, match="seeds is empty"):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from clipautt.evaluation.reports.next_steps import next_steps
-from clipautt.evaluation.reports.page import OPTIONAL, first_words, write_report
+from clipautt.evaluation.reports.page import OPTIONAL, VERDICT, first_words, write_report
 from clipautt.evaluation.results import ResultRow
 from clipautt.evaluation.stories import AuAgreement, ClipStory
 
@@ -78,7 +78,7 @@ def make_rows(
     rest = {"window_start_seconds": 1.0, "window_end_seconds": 2.0, "entropy": 0.4, "status": "ok", "draw": 0}
     rest |= {"window_length": 16, "window_stride": 1, "context_tokens": 4, "steps": 10, "learning_rate": 0.001}
     rest |= {"tune": "context", "prior": 0.5, "training_prior": 0.5, "position": 0}
-    rest |= {"backbone": "tiny", "checkpoint": "c", "code_version": "0", "seconds": 0.04}
+    rest |= {"backbone": "tiny", "checkpoint": "c", "code_version": "0", "seconds": 0.04, "warnings": ""}
     rows = pd.concat(parts, ignore_index=True).assign(**rest)
     return rows[[field.name for field in fields(ResultRow)]]
 
@@ -333,3 +333,16 @@ def test_the_first_words_are_those_of_the_report(tmp_path: Path) -> None:
     said = {"headline": "Personalization helped", "sentence": "“new” raised mean UAR by 6.9 points."}
     (tmp_path / "verdict.json").write_text(json.dumps(said))
     assert first_words(tmp_path) == "Personalization helped. “new” raised mean UAR by 6.9 points."
+
+
+def test_warnings_stand_above_everything_else(tmp_path: Path) -> None:
+    rows = make_rows(FEWER[1:3], cohorts=(("balanced", 0.5),), splits=(("target", 2),), seeds=(0,))
+    said = "The checkpoint was trained on <rendered> faces only."
+    page = write_report(
+        tmp_path, rows=rows, classes=CLASSES, title="t", personalized=DEFAULT, warnings=[said]
+    ).read_text()
+    shown = '<p class="warning">The checkpoint was trained on &lt;rendered&gt; faces only.</p>'
+    assert page.index(shown) < page.index('<section class="verdict')
+    assert f"**Warning:** {said}" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / VERDICT).read_text())["warnings"] == [said]
+    assert first_words(tmp_path).startswith(f"warning: {said}\n")

@@ -35,7 +35,7 @@ def explanation(
 ) -> SubjectExplanation:
     """Similarities rise by one where the prompt moved; of every two clips the second has another window and class."""
     rank = np.argsort(np.argsort(-np.asarray(moved), kind="stable")) + 1
-    prompts = pd.DataFrame({"code": CODES, "phrase": CODES, "moved": moved, "rank": rank})
+    prompts = pd.DataFrame({"code": CODES, "phrase": CODES, "moved": moved, "rank": rank, "learned": True})
     ids = [f"{subject}c{number}" for number in range(clips)]
     after = [0.5 + (value > 0) for value in moved]
     each = [pd.DataFrame({"clip_id": one, "code": CODES, "before": 0.5, "after": after}) for one in ids]
@@ -221,3 +221,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     other = replace(explanation("s1"), classes=("neutral", "stress"))
     with pytest.raises(ValueError, match="subjects 's0' and 's1' have different classes or prompts; one page holds"):
         page_of(tmp_path, explanation("s0"), other)
+
+
+def test_units_that_the_backbone_never_learned_are_left_out_and_counted(tmp_path: Path) -> None:
+    one = explanation(moved=(0.1, 0.9, 0.2, 0.0))
+    one.prompts["learned"] = [True, False, True, True]
+    text = write_explanation_page(tmp_path, {"s0": one}, title="t", warnings=["Beware."]).read_text()
+    assert text.index('<p class="warning">Beware.</p>') < text.index('<section class="verdict')
+    assert "AU12 Lip corner puller and AU1 Inner brow raiser moved most" in text and "AU4 Brow lowerer" not in text
+    assert "1 of 4 action units are left out here, because the backbone never learned them; the tables list" in text
+    assert "<td>AU12 Lip corner puller, 0.200</td>" in text
