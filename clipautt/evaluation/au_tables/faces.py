@@ -29,20 +29,23 @@ def choose_face(rows: pd.DataFrame, layout: Format, which: Which) -> tuple[pd.Da
         ValueError: for a number larger than that of the faces.
     """
     named = rows.assign(face=_names(rows, layout))
-    counts = named["face"].value_counts()
+    empty = named["face"] == ""
+    counts = named.loc[~empty, "face"].value_counts()
     if len(counts) < 2:
         return named, 0, []
     if layout.sides is None or named[list(layout.sides)].isna().all(axis=None):
         face = sorted(counts[counts == counts.max()].index)[0]
         note = [f"{len(counts)} faces without positions; the one in the most frames is taken"]
     else:
-        face, note = _by_position(named, layout, which), []
-    chosen = named[named["face"] == face]
-    return chosen, len(named) - len(chosen), note
+        face, note = _by_position(named[~empty], layout, which), []
+    chosen = named[(named["face"] == face) | empty]
+    return chosen.assign(face=face), len(named) - len(chosen), note
 
 
 def _by_position(named: pd.DataFrame, layout: Format, which: Which) -> str:
-    """The name of the face at a position."""
+    """The name of the face at a position, judged by the rows in which the tool is sure of it."""
+    sure = np.logical_and.reduce([named[name] >= least for name, least in layout.least.items()])
+    named = named[sure] if np.any(sure) and layout.least else named
     left, second = (named[name] for name in layout.sides or ())
     right = left + second if layout.is_width else second
     places = pd.DataFrame({"face": named["face"], "centre": (left + right) / 2, "area": (right - left) ** 2})
@@ -63,13 +66,12 @@ def _by_position(named: pd.DataFrame, layout: Format, which: Which) -> str:
 
 
 def _names(rows: pd.DataFrame, layout: Format) -> pd.Series:
-    """A name for the face of every row: the tool's own, or numbers by position where several share a frame."""
-    given = rows[layout.face].astype(str) if layout.face else pd.Series("", rows.index)
-    single = not rows["time_seconds"].duplicated().any()
-    if (given != "").all() and not (given.str.lower() == "nan").any() and (layout.tool != "py-feat" or not single):
-        whole = pd.to_numeric(given, errors="coerce")
-        return given if whole.isna().any() else whole.astype(int).astype(str)
-    if single or layout.sides is None:
+    """A name for the face of every row: the tool's own, or numbers by position; empty where there is no face."""
+    if layout.face:
+        given = rows[layout.face].astype(str).where(lambda names: names.str.lower() != "nan", "")
+        if (given != "").any():
+            return given.str.replace(r"\.0+$", "", regex=True)
+    if layout.sides is None or not rows["time_seconds"].duplicated().any():
         return pd.Series("0", rows.index)
     return _linked(rows, layout)
 
@@ -79,16 +81,17 @@ def _linked(rows: pd.DataFrame, layout: Format) -> pd.Series:
     left, second = (rows[name].to_numpy(float) for name in layout.sides or ())
     centres = left + second / 2 if layout.is_width else (left + second) / 2
     last: list[float] = []
-    numbers = np.zeros(len(rows), int)
+    numbers = [""] * len(rows)
     for places in rows.groupby("time_seconds", sort=False).indices.values():
         free = set(range(len(last)))
         for place in sorted(places, key=lambda at: centres[at]):
-            nearest = min(free, key=lambda face: abs(last[face] - centres[place]), default=None)
-            if nearest is None or (len(places) > len(last) and not free):
+            if np.isnan(centres[place]):
+                continue
+            near = sorted(free, key=lambda face: abs(last[face] - centres[place]))
+            if not near:
                 last.append(centres[place])
-                nearest = len(last) - 1
-            free.discard(nearest)
-            if np.isfinite(centres[place]):
-                last[nearest] = centres[place]
-            numbers[place] = nearest
-    return pd.Series(numbers, rows.index).astype(str)
+                near = [len(last) - 1]
+            free.discard(near[0])
+            last[near[0]] = centres[place]
+            numbers[place] = str(near[0])
+    return pd.Series(numbers, rows.index)

@@ -104,7 +104,7 @@ class AuTable:
     @property
     def frames(self) -> pd.DataFrame:
         """One row per frame, in order: faces of one frame share it."""
-        return self.rows.drop_duplicates("time_seconds")
+        return self.rows.drop_duplicates("time_seconds").sort_values("time_seconds")
 
     def track(self, *, offset_seconds: float = 0.0, offset_frames: int = 0, which: Which = "largest") -> AuTrack:
         """The rows of one face that count.

@@ -120,6 +120,7 @@ def faces(path: Path, *, names: bool) -> AuTable:
         small = f"{frame},{300 + 20 * frame},0,40,40,1,0.1,{'b' if names else ''}"
         large = f"{frame},{100 - 5 * frame},0,100,100,1,0.9,{'a' if names else ''}"
         lines += [small, large][: 2 if frame % 4 < 2 else 1]
+    lines.append("8,,,,,,,")  # nobody is there
     return read_au_table(table(path, *lines), frames_per_second=25)
 
 
@@ -133,7 +134,7 @@ def test_of_several_faces_one_is_chosen_by_its_position(
     """Also where the tool gives faces no names: each is followed from frame to frame."""
     track = faces(tmp_path / "a.csv", names=names).track(which=which)  # type: ignore[arg-type]
     assert track.intensities["AU4"].tolist() == [value] * rows
-    assert (track.num_rows, track.num_other_faces, track.notes) == (rows, 12 - rows, ())
+    assert (track.num_rows, track.num_dropped, track.num_other_faces, track.notes) == (rows + 1, 1, 12 - rows, ())
 
 
 def test_a_face_that_is_not_there_cannot_be_chosen(tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_a_face_that_is_not_there_cannot_be_chosen(tmp_path: Path) -> None:
 
 def test_openface_s_faces_have_positions_by_their_jaws(tmp_path: Path) -> None:
     rows = [f"{n},{n % 2},{n / 25:.3f},1,{(10, 200)[n % 2]},{(40, 300)[n % 2]},{n % 2}" for n in range(9)]
+    rows += [f"9,0,{n},0,0,9000,0" for n in (1, 2)]  # a face that was lost has no place
     path = table(tmp_path / "a.csv", "frame,face_id,timestamp,success,x_0,x_16,AU04_r", *rows)
     assert read_au_table(path).track().intensities["AU4"].tolist() == [1] * 4
     assert read_au_table(path).track(which="left").face == "0"
