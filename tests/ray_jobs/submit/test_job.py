@@ -19,6 +19,7 @@ import pytest
 import ray_jobs
 from ray_jobs import cli
 from ray_jobs.platform import configuration, jobs
+from ray_jobs.platform.runs import code_version
 from ray_jobs.submit import job as submit
 
 TINY = '''"""Runs a task on the cluster and ends as it is told.
@@ -30,6 +31,7 @@ import os
 import sys
 import time
 from ray_jobs.platform import cluster
+from ray_jobs.platform.runs import code_version
 
 def main(cfg):
     import ray
@@ -40,6 +42,7 @@ def main(cfg):
             return x * x
         print("squares", ray.get([square.remote(i) for i in range(3)]))
         print("text", repr(cfg.text))
+        print("version", code_version())
         print("files", sorted(os.listdir(".")), flush=True)
         time.sleep(cfg.sleep)
     return cfg.code
@@ -214,6 +217,7 @@ def test_a_job_runs_there_and_its_log_and_exit_code_come_back(
     out = capfd.readouterr().out
     assert out.count("squares [0, 1, 4]\n") == 1
     assert f"text {text!r}\n" in out
+    assert f"version {code_version()}\n" in out and "+" in code_version()  # with the commit, though `.git` stays here
     files = next(line for line in out.splitlines() if line.startswith("files"))
     assert files == "files ['conf', 'kept', 'pyproject.toml', 'ray_jobs']"
 

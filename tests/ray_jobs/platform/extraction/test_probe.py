@@ -109,6 +109,8 @@ sys.addaudithook(hide)
 
 @pytest.fixture
 def cluster(no_ray: None, tmp_path: Path) -> Iterator[Any]:
+    """Two connected nodes; the second, which has more cores, does not see the folder `videos`."""
+    import ray
     from ray.cluster_utils import Cluster
 
     (tmp_path / "site").mkdir()
@@ -118,14 +120,18 @@ def cluster(no_ray: None, tmp_path: Path) -> Iterator[Any]:
         path = os.pathsep.join([str(tmp_path / "site"), root, os.environ.get("PYTHONPATH", "")])
         patch.setenv("PYTHONPATH", path)
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=3, node_ip_address="127.0.0.2", env_vars={"HIDES": str(tmp_path / "videos")})
+        ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
         try:
             yield nodes
         finally:
+            ray.shutdown()
             nodes.shutdown()
 
 
-def words(folder: Path, address: str, name: str) -> list[str]:
+def words(folder: Path) -> list[str]:
     """An extraction of twelve clips."""
+    (folder / "videos").mkdir()
     video = write_video(folder / "videos" / "numbered.mp4", numbered_frames(24))
     clips = [
         clip_at(folder / "videos", f"c{i}", file="numbered", label="pain", start_frame=i, end_frame=i + 12)
@@ -133,17 +139,15 @@ def words(folder: Path, address: str, name: str) -> list[str]:
     ]
     assert {clip.source for clip in clips} == {str(video)}
     write_manifest(clips, folder / "m.parquet", classes=("neutral", "pain"))
-    places = [f"manifest={folder}/m.parquet", f"store={folder}/{name}", f"runs={folder}/runs"]
-    return ["extract", *places, f"cluster.address={address}", "pipeline.clips_per_task=1"]
+    places = [f"manifest={folder}/m.parquet", f"store={folder}/store", f"runs={folder}/runs"]
+    return ["extract", *places, "pipeline.clips_per_task=1"]
 
 
 @pytest.mark.cluster
 def test_a_node_that_does_not_see_the_videos_is_named_and_not_used(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "videos").mkdir()
-    cluster.add_node(num_cpus=3, node_ip_address="127.0.0.2", env_vars={"HIDES": str(tmp_path / "videos")})
-    assert cli.main(words(tmp_path, cluster.address, "store")) == 0
+    assert cli.main(words(tmp_path)) == 0
     said = capsys.readouterr().out
     assert said.count(" is not used: it cannot read ") == 1 and "numbered.mp4 (No such file or directory)" in said
     assert "12 clips encoded, 0 already in the store, 0 without features" in said
@@ -155,9 +159,7 @@ def test_clips_that_fail_on_a_node_are_tried_elsewhere(
 ) -> None:
     """A node whose storage goes after the probe; it fails fast and so takes most of the clips."""
     monkeypatch.setattr(probe, "_spread", lambda _: ())
-    (tmp_path / "videos").mkdir()
-    cluster.add_node(num_cpus=3, node_ip_address="127.0.0.2", env_vars={"HIDES": str(tmp_path / "videos")})
-    assert cli.main(words(tmp_path, cluster.address, "store")) == 0
+    assert cli.main(words(tmp_path)) == 0
     said = capsys.readouterr().out
     assert said.count("is not used any more: it cannot read clips, which are tried elsewhere") == 1
     assert "12 clips encoded, 0 already in the store, 0 without features" in said
@@ -169,8 +171,7 @@ def test_a_job_stops_with_the_reason_if_no_node_is_left(
 ) -> None:
     """As seen from a machine that is none of the nodes."""
     monkeypatch.setattr(probe, "_own_node", lambda: "")
-    (tmp_path / "videos").mkdir()
-    asked = words(tmp_path, cluster.address, "store")
+    asked = words(tmp_path)
     monkeypatch.setattr(probe, "look", lambda _: "cannot read /videos (No such file or directory)")
     assert cli.main(asked) == 2
     said = capsys.readouterr().err
