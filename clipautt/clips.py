@@ -38,6 +38,9 @@ class Clip:
     """First frame after the clip, instead of `end_seconds`."""
     frames_per_second: float | None = None
     """For a folder of frames: the numbers in file names that make up a second; 1000 if they are milliseconds."""
+    face: str | None = None
+    """Whose face it is where the picture shows several, as `faces.which`; None: as set there. Rows that differ in it and
+    in `subject_id` are several people of one video."""
 
 
 def id_number(text: str) -> int:

@@ -54,6 +54,7 @@ METHOD = {
         "method",
         "methods",
         "agreement",
+        "omissions",
         "driver",
         "personalization",
     ],

@@ -82,18 +82,40 @@ class ClipFeatures:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
+    min_share: float = 0.0
+    """Share of a window's frames that must show the face, 0..1, see `FaceConfig.window_share`; 0 without a detector."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed through the clip and left out."""
+
+    @property
+    def face_share(self) -> float:
+        """Share of the frames in which the face was found, 0..1; nan without a detector."""
+        return share_of(self.face_found) if self.min_share else float("nan")
+
+    @property
+    def shown(self) -> Tensor:
+        """Features of the frames that show the face, [N, d], for the subject's centre; all if it was never found."""
+        if not self.min_share or self.face_found is None or not self.face_found.any():
+            return self.features
+        return self.features[torch.from_numpy(self.face_found).to(self.features.device)]
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
 
 
+def share_of(face_found: npt.NDArray[np.bool_] | None) -> float:
+    """Share of the frames with a face, 0..1; nan where it was not recorded."""
+    return float("nan") if face_found is None else float(np.mean(face_found))
+
+
 def clip_key(clip: Clip) -> str:
-    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span."""
+    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, span and face."""
     path = os.path.abspath(clip.source)
     stat = os.stat(path) if os.path.exists(path) else None
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
     facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    face = [] if clip.face is None else [clip.face]
+    return hashlib.sha256(json.dumps([*facts, *face]).encode()).hexdigest()[:24]
 
 
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
@@ -108,7 +130,15 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    return ClipFeatures(clip.clip_id, clip.subject_id, torch.cat([features for _, features in kept]), times, found)
+    return ClipFeatures(
+        clip.clip_id,
+        clip.subject_id,
+        torch.cat([features for _, features in kept]),
+        times,
+        found,
+        frames.faces.window_share,
+        kept[-1][0].other_faces,
+    )
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

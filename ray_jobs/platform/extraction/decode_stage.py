@@ -87,6 +87,7 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk) -> Batch:
         "decoder": np.full(count, chunk.decoder),
         "time": chunk.times,
         "found": chunk.found,
+        "other_faces": np.full(count, chunk.other_faces),
         "frame": chunk.frames,
     }
 

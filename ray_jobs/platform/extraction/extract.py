@@ -181,7 +181,7 @@ def _as_seen_here(encoded: EncodedClip) -> EncodedClip:
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
     """The store's row of a clip."""
     of_clip = ("clip_id", "subject_id", "source", *SPAN)
-    of_frames = ("status", "reason", "decoder", "times", "face_found", "features")
+    of_frames = ("status", "reason", "decoder", "times", "face_found", "other_faces", "features")
     row = {name: getattr(encoded.clip, name) for name in of_clip}
     return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
 

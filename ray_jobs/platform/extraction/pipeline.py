@@ -94,6 +94,8 @@ class EncodedClip:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed and left out."""
     features: npt.NDArray[np.float32] | None = None
     """Features, [T, d]; None unless `ok`."""
 
@@ -388,7 +390,8 @@ class _Assembly:
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
         decoder = str(joined["decoder"][0])
-        return EncodedClip(clip, "ok", "", decoder, joined["time"], joined["found"], joined["feature"])
+        others = int(joined["other_faces"][0])
+        return EncodedClip(clip, "ok", "", decoder, joined["time"], joined["found"], others, joined["feature"])
 
 
 def _by_clip(batch: Batch) -> Iterator[Batch]:
