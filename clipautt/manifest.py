@@ -19,12 +19,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipautt.clips import Clip, Split
+from clipautt.clips import FACES, Clip, Split, is_face
 from clipautt.files import write_table
 
 SPLITS: tuple[str, ...] = get_args(Split)
 _REQUIRED = ("clip_id", "subject_id", "source", "split")
-_TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset")
+_TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset", "face")
 _SECONDS = ("start_seconds", "end_seconds")
 _FRAMES = ("start_frame", "end_frame")
 _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
@@ -52,6 +52,7 @@ class Manifest:
     def __post_init__(self) -> None:
         content = [
             [c.dataset, c.clip_id, c.subject_id, c.split, c.label, *(getattr(c, name) for name in _SPAN)]
+            + ([] if c.face is None else [c.face])
             for c in self.clips
         ]
         text = json.dumps([content, self.classes])
@@ -157,7 +158,11 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
         table, noted = content.to_pandas(), tuple(json.loads((content.schema.metadata or {}).get(_CLASSES, b"[]")))
-    as_text = {name: table[name].map(_plain, na_action="ignore") for name in _TEXT if name in table}
+    as_text = {
+        name: table[name].map(_whole if name == "face" else _plain, na_action="ignore")
+        for name in _TEXT
+        if name in table
+    }
     return table.assign(**as_text), noted
 
 
@@ -171,6 +176,12 @@ def is_written_manifest(path: Path) -> bool:
 
 def _plain(cell: object) -> str | None:
     return str(cell).strip() or None
+
+
+def _whole(cell: object) -> str | None:
+    """A number of a face as spreadsheets write it, 2.0, without its point."""
+    text = _plain(cell)
+    return text.removesuffix(".0") if text else text
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -227,6 +238,9 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:
         yield f"row {row}: split {table['split'][row]!r} is not one of {', '.join(SPLITS)}"
     yield from _label_problems(table, classes)
+    faces = table["face"].dropna() if "face" in table else pd.Series(dtype=object)
+    for row in faces.index[~faces.astype(str).map(is_face).astype(bool)]:
+        yield f"row {row}: face {faces[row]!r} is not one of {', '.join(FACES)}, or a number from 1"
     yield from _span_problems(table)
     for subject, splits in table.groupby("subject_id")["split"].agg(lambda s: sorted(set(s.dropna()))).items():
         if len(splits) > 1:

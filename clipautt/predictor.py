@@ -181,9 +181,7 @@ class Predictor:
             return _without_label(self.source, clip, video, prediction.status.removeprefix(NO_PREDICTION), subject)
         return _describe(session, replace(clip, features=clip.features - centre), video, prediction, after, subject)
 
-    def _personalized(
-        self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor
-    ) -> Prediction:
+    def _personalized(self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor) -> Prediction:
         why = session.source.why_no_window(clip, whole=session.config.readout == "whole_clip")
         if why is not None:
             return Prediction.missing(clip, why, num_classes=len(self.source.classes))
@@ -209,9 +207,7 @@ class Predictor:
         return load_personalization(path, self.source)
 
 
-def _without_label(
-    source: Source, clip: ClipFeatures, video: str, reason: str, subject: str | None
-) -> VideoPrediction:
+def _without_label(source: Source, clip: ClipFeatures, video: str, reason: str, subject: str | None) -> VideoPrediction:
     index = pd.Index([], dtype=float, name="time_seconds")
     return VideoPrediction(
         video=video,
@@ -219,7 +215,9 @@ def _without_label(
         probabilities={},
         window_start_seconds=math.nan,
         window_end_seconds=math.nan,
-        action_units=pd.DataFrame(index=index, columns=action_unit_columns(source.checkpoint.spec.phrases), dtype=float),
+        action_units=pd.DataFrame(
+            index=index, columns=action_unit_columns(source.checkpoint.spec.phrases), dtype=float
+        ),
         entropy=pd.Series(index=index, name="entropy", dtype=float),
         personalized_for=subject,
         reason=reason,

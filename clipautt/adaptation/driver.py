@@ -232,6 +232,8 @@ class _Chosen:
 
 def _choose(session: Session, unit: Unit) -> _Chosen:
     ordered = list(unit.clips) if unit.in_order else visiting_order(unit.clips, session.config)
+    if session.config.protocol == "per_subject":  # only the set of clips matters
+        ordered = sorted(unit.clips, key=lambda clip: clip.clip_id)
     earlier = () if unit.history is None else unit.history.clips
     reasons = omitted_clips(session, ordered, earlier=earlier)
 

@@ -16,8 +16,8 @@ def omitted_clips(
 ) -> dict[str, str]:
     """Clip id → why the clip cannot be predicted, for those of one subject that cannot.
 
-    A clip needs a window that counts. With a subject baseline, the frames behind the centre must make up a window: those
-    of the clip itself under `per_video`, of all clips so far under `online`, of all clips under `per_subject`.
+    A clip needs a window that counts. With a subject baseline, the frames behind the centre must make up a window:
+    those of the clip itself under `per_video`, of all clips so far under `online`, of all clips under `per_subject`.
 
     Args:
         session: source model and settings.

@@ -180,9 +180,7 @@ class Source:
             counted = [clip_starts(clip, spec) for clip, spec in zip(clips, specs, strict=True)]
             for clip, spec, starts in zip(clips, specs, counted, strict=True):
                 if not starts:
-                    raise ValueError(
-                        f"clip {clip.clip_id!r}: {why_no_window(clip.face_found, spec, clip.min_share)}"
-                    )
+                    raise ValueError(f"clip {clip.clip_id!r}: {why_no_window(clip.face_found, spec, clip.min_share)}")
             embedded = self.model.window_embeddings_of(
                 frames, specs, starts=counted, frames_per_pass=self._passes["frames"]
             )

@@ -379,7 +379,7 @@ def _parts(folder: Path, facts: Mapping[str, Any], *, features: bool) -> list[_P
 
 def _read(file: Path, feature_dim: int | None, *, features: bool) -> _Part:
     stat = file.stat()
-    columns = [*_FACTS, "times", *(("face_found", "features") if features else ())]
+    columns = [*_FACTS, "times", *(("face_found", "features", "other_faces") if features else ())]
     try:
         table = read_part(file, columns, feature_dim=feature_dim)
         has_span = set(SPAN) <= set(pq.read_schema(file).names)

@@ -81,7 +81,8 @@ class Example:
 
 
 _NO_EXAMPLES = (
-    "no labelled source clips with features and a window that shows the face; check the extraction's failures"
+    "no labelled source clips with features; check the extraction's failures, and which clips have no window that "
+    "shows the face"
 )
 Batches = Callable[[int], Iterable[Sequence[Example]]]
 """Number of an epoch, from 0 → its batches."""

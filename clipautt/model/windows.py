@@ -20,7 +20,6 @@ from clipautt.backbones.frozen_linear import frozen_linear
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.settings import settings
 
-
 _ROUNDING = 1e-9
 """0.8 × 5 is a little more than 4 in binary fractions."""
 

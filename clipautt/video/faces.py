@@ -16,13 +16,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
+from clipautt.clips import FACES, is_face
 from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
@@ -94,7 +95,9 @@ class FaceConfig:
         """
         if self.detector == "none":
             return {"detector": "none"}
-        unused = {"model", "min_share"} if self.detector == "yunet" else {"model", "min_share", "model_hash", "min_score"}
+        unused = (
+            {"model", "min_share"} if self.detector == "yunet" else {"model", "min_share", "model_hash", "min_score"}
+        )
         later = {name for name in ("which", "min_score") if getattr(self, name) == getattr(FaceConfig, name)}
         return {name: value for name, value in asdict(self).items() if name not in unused | later}
 
@@ -113,8 +116,8 @@ class FaceConfig:
         """
         if face is None:
             return self
-        if face not in get_args(Which) and not (face.isascii() and face.isdigit() and int(face)):
-            raise ValueError(f"face={face!r}; allowed: {', '.join(get_args(Which))}, or a number from 1")
+        if not is_face(face):
+            raise ValueError(f"face={face!r}; allowed: {', '.join(FACES)}, or a number from 1")
         if self.detector == "none":
             raise ValueError(
                 f"face={face!r} needs a face detector, and faces=none takes frames as they are; give faces=cascade, "
@@ -427,7 +430,10 @@ class YuNetDetector:
         _check_frame(frame)
         small, scale = reduce_frame(frame, self._config.detect_pixels)
         smallest = SHRUNK * self._config.min_face * min(frame.shape[:2])
-        faces = [_yunet_face(row * scale, score=float(row[14])) for row in self._look(_lighten(small) if _is_dark(small) else small)]
+        faces = [
+            _yunet_face(row * scale, score=float(row[14]))
+            for row in self._look(_lighten(small) if _is_dark(small) else small)
+        ]
         large = [face for face in faces if face.size >= smallest]
         return tuple(sorted(large, key=lambda face: -face.score))
 

@@ -137,7 +137,8 @@ def _ask_decoders(
 
 def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
     frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
-    return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), np.array(answer["found"], bool))
+    found = np.array(answer["found"], bool)
+    return FrameChunk(decoder, frames, np.array(answer["times"], np.float64), found, answer["other_faces"])
 
 
 def read_frames(
@@ -162,8 +163,10 @@ def read_frames(
             kept.append(FrameChunk(chunk.decoder, chunk.frames[inside], chunk.times[inside], chunk.found[inside]))
     if not kept:
         raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
-    joined = (np.concatenate([getattr(chunk, name) for chunk in kept]) for name in ("frames", "times", "found"))
-    return FrameChunk(kept[-1].decoder, *joined)
+    frames, times, found = (
+        np.concatenate([getattr(chunk, name) for chunk in kept]) for name in ("frames", "times", "found")
+    )
+    return FrameChunk(kept[-1].decoder, frames, times, found)
 
 
 class _Child:
@@ -350,6 +353,7 @@ def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], No
 def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame: Callable[[], None]) -> None:
     for chunk in chunks:
         facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
+        facts["other_faces"] = chunk.other_faces
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
         _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
         on_frame()

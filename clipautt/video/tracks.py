@@ -1,9 +1,9 @@
-"""Follows the faces of a clip and crops the subject's: which detections are one face, where the crop lies in each frame.
+"""Follows the faces of a clip and crops the subject's: which detections are one face, where the crop lies in a frame.
 
-Detections are linked over time, what looks like a face only now and then is left out, the subject's face is chosen, gaps
-are bridged, and position, size and tilt are smoothed by a filter that looks forward and back in time, so that the crop
-neither shakes nor lags. People are not recognized: two who swap seats out of sight are followed as one face, and one who
-comes back to another place is followed as two.
+Detections are linked over time, what looks like a face only now and then is left out, the subject's face is chosen,
+gaps are bridged, and position, size and tilt are smoothed by a filter that looks forward and back in time, so that the
+crop neither shakes nor lags. People are not recognized: two who swap seats out of sight are followed as one face, and
+one who comes back to another place is followed as two.
 
     people = follow_faces(times, [detect(frame) for frame in frames], shapes, config)
     track = people.subject
@@ -66,6 +66,12 @@ class FaceTrack:
     """The subject's right and left eye as (x, y) as they were detected, float64 [T, 2, 2]; nan where they were not."""
     score: Array
     """The detector's score of the face, float64 [T]; nan where it was not found."""
+
+    @classmethod
+    def nowhere(cls, num_frames: int) -> FaceTrack:
+        """The track of no face."""
+        nan, no = np.full(num_frames, np.nan), np.zeros(num_frames, bool)
+        return cls(np.full((num_frames, 2), np.nan), nan, nan, no, no, np.full((num_frames, 2, 2), np.nan), nan)
 
     def __repr__(self) -> str:
         seen = f"found in {int(self.found.sum())} of {len(self.found)}"
@@ -201,9 +207,9 @@ def _choose(tracks: Sequence[FaceTrack], middles: Array, config: FaceConfig) -> 
         return None, f"face {config.which} was asked for, and {len(tracks)} {plural} found"
     if config.which == "largest":
         return 0, ""
-    places = [((track.centre - middles) / middles)[track.found].mean(axis=0) for track in tracks]
-    measure = {"left": lambda at: at[0], "right": lambda at: -at[0], "center": lambda at: math.hypot(*at)}
-    return min(range(len(tracks)), key=lambda number: measure[str(config.which)](places[number])), ""
+    places = np.array([((track.centre - middles) / middles)[track.found].mean(axis=0) for track in tracks])
+    measures = {"left": places[:, 0], "right": -places[:, 0], "center": np.hypot(places[:, 0], places[:, 1])}
+    return int(measures[config.which].argmin()), ""
 
 
 def _check(times: Array, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape]) -> None:

@@ -137,12 +137,14 @@ class AdaptActor:
 
     def _explain(self, source: Source, config: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
+        if not result.trace.clips:
+            return
         tracks, problems = _tracks(work)
         explanation = explain_subject(
             source,
             result.trace.clips,
             adapted=_together(result.trace.au_embeddings),
-            predictions=result.predictions,
+            predictions=[prediction for prediction in result.predictions if prediction.made],
             readout=config.readout,
             openface=tracks,
             facts={"method": config.name, "openface": self.job.openface, "openface_problems": problems},

@@ -9,11 +9,13 @@ Example:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from clipautt.predictor import VideoPrediction
+from clipautt.video.faces import few_faces
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
@@ -23,9 +25,14 @@ POSITIONAL = "video"
 
 def show(prediction: VideoPrediction) -> None:
     """Print a prediction for a person to read."""
+    if prediction.label is None:
+        print(f"{prediction.video}: no label: {prediction.reason}")
+        _show_faces(prediction)
+        return
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
     print(f"{prediction.video}: {prediction.label} ({shares})")
     print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
+    _show_faces(prediction)
     if prediction.personalized_for:
         print(f"personalized for: {prediction.personalized_for}")
     table(
@@ -34,8 +41,17 @@ def show(prediction: VideoPrediction) -> None:
     )
 
 
+def _show_faces(prediction: VideoPrediction) -> None:
+    """Print how much of the video shows the face, and whether there were others."""
+    if not math.isnan(prediction.face_share):
+        print(f"face found in {100 * prediction.face_share:.0f} % of the frames")
+    if prediction.other_faces:
+        were = "1 other face was" if prediction.other_faces == 1 else f"{prediction.other_faces} other faces were"
+        print(f"{were} left out; face=left, right, center or a number follows another one")
+
+
 def main(cfg: DictConfig) -> int:
-    """Run the job."""
+    """Run the job; the exit code is 1 where the video has no label."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
     predictor = load_predictor(
@@ -44,5 +60,10 @@ def main(cfg: DictConfig) -> int:
         backbone=instantiate(cfg.backbone),
         limits=instantiate(cfg.limits),
     )
-    show(predictor.predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
-    return 0
+    subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
+    prediction = predictor.predict(cfg.video, subject=subject, face=face)
+    show(prediction)
+    warning = few_faces(prediction.face_share, predictor.source.checkpoint.spec.features.frames.faces)
+    if warning:
+        print(f"{warning}, in `clipautt extract` and `clipautt train`")
+    return 1 if prediction.label is None else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.extraction import Failure
 from clipautt.features.clip_features import FeatureSpec, clip_key
-from clipautt.features.store import OK, SPAN, FeatureStore
+from clipautt.features.store import OK, SPAN, FacesSeen, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader_process import ReadLimits
@@ -81,6 +81,10 @@ class ExtractSummary:
     """The requested clips without features, and why."""
     usage: Usage | None
     """Speed and start-up time; None if nothing was left to do."""
+    faces: Mapping[str, FacesSeen] = field(default_factory=dict)
+    """Clip id → what is known of its faces; empty without a face detector."""
+    face_settings: FaceConfig = field(default_factory=FaceConfig)
+    """How they were found."""
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
@@ -93,6 +97,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         ValueError: for a backbone or a face detector that cannot be loaded.
         BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
     """
+    for face in {clip.face for clip in clips}:
+        config.faces.following(face)  # a name of a face that is not allowed, or no detector to find it
     if config.faces.detector != "none":
         make_detector(config.faces)  # wrong settings are one error here, not a failure of every clip
     spec = FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces)
@@ -121,7 +127,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage)
+    summary = ExtractSummary(extracted, len(clips) - len(missing), failures, usage, store.faces(clips), config.faces)
+    return store, summary
 
 
 def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:

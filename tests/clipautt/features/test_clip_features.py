@@ -48,7 +48,8 @@ def test_fingerprint_literal() -> None:
 
 
 def test_clip_features_have_no_label() -> None:
-    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
+    known = {"clip_id", "subject_id", "features", "times", "face_found", "min_share", "other_faces"}
+    assert set(ClipFeatures.__dataclass_fields__) == known
 
 
 def test_subject_centres_literal() -> None:

@@ -119,7 +119,7 @@ def test_yunet_sees_dark_frames_equalized(tmp_path: Path) -> None:
     model = str(write_fake_yunet(tmp_path / "yunet.onnx"))
     frame = np.full((128, 128, 3), 2, np.uint8)
     frame[40:48, 40:48] = (60, 2, 2)
-    config = FaceConfig(detector="yunet", model=model, min_score=0.2)
+    config = FaceConfig(detector="yunet", model=model, min_score=0.5)
     assert len(make_detector(config)(frame)) == 1
     bright = frame.copy()
     bright[:, 112:] = (0, 255, 255)

@@ -109,7 +109,7 @@ def test_frames_too_large_to_be_kept_are_decoded_again(face_video: Path, monkeyp
 def test_a_clip_without_a_face_says_so(tmp_path: Path) -> None:
     path = write_video(tmp_path / "nobody.mp4", numbered_frames(12, height=184, width=240))
     spec = FrameSpec(SHAPE, Sampling(12.5), FaceConfig("cascade"))
-    with pytest.raises(NoFaceError, match="no face was found in 6 frames$"):
+    with pytest.raises(NoFaceError, match=r"no face was found in 6 frames$"):
         frames_of(Clip("c", "s", str(path), "target"), spec)
 
 
