@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipautt.adaptation.method import Session
-from clipautt.features.clip_features import ClipFeatures
+from clipautt.features.clip_features import ClipFeatures, subject_centre
+
+_STILL = 0.01
+"""A frame's distance from the centre, as a share of its length: 0.003 in a still picture that was encoded as a video,
+0.2 and more in videos of faces."""
+_TINY = 1e-12
 
 
 def omitted_clips(
@@ -31,6 +36,8 @@ def omitted_clips(
         why, frames = session.source.why_no_window(clip, whole=whole), len(clip.shown)
         if why is None and protocol != "per_subject":
             why = why_too_short(session, frames + (shown if protocol == "online" else 0))
+        if why is None and protocol == "per_video":
+            why = why_still(session, clip)
         if why is None:
             shown += frames
         else:
@@ -53,4 +60,18 @@ def why_too_short(session: Session, num_frames: int) -> str | None:
     return (
         f"too short: {counted}, fewer than a window of {window.length}{stride} has; the resting face, which is "
         "subtracted, cannot be told from so few: give a longer video, or the prompts of a subject (subject=, prompts=)"
+    )
+
+
+def why_still(session: Session, clip: ClipFeatures) -> str | None:
+    """Why the clip's own centre leaves nothing to predict from, as a sentence: all its frames are the same picture."""
+    baseline = session.config.subject_baseline
+    if baseline == "none":
+        return None
+    away = (clip.shown - subject_centre(clip.shown, baseline)).norm(dim=-1) / clip.shown.norm(dim=-1).clamp_min(_TINY)
+    if away.median() > _STILL:
+        return None
+    return (
+        f"the picture does not move: its {len(away)} frames are the same, and nothing is left where the resting face "
+        "is subtracted; give a video, or the prompts of a subject (subject=, prompts=)"
     )

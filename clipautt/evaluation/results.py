@@ -175,7 +175,13 @@ def predicted(rows: pd.DataFrame) -> pd.DataFrame:
 
 def settled(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a prediction, and those of clips that the method was given and cannot predict."""
-    return rows[(rows["prediction"] != "") | rows["status"].str.startswith(NO_PREDICTION)]
+    return rows[is_settled(rows)]
+
+
+def is_settled(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row is one of the `settled` ones."""
+    settled: pd.Series = (rows["prediction"] != "") | rows["status"].str.startswith(NO_PREDICTION)
+    return settled
 
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import subject_file
 from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.clips import Clip
-from clipautt.evaluation.results import EVERY, Cohort, read_rows, settled
+from clipautt.evaluation.results import EVERY, Cohort, is_settled, read_rows
 
 Purpose = Literal["rows", "comparison", "explanation"]
 """What an assignment is for: `rows`, its predictions become result rows; `comparison`, they are only compared with
@@ -170,8 +170,7 @@ def plan_subject(
         assignments += [Assignment(method, every, purpose="comparison") for method in beside]
     with_features = groups[0].clip_ids if groups else frozenset()
     empty = {clip.clip_id for clip in clips} - with_features
-    rest = rows.drop(settled(rows).index)
-    written = set(rest.loc[~rest["status"].str.startswith(FAILED), "clip_id"])
+    written = set(rows.loc[~is_settled(rows) & ~rows["status"].str.startswith(FAILED), "clip_id"])
     labels = {clip.clip_id: clip.label or "" for clip in clips}
     same_labels = all(labels.get(row) == label for row, label in zip(rows["clip_id"], rows["label"], strict=True))
     if not assignments and empty == written & labels.keys() and same_labels:

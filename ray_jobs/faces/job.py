@@ -156,7 +156,8 @@ def _crop(frame: Frames, track: FaceTrack, index: int) -> Frames:
 def _table(track: FaceTrack, times: Seconds) -> pd.DataFrame:
     """A row per frame: where the crop lies, and how sure the detector was; empty cells where there is no crop."""
     numbers = {"centre_x": track.centre[:, 0], "centre_y": track.centre[:, 1], "side": track.side}
-    where = pd.DataFrame(numbers | {"angle_radians": track.angle}).where(track.shown)
+    where = pd.DataFrame(numbers | {"angle_radians": track.angle})
+    where[~track.shown] = np.nan
     eyes = np.isfinite(track.eyes).all(axis=(1, 2))
     first = pd.DataFrame({"seconds": times, "found": track.found})
     return pd.concat([first, where, pd.DataFrame({"score": track.score, "eyes": eyes})], axis=1)

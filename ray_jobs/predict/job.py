@@ -15,7 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.predictor import VideoPrediction
-from clipautt.video.faces import few_faces
+from clipautt.video.faces import few_faces, hints
+from clipautt.video.reader import NoFaceError
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
@@ -61,9 +62,13 @@ def main(cfg: DictConfig) -> int:
         limits=instantiate(cfg.limits),
     )
     subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
-    prediction = predictor.predict(cfg.video, subject=subject, face=face)
+    settings = predictor.source.checkpoint.spec.features.frames.faces
+    try:
+        prediction = predictor.predict(cfg.video, subject=subject, face=face)
+    except NoFaceError as error:
+        raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
     show(prediction)
-    warning = few_faces(prediction.face_share, predictor.source.checkpoint.spec.features.frames.faces)
+    warning = few_faces(prediction.face_share, settings)
     if warning:
-        print(f"{warning}, in `clipautt extract` and `clipautt train`")
+        print(f"{warning}, when extracting and training")
     return 1 if prediction.label is None else 0

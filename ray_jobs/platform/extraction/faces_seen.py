@@ -30,13 +30,17 @@ def report_faces(summary: ExtractSummary) -> None:
 
 def face_lines(summary: ExtractSummary) -> Iterator[str]:
     """One sentence each: the share of the frames with a face, clips with a low share, clips with other faces."""
+    none = sum(failure.status == "no_face" for failure in summary.failures)
     shares = list(shares_of(summary).values())
     if not shares:
+        if none:
+            yield hints(summary.face_settings)
         return
     yield f"face found in {100 * face_share(summary):.1f} % of the frames of {len(shares)} clips"
     low = sum(share < FEW_FACES for share in shares)
-    if low:
-        yield f"{_clips(low)} in fewer than half of the frames; {hints(summary.face_settings)}"
+    if low or none:
+        where = f"{_clips(none)} no face, {_clips(low)} it in fewer than half of the frames"
+        yield f"{where}; {hints(summary.face_settings)}"
     crowded = sum(seen.other_faces > 0 for seen in summary.faces.values())
     if crowded:
         yield (

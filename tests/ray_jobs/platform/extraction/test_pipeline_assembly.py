@@ -38,6 +38,7 @@ def rows(
     totals[-1] = total
     feature = np.stack([np.full(len(number), index if value is None else value), number], 1).astype(np.float32)
     constant = {"index": index, "attempt": attempt, "status": status, "reason": reason, "decoder": f"d{attempt}"}
+    constant |= {"other_faces": 2}
     facts = {name: np.full(len(number), what) for name, what in constant.items()}
     return facts | {"number": number, "total": totals, "time": number / 25, "found": number >= 0, "feature": feature}
 
