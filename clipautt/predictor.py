@@ -152,13 +152,14 @@ class Predictor:
             FileNotFoundError: if the video or the subject's prompts are missing.
             DecodeError: if the video cannot be decoded.
             NoFaceError: if the checkpoint uses a face detector and it finds no face.
+            ValueError: if `face` is no name of a face, or the checkpoint uses no face detector.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else "unknown"
         clip = Clip(Path(video).stem, who, str(video), "target", face=face)
-        features = encode_clip(
-            clip, self.source.backbone, self.source.checkpoint.spec.features.frames, limits=self.limits
-        )
+        frames = self.source.checkpoint.spec.features.frames
+        frames.faces.following(face)
+        features = encode_clip(clip, self.source.backbone, frames, limits=self.limits)
         return self.predict_features(features, video=str(video), personalization=personalization)
 
     def predict_features(

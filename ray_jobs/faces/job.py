@@ -192,7 +192,7 @@ def main(cfg: DictConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     seen = look(video, out, faces=config, sampling=sampling, limits=limits)
     print("\n".join(said(seen, config)))
-    if len(seen.people) > 1 or seen.why:
+    if len(seen.people) > 1 or (seen.people and seen.why):
         table(seen.people, list(PEOPLE))
     for name in OUTPUTS:
         print(f"  {out / name}")
