@@ -34,8 +34,8 @@ TRIED_AGAIN = frozenset({"lost", "not_encoded"})
 """Statuses of failures not caused by the clip: it counts as missing, and the next extraction tries it again."""
 SPEC_FILE = "_spec.json"
 """File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
-SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
-"""Columns with a clip's span."""
+SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second", "face")
+"""Columns that say which part of its file a clip is: its span, and whose face it shows."""
 _LATER = (*SPAN, "face_found", "other_faces")
 """Columns that older files lack."""
 _ROWS_PER_GROUP = 8
@@ -228,13 +228,19 @@ def store_schema(feature_dim: int) -> pa.Schema:
     return pa.schema(
         [
             *((name, pa.string()) for name in text),
-            *((name, pa.int64() if name.endswith("_frame") else pa.float64()) for name in SPAN),
+            *((name, _span_type(name)) for name in SPAN),
             ("times", pa.list_(pa.float64())),
             ("face_found", pa.list_(pa.bool_())),
             ("other_faces", pa.int64()),
             ("features", pa.list_(pa.list_(pa.float32(), feature_dim))),
         ]
     )
+
+
+def _span_type(name: str) -> pa.DataType:
+    if name == "face":
+        return pa.string()
+    return pa.int64() if name.endswith("_frame") else pa.float64()
 
 
 def part_files(folder: Path) -> set[Path]:
