@@ -38,6 +38,18 @@ class Clip:
     """First frame after the clip, instead of `end_seconds`."""
     frames_per_second: float | None = None
     """For a folder of frames: the numbers in file names that make up a second; 1000 if they are milliseconds."""
+    face: str | None = None
+    """Whose face it is where the picture shows several, as `faces.which`; None: as set there. Rows that differ in it
+    and in `subject_id` are several people of one video."""
+
+
+FACES = ("largest", "left", "right", "center")
+"""Names of a face among several; a number does too: 2 is the second largest."""
+
+
+def is_face(name: str) -> bool:
+    """Whether a name says whose face is meant: one of `FACES`, or a number from 1."""
+    return name in FACES or (name.isascii() and name.isdigit() and int(name) > 0)
 
 
 def id_number(text: str) -> int:

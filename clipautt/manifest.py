@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipautt.clips import Clip, Split
+from clipautt.clips import FACES, Clip, Split, is_face
 from clipautt.commands import setting
 from clipautt.files import write_table
 from clipautt.tables import (
@@ -40,12 +40,12 @@ from clipautt.tables import (
 SPLITS: tuple[str, ...] = get_args(Split)
 _SOURCES = ("source_train", "source_val")
 _REQUIRED = ("clip_id", "subject_id", "source", "split")
-_TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset")
+_TEXT = ("clip_id", "subject_id", "source", "split", "label", "dataset", "face")
 _SECONDS = ("start_seconds", "end_seconds")
 _FRAMES = ("start_frame", "end_frame")
 _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
 _COLUMNS = tuple(f.name for f in fields(Clip))
-_WHOLE_NUMBERS = ("clip_id", "subject_id", "label")
+_WHOLE_NUMBERS = ("clip_id", "subject_id", "label", "face")
 """Columns of text that may hold whole numbers."""
 _ALSO = {
     "id": "clip_id", "clip": "clip_id", "video_id": "clip_id", "name": "clip_id",
@@ -86,6 +86,7 @@ class Manifest:
     def __post_init__(self) -> None:
         content = [
             [c.dataset, c.clip_id, c.subject_id, c.split, c.label, *(getattr(c, name) for name in _SPAN)]
+            + ([] if c.face is None else [c.face])
             for c in self.clips
         ]
         text = json.dumps([content, self.classes])
@@ -379,6 +380,9 @@ def find_problems(table: pd.DataFrame, *, classes: tuple[str, ...]) -> Iterator[
     for row in table.index[table["split"].notna() & ~table["split"].isin(SPLITS)]:
         yield f"row {row}: split {table['split'][row]!r} is not one of {', '.join(SPLITS)}"
     yield from _label_problems(table, classes)
+    faces = table["face"].dropna() if "face" in table else pd.Series(dtype=object)
+    for row in faces.index[~faces.astype(str).map(is_face).astype(bool)]:
+        yield f"row {row}: face {faces[row]!r} is not one of {', '.join(FACES)}, or a number from 1"
     yield from _span_problems(table)
     for subject, splits in table.groupby("subject_id")["split"].agg(lambda s: sorted(set(s.dropna()))).items():
         if len(splits) > 1:

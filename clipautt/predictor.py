@@ -6,6 +6,7 @@ print(Predictor.load("runs/train/demo").predict("face.mp4"))
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from urllib.parse import unquote
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from clipautt.action_units import action_unit_columns, title_of
 from clipautt.adaptation.driver import SubjectState, adapt, predict_clips, prompts_after
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
-from clipautt.adaptation.predictions import Prediction
+from clipautt.adaptation.predictions import NO_PREDICTION, Prediction
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
@@ -38,8 +40,9 @@ class VideoPrediction:
 
     video: str
     """Path of the file."""
-    label: str
-    """The most probable class."""
+    label: str | None
+    """The most probable class; None where the video cannot be predicted, which leaves the fields below without values:
+    no probabilities, window times that are nan, and no rows."""
     probabilities: Mapping[str, float]
     """Class name → probability; they sum to 1."""
     window_start_seconds: float
@@ -47,7 +50,8 @@ class VideoPrediction:
     window_end_seconds: float
     """End of that window, seconds."""
     action_units: pd.DataFrame
-    """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, V rows."""
+    """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, V rows. Only
+    windows that count have a row: enough of their frames show the face."""
     entropy: pd.Series
     """Entropy of the class prediction of every window in nats, same index; lowest where the face is most expressive."""
     personalized_for: str | None = None
@@ -58,6 +62,12 @@ class VideoPrediction:
     not_learned: tuple[str, ...] = ()
     """Columns of `action_units` that the backbone never learned, so that they mean nothing; empty if that is not
     known."""
+    reason: str = ""
+    """Why there is no label; empty if there is one."""
+    face_share: float = math.nan
+    """Share of the frames in which the face was found, 0..1; nan without a face detector."""
+    other_faces: int = 0
+    """Other faces that were followed through the video and left out."""
 
     @property
     def top_action_units(self) -> pd.DataFrame:
@@ -76,6 +86,8 @@ class VideoPrediction:
         return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
 
     def __repr__(self) -> str:
+        if self.label is None:
+            return f"VideoPrediction(None: {self.reason})"
         shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
         window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
         units = ", ".join(f"{code} {name} {rise:+.2f}" for code, name, rise in self.top_action_units.itertuples())
@@ -141,7 +153,9 @@ class Predictor:
         folder = None if personalizations is None else Path(personalizations)
         return cls(Source(loaded, given.to(device) if device else given), personalizations=folder, limits=limits)
 
-    def predict(self, video: str | Path, *, subject: str | Personalization | None = None) -> VideoPrediction:
+    def predict(
+        self, video: str | Path, *, subject: str | Personalization | None = None, face: str | None = None
+    ) -> VideoPrediction:
         """Predict one video.
 
         Args:
@@ -149,18 +163,23 @@ class Predictor:
                 face is detected; otherwise it must fill most of the frame.
             subject: a subject with adapted prompts in the predictor's folder, or a `Personalization`; None predicts
                 without personalization (a subject baseline then uses the video's own frames).
+            face: whose face to follow where there are several, as `faces.which`; None: as in training.
+
+        Returns:
+            The prediction; without a label, but with a `reason`, where the video has too few frames of a face.
 
         Raises:
             FileNotFoundError: if the video or the subject's prompts are missing.
             DecodeError: if the video cannot be decoded.
             NoFaceError: if the checkpoint uses a face detector and it finds no face.
+            ValueError: if `face` is no name of a face, or the checkpoint uses no face detector.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else "unknown"
-        clip = Clip(Path(video).stem, who, str(video), "target")
-        features = encode_clip(
-            clip, self.source.backbone, self.source.checkpoint.spec.features.frames, limits=self.limits
-        )
+        clip = Clip(Path(video).stem, who, str(video), "target", face=face)
+        frames = self.source.checkpoint.spec.features.frames
+        frames.faces.following(face)
+        features = encode_clip(clip, self.source.backbone, frames, limits=self.limits)
         return self.predict_features(features, video=str(video), personalization=personalization)
 
     def predict_features(
@@ -184,12 +203,21 @@ class Predictor:
                 personalization.subject_id,
             )
             after = personalization.after(session)
-            (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
-        described = _describe(
-            session, replace(clip, features=clip.features - centre), video, prediction, after, subject
-        )
+            prediction = self._personalized(session, after, clip, centre)
+        if prediction.made:
+            shown = replace(clip, features=clip.features - centre)
+            described = _describe(session, shown, video, prediction, after, subject)
+        else:
+            described = _without_label(self.source, clip, video, prediction.status.removeprefix(NO_PREDICTION), subject)
         unseen = other_footage(self.source.footage, [is_rendered(video)] if video else [])
         return replace(described, warnings=(*([unseen] if unseen else []), *clip.notes))
+
+    def _personalized(self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor) -> Prediction:
+        why = session.source.why_no_window(clip, whole=session.config.readout == "whole_clip")
+        if why is not None:
+            return Prediction.missing(clip, why, num_classes=len(self.source.classes))
+        (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
+        return prediction
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.
@@ -209,6 +237,25 @@ class Predictor:
                 f"there are: {', '.join(there[:10]) or 'none'}"
             )
         return load_personalization(path, self.source)
+
+
+def _without_label(source: Source, clip: ClipFeatures, video: str, reason: str, subject: str | None) -> VideoPrediction:
+    index = pd.Index([], dtype=float, name="time_seconds")
+    return VideoPrediction(
+        video=video,
+        label=None,
+        probabilities={},
+        window_start_seconds=math.nan,
+        window_end_seconds=math.nan,
+        action_units=pd.DataFrame(
+            index=index, columns=action_unit_columns(source.checkpoint.spec.phrases), dtype=float
+        ),
+        entropy=pd.Series(index=index, name="entropy", dtype=float),
+        personalized_for=subject,
+        reason=reason,
+        face_share=clip.face_share,
+        other_faces=clip.other_faces,
+    )
 
 
 def _describe(
@@ -238,4 +285,6 @@ def _describe(
         entropy=pd.Series(curve, index=index, name="entropy"),
         personalized_for=subject,
         not_learned=source.backbone.facts.not_learned(columns),
+        face_share=clip.face_share,
+        other_faces=clip.other_faces,
     )

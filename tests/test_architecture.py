@@ -72,6 +72,7 @@ METHOD = {
         "method",
         "methods",
         "agreement",
+        "omissions",
         "driver",
         "personalization",
     ],

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipautt.adaptation.method import AdaptConfig, BatchedMethod, PromptMethod, Session, TuningConfig
+from clipautt.adaptation.omissions import omitted_clips
 from clipautt.adaptation.predictions import OK, ClipOutput, DegenerateError, NotFiniteError, Prediction
 from clipautt.adaptation.priors import class_prior, estimate_prior, shift
 from clipautt.adaptation.source import Source
@@ -82,7 +83,7 @@ class Trace:
     """The inputs behind every prediction of a subject."""
 
     clips: tuple[ClipFeatures, ...]
-    """Clips with the centre removed, in visiting order."""
+    """Clips with a prediction, the centre removed, in visiting order."""
     au_embeddings: tuple[Tensor, ...]
     """AU embeddings a of the prompts used to predict each clip, [K, d]."""
 
@@ -97,7 +98,7 @@ class SubjectResult:
     subject_id: str
     """Id of the subject."""
     predictions: tuple[Prediction, ...]
-    """One prediction per clip, in visiting order."""
+    """One prediction per clip, in visiting order; those that are not `made` have a reason instead."""
     after: SubjectState
     """Progress after the last clip."""
     centre: Tensor
@@ -148,7 +149,8 @@ def adapt(
         tuning: memory limit, batch size and compilation.
 
     Returns:
-        subject → result, subjects in alphabetical order. State never crosses from one subject to another.
+        subject → result, subjects in alphabetical order. State never crosses from one subject to another. A clip of
+        which no window counts, or that is too short, takes no part and has a reason instead of a prediction.
 
     Raises:
         ValueError: if the source lacks something the method needs, if the checkpoint was trained with another subject
@@ -188,21 +190,58 @@ def adapt_units(
     began = time.perf_counter()
     work = _Work(session, centring or Centring())
     run = {"per_video": _per_video, "online": _online, "per_subject": _per_subject}[config.protocol]
-    ordered = [list(unit.clips) if unit.in_order else visiting_order(unit.clips, config) for unit in units]
-    done = run(work, ordered, [unit.history for unit in units]) if units else []
-    total = max(1, sum(map(len, ordered)))
+    chosen = [_choose(session, unit) for unit in units]
+    going = [number for number, one in enumerate(chosen) if one.clips]
+    done = iter(run(work, [chosen[i].clips for i in going], [chosen[i].history for i in going]) if going else [])
+    total = max(1, sum(len(one.ordered) for one in chosen))
     seconds = time.perf_counter() - began
-    return [
-        SubjectResult(
-            unit.subject_id,
-            tuple(step.prediction for step in steps),
-            after,
-            centre,
-            seconds * len(unit.clips) / total,
-            work.trace(steps) if trace else None,
+    results = []
+    for unit, one in zip(units, chosen, strict=True):
+        steps, after, centre = next(done) if one.clips else work.unmoved(unit, one.history)
+        made = {step.clip.clip_id: step.prediction for step in steps}
+        results.append(
+            SubjectResult(
+                unit.subject_id,
+                tuple(made.get(clip.clip_id) or one.without(clip, session) for clip in one.ordered),
+                after,
+                centre,
+                seconds * len(unit.clips) / total,
+                work.trace(steps) if trace else None,
+            )
         )
-        for unit, (steps, after, centre) in zip(units, done, strict=True)
-    ]
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The clips of a unit that take part, and why others do not."""
+
+    ordered: list[ClipFeatures]
+    """All clips in visiting order."""
+    clips: list[ClipFeatures]
+    """Those that take part."""
+    reasons: dict[str, str]
+    """Clip → why it does not."""
+    history: History | None
+    """The earlier run, with the clips that took part in it."""
+
+    def without(self, clip: ClipFeatures, session: Session) -> Prediction:
+        """What stands for the prediction of a clip that does not take part."""
+        return Prediction.missing(clip, self.reasons[clip.clip_id], num_classes=len(session.source.classes))
+
+
+def _choose(session: Session, unit: Unit) -> _Chosen:
+    ordered = list(unit.clips) if unit.in_order else visiting_order(unit.clips, session.config)
+    if session.config.protocol == "per_subject":  # only the set of clips matters
+        ordered = sorted(unit.clips, key=lambda clip: clip.clip_id)
+    earlier = () if unit.history is None else unit.history.clips
+    reasons = omitted_clips(session, ordered, earlier=earlier)
+
+    def taking_part(clips: Iterable[ClipFeatures]) -> list[ClipFeatures]:
+        return [clip for clip in clips if clip.clip_id not in reasons]
+
+    history = unit.history and replace(unit.history, clips=tuple(taking_part(earlier)))
+    return _Chosen(ordered, taking_part(ordered), reasons, history)
 
 
 def prompts_after(session: Session, state: Any) -> Tensor:
@@ -291,6 +330,14 @@ class _Work:
 
     def start(self, prior: Tensor | None) -> Any:
         return self.config.method.start(self.session, prior)
+
+    def unmoved(self, unit: Unit, history: History | None) -> _Run:
+        """The result of a unit none of whose clips takes part: where its history left off."""
+        prior = self.fixed_prior
+        after = SubjectState(self.start(prior), prior) if history is None else history.after
+        if history is not None and history.clips:
+            return [], after, self.centred(history.clips)[1]
+        return [], after, torch.zeros_like(unit.clips[0].features[0])
 
     def centred(self, clips: Sequence[ClipFeatures]) -> tuple[list[ClipFeatures], Tensor]:
         return self.centring(clips, self.config.subject_baseline)
@@ -404,6 +451,7 @@ class _Work:
             output.window_end_seconds,
             None if output.similarities is None else output.similarities.cpu(),
             prior=None if prior is None else prior.cpu(),
+            face_share=clip.face_share,
         )
 
     def trace(self, steps: Sequence[_Step]) -> Trace:
@@ -442,7 +490,7 @@ def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Seq
     """Process units side by side: the first clip of every unit in one batch, then the second ones, and so on."""
     prior, baseline = work.fixed_prior, work.config.subject_baseline
     after = [SubjectState(work.start(prior), prior) if history is None else history.after for history in histories]
-    seen = [[] if history is None else [clip.features for clip in history.clips] for history in histories]
+    seen = [[] if history is None else [clip.shown for clip in history.clips] for history in histories]
     steps: list[list[_Step]] = [[] for _ in units]
     centres = [torch.empty(0) for _ in units]
     for number in range(max(map(len, units))):
@@ -451,8 +499,8 @@ def _online(work: _Work, units: Sequence[Sequence[ClipFeatures]], histories: Seq
         for i in going:
             clip = units[i][number]
             if baseline != "none":
-                seen[i].append(clip.features)
-            centres[i] = subject_centre(torch.cat(seen[i] or [clip.features]), baseline)
+                seen[i].append(clip.shown)
+            centres[i] = subject_centre(torch.cat(seen[i] or [clip.shown]), baseline)
             clips.append(_without(clip, centres[i], baseline))
         for i, (step, following) in zip(going, _online_steps(work, [after[i] for i in going], clips), strict=True):
             steps[i].append(step)
@@ -546,8 +594,9 @@ def collapse(decisions: Sequence[tuple[int, int]], classes: Sequence[str], share
 
 
 def centre_clips(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> tuple[list[ClipFeatures], Tensor]:
-    """Remove the common centre of one subject's clips; return the clips and the centre [d] (zeros for `none`)."""
-    centre = subject_centre(torch.cat([clip.features for clip in clips]), baseline)
+    """Remove the centre of the frames that show one subject's face; return the clips and the centre [d] (zeros for
+    `none`)."""
+    centre = subject_centre(torch.cat([clip.shown for clip in clips]), baseline)
     return [_without(clip, centre, baseline) for clip in clips], centre
 
 

@@ -24,7 +24,7 @@ from clipautt.features.clip_features import ClipFeatures
 from clipautt.footage import Footage
 from clipautt.memory import is_out_of_memory
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, footage_seen
-from clipautt.model.windows import WindowSpec
+from clipautt.model.windows import WindowSpec, clip_starts, why_no_window
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
 """What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text
@@ -43,7 +43,7 @@ def tokenize_prompts(backbone: Backbone, spec: CheckpointSpec) -> Prompts:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Views:
-    """The windows of one clip."""
+    """The windows of one clip that count: enough of their frames show the face."""
 
     embeddings: Tensor
     """Window embeddings v, unit vectors [V, d], on the backbone's device."""
@@ -130,14 +130,19 @@ class Source:
         value: _T = self._kept[key]
         return value
 
+    def why_no_window(self, clip: ClipFeatures, *, whole: bool = False) -> str | None:
+        """Why no window of a clip counts, as a sentence; None if one does. `whole`: for the clip as a single window."""
+        spec = WindowSpec(len(clip.features), self.window.stride) if whole else self.window
+        return why_no_window(clip.face_found, spec, clip.min_share)
+
     def views(self, clip: ClipFeatures, *, window: WindowSpec | None = None) -> Views:
-        """All windows of a clip; cached as long as the clip's features exist."""
+        """The windows of a clip that count; cached as long as the clip's features exist."""
         return self.views_of([clip], window=window)[0]
 
     def views_of(
         self, clips: Sequence[ClipFeatures], *, window: WindowSpec | None = None, whole: bool = False
     ) -> list[Views]:
-        """All windows of many clips, computed in a few passes of bounded size.
+        """The windows of many clips that count, computed in a few passes of bounded size.
 
         Args:
             clips: clips of any length.
@@ -145,6 +150,7 @@ class Source:
             whole: whether to take each clip as a single window.
 
         Raises:
+            ValueError: if a clip has no window that counts, see `why_no_window`.
             MemoryError: if the device's memory is too small for a single window.
         """
         self._require("views")
@@ -177,7 +183,13 @@ class Source:
     def _embed(self, clips: Sequence[ClipFeatures], specs: Sequence[WindowSpec]) -> Iterator[Views]:
         with torch.no_grad():
             frames = [clip.features.to(self.backbone.device) for clip in clips]
-            embedded = self.model.window_embeddings_of(frames, specs, frames_per_pass=self._passes["frames"])
+            counted = [clip_starts(clip, spec) for clip, spec in zip(clips, specs, strict=True)]
+            for clip, spec, starts in zip(clips, specs, counted, strict=True):
+                if not starts:
+                    raise ValueError(f"clip {clip.clip_id!r}: {why_no_window(clip.face_found, spec, clip.min_share)}")
+            embedded = self.model.window_embeddings_of(
+                frames, specs, starts=counted, frames_per_pass=self._passes["frames"]
+            )
         for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
             first = np.asarray(starts) * spec.stride
             count = len(clip.times)

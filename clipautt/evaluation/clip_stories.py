@@ -127,7 +127,8 @@ def measure_agreement(
     """
     per_subject: list[pd.DataFrame] = []
     codes = tuple(action_unit_columns(reference.source.checkpoint.spec.phrases))
-    for subject_clips in by_subject(clip for clip in clips if clip.clip_id in features).values():
+    usable = {name for name, clip in features.items() if personalized.source.why_no_window(clip) is None}
+    for subject_clips in by_subject(clip for clip in clips if clip.clip_id in usable).values():
         before, after, true = [], [], []
         for clip in subject_clips:
             views, similarities, _ = reference.track(features[clip.clip_id])

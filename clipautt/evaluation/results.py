@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.clips import Clip, id_number
 from clipautt.files import write_table
 from clipautt.manifest import by_subject
@@ -37,7 +38,8 @@ class ResultRow:
     label: str
     """True class name."""
     prediction: str
-    """Predicted class name; empty for a clip without features, whose numbers are then NaN."""
+    """Predicted class name; empty for a clip without features or without a window that counts, whose numbers are then
+    NaN."""
     probability: float
     """Probability of the positive (last) class, 0..1."""
     window_start_seconds: float
@@ -47,7 +49,7 @@ class ResultRow:
     entropy: float
     """Entropy of the prediction, nats."""
     status: str
-    """`ok`, or why the subject fell back to the source prompts, or why the clip has no features."""
+    """`ok`, or why the subject fell back to the source prompts, or why the clip has no features or no prediction."""
     method: str
     """Name of the row in tables, unique per configuration."""
     method_key: str
@@ -103,6 +105,8 @@ class ResultRow:
     warnings: str = ""
     """Sentences on why the prediction may be worth little, such as footage that the model has never seen; empty where
     nothing speaks against it."""
+    face_share: float = float("nan")
+    """Share of the clip's frames in which the face was found, 0..1; NaN without a face detector or features."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,19 @@ def write_rows(table: pd.DataFrame, path: Path) -> None:
 
 
 def predicted(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a prediction; clips without features have none."""
+    """The rows with a prediction; clips without features, or without a window that counts, have none."""
     return rows[rows["prediction"] != ""]
+
+
+def settled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a prediction, and those of clips that the method was given and cannot predict."""
+    return rows[is_settled(rows)]
+
+
+def is_settled(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row is one of the `settled` ones."""
+    settled: pd.Series = (rows["prediction"] != "") | rows["status"].str.startswith(NO_PREDICTION)
+    return settled
 
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
@@ -178,7 +193,7 @@ def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
     table: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
-    return table
+    return table if "face_share" in table else table.assign(face_share=float("nan"))  # written by an earlier version
 
 
 def subject_scores(rows: pd.DataFrame, *, classes: Sequence[str]) -> pd.DataFrame:

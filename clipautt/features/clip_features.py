@@ -87,13 +87,34 @@ class ClipFeatures:
     notes: tuple[str, ...] = ()
     """Sentences on the footage that whoever reads the prediction must know, such as what could not be shown as it
     should be; empty for features out of a store."""
+    min_share: float = 0.0
+    """Share of a window's frames that must show the face, 0..1, see `FaceConfig.window_share`; 0 without a detector."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed through the clip and left out."""
+
+    @property
+    def face_share(self) -> float:
+        """Share of the frames in which the face was found, 0..1; nan without a detector."""
+        return share_of(self.face_found) if self.min_share else float("nan")
+
+    @property
+    def shown(self) -> Tensor:
+        """Features of the frames that show the face, [N, d], for the subject's centre; all if it was never found."""
+        if not self.min_share or self.face_found is None or not self.face_found.any():
+            return self.features
+        return self.features[torch.from_numpy(self.face_found).to(self.features.device)]
 
     def __repr__(self) -> str:
         return f"ClipFeatures({self.clip_id!r}, features={tuple(self.features.shape)})"
 
 
+def share_of(face_found: npt.NDArray[np.bool_] | None) -> float:
+    """Share of the frames with a face, 0..1; nan where it was not recorded."""
+    return float("nan") if face_found is None else float(np.mean(face_found))
+
+
 def clip_key(clip: Clip) -> str:
-    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, and its span.
+    """Hash that identifies a clip's pixels: path, size and modification time of its file or folder, span and face.
 
     For a video file, which an earlier version may have decoded otherwise, it has the version of decoding as well.
     """
@@ -104,8 +125,9 @@ def clip_key(clip: Clip) -> str:
 def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
     """The key that a clip of this span has if its file lies at `path`, with this size and time; None if it is gone."""
     span = [clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame, clip.frames_per_second]
+    face = [] if clip.face is None else [clip.face]
     decoding = [] if stat and S_ISDIR(stat.st_mode) else [f"decoding {VERSION}"]
-    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span, *decoding]
+    facts = [path, stat and stat.st_size, stat and stat.st_mtime_ns, *span, *face, *decoding]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -129,8 +151,16 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
     joined, warning = torch.cat([features for _, features in kept]), face_warning(sample.frames)
-    notes = (*kept[-1][0].notes, *((warning,) if warning else ()))
-    return ClipFeatures(clip.clip_id, clip.subject_id, joined, times, found, notes)
+    return ClipFeatures(
+        clip.clip_id,
+        clip.subject_id,
+        joined,
+        times,
+        found,
+        notes=(*kept[-1][0].notes, *((warning,) if warning else ())),
+        min_share=frames.faces.window_share,
+        other_faces=kept[-1][0].other_faces,
+    )
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

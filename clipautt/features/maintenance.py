@@ -313,10 +313,10 @@ def _parts(folder: Path, facts: Mapping[str, Any], *, features: bool) -> list[_P
 
 def _read(file: Path, feature_dim: int | None, *, features: bool) -> _Part:
     stat = file.stat()
-    columns = [*_FACTS, "times", *(("face_found", "features") if features else ())]
+    columns = [*_FACTS, "times", *(("face_found", "features", "other_faces") if features else ())]
     try:
         table = read_part(file, columns, feature_dim=feature_dim)
-        has_span = set(SPAN) <= set(pq.read_schema(file).names)
+        has_span = set(SPAN) - {"face"} <= set(pq.read_schema(file).names)  # earlier files have no faces to name
     except DamagedStoreError as error:
         nothing = store_schema(1).empty_table().select(list(_FACTS)).to_pandas().assign(frames=0, has_span=False)
         return _Part(file, stat.st_mtime, stat.st_size, nothing, str(error).removeprefix(f"{file} "))

@@ -34,14 +34,14 @@ TRIED_AGAIN = frozenset({"lost", "not_encoded"})
 """Statuses of failures not caused by the clip: it counts as missing, and the next extraction tries it again."""
 SPEC_FILE = "_spec.json"
 """File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
-SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second")
-"""Columns with a clip's span."""
-_LATER = (*SPAN, "face_found", "content")
+SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second", "face")
+"""Columns that say which part of its file a clip is: its span, and whose face it shows."""
+_LATER = (*SPAN, "face_found", "other_faces", "content")
 """Columns that older files lack."""
 _ROWS_PER_GROUP = 8
 _PASSES = 8
 _STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
-_FRAMES = ("times", "face_found", "features")
+_FRAMES = ("times", "face_found", "features", "other_faces")
 _Read = TypeVar("_Read")
 
 
@@ -59,6 +59,8 @@ class StoredFrames:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed and left out."""
 
     def __repr__(self) -> str:
         return f"StoredFrames({None if self.features is None else self.features.shape})"
@@ -74,6 +76,19 @@ class StoredFrames:
             if values is not None and len(values) != len(self.features):
                 return f"has {len(self.features)} frames and {len(values)} {name}"
         return None if np.isfinite(self.features).all() else "has features that are not finite"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FacesSeen:
+    """What is known of the faces of a clip."""
+
+    face_found: npt.NDArray[np.bool_]
+    """Whether the subject's face was found in the frame, [T]."""
+    other_faces: int
+    """Faces beside it that were followed and left out."""
+
+    def __repr__(self) -> str:
+        return f"FacesSeen(in {int(self.face_found.sum())} of {len(self.face_found)}, {self.other_faces} others)"
 
 
 class FeatureStore:
@@ -166,9 +181,31 @@ class FeatureStore:
                 features = torch.from_numpy(frames.features)
                 for clip in wanted[key]:
                     loaded[clip.clip_id] = ClipFeatures(
-                        clip.clip_id, clip.subject_id, features, frames.times, frames.face_found
+                        clip.clip_id,
+                        clip.subject_id,
+                        features,
+                        frames.times,
+                        frames.face_found,
+                        min_share=self.spec.frames.faces.window_share,
+                        other_faces=frames.other_faces,
                     )
         return dict(sorted(loaded.items()))
+
+    def faces(self, clips: Iterable[Clip]) -> dict[str, FacesSeen]:
+        """What is known of the faces of the clips that have features, by `clip_id`; does not read the features.
+
+        Empty for a store without a face detector.
+        """
+        if self.spec.frames.faces.detector == "none":
+            return {}
+        columns = ("clip_key", "status", "face_found", "other_faces")
+        known: dict[str, FacesSeen] = {}
+        for table in read_parts(self.path, lambda file: self._read(file, columns)):
+            for row in table.to_pylist():
+                if row["status"] == OK and row["face_found"] is not None:
+                    found = np.array(row["face_found"], bool)
+                    known[row["clip_key"]] = FacesSeen(found, row["other_faces"] or 0)
+        return {clip.clip_id: known[key] for clip in clips if (key := clip_key(clip)) in known}
 
     def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
         return read_part(file, columns, feature_dim=self.spec.feature_dim, chosen=chosen)
@@ -195,12 +232,19 @@ def store_schema(feature_dim: int) -> pa.Schema:
     return pa.schema(
         [
             *((name, pa.string()) for name in text),
-            *((name, pa.int64() if name.endswith("_frame") else pa.float64()) for name in SPAN),
+            *((name, _span_type(name)) for name in SPAN),
             ("times", pa.list_(pa.float64())),
             ("face_found", pa.list_(pa.bool_())),
+            ("other_faces", pa.int64()),
             ("features", pa.list_(pa.list_(pa.float32(), feature_dim))),
         ]
     )
+
+
+def _span_type(name: str) -> pa.DataType:
+    if name == "face":
+        return pa.string()
+    return pa.int64() if name.endswith("_frame") else pa.float64()
 
 
 def part_files(folder: Path) -> set[Path]:
@@ -319,16 +363,17 @@ def stored_frames(table: pa.Table, feature_dim: int) -> Iterator[StoredFrames]:
     """The frames of each row, copied out of the table.
 
     Args:
-        table: with the columns `times`, `face_found` and `features`.
+        table: with the columns `times`, `face_found`, `features` and `other_faces`.
         feature_dim: d.
     """
     for index in range(len(table)):
-        times, found, features = (table[name][index] for name in _FRAMES)
+        times, found, features, others = (table[name][index] for name in _FRAMES)
         flat = features.values.flatten().to_numpy(zero_copy_only=False) if features.is_valid else None
         yield StoredFrames(
             None if flat is None else np.array(flat.reshape(-1, feature_dim)),
             np.array(times.values.to_numpy(zero_copy_only=False)) if times.is_valid else None,
             np.array(found.values.to_numpy(zero_copy_only=False), bool) if found.is_valid else None,
+            others.as_py() or 0,
         )
 
 

@@ -68,18 +68,24 @@ class ClipAU(nn.Module):
         return self.window_embeddings_of([frames], [spec])[0]
 
     def window_embeddings_of(
-        self, videos: Sequence[Tensor], specs: Sequence[WindowSpec], *, frames_per_pass: int | None = None
+        self,
+        videos: Sequence[Tensor],
+        specs: Sequence[WindowSpec],
+        *,
+        starts: Sequence[list[int]] | None = None,
+        frames_per_pass: int | None = None,
     ) -> list[tuple[Tensor, list[int]]]:
         """`window_embeddings` of many videos [T, d] of different lengths.
 
         Args:
             videos: frame features.
             specs: how each video is cut into windows.
+            starts: first frames of the windows of each video, counted after the stride, at least one; all by default.
             frames_per_pass: maximum number of frames that go through the temporal module at once, or one window if that
                 is longer; all by default. A long video is cut between windows, which does not change the result.
         """
         used = [frames[:: spec.stride] for frames, spec in zip(videos, specs, strict=True)]
-        starts = [window_starts(len(frames), spec) for frames, spec in zip(used, specs, strict=True)]
+        starts = starts or [window_starts(len(frames), spec) for frames, spec in zip(used, specs, strict=True)]
         lengths = [min(spec.length, len(frames)) for frames, spec in zip(used, specs, strict=True)]
         most = frames_per_pass or max(1, sum(map(len, used)))
         runs = [

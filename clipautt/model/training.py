@@ -11,7 +11,7 @@ clip, so the order in which clips are listed changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from clipautt.footage import Footage
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
 from clipautt.model.network import ClipAU
-from clipautt.model.windows import WindowSpec, entropy
+from clipautt.model.windows import WindowSpec, clip_starts, entropy
 from clipautt.settings import settings
 from clipautt.video.augmentation import Augmentation
 
@@ -81,23 +81,26 @@ class Example:
     """Class index."""
 
 
-_NO_EXAMPLES = "no labelled source clips with features; check the extraction's failures"
+_NO_EXAMPLES = (
+    "no labelled source clips with features; check the extraction's failures, and which clips have no window that "
+    "shows the face"
+)
 Batches = Callable[[int], Iterable[Sequence[Example]]]
 """Number of an epoch, from 0 → its batches."""
 
 
 def subject_centres(clips: Iterable[ClipFeatures], baseline: SubjectBaseline) -> dict[str, Tensor]:
-    """Subject → centre [d] over all given clips of that subject."""
+    """Subject → centre [d] over the frames that show the face in all given clips of that subject."""
     subjects: dict[str, list[Tensor]] = {}
     for clip in sorted(clips, key=lambda clip: clip.clip_id):  # a mean must not depend on the order of listing
-        subjects.setdefault(clip.subject_id, []).append(clip.features)
+        subjects.setdefault(clip.subject_id, []).append(clip.shown)
     return {subject: subject_centre(torch.cat(parts), baseline) for subject, parts in subjects.items()}
 
 
 def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) -> list[ClipFeatures]:
     """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
     centres = subject_centres(clips, baseline)
-    return [ClipFeatures(c.clip_id, c.subject_id, c.features - centres[c.subject_id], c.times) for c in clips]
+    return [replace(clip, features=clip.features - centres[clip.subject_id]) for clip in clips]
 
 
 def class_shares(labels: Sequence[int], *, num_classes: int) -> tuple[float, ...]:
@@ -157,10 +160,16 @@ def make_checkpoint(
 
 
 def random_window(clip: ClipFeatures, spec: WindowSpec, rng: np.random.Generator) -> Tensor:
-    """L consecutive frames [L, d] after the stride; all frames of a clip that has fewer."""
-    used = clip.features[int(rng.integers(min(spec.stride, len(clip.features)))) :: spec.stride]
-    start = int(rng.integers(max(len(used) - spec.length, 0) + 1))
-    return used[start : start + spec.length]
+    """L consecutive frames [L, d] after the stride, of a window that counts; all frames of a clip that has fewer.
+
+    The clip must have such a window, see `clipautt.model.windows.why_no_window`.
+    """
+    scan = WindowSpec(spec.length, spec.stride)
+    offsets = range(min(spec.stride, len(clip.features)))
+    choices = [(offset, starts) for offset in offsets if (starts := clip_starts(clip, scan, offset=offset))]
+    offset, starts = choices[int(rng.integers(len(choices)))]
+    start = starts[int(rng.integers(len(starts)))]
+    return clip.features[offset :: spec.stride][start : start + spec.length]
 
 
 def epoch_order(clip_ids: Sequence[str], config: TrainConfig, epoch: int) -> list[int]:
@@ -279,7 +288,9 @@ def validate(
     decisions: dict[str, list[tuple[int, int]]] = {}
     entropies = []
     for example in examples:
-        logits = model.logits(model.window_embeddings(example.clip.features.to(au.device), config.window)[0], au)
+        frames, starts = example.clip.features.to(au.device), clip_starts(example.clip, config.window)
+        ((embeddings, _),) = model.window_embeddings_of([frames], [config.window], starts=[starts])
+        logits = model.logits(embeddings, au)
         uncertain = entropy(logits)
         best = int(uncertain.argmin())
         entropies.append(float(uncertain[best]))

@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
 from clipautt.backbones.frozen_linear import frozen_linear
+from clipautt.features.clip_features import ClipFeatures
 from clipautt.settings import settings
+
+_ROUNDING = 1e-9
+"""0.8 × 5 is a little more than 4 in binary fractions."""
 
 
 @settings
@@ -42,6 +47,46 @@ def window_starts(num_frames: int, spec: WindowSpec) -> list[int]:
     last = max(num_frames - spec.length, 0)
     starts = list(range(0, last + 1, spec.hop))
     return starts if starts[-1] == last else [*starts, last]
+
+
+def counted_starts(face_found: npt.NDArray[np.bool_], spec: WindowSpec, min_share: float) -> list[int]:
+    """The `window_starts` of the windows that count: the face is found in at least `min_share` of their frames.
+
+        face_found 1 1 1 1 0 0 1 1, length 4, min_share 0.75:  0 1      (the window at 2 shows it in half of its frames)
+
+    Args:
+        face_found: whether the face was found in each frame (after the stride), [T].
+        spec: how the video is cut into windows.
+        min_share: 0 counts every window.
+    """
+    starts, length = window_starts(len(face_found), spec), min(spec.length, len(face_found))
+    seen = np.concatenate([[0], np.cumsum(face_found)])
+    return [start for start in starts if seen[start + length] - seen[start] >= min_share * length - _ROUNDING]
+
+
+def clip_starts(clip: ClipFeatures, spec: WindowSpec, *, offset: int = 0) -> list[int]:
+    """`counted_starts` of a clip, counted in the frames `offset`, `offset` + stride, …; all where faces were not
+    recorded."""
+    if clip.face_found is None:
+        return window_starts(len(clip.times[offset :: spec.stride]), spec)
+    return counted_starts(clip.face_found[offset :: spec.stride], spec, clip.min_share)
+
+
+def why_no_window(face_found: npt.NDArray[np.bool_] | None, spec: WindowSpec, min_share: float) -> str | None:
+    """Why no window of a clip counts, as a sentence; None if one does.
+
+    Args:
+        face_found: whether the face was found in each frame, [T]; None where it was not recorded.
+        spec: how the video is cut into windows.
+        min_share: as for `counted_starts`.
+    """
+    if face_found is None or counted_starts(face_found[:: spec.stride], spec, min_share):
+        return None
+    length = min(spec.length, -(-len(face_found) // spec.stride))
+    return (
+        f"the face is found in {int(face_found.sum())} of {len(face_found)} frames, and no window of {length} frames "
+        f"shows it in {100 * min_share:.0f} % of them (faces.min_share)"
+    )
 
 
 def window_runs(starts: Sequence[int], length: int, most: int) -> Iterator[slice]:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
+from clipautt.clips import FACES, is_face
 from clipautt.settings import settings
 from clipautt.video.preprocessing import Frames
 
@@ -33,6 +34,11 @@ Boxes = list[tuple[float, float, float, float, float]]
 """Left, top, width, height in pixels of the picture, and a score."""
 Detector = Literal["none", "cascade", "yunet"]
 Missing = Literal["drop", "fill"]
+Which = Literal["largest", "left", "right", "center"]
+SHRUNK = 0.7
+"""A face that counts is followed while it shrinks, down to this share of `FaceConfig.min_face`."""
+FEW_FACES = 0.5
+"""Below this share of frames with a face, another detector is worth a try."""
 
 _OVERLAP = 0.3
 """Intersection over union from which two boxes of one frame are one face."""
@@ -55,13 +61,24 @@ class FaceConfig:
     smooth_seconds: Annotated[float, Field(ge=0, le=10)] = 0.15
     """Standard deviation of the Gaussian over time that steadies the crop; 0 follows every detection."""
     missing: Missing = "fill"
-    """Frames without a face: `drop` omits them, `fill` crops where the face should be, judging by the frames around."""
+    """Frames without a face: `fill` crops where the face should be, judging by the frames around; `drop` leaves them
+    blank, and no window contains one."""
     max_gap_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
-    """How long a face may be out of sight and still be followed while it moves."""
+    """How long a face may be out of sight and still be followed while it moves; also how far from a frame with the face
+    others are filled. Frames beyond are blank."""
+    min_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a window's frames in which the face must be found for the window to count. A clip without such a window
+    has no prediction."""
+    which: Which | PositiveInt = "largest"
+    """Whose face is followed where there are several: the one that is `largest` for longest, the one on the `left` or
+    `right` of the picture or nearest to its `center`, or a number: 2 is the second largest."""
     detect_pixels: Annotated[int, Field(ge=64, le=8192)] = 480
     """Longer side of the picture that the detector sees; larger frames are reduced to it."""
     min_face: Annotated[float, Field(ge=0.01, le=1)] = 0.15
-    """Smallest face that counts, as a share of the frame's shorter side."""
+    """Smallest face that counts, as a share of the frame's shorter side: the square root of its box's area, for either
+    detector. Once found, a face is followed down to 0.7 of it. The cascades need 20 pixels of the picture they see."""
+    min_score: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """`yunet`: the least certain face that counts."""
 
     def __post_init__(self) -> None:
         if self.model is not None:  # workers and later runs may be in another folder
@@ -72,11 +89,71 @@ class FaceConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that changes a crop, ready for JSON; the path of the model's file is omitted."""
+        """Everything that changes a crop, ready for JSON; the path of the model's file is omitted.
+
+        Settings that came later are left out at their default, so that earlier features and checkpoints stay valid.
+        """
         if self.detector == "none":
             return {"detector": "none"}
-        unused = {"model"} if self.detector == "yunet" else {"model", "model_hash"}
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+        unused = (
+            {"model", "min_share"} if self.detector == "yunet" else {"model", "min_share", "model_hash", "min_score"}
+        )
+        later = {name for name in ("which", "min_score") if getattr(self, name) == getattr(FaceConfig, name)}
+        return {name: value for name, value in asdict(self).items() if name not in unused | later}
+
+    @property
+    def window_share(self) -> float:
+        """Share of a window's frames that must show the face: 0 without a detector, 1 if other frames are blank."""
+        if self.detector == "none":
+            return 0.0
+        return 1.0 if self.missing == "drop" else self.min_share
+
+    def following(self, face: str | None) -> FaceConfig:
+        """These settings for a clip that names whose face it is, see `Clip.face`; None: as they are.
+
+        Raises:
+            ValueError: for another name than those of `which`, or without a detector.
+        """
+        if face is None:
+            return self
+        if not is_face(face):
+            raise ValueError(f"face={face!r}; allowed: {', '.join(FACES)}, or a number from 1")
+        if self.detector == "none":
+            raise ValueError(
+                f"face={face!r} needs a face detector, and faces=none takes frames as they are; give faces=cascade, "
+                "and train with it"
+            )
+        return replace(self, which=int(face) if face.isdigit() else face)  # type: ignore[arg-type]
+
+
+YUNET = (
+    "YuNet finds more faces, turned, covered and dark ones too: download face_detection_yunet_2023mar.onnx from "
+    "https://github.com/opencv/opencv_zoo/tree/main/models/face_detection_yunet and give "
+    "faces=yunet faces.model=face_detection_yunet_2023mar.onnx"
+)
+"""What to try where the cascades find too little."""
+
+
+def hints(config: FaceConfig) -> str:
+    """What to try where too few faces are found."""
+    if config.detector == "yunet":
+        return (
+            f"a faces.min_score below {config.min_score:g} finds less certain faces, a faces.min_face below "
+            f"{config.min_face:g} smaller ones"
+        )
+    return YUNET
+
+
+def few_faces(share: float, config: FaceConfig) -> str | None:
+    """A warning where the face is found in fewer than half of the frames, and what to try; None elsewhere.
+
+    Args:
+        share: of the frames with the face, 0..1; nan, as without a detector, gives no warning.
+        config: how they were found.
+    """
+    if not share < FEW_FACES:
+        return None
+    return f"the face is found in only {100 * share:.0f} % of the frames; {hints(config)}"
 
 
 def _model_path(model: str | None) -> Path:
@@ -119,6 +196,11 @@ class Face:
         return max(self.width, self.height)
 
     @property
+    def size(self) -> float:
+        """Square root of the box's area, which the detectors agree on: YuNet's boxes are narrower and higher."""
+        return math.sqrt(self.width * self.height)
+
+    @property
     def angle(self) -> float | None:
         """Radians by which the line between the eyes is turned clockwise as seen, or None without eyes."""
         if self.eyes is None:
@@ -131,7 +213,8 @@ class FaceDetector(Protocol):
     """Finds the faces of one frame."""
 
     def __call__(self, frame: Frames) -> tuple[Face, ...]:
-        """The faces in an RGB frame, uint8 [H, W, 3], the most certain first; empty where there is none."""
+        """The faces in an RGB frame, uint8 [H, W, 3], the most certain first, down to `SHRUNK` of the smallest that
+        counts; empty where there is none."""
 
 
 def make_detector(config: FaceConfig) -> FaceDetector:
@@ -166,28 +249,40 @@ class CascadeDetector:
         """As in `FaceDetector`."""
         _check_frame(frame)
         grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
-        small, scale = _reduce(grey, self._config.detect_pixels)
-        smallest = max(20, round(self._config.min_face * min(small.shape)))
+        small, scale = reduce_frame(grey, self._config.detect_pixels)
+        if _is_dark(small):
+            grey, small = _lighten(grey), _lighten(small)
+        counts = self._config.min_face * min(small.shape)
+        boxes = self._boxes(small, counts)
+        if not boxes and counts < _CASCADE_PIXELS:
+            factor = min(_CASCADE_PIXELS / counts, _ENLARGED)
+            larger = np.asarray(cv2.resize(small, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
+            scale, boxes = scale / factor, self._boxes(larger, counts * factor)
         faces = []
-        for left, top, width, height, score in self._boxes(small, smallest):
+        for left, top, width, height, score in boxes:
             box = (left * scale, top * scale, width * scale, height * scale)
             faces.append(Face(*box, score, self._find_eyes(grey, box)))
         return tuple(faces)
 
-    def _boxes(self, grey: Grey, smallest: int) -> Boxes:
-        """The boxes of the first attempt that finds any."""
+    def _boxes(self, grey: Grey, counts: float) -> Boxes:
+        """The boxes of the first attempt that finds one whose side counts, or else of the first that finds any."""
+        found: Boxes = []
+        for boxes in self._attempts(grey, max(_CASCADE_PIXELS, round(SHRUNK * counts))):
+            if any(box[2] >= counts for box in boxes):
+                return _without_overlaps(boxes)
+            found = found or boxes
+        return _without_overlaps(found)
+
+    def _attempts(self, grey: Grey, smallest: int) -> Iterator[Boxes]:
         # Sensor noise and hard edges make boxes jump from frame to frame; too dark or bright footage hides faces.
         calm = np.asarray(cv2.GaussianBlur(grey, (0, 0), _BLUR), np.uint8)
-        even = np.asarray(cv2.equalizeHist(calm), np.uint8)
-        for boxes in (_scan(self._steady, picture, smallest) for picture in (calm, even)):
-            if boxes:
-                return _without_overlaps(boxes)
-        if boxes := _surer(_scan(self._keen, calm, smallest), than=_KEEN_SCORE):
-            return _without_overlaps(boxes)
+        yield _scan(self._steady, calm, smallest)
+        yield _scan(self._steady, np.asarray(cv2.equalizeHist(calm), np.uint8), smallest)
+        yield _surer(_scan(self._keen, calm, smallest), than=_KEEN_SCORE)
         boxes = _scan(self._profile, calm, smallest)
         mirrored = _scan(self._profile, np.ascontiguousarray(calm[:, ::-1]), smallest)
         boxes += [(grey.shape[1] - x - w, y, w, h, score) for x, y, w, h, score in mirrored]
-        return _without_overlaps(_surer(boxes, than=_PROFILE_SCORE))
+        yield _surer(boxes, than=_PROFILE_SCORE)
 
     def _find_eyes(self, grey: Grey, box: tuple[float, float, float, float]) -> Eyes | None:
         """Two plausible eyes within a face box, or None."""
@@ -207,6 +302,10 @@ class CascadeDetector:
         return None
 
 
+_CASCADE_PIXELS, _ENLARGED = 20, 4.0
+"""Side of the smallest face the cascades find, in pixels; a smaller picture is enlarged by this factor at most."""
+_DARK = 100.0
+"""A frame is equalized before a face is looked for if 99 % of its pixels are darker than this, 0..255."""
 _BLUR = 0.7
 """Standard deviation in pixels of the reduced picture."""
 _KEEN_SCORE, _PROFILE_SCORE = 3.0, 1.0
@@ -318,7 +417,7 @@ class YuNetDetector:
             )
         self._config = config
         try:
-            self._net = cv2.FaceDetectorYN.create(str(path), "", (32, 32), score_threshold=0.7)
+            self._net = cv2.FaceDetectorYN.create(str(path), "", (32, 32), score_threshold=config.min_score)
             self._look(np.zeros((32, 32, 3), np.uint8))
         except cv2.error as error:
             reason = str(error).split("error: ")[-1].splitlines()[0]
@@ -329,10 +428,13 @@ class YuNetDetector:
     def __call__(self, frame: Frames) -> tuple[Face, ...]:
         """As in `FaceDetector`."""
         _check_frame(frame)
-        small, scale = _reduce(frame, self._config.detect_pixels)
-        smallest = self._config.min_face * min(frame.shape[:2])
-        faces = [_yunet_face(row * scale, score=float(row[14])) for row in self._look(small)]
-        large = [face for face in faces if face.side >= smallest]
+        small, scale = reduce_frame(frame, self._config.detect_pixels)
+        smallest = SHRUNK * self._config.min_face * min(frame.shape[:2])
+        faces = [
+            _yunet_face(row * scale, score=float(row[14]))
+            for row in self._look(_lighten(small) if _is_dark(small) else small)
+        ]
+        large = [face for face in faces if face.size >= smallest]
         return tuple(sorted(large, key=lambda face: -face.score))
 
     def _look(self, frame: Frames) -> npt.NDArray[np.float64]:
@@ -352,7 +454,7 @@ def _check_frame(frame: Frames) -> None:
         raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; uint8 [height, width, 3] is needed")
 
 
-def _reduce(picture: npt.NDArray[np.uint8], pixels: int) -> tuple[npt.NDArray[np.uint8], float]:
+def reduce_frame(picture: npt.NDArray[np.uint8], pixels: int) -> tuple[npt.NDArray[np.uint8], float]:
     """The picture with a longer side of at most `pixels`, and the factor from its coordinates to the original's."""
     longer = max(picture.shape[:2])
     if longer <= pixels:
@@ -360,6 +462,19 @@ def _reduce(picture: npt.NDArray[np.uint8], pixels: int) -> tuple[npt.NDArray[np
     factor = pixels / longer
     height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8), 1 / factor
+
+
+def _is_dark(picture: npt.NDArray[np.uint8]) -> bool:
+    return bool(np.percentile(picture, 99) < _DARK)
+
+
+def _lighten(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture, grey [H, W] or RGB [H, W, 3], its brightness equalized."""
+    if picture.ndim == 2:
+        return np.asarray(cv2.equalizeHist(picture), np.uint8)
+    parts = cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb)
+    parts[..., 0] = cv2.equalizeHist(np.ascontiguousarray(parts[..., 0]))
+    return np.asarray(cv2.cvtColor(parts, cv2.COLOR_YCrCb2RGB), np.uint8)
 
 
 def _filter(scale: float) -> int:

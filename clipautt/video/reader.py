@@ -6,7 +6,7 @@ process that can be killed. A face detector needs two passes over the clip: one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,15 +15,21 @@ import numpy.typing as npt
 
 from clipautt.clips import Clip
 from clipautt.video.decoding import DecodeError, Decoder, Sampling, stream_clip
-from clipautt.video.faces import Face, FaceConfig, make_detector
+from clipautt.video.faces import Face, FaceConfig, make_detector, reduce_frame
 from clipautt.video.preprocessing import Frames, Preprocessing, fit_frame
-from clipautt.video.tracks import FaceTrack, crop_face, track_faces
+from clipautt.video.tracks import FaceTrack, People, crop_face, follow_faces, too_small
 
 Seconds = npt.NDArray[np.float64]
 _CHUNK_FRAMES = 64
 _CHUNK_BYTES = 16 << 20
 _KEPT_BYTES = 128 << 20
 """Decoded frames up to this size are kept between the two passes; longer clips are decoded twice."""
+
+
+_BLANK = 127
+"""Grey of the picture that stands for a frame without the face."""
+_FACELESS, _SMALLEST_FACE = 8, 0.03
+"""Where no face is found at all, this many frames are searched again for faces down to this share of the frame."""
 
 
 class NoFaceError(ValueError):
@@ -66,6 +72,8 @@ class FrameChunk:
     """Whether a face was found in the frame, [n]; all True without a detector."""
     notes: tuple[str, ...] = ()
     """What could not be shown as it should be, up to this chunk; the last chunk of a clip has all of it."""
+    other_faces: int = 0
+    """Faces that were followed through the clip beside the subject's."""
 
     def __repr__(self) -> str:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
@@ -94,6 +102,7 @@ def decode_chunks(
     Raises:
         DecodeError: for a clip without frames, and as `stream_clip`.
         NoFaceError: if a face is looked for and never found.
+        ValueError: for a clip that names a face, without a detector.
     """
 
     notes: dict[str, None] = {}  # in the order in which they came, each once
@@ -103,50 +112,56 @@ def decode_chunks(
             clip, spec.sampling, decoder=decoder, max_pixels=max_pixels, on_frame=on_frame, on_note=notes.setdefault
         )
 
-    shape = spec.preprocessing
+    shape, faces = spec.preprocessing, spec.faces.following(clip.face)
+    others = 0
     fitted: Iterator[tuple[float, Frames, bool]]
-    if spec.faces.detector == "none":
+    if faces.detector == "none":
         fitted = ((time, fit_frame(frame, shape), True) for time, frame in stream())
     else:
-        fitted = _face_crops(stream, spec)
+        people, kept = follow_people(stream(), faces)
+        others = people.others
+        if people.subject is None:
+            raise NoFaceError(people.why)
+        fitted = _face_crops(kept if kept is not None else stream(), people.subject, shape)
     empty = True
     for chunk in _chunks(fitted, shape.size, decoder):
         empty = False
-        yield replace(chunk, notes=tuple(notes))
+        yield replace(chunk, notes=tuple(notes), other_faces=others)
     if empty:
         raise DecodeError("no frames in the span")
 
 
 def _face_crops(
-    stream: Callable[[], Iterator[tuple[float, Frames]]], spec: FrameSpec
+    frames: Iterable[tuple[float, Frames]], track: FaceTrack, shape: Preprocessing
 ) -> Iterator[tuple[float, Frames, bool]]:
-    """Time, crop and whether a face was found, of every frame that is used."""
-    track, kept = follow_face(stream(), spec.faces)
-    shape = spec.preprocessing
-    for index, (time, frame) in enumerate(kept if kept is not None else stream()):
-        found = bool(track.found[index])
-        if found or spec.faces.missing == "fill":
+    """Time, crop and whether the face was found, of every frame; far from any frame with the face it is blank."""
+    blank = np.full((shape.size, shape.size, 3), _BLANK, np.uint8)
+    for index, (time, frame) in enumerate(frames):
+        if track.shown[index]:
             where = track.centre[index], float(track.side[index]), float(track.angle[index])
-            yield time, crop_face(frame, *where, size=shape.size, interpolation=shape.interpolation), found
+            crop = crop_face(frame, *where, size=shape.size, interpolation=shape.interpolation)
+            yield time, crop, bool(track.found[index])
+        else:
+            yield time, blank, False
 
 
-def follow_face(
+def follow_people(
     frames: Iterable[tuple[float, Frames]], config: FaceConfig
-) -> tuple[FaceTrack, list[tuple[float, Frames]] | None]:
-    """The first pass: where the face is in each frame.
+) -> tuple[People, list[tuple[float, Frames]] | None]:
+    """The first pass: where the faces are in each frame.
 
     Returns:
-        The track, and the frames if they are small enough to be kept.
+        The faces that were followed, and the frames if they are small enough to be kept.
 
     Raises:
         DecodeError: if there are no frames.
-        NoFaceError: if no face is found in any frame.
     """
     detect = make_detector(config)
     times: list[float] = []
     detections: list[tuple[Face, ...]] = []
     shapes: list[tuple[int, int]] = []
     kept: list[tuple[float, Frames]] | None = []
+    faceless: list[Frames] = []
     size = 0
     for time, frame in frames:
         times.append(time)
@@ -156,12 +171,28 @@ def follow_face(
         if kept is not None:
             kept.append((time, frame))
             kept = kept if size <= _KEPT_BYTES else None
+        if not detections[-1]:
+            _sample(faceless, reduce_frame(frame, config.detect_pixels)[0])
     if not times:
         raise DecodeError("no frames in the span")
-    track = track_faces(np.array(times), detections, shapes, config)
-    if track is None:
-        raise NoFaceError(f"no face was found in {len(times)} frames")
-    return track, kept
+    people = follow_faces(np.array(times), detections, shapes, config)
+    if not people.tracks and (size_seen := _smaller_face(faceless, config)):
+        people = replace(people, why=f"no face was found in {len(times)} frames: {too_small(size_seen, config)}")
+    return people, kept
+
+
+def _sample(faceless: list[Frames], frame: Frames) -> None:
+    """Keep a few frames without a face, spread over the clip: where the list is full, every other one goes."""
+    faceless.append(frame)
+    if len(faceless) > _FACELESS:
+        del faceless[1::2]
+
+
+def _smaller_face(frames: Sequence[Frames], config: FaceConfig) -> float | None:
+    """The largest face that is smaller than those that count, as a share of the frame's shorter side."""
+    detect = make_detector(replace(config, min_face=_SMALLEST_FACE))
+    sizes = [face.size / min(frame.shape[:2]) for frame in frames for face in detect(frame) if face.eyes]
+    return max((size for size in sizes if size < config.min_face), default=None)
 
 
 def _chunks(fitted: Iterable[tuple[float, Frames, bool]], size: int, decoder: Decoder) -> Iterator[FrameChunk]:

@@ -138,7 +138,7 @@ def _ask_decoders(
 def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
     frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
     times, found = np.array(answer["times"], np.float64), np.array(answer["found"], bool)
-    return FrameChunk(decoder, frames, times, found, tuple(answer["notes"]))
+    return FrameChunk(decoder, frames, times, found, tuple(answer["notes"]), answer["other_faces"])
 
 
 def read_frames(
@@ -165,7 +165,7 @@ def read_frames(
     if not kept:
         raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
     frames, times, found = (np.concatenate([getattr(c, name) for c in kept]) for name in ("frames", "times", "found"))
-    return FrameChunk(kept[-1].decoder, frames, times, found, kept[-1].notes)
+    return FrameChunk(kept[-1].decoder, frames, times, found, kept[-1].notes, kept[-1].other_faces)
 
 
 class _Child:
@@ -353,6 +353,7 @@ def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame:
     for chunk in chunks:
         facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
         facts["notes"] = chunk.notes
+        facts["other_faces"] = chunk.other_faces
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
         _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
         on_frame()

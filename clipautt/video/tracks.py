@@ -1,10 +1,12 @@
-"""Follows one face through a clip and crops it: which detection is the subject's, where the crop lies in each frame.
+"""Follows the faces of a clip and crops the subject's: which detections are one face, where the crop lies in a frame.
 
-Detections are linked over time, the largest and longest-lasting face is taken for the subject's, gaps are bridged, and
-position, size and tilt are smoothed by a filter that looks forward and back in time, so that the crop neither shakes
-nor lags. People are not recognized: two who swap seats out of sight are followed as one face.
+Detections are linked over time, what looks like a face only now and then is left out, the subject's face is chosen,
+gaps are bridged, and position, size and tilt are smoothed by a filter that looks forward and back in time, so that the
+crop neither shakes nor lags. People are not recognized: two who swap seats out of sight are followed as one face, and
+one who comes back to another place is followed as two.
 
-    track = track_faces(times, [detect(frame) for frame in frames], shapes, config)
+    people = follow_faces(times, [detect(frame) for frame in frames], shapes, config)
+    track = people.subject
     crop = crop_face(frames[0], track.centre[0], track.side[0], track.angle[0], size=224, interpolation="bicubic")
 """
 
@@ -34,6 +36,8 @@ _RESIZED, _RESIZED_PER_SECOND, _MOST_RESIZED = 1.4, 0.4, 2.0
 """By what factor its side may change: at once, plus per second, and at most."""
 _SAME_PLACE = 1.0
 """A face that returns after a longer gap is the same one if it is within this many sides of where it left."""
+_WITH_EYES, _LONG = 0.1, 0.5
+"""A face shows both eyes in this share of its detections, or lasts for this share of the clip's frames."""
 _MEDIAN = 5
 """Detections in the median that removes outliers."""
 _SLOW = 2.0
@@ -56,12 +60,49 @@ class FaceTrack:
     """Radians by which the face is turned clockwise as seen, float64 [T]; 0 without alignment."""
     found: npt.NDArray[np.bool_]
     """Whether the face was detected in the frame, [T]; elsewhere the crop follows from the frames around it."""
+    shown: npt.NDArray[np.bool_]
+    """Whether the crop is shown to the model, [T]: the face was found in the frame, or near enough in time."""
     eyes: Array
     """The subject's right and left eye as (x, y) as they were detected, float64 [T, 2, 2]; nan where they were not."""
+    score: Array
+    """The detector's score of the face, float64 [T]; nan where it was not found."""
+
+    @classmethod
+    def nowhere(cls, num_frames: int) -> FaceTrack:
+        """The track of no face."""
+        nan, no = np.full(num_frames, np.nan), np.zeros(num_frames, bool)
+        return cls(np.full((num_frames, 2), np.nan), nan, nan, no, no, np.full((num_frames, 2, 2), np.nan), nan)
 
     def __repr__(self) -> str:
         seen = f"found in {int(self.found.sum())} of {len(self.found)}"
         return f"FaceTrack(centre {list(self.centre.shape)}, side {list(self.side.shape)}, {seen})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class People:
+    """The faces that were followed through a clip."""
+
+    tracks: tuple[FaceTrack, ...]
+    """One per face, the largest for longest first."""
+    chosen: int | None
+    """Which of them is the subject's; None if none is."""
+    counts: npt.NDArray[np.int64]
+    """Number of faces that were detected in each frame, false alarms included, [T]."""
+    why: str = ""
+    """Why none is the subject's, as a sentence; empty if one is."""
+
+    @property
+    def subject(self) -> FaceTrack | None:
+        """The subject's track."""
+        return None if self.chosen is None else self.tracks[self.chosen]
+
+    @property
+    def others(self) -> int:
+        """Number of faces beside the subject's."""
+        return len(self.tracks) - (self.chosen is not None)
+
+    def __repr__(self) -> str:
+        return f"People({len(self.tracks)} faces, chosen {self.chosen})"
 
 
 @dataclass
@@ -87,25 +128,25 @@ class _Chain:
         return sum(side * side for _, _, side in self.boxes)
 
 
-def track_faces(
+def follow_faces(
     times: npt.ArrayLike, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape], config: FaceConfig
-) -> FaceTrack | None:
-    """Follow one face: the one that is largest for longest.
+) -> People:
+    """Follow every face of a clip and choose the subject's, as `config.which` says: by default the one that is largest
+    for longest.
 
         detections   A A A . . A A A     A near and large, b far away, x a false alarm
                      b b b b b b b b
                          x
         found        1 1 1 0 0 1 1 1
 
+    A face has the size that counts and shows both eyes, in three frames or more (in fewer where the clip has fewer than
+    nine frames), or it lasts for half of the clip, as a profile may.
+
     Args:
         times: of the frames in seconds, ascending, [T].
         detections: the faces of each frame, T of them.
         frame_shapes: height and width of each frame, T of them.
-        config: margin, alignment, smoothing and the longest gap.
-
-    Returns:
-        Where to crop; None when no frame has a face. A box in one or two frames of a clip that has nine or more
-        is a false alarm, not a face.
+        config: whose face, the smallest that counts, margin, alignment, smoothing and the longest gap.
 
     Raises:
         ValueError: when the lengths differ or the times do not ascend.
@@ -113,13 +154,62 @@ def track_faces(
     moments = np.asarray(times, np.float64)
     _check(moments, detections, frame_shapes)
     units = np.array([min(shape) for shape in frame_shapes], np.float64)
-    chains = _link(moments, detections, units, config.max_gap_seconds)
+    counts = np.array([len(faces) for faces in detections], np.int64)
     least = min(3, math.ceil(len(moments) / 4))
-    subject = _choose([chain for chain in chains if len(chain.frames) >= least])
-    if subject is None:
-        return None
-    faces = [detections[frame][face] for frame, face in zip(subject.frames, subject.faces, strict=True)]
-    return _steady(moments, subject, faces, units, config)
+    chains = [c for c in _link(moments, detections, units, config.max_gap_seconds) if len(c.frames) >= least]
+    found = [(chain, _faces_of(chain, detections)) for chain in _people(chains)]
+    doubts = [_doubt(faces, units[chain.frames], len(moments), least, config) for chain, faces in found]
+    kept = [one for one, doubt in zip(found, doubts, strict=True) if doubt is None]
+    tracks = tuple(_steady(moments, *one, units, config) for one in kept)
+    if tracks:
+        chosen, why = _choose(tracks, np.array(frame_shapes, np.float64)[:, ::-1] / 2, config)
+    else:
+        doubt = f": {doubts[0]}" if doubts else ""
+        chosen, why = None, f"no face was found in {len(moments)} frame{'s' * (len(moments) != 1)}{doubt}"
+    return People(tracks, chosen, counts, why)
+
+
+def _faces_of(chain: _Chain, detections: Sequence[tuple[Face, ...]]) -> list[Face]:
+    return [detections[frame][face] for frame, face in zip(chain.frames, chain.faces, strict=True)]
+
+
+def _doubt(faces: Sequence[Face], units: Array, num_frames: int, least: int, config: FaceConfig) -> str | None:
+    """Why a chain of detections is no face that counts, to follow a colon; None if it is one."""
+    sizes = np.array([face.size for face in faces]) / units
+    if (sizes >= config.min_face).sum() < least:
+        return too_small(float(sizes.max()), config)
+    eyes = sum(face.eyes is not None for face in faces)
+    if eyes < max(least, _WITH_EYES * len(faces)) and len(faces) < _LONG * num_frames:
+        return f"what looks like one in {len(faces)} of them shows no eyes"
+    return None
+
+
+def too_small(size: float, config: FaceConfig) -> str:
+    """A clause about a face that is too small.
+
+    Args:
+        size: of the face, as a share of the frame's shorter side.
+        config: the smallest face that counts.
+    """
+    lower = math.floor(90 * size) / 100
+    return (
+        f"the face is too small, {100 * size:.0f} % of the frame's shorter side (faces.min_face={config.min_face:g}); "
+        f"set faces.min_face={max(0.01, lower):g}, or cut the video to the face"
+    )
+
+
+def _choose(tracks: Sequence[FaceTrack], middles: Array, config: FaceConfig) -> tuple[int | None, str]:
+    """Index of the subject's track, or why there is none; `middles` are the middles of the frames as (x, y), [T, 2]."""
+    if isinstance(config.which, int):
+        if config.which <= len(tracks):
+            return config.which - 1, ""
+        plural = "face was" if len(tracks) == 1 else "faces were"
+        return None, f"face {config.which} was asked for, and {len(tracks)} {plural} found"
+    if config.which == "largest":
+        return 0, ""
+    places = np.array([((track.centre - middles) / middles)[track.found].mean(axis=0) for track in tracks])
+    measures = {"left": places[:, 0], "right": -places[:, 0], "center": np.hypot(places[:, 0], places[:, 1])}
+    return int(measures[config.which].argmin()), ""
 
 
 def _check(times: Array, detections: Sequence[tuple[Face, ...]], frame_shapes: Sequence[Shape]) -> None:
@@ -186,16 +276,22 @@ def _strangeness(before: Box, after: Box, seconds: float) -> float | None:
     return moved + resized if moved <= reach and resized <= math.log(factor) else None
 
 
-def _choose(chains: Sequence[_Chain]) -> _Chain | None:
-    """The chain with the largest area over time, joined with those in which the same face returns to its place."""
-    ordered = sorted(chains, key=lambda chain: (-chain.weight, chain.frames[0]))
-    if not ordered:
-        return None
-    subject = ordered[0]
-    for chain in ordered[1:]:
-        joined = _join(subject, chain)
-        subject = subject if joined is None else joined
-    return subject
+def _people(chains: Sequence[_Chain]) -> list[_Chain]:
+    """A chain per face, the largest area over time first: those in which the same face returns to its place are
+    joined."""
+    left = sorted(chains, key=lambda chain: (-chain.weight, chain.frames[0]))
+    people = []
+    while left:
+        person, others = left[0], []
+        for chain in left[1:]:
+            joined = _join(person, chain)
+            if joined is None:
+                others.append(chain)
+            else:
+                person = joined
+        people.append(person)
+        left = others
+    return sorted(people, key=lambda chain: (-chain.weight, chain.frames[0]))
 
 
 def _join(subject: _Chain, other: _Chain) -> _Chain | None:
@@ -224,8 +320,9 @@ def _join(subject: _Chain, other: _Chain) -> _Chain | None:
 
 def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, config: FaceConfig) -> FaceTrack:
     """The crop in every frame, from the detections in some frames."""
-    found = np.zeros(len(times), bool)
+    found, score = np.zeros(len(times), bool), np.full(len(times), np.nan)
     found[chain.frames] = True
+    score[chain.frames] = [face.score for face in faces]
     eyes = np.full((len(times), 2, 2), np.nan)
     angles = np.full(len(faces), np.nan)
     for number, (frame, face) in enumerate(zip(chain.frames, faces, strict=True)):
@@ -238,7 +335,17 @@ def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, co
     if config.align and known.any():
         turned = np.unwrap(angles[known])[:, None]
         angle = _follow(times, seen[known], turned, config.smooth_seconds)[:, 0]
-    return FaceTrack(centre, side * (1 + 2 * config.margin), angle, found, eyes)
+    away = np.abs(times[:, None] - seen[[_before(seen, times), _after(seen, times)]].T).min(axis=1)
+    near = away <= (config.max_gap_seconds if config.missing == "fill" else 0.0)
+    return FaceTrack(centre, side * (1 + 2 * config.margin), angle, found, found | near, eyes, score)
+
+
+def _before(seen: Array, times: Array) -> npt.NDArray[np.int64]:
+    return (np.searchsorted(seen, times, side="right") - 1).clip(0)
+
+
+def _after(seen: Array, times: Array) -> npt.NDArray[np.int64]:
+    return np.searchsorted(seen, times).clip(max=len(seen) - 1)
 
 
 def _follow(times: Array, seen: Array, values: Array, seconds: float) -> Array:

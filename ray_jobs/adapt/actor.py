@@ -140,12 +140,14 @@ class AdaptActor:
 
     def _explain(self, source: Source, config: AdaptConfig, work: SubjectWork, result: SubjectResult) -> None:
         assert result.trace is not None
+        if not result.trace.clips:
+            return
         tracks, problems = _tracks(work, result.trace.clips)
         explanation = explain_subject(
             source,
             result.trace.clips,
             adapted=_together(result.trace.au_embeddings),
-            predictions=result.predictions,
+            predictions=[prediction for prediction in result.predictions if prediction.made],
             readout=config.readout,
             aus=tracks,
             facts={"method": config.name, "aus": self.job.aus, "au_problems": problems},

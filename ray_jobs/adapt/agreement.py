@@ -43,6 +43,7 @@ def agreement_of(
                 exactly |= {
                     one.clip_id: Decision(classes[one.label_index], float(one.probabilities[-1]))
                     for one in outcome.predictions
+                    if one.made
                 }
         agreement = compare_decisions(_decisions(every, name), exactly)
         if agreement is not None:

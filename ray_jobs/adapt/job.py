@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.commands import setting
 from clipautt.evaluation.au_tables.matching import list_au_tables
 from clipautt.evaluation.prompt_changes import read_explanations
@@ -45,6 +46,7 @@ from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, usable_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
+from ray_jobs.platform.extraction.faces_seen import report_faces
 from ray_jobs.platform.footage import uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.methods import make_methods
@@ -146,6 +148,7 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     store, summary = extract(run.clips, config)
     report_failures(summary)
     warn(uncropped_warning(run.clips, store.spec.frames))
+    report_faces(summary)
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     job = replace(run.job, features=store.spec)
     return replace(run, job=job, reasons=reasons, lost=summary.lost, avoid=summary.avoid)
@@ -181,7 +184,9 @@ def execute(plan: Plan) -> None:
 def finish(plan: Plan) -> int:
     """Print the results and where they are; returns the exit code, 1 if a subject failed or a clip was lost."""
     run, failures = plan.run, plan.book.failures
-    print_summary(rows_of(run), run.manifest)
+    rows = rows_of(run)
+    print_summary(rows, run.manifest)
+    print_not_predicted(rows)
     warn(run.warning)
     folder = Path(run.job.folder)
     for name, agreement in read_agreement((folder / FOLDER).glob("*.json")).items():
@@ -234,6 +239,15 @@ def _outcomes(
 def _videos(work: SubjectWork) -> float:
     """Videos to predict, each counted once per assignment that predicts it."""
     return float(sum(len(assignment.clip_ids) for assignment in work.assignments))
+
+
+def print_not_predicted(rows: pd.DataFrame) -> None:
+    """Print the clips that have features and cannot be predicted from them by every method, and why."""
+    without = rows[rows["status"].str.startswith(NO_PREDICTION)].drop_duplicates("clip_id")
+    if len(without):
+        reasons = without["status"].str.removeprefix(NO_PREDICTION)
+        shown = list(zip(without["clip_id"], reasons, strict=True))[:_SHOWN_PROBLEMS]
+        table(shown, [f"{len(without)} clip{'s' * (len(without) != 1)} without a prediction", "reason"])
 
 
 def _write_explanations(run: AdaptRun) -> None:

@@ -20,8 +20,9 @@ import pandas as pd
 from clipautt.adaptation.driver import visiting_order
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import subject_file
+from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.clips import Clip
-from clipautt.evaluation.results import EVERY, Cohort, read_rows
+from clipautt.evaluation.results import EVERY, Cohort, is_settled, read_rows
 
 Purpose = Literal["rows", "comparison", "explanation"]
 """What an assignment is for: `rows`, its predictions become result rows; `comparison`, they are only compared with
@@ -99,9 +100,9 @@ class SubjectPlan:
     groups: tuple[Group, ...]
     """The groups of its clips with features."""
     kept: pd.DataFrame
-    """The rows that remain valid, without those of clips that have no features."""
+    """The rows that remain valid, with those of clips that cannot be predicted from their features."""
     rows: pd.DataFrame
-    """All rows written so far; if the work fails, those with a prediction stay."""
+    """All rows written so far; if the work fails, those of `settled` clips stay."""
     work: SubjectWork
     """The work for an actor; it has no assignments where only rows without a prediction are missing."""
 
@@ -156,7 +157,8 @@ def plan_subject(
         valid, missing = _plan_method(method, standing, groups, resumable if number == 0 else None)
         kept += valid
         missing = [replace(one, keep=number == 0 and one.keep) for one in missing]
-        if number == 0 and groups and explained is not None and set(explained) != groups[0].clip_ids:
+        explainable = groups[0].clip_ids - _not_predicted(rows, method) if groups else frozenset()
+        if number == 0 and groups and explained is not None and set(explained) != explainable:
             before = rows.iloc[list(standing.get((method.name, EVERY, 0), {}).values())].sort_values("position")[
                 "clip_id"
             ]
@@ -168,7 +170,7 @@ def plan_subject(
         assignments += [Assignment(method, every, purpose="comparison") for method in beside]
     with_features = groups[0].clip_ids if groups else frozenset()
     empty = {clip.clip_id for clip in clips} - with_features
-    written = set(rows.loc[(rows["prediction"] == "") & ~rows["status"].str.startswith(FAILED), "clip_id"])
+    written = set(rows.loc[~is_settled(rows) & ~rows["status"].str.startswith(FAILED), "clip_id"])
     labels = {clip.clip_id: clip.label or "" for clip in clips}
     same_labels = all(labels.get(row) == label for row, label in zip(rows["clip_id"], rows["label"], strict=True))
     if not assignments and empty == written & labels.keys() and same_labels:
@@ -184,13 +186,19 @@ _Standing = dict[tuple[str, str, int], dict[str, int]]
 
 
 def _standing(rows: pd.DataFrame) -> _Standing:
-    """Numbers of the rows with a prediction. In plain containers, as there may be many thousands of subjects."""
+    """Numbers of the `settled` rows. In plain containers, as there may be many thousands of subjects."""
     numbers: _Standing = {}
-    columns = [rows[name].tolist() for name in ("method", "cohort", "draw", "clip_id", "prediction")]
-    for number, (method, cohort, draw, clip_id, prediction) in enumerate(zip(*columns, strict=True)):
-        if prediction:
+    columns = [rows[name].tolist() for name in ("method", "cohort", "draw", "clip_id", "prediction", "status")]
+    for number, (method, cohort, draw, clip_id, prediction, status) in enumerate(zip(*columns, strict=True)):
+        if prediction or status.startswith(NO_PREDICTION):
             numbers.setdefault((method, cohort, int(draw)), {})[clip_id] = number
     return numbers
+
+
+def _not_predicted(rows: pd.DataFrame, method: AdaptConfig) -> frozenset[str]:
+    """Clips that a method was given and cannot predict; an explanation cannot show them."""
+    own = rows[(rows["method"] == method.name) & rows["status"].str.startswith(NO_PREDICTION)]
+    return frozenset(own["clip_id"])
 
 
 def _explaining(

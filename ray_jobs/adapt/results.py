@@ -21,7 +21,7 @@ from clipautt.adaptation.personalization import clips_of_personalization
 from clipautt.adaptation.predictions import Prediction
 from clipautt.clips import Clip
 from clipautt.evaluation.au_tables.matching import match_au_tables
-from clipautt.evaluation.results import COLUMNS, EVERY, ResultRow, as_table, write_rows
+from clipautt.evaluation.results import COLUMNS, EVERY, ResultRow, as_table, settled, write_rows
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import Manifest, by_subject
 from clipautt.metrics import score
@@ -160,8 +160,7 @@ class ResultBook:
         clips = clips_of_personalization(fresh)
         if clips is not None:
             own = rows[(rows["method"] == self.job.methods[0].name) & (rows["cohort"] == EVERY)]
-            written = set(own.loc[own["prediction"] != "", "clip_id"])
-            if set(clips) == written:
+            if set(clips) == set(settled(own)["clip_id"]):
                 self._promote(subject)
         fresh.unlink(missing_ok=True)
 
@@ -197,8 +196,8 @@ class ResultBook:
                     yield _empty(clip, why, settings)
 
     def _after_failure(self, plan: SubjectPlan, why: str) -> pd.DataFrame:
-        """All predictions written so far, and a row with the reason for each one that is missing."""
-        kept = plan.rows[plan.rows["prediction"] != ""]
+        """All that is settled so far, and a row with the reason for each prediction that is missing."""
+        kept = settled(plan.rows)
         there = set(zip(kept["method"], kept["cohort"], kept["draw"], kept["clip_id"], strict=True))
         clips = {clip.clip_id: clip for clip in plan.clips}
         lost = set()
@@ -278,12 +277,13 @@ def _clip_facts(clip: Clip) -> dict[str, Any]:
 
 def _prediction_facts(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     return {
-        "prediction": classes[prediction.label_index],
+        "prediction": classes[prediction.label_index] if prediction.made else "",
         "probability": float(prediction.probabilities[-1]),
         "window_start_seconds": prediction.window_start_seconds,
         "window_end_seconds": prediction.window_end_seconds,
         "entropy": prediction.entropy,
         "status": prediction.status,
+        "face_share": prediction.face_share,
     }
 
 

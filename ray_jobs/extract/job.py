@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from clipautt.evaluation.reports.extraction import Tile, write_extraction_report
 from clipautt.features.store import FeatureStore
+from clipautt.video.faces import FEW_FACES
 from ray_jobs.platform.cluster import connect
 from ray_jobs.platform.configuration import resolved
 from ray_jobs.platform.extraction.extract import ExtractSummary, extract, extraction_config, report_failures
+from ray_jobs.platform.extraction.faces_seen import face_lines, face_share, report_faces, shares_of
 from ray_jobs.platform.extraction.pipeline import Usage
 from ray_jobs.platform.footage import uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
@@ -31,7 +35,9 @@ from ray_jobs.platform.runs import IGNORED, open_run
 def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, clips: int) -> Path:
     """The page about an extraction."""
     done = Tile("encoded now", str(summary.extracted), (f"{summary.present} already in the store",))
-    tiles = [done, *([] if summary.usage is None else _speed(summary.usage))]
+    share = face_share(summary)
+    faces = [] if math.isnan(share) else [Tile("frames with a face", f"{100 * share:.1f} %", tuple(_fewer(summary)))]
+    tiles = [done, *faces, *([] if summary.usage is None else _speed(summary.usage))]
     spec = store.spec
     sampling = spec.frames.sampling.frames_per_second
     facts = [
@@ -42,7 +48,17 @@ def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, 
         ("features", f"{spec.feature_dim} numbers per frame"),
         ("store", str(store.path)),
     ]
-    return write_extraction_report(folder, clips=clips, failures=summary.failures, tiles=tiles, facts=facts)
+    notes = list(face_lines(summary))
+    return write_extraction_report(
+        folder, clips=clips, failures=summary.failures, tiles=tiles, facts=facts, notes=notes, shares=shares_of(summary)
+    )
+
+
+def _fewer(summary: ExtractSummary) -> Iterator[str]:
+    low = sum(share < FEW_FACES for share in shares_of(summary).values())
+    others = sum(seen.other_faces > 0 for seen in summary.faces.values())
+    yield f"below half in {low} clip{'s' * (low != 1)}"
+    yield f"other faces in {others} clip{'s' * (others != 1)}"
 
 
 def _speed(usage: Usage) -> list[Tile]:
@@ -72,6 +88,7 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(clips, config)
     report_failures(summary)
     warn(uncropped_warning(clips, store.spec.frames))
+    report_faces(summary)
     counts = f"{summary.extracted} clips encoded, {summary.present} already in the store"
     print(f"{counts}, {len(summary.failures)} without features")
     page = write_report(run.folder, store, summary, clips=len(clips))

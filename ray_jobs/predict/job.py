@@ -9,12 +9,15 @@ Example:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from clipautt.action_units import title_of
 from clipautt.predictor import VideoPrediction
+from clipautt.video.faces import few_faces, hints
+from clipautt.video.reader import NoFaceError
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
@@ -24,11 +27,16 @@ POSITIONAL = "video"
 
 def show(prediction: VideoPrediction) -> None:
     """Print a prediction for a person to read."""
+    if prediction.label is None:
+        print(f"{prediction.video}: no label: {prediction.reason}")
+        _show_faces(prediction)
+        return
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
     print(f"{prediction.video}: {prediction.label} ({shares})")
     for sentence in prediction.warnings:
         print(f"warning: {sentence}")
     print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
+    _show_faces(prediction)
     if prediction.personalized_for:
         print(f"personalized for: {prediction.personalized_for}")
     units = prediction.top_action_units
@@ -40,8 +48,17 @@ def show(prediction: VideoPrediction) -> None:
         print(f"left out: {count} of {total} action units, which the backbone never learned")
 
 
+def _show_faces(prediction: VideoPrediction) -> None:
+    """Print how much of the video shows the face, and whether there were others."""
+    if not math.isnan(prediction.face_share):
+        print(f"face found in {100 * prediction.face_share:.0f} % of the frames")
+    if prediction.other_faces:
+        were = "1 other face was" if prediction.other_faces == 1 else f"{prediction.other_faces} other faces were"
+        print(f"{were} left out; face=left, right, center or a number follows another one")
+
+
 def main(cfg: DictConfig) -> int:
-    """Run the job."""
+    """Run the job; the exit code is 1 where the video has no label."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
     predictor = load_predictor(
@@ -50,5 +67,14 @@ def main(cfg: DictConfig) -> int:
         backbone=instantiate(cfg.backbone),
         limits=instantiate(cfg.limits),
     )
-    show(predictor.predict(cfg.video, subject=None if cfg.subject is None else str(cfg.subject)))
-    return 0
+    subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
+    settings = predictor.source.checkpoint.spec.features.frames.faces
+    try:
+        prediction = predictor.predict(cfg.video, subject=subject, face=face)
+    except NoFaceError as error:
+        raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
+    show(prediction)
+    warning = few_faces(prediction.face_share, settings)
+    if warning:
+        print(f"{warning}, when extracting and training")
+    return 1 if prediction.label is None else 0

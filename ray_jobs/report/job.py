@@ -34,6 +34,7 @@ from clipautt.features.store import FeatureStore
 from clipautt.footage import is_rendered_clip, other_footage, truth_path
 from clipautt.manifest import Manifest, read_manifest
 from clipautt.model.checkpoint import find_checkpoint, footage_seen, load_checkpoint
+from clipautt.video.faces import FEW_FACES
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.progress import table
@@ -92,7 +93,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, names) | {"Trained on": "; ".join(f"{part}: {footage}" for part, footage in seen.items())},
-        notes=[*without_prediction([empty for _, empty in read]), *notes],
+        notes=[*without_prediction([empty for _, empty in read]), *faces_found(rows), *notes],
         warnings=[warning] if warning else [],
         synthetic=all(rendered),
     )
@@ -123,6 +124,16 @@ def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
         return []
     more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
     return [f"Without a prediction, and omitted from every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+
+
+def faces_found(rows: pd.DataFrame) -> list[str]:
+    """A sentence on the share of the frames with a face; none where no detector looked for it."""
+    shares = rows.drop_duplicates(["subject_id", "clip_id"])["face_share"].dropna()
+    if shares.empty:
+        return []
+    low = int((shares < FEW_FACES).sum())
+    few = f"; in {low} of {len(shares)} clips in fewer than half of them" if low else ""
+    return [f"The face was found in {100 * shares.mean():.1f} % of the frames, mean over clips{few}."]
 
 
 def _explained(

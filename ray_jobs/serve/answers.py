@@ -57,9 +57,12 @@ class Service:
                 said = without_paths(str(error), path).removeprefix(f"clip {path.stem!r}: ")
                 raise RefusedError(415, said) from error
             except NoFaceError as error:
-                raise RefusedError(422, "no face was found in the video") from error
+                said = without_paths(str(error), path).removeprefix(f"clip {path.stem!r}: {path.name}: ")
+                raise RefusedError(422, said) from error
             except NotFiniteError as error:
                 raise RefusedError(422, f"the model's numbers for this video are not finite: {error}") from error
+        if prediction.label is None:
+            raise RefusedError(422, f"no label: {prediction.reason}")
         return describe(prediction) | {"duration_seconds": duration, "seconds": time.perf_counter() - began}
 
     def subjects(self) -> list[str]:

@@ -33,6 +33,7 @@ from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
+from clipautt.model.windows import clip_starts
 from ray_jobs.sweep.space import SearchSpace
 
 _COMPARED_SUBJECTS = 3
@@ -128,10 +129,15 @@ def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[s
     scores, fallbacks = [], 0
     results = adapt(source, data.unseen, config)
     for result in results.values():
-        predicted = [prediction.label_index for prediction in result.predictions]
-        true = [data.answers[prediction.clip_id] for prediction in result.predictions]
+        made = [prediction for prediction in result.predictions if prediction.made]
+        if not made:
+            continue
+        true = [data.answers[prediction.clip_id] for prediction in made]
+        predicted = [prediction.label_index for prediction in made]
         scores.append(asdict(score(predicted, true, num_classes=len(source.classes))))
-        fallbacks += sum(prediction.status != OK for prediction in result.predictions)
+        fallbacks += sum(prediction.status != OK for prediction in made)
+    if not scores:
+        raise ValueError("no clip of the validation subjects can be predicted: " + result.predictions[0].status)
     figures: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in METRICS}
     return figures | {"fallbacks": fallbacks, "agreement": _agreement(source, data, config, results)}
 
@@ -155,6 +161,7 @@ def _decisions(result: SubjectResult, source: Source) -> dict[str, Decision]:
     return {
         one.clip_id: Decision(source.classes[one.label_index], float(one.probabilities[-1]))
         for one in result.predictions
+        if one.made
     }
 
 
@@ -171,7 +178,8 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         prompts = backbone.tokenize(PHRASES, context=config.context)
         text = backbone.encode_prompts(prompts)
     labels = {example.clip.clip_id: example.label for example in data.train}
-    centred = centre_subjects([example.clip for example in data.train], config.subject_baseline)
+    clips = [example.clip for example in data.train if clip_starts(example.clip, config.window)]
+    centred = centre_subjects(clips, config.subject_baseline)
     model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
     fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
     checkpoint = make_checkpoint(

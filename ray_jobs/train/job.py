@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from clipautt.backbones.loading import Backbone, load_backbone
 from clipautt.clips import Clip, Split
-from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, SubjectBaseline, clip_key
+from clipautt.features.clip_features import SUBJECT_BASELINES, FeatureSpec, clip_key
 from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
 from clipautt.footage import Footage
 from clipautt.manifest import Manifest
@@ -39,6 +39,7 @@ from clipautt.model.training import (
     subject_centres,
     validate,
 )
+from clipautt.model.windows import clip_starts
 from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import (
@@ -48,6 +49,7 @@ from ray_jobs.platform.extraction.extract import (
     refuse_lost,
     report_failures,
 )
+from ray_jobs.platform.extraction.faces_seen import report_faces, report_left_out
 from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
 from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
@@ -151,9 +153,9 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
         stream = streamed_clips(job, config, store)
         fit(trained, text, stream.batches, config, on_epoch=_note_epochs(job, config, stream))
     else:
-        examples = load_examples(job.manifest, store, job.manifest.of_split("source_train"), config.subject_baseline)
+        examples = load_examples(job.manifest, store, job.manifest.of_split("source_train"), config)
         fit(trained, text, examples, config, rank=rank, world_size=world)
-    held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config.subject_baseline)
+    held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config)
     metrics = dict(validate(model.eval(), text, held_out, config))
     if rank == 0:
         manifest = job.manifest
@@ -186,7 +188,7 @@ def streamed_clips(job: TrainJob, config: TrainConfig, store: FeatureStore) -> S
         failed = set(status.loc[~status["status"].isin({OK, *TRIED_AGAIN}), "clip_key"])
         readable, centres = [clip for clip in clips if clip_key(clip) not in failed], {}
     else:
-        loaded = store.load(clips)
+        loaded = {name: clip for name, clip in store.load(clips).items() if clip_starts(clip, config.window)}
         readable = [clip for clip in clips if clip.clip_id in loaded]
         centres = subject_centres(loaded.values(), config.subject_baseline)
     return StreamedClips(
@@ -270,13 +272,11 @@ def epoch_lines(row: dict[str, Any]) -> list[str]:
     return [first, *(f"  {clip_id}: {reason}" for clip_id, reason in omitted[:_SHOWN_CLIPS]), *more]
 
 
-def load_examples(
-    manifest: Manifest, store: FeatureStore, clips: Sequence[Clip], baseline: SubjectBaseline
-) -> list[Example]:
-    """Labelled clips with features, each subject's centre removed."""
-    loaded = store.load(clips)
+def load_examples(manifest: Manifest, store: FeatureStore, clips: Sequence[Clip], config: TrainConfig) -> list[Example]:
+    """Labelled clips with features and a window that counts, each subject's centre removed."""
+    loaded = [clip for clip in store.load(clips).values() if clip_starts(clip, config.window)]
     labels = {clip.clip_id: manifest.label_index(clip) for clip in clips}
-    return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(list(loaded.values()), baseline)]
+    return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(loaded, config.subject_baseline)]
 
 
 def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
@@ -307,6 +307,8 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(clips, extraction)
         report_failures(summary)
         refuse_lost(summary)
+        report_faces(summary)
+        report_left_out(summary, configs[0].window)
         warn(uncropped_warning(clips, store.spec.frames))
         footage = training_footage(manifest, extraction.backbone)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)

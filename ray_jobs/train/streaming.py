@@ -20,6 +20,7 @@ from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.features.store import TRIED_AGAIN
 from clipautt.model.training import Example, TrainConfig, epoch_order
+from clipautt.model.windows import why_no_window
 from clipautt.video.reader import FrameSpec
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus
 from ray_jobs.platform.extraction.extract import ExtractionConfig
@@ -40,7 +41,7 @@ class EpochFigures:
     frames: int = 0
     """Frames of these clips."""
     omitted: dict[str, str] = field(default_factory=dict)
-    """Clip id → why it could not be read or encoded."""
+    """Clip id → why it could not be read or encoded, or has no window to train on."""
     seconds: float = 0.0
     """Seconds from the start of the epoch to its last batch, including the encoders' start."""
 
@@ -104,11 +105,13 @@ class StreamedClips:
         )
 
     def _usable(self, encoded: EncodedClip) -> bool:
-        if encoded.features is None:
-            self.figures.omitted[encoded.clip.clip_id] = encoded.reason
+        why = why_no_window(encoded.face_found, self.config.window, self.frames.faces.window_share)
+        if encoded.features is None or why:
+            self.figures.omitted[encoded.clip.clip_id] = why or encoded.reason
             if encoded.status not in TRIED_AGAIN:
                 self._unusable.add(encoded.clip.clip_id)
-        return encoded.features is not None
+            return False
+        return True
 
     def _example(self, encoded: EncodedClip) -> Example:
         assert encoded.features is not None and encoded.times is not None
@@ -117,7 +120,11 @@ class StreamedClips:
         features = features if centre is None else features - centre
         self.figures.clips += 1
         self.figures.frames += len(features)
-        return Example(ClipFeatures(clip.clip_id, clip.subject_id, features, encoded.times), self.labels[clip.clip_id])
+        share = self.frames.faces.window_share
+        return Example(
+            ClipFeatures(clip.clip_id, clip.subject_id, features, encoded.times, encoded.face_found, min_share=share),
+            self.labels[clip.clip_id],
+        )
 
 
 def in_listed_order(arriving: Iterable[EncodedClip], listed: Sequence[Clip]) -> Iterator[EncodedClip]:

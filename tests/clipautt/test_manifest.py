@@ -418,3 +418,23 @@ def test_videos_that_are_not_there_are_listed(tmp_path: Path) -> None:
         "gone.mp4": f"{tmp_path}/gone.mp4: no such file or folder",
         "7": f"{tmp_path}/7: no such file or folder, but 007",
     }
+
+
+def test_several_people_of_one_video(tmp_path: Path) -> None:
+    """A row per person; numbers of faces as spreadsheets write them."""
+    header = "clip_id,subject_id,source,split,face\n"
+    path = csv(tmp_path, "a,anna,v.mp4,target,left", "b,bob,v.mp4,target,2.0", "c,cleo,w.mp4,target,", header=header)
+    manifest = read_manifest(path)
+    assert [clip.face for clip in manifest.clips] == ["left", "2", None]
+    write_manifest(manifest.clips, tmp_path / "m.parquet")
+    again = read_manifest(tmp_path / "m.parquet")
+    assert again.clips == manifest.clips and again.fingerprint == manifest.fingerprint
+    plain = Manifest(tuple(replace(clip, face=None) for clip in manifest.clips), manifest.classes)
+    assert plain.fingerprint != manifest.fingerprint
+    wrong = csv(tmp_path, "a,anna,v.mp4,target,above", "b,bob,v.mp4,target,0", header=header)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(wrong)
+    assert str(error.value).splitlines()[1:] == [
+        f"  row {row}: face {face!r} is not one of largest, left, right, center, or a number from 1"
+        for row, face in enumerate(("above", "0"))
+    ]

@@ -163,3 +163,35 @@ def test_the_top_five_are_those_that_the_backbone_has_learned_with_their_names()
 def test_where_nothing_is_known_of_the_backbone_no_action_unit_is_left_out() -> None:
     found = Predictor(fake_source()).predict_features(fake_clip())
     assert found.not_learned == () and len(found.top_action_units) == 5
+
+
+def test_too_few_frames_of_a_face_have_a_reason_and_no_label() -> None:
+    gone = replace(fake_clip(), face_found=np.arange(20) < 3, min_share=0.8, other_faces=2)
+    found = Predictor(fake_source()).predict_features(gone, video="face.mp4")
+    assert found.label is None and found.probabilities == {} and np.isnan(found.window_start_seconds)
+    assert found.reason.startswith("the face is found in 3 of 20 frames, and no window of 6 frames shows it in 80 %")
+    assert found.face_share == 0.15 and found.other_faces == 2
+    assert found.action_units.empty and found.entropy.empty and len(found.action_units.columns) > 0
+    assert repr(found) == f"VideoPrediction(None: {found.reason})"
+
+
+def test_a_short_clip_has_a_label_with_the_centre_of_its_subject(tmp_path: Path) -> None:
+    source, config = fake_source(subject_baseline="median"), adapt_config(subject_baseline="median")
+    result = adapt(source, fake_clips(subjects=1), config)["s0"]
+    path = tmp_path / subject_file("s0")
+    save_personalization(Personalization.of(result, config), path, checkpoint=source.checkpoint.fingerprint)
+    predictor, short = Predictor(source, personalizations=tmp_path), fake_clip(num_frames=1)
+    alone = predictor.predict_features(short)
+    assert alone.label is None and alone.reason.startswith("too short: 1 frame, fewer than a window of 6")
+    known = predictor.predict_features(short, personalization=predictor.find_personalization("s0"))
+    assert known.label is not None and known.reason == "" and np.isnan(known.face_share)
+    faceless = replace(fake_clip(), face_found=np.zeros(20, bool), min_share=0.8)
+    gone = predictor.predict_features(faceless, personalization=predictor.find_personalization("s0"))
+    assert gone.label is None and gone.personalized_for == "s0" and gone.reason.startswith("the face is found in 0 of")
+
+
+def test_windows_without_the_face_have_no_row() -> None:
+    half = replace(fake_clip(num_frames=40), face_found=np.arange(40) < 20, min_share=1.0)
+    found = Predictor(fake_source()).predict_features(half)
+    assert len(found.entropy) == len(found.action_units) == 15 and found.face_share == 0.5
+    assert found.label is not None and found.window_end_seconds <= 20 / 12.5 + 1e-9

@@ -20,6 +20,7 @@ from clipautt.features.store import FeatureStore
 from clipautt.manifest import Manifest, read_manifest, write_manifest
 from clipautt.model.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
 from ray_jobs.adapt.actor import Outcome
 from ray_jobs.adapt.job import execute, plan_run, rows_of
 from ray_jobs.adapt.plan import SubjectWork
@@ -97,11 +98,22 @@ class World:
         )
 
 
-def make_world(folder: Path, *, subjects: int, per_subject: int) -> World:
-    """A world with subjects `s0`, `s1`, … whose clips are `s0c0`, `s0c1`, … and between 12 and 25 frames long."""
+def make_world(folder: Path, *, subjects: int, per_subject: int, faceless: Sequence[str] | None = None) -> World:
+    """A world with subjects `s0`, `s1`, … whose clips are `s0c0`, `s0c1`, … and between 12 and 25 frames long.
+
+    Args:
+        folder: where it is made.
+        subjects: how many.
+        per_subject: how many clips of each.
+        faceless: a face was looked for, and found in every frame of the clips other than these, and in two of each of
+            these; None: no face was looked for.
+    """
     backbone = load_backbone(BackboneConfig())
+    faces = FaceConfig() if faceless is None else FaceConfig("cascade")
+    features = FeatureSpec.of(backbone, Sampling(12.5), faces)
     for baseline in ("none", "median"):
         checkpoint = fake_checkpoint(backbone=backbone, subject_baseline=baseline)
+        checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, features=features))
         save_checkpoint(checkpoint, checkpoint_folder(folder / "train", baseline))
     (folder / "videos").mkdir(parents=True)
     names = [(f"s{s}", f"s{s}c{c}", c) for s in range(subjects) for c in range(per_subject)]
@@ -110,8 +122,12 @@ def make_world(folder: Path, *, subjects: int, per_subject: int) -> World:
         for subject, clip_id, c in names
     )
     world = World(folder, clips)
-    store = FeatureStore(folder / "store", FeatureSpec.of(backbone, Sampling(12.5)))
-    store.append([stored.row(clip, features_of(clip, store.spec.feature_dim)) for clip in clips])
+    store = FeatureStore(folder / "store", features)
+    rows = [stored.row(clip, features_of(clip, store.spec.feature_dim)) for clip in clips]
+    if faceless is not None:
+        for row in rows:
+            row["face_found"] = np.arange(len(row["times"])) < (2 if row["clip_id"] in faceless else len(row["times"]))
+    store.append(rows)
     return world
 
 

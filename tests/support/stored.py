@@ -38,7 +38,7 @@ def features_of(seed: int, num_frames: int = 3) -> Any:
 def row(clip: Clip, features: Any, **facts: Any) -> dict[str, Any]:
     """The store's row of a clip; without features a failure."""
     times = None if features is None else np.arange(len(features)) / 12.5
-    names = ("clip_id", "subject_id", "source", "start_seconds", "end_seconds", "start_frame", "end_frame")
+    names = ("clip_id", "subject_id", "source", "start_seconds", "end_seconds", "start_frame", "end_frame", "face")
     basis = {name: getattr(clip, name) for name in (*names, "frames_per_second")} | {"clip_key": clip_key(clip)}
     status = {"status": "ok" if features is not None else "unreadable", "reason": "", "decoder": "decord"}
     return basis | status | {"times": times, "features": features} | facts

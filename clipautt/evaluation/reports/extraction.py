@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 from clipautt.evaluation.reports.templates import render
 from clipautt.files import write_text
 
-PAGE, TABLE = "report.html", "failures.csv"
+PAGE, TABLE, FACES = "report.html", "failures.csv", "faces.csv"
 _SHOWN_FAILURES = 1000
 
 
@@ -45,9 +45,16 @@ class Tile:
 
 
 def write_extraction_report(
-    folder: Path, *, clips: int, failures: Sequence[Failure], tiles: Sequence[Tile], facts: Sequence[tuple[str, str]]
+    folder: Path,
+    *,
+    clips: int,
+    failures: Sequence[Failure],
+    tiles: Sequence[Tile],
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `report.html`, and `failures.csv` with every clip that has no features.
+    """Write `report.html`, `failures.csv` with every clip that has no features, and `faces.csv` if faces were found.
 
     Args:
         folder: an existing folder.
@@ -55,6 +62,8 @@ def write_extraction_report(
         failures: the clips without features.
         tiles: key numbers to show after the number of clips.
         facts: names and values of the settings that determine the features.
+        notes: sentences to show below the headline.
+        shares: clip id → share of its frames with the face, 0..1.
 
     Returns:
         Path of the page, which is self-contained.
@@ -65,6 +74,9 @@ def write_extraction_report(
     kinds = [
         f"{count} {status.replace('_', ' ')}" for status, count in Counter(f.status for f in failures).most_common()
     ]
+    if shares:
+        by_share = pd.Series(dict(shares), name="face_share").rename_axis("clip_id").sort_values(kind="stable")
+        write_text(folder / FACES, by_share.round(4).reset_index().to_csv(index=False))
     good = clips - len(failures)
     page = render(
         "extraction.html.j2",
@@ -76,6 +88,7 @@ def write_extraction_report(
         failures=failures[:_SHOWN_FAILURES],
         more=max(0, len(failures) - _SHOWN_FAILURES),
         table=TABLE,
+        notes=[*notes, *([f"Each clip's share of frames with the face is in {FACES}."] if shares else [])],
         facts=facts,
     )
     path = folder / PAGE

@@ -37,21 +37,27 @@ _FINE = 4
 _TILE, _COLUMNS, _GAP, _FRAME = 128, 8, 10, 4
 """Side of a crop on the sheet in pixels, crops in a row, pixels between them, and width of their borders."""
 _CELL = _TILE + 2 * _FRAME + _GAP
-_ROW, _HEADER, _LEAST_WIDTH = _CELL + 18, 64, 440
+_ROW, _HEADER, _LEAST_WIDTH = _CELL + 18, 64, 500
 
 
 def write_annotated_video(
-    path: str | Path, frames: Iterable[tuple[float, Frames]], track: FaceTrack, *, longest: int = 960
+    path: str | Path,
+    frames: Iterable[tuple[float, Frames]],
+    track: FaceTrack,
+    *,
+    others: Sequence[FaceTrack] = (),
+    longest: int = 960,
 ) -> Path:
     """Write the video with the crop, the line between the eyes and the time drawn in.
 
-    Blue marks a frame in which the face was found, orange a frame whose crop is inferred from other frames. The file
-    appears when it is complete.
+    Blue marks a frame in which the face was found, orange a frame whose crop is inferred from other frames, grey the
+    faces of others. The file appears when it is complete.
 
     Args:
         path: mp4 file to write (H.264).
         frames: seconds and RGB frame, uint8 [H, W, 3], in order; as many as the track has.
         track: where the face is.
+        others: where the faces are that are left out.
         longest: larger frames are reduced to this longer side in pixels.
 
     Returns:
@@ -64,15 +70,16 @@ def write_annotated_video(
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
         with temporary.open("wb") as file:
-            count = _encode(file, frames, track, longest)
+            count = _encode(file, frames, (track, *others), longest)
         if count != len(track.side):
             raise ValueError(f"frames has {count} frames, but track has {len(track.side)}; the same number is needed")
     return target
 
 
-def _encode(file: IO[bytes], frames: Iterable[tuple[float, Frames]], track: FaceTrack, longest: int) -> int:
+def _encode(file: IO[bytes], frames: Iterable[tuple[float, Frames]], tracks: Sequence[FaceTrack], longest: int) -> int:
     """Encode the frames and return their number; those beyond the track's are counted, not written."""
     count, shown, first = 0, -1, 0.0
+    track, *others = tracks
     with av.open(file, "w", format="mp4") as container:
         stream = None
         for count, (seconds, frame) in enumerate(frames, start=1):
@@ -84,7 +91,11 @@ def _encode(file: IO[bytes], frames: Iterable[tuple[float, Frames]], track: Face
                 stream.width, stream.height = _even_size(frame.shape[1], frame.shape[0], longest)
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = Fraction(1, _TICKS)
-            drawn = _annotate(frame, seconds, track, count - 1, (stream.width, stream.height))
+            size = stream.width, stream.height
+            drawn = np.array(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+            for other in others:
+                _draw_other(drawn, other, count - 1, np.array(size) / frame.shape[1::-1])
+            drawn = _annotate(drawn, seconds, track, count - 1, np.array(size) / frame.shape[1::-1])
             picture = av.VideoFrame.from_ndarray(drawn, format="rgb24")
             shown = picture.pts = max(shown + 1, round((seconds - first) * _TICKS))
             picture.time_base = Fraction(1, _TICKS)
@@ -100,12 +111,16 @@ def _even_size(width: int, height: int, longest: int) -> tuple[int, int]:
     return max(2, 2 * round(width * factor / 2)), max(2, 2 * round(height * factor / 2))
 
 
-def _annotate(frame: Frames, seconds: float, track: FaceTrack, index: int, size: tuple[int, int]) -> Frames:
-    scale = np.array(size) / frame.shape[1::-1]
-    drawn = np.array(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+def _draw_other(drawn: Frames, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> None:
+    if track.found[index]:
+        _line(drawn, crop_corners(track, index) * scale, _FAINT, max(1, round(max(drawn.shape) / 800)), closed=True)
+
+
+def _annotate(drawn: Frames, seconds: float, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> Frames:
     found = bool(track.found[index])
-    colour, width = (_FOUND if found else _MISSING), max(1, round(max(size) / 400))
-    _line(drawn, crop_corners(track, index) * scale, colour, width, closed=True)
+    colour, width = (_FOUND if found else _MISSING), max(1, round(max(drawn.shape) / 400))
+    if track.shown[index]:
+        _line(drawn, crop_corners(track, index) * scale, colour, width, closed=True)
     if np.isfinite(track.eyes[index]).all():
         _line(drawn, track.eyes[index] * scale, colour, width)
         for eye in track.eyes[index] * scale:
@@ -208,7 +223,7 @@ def _font(size: int) -> Font:
 
 def _legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
     font, (x, y) = _font(13), place
-    for colour, text in ((_FAINT, "face found"), (_MISSING, "no face found: cropped where it should be")):
+    for colour, text in ((_FAINT, "face found"), (_MISSING, "not found: cropped where it should be, or whole frame")):
         draw.rectangle((x, y - 6, x + 12, y + 6), outline=colour, width=_FRAME)
         draw.text((x + 20, y), text, _INK, font, anchor="lm")
         x += 20 + round(draw.textlength(text, font)) + 24

@@ -106,7 +106,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 
 VERDICT = "verdict.json"
 """File with the verdict for other programs: the fields of `sentences.Verdict`, and `warnings`."""
-OPTIONAL = (*PRIORS, "tune", "position", "warnings")
+OPTIONAL = (*PRIORS, "tune", "position", "warnings", "face_share")
 """Columns that rows of earlier versions lack; the page can do without them."""
 _SHOWN = 0.74
 """CSS pixels per pixel of a figure: sharp on dense displays, with letters as large as those of the text."""

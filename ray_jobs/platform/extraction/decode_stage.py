@@ -123,5 +123,6 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk, node: str) -
         "content": np.full(count, ""),
         "time": chunk.times,
         "found": chunk.found,
+        "other_faces": np.full(count, chunk.other_faces),
         "frame": chunk.frames,
     }

@@ -22,7 +22,7 @@ from clipautt.clips import Clip
 from clipautt.evaluation.reports.extraction import Failure
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.rebase import known_elsewhere
-from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FeatureStore
+from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FacesSeen, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader_process import ReadLimits
@@ -95,14 +95,17 @@ class ExtractSummary:
     """Speed and start-up time; None if nothing was left to do."""
     avoid: frozenset[str] = frozenset()
     """Ids of nodes that cannot see weights, store or clips."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What could not be shown as it should be → number of the requested clips."""
+    faces: Mapping[str, FacesSeen] = field(default_factory=dict)
+    """Clip id → what is known of its faces; empty without a face detector."""
+    face_settings: FaceConfig = field(default_factory=FaceConfig)
+    """How they were found."""
 
     @property
     def lost(self) -> int:
         """Number of clips without features for the fault of a worker or its node; the next extraction tries them."""
         return sum(failure.status in TRIED_AGAIN for failure in self.failures)
-
-    notes: Mapping[str, int] = field(default_factory=dict)
-    """What could not be shown as it should be → number of the requested clips."""
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
@@ -116,6 +119,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         BackboneError: if the backbone cannot be loaded by the workers, or encodes nothing.
         NoNodeError: if no node of the cluster can see weights, store and clips.
     """
+    for face in {clip.face for clip in clips}:
+        config.faces.following(face)  # a name of a face that is not allowed, or no detector to find it
     if config.faces.detector != "none":
         make_detector(config.faces)  # wrong settings are one error here, not a failure of every clip
     spec = FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces)
@@ -150,7 +155,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
     notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
-    return store, ExtractSummary(extracted, len(clips) - len(missing), failures, usage, avoid, notes)
+    known, faces = len(clips) - len(missing), store.faces(clips)
+    return store, ExtractSummary(extracted, known, failures, usage, avoid, notes, faces, config.faces)
 
 
 def _local_files(config: ExtractionConfig) -> list[str]:
@@ -223,7 +229,7 @@ class _Writer:
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
     """The store's row of a clip."""
     of_clip = ("clip_id", "subject_id", "source", *SPAN)
-    of_frames = ("status", "reason", "decoder", "content", "times", "face_found", "features")
+    of_frames = ("status", "reason", "decoder", "content", "times", "face_found", "other_faces", "features")
     row = {name: getattr(encoded.clip, name) for name in of_clip}
     return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
 

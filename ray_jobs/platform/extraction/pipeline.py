@@ -109,6 +109,8 @@ class EncodedClip:
     """Seconds from the start of the clip, [T]."""
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed and left out."""
     features: npt.NDArray[np.float32] | None = None
     """Features, [T, d]; None unless `ok`."""
 
@@ -433,7 +435,8 @@ class _Assembly:
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
         decoder, content = str(joined["decoder"][0]), max(joined["content"].tolist())  # one of its rows has it
         notes = str(end["reason"][-1])
-        return EncodedClip(clip, "ok", notes, decoder, content, joined["time"], joined["found"], joined["feature"])
+        of_frames = joined["time"], joined["found"], int(joined["other_faces"][0]), joined["feature"]
+        return EncodedClip(clip, "ok", notes, decoder, content, *of_frames)
 
 
 def _as_seen_here(encoded: EncodedClip) -> EncodedClip:

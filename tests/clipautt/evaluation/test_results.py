@@ -124,6 +124,7 @@ ROW = ResultRow(
     manifest="ef01",
     code_version="0.1.0",
     seconds=0.25,
+    face_share=0.75,
 )
 
 

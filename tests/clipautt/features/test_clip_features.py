@@ -56,14 +56,8 @@ def test_fingerprint_literal() -> None:
 
 
 def test_clip_features_have_no_label() -> None:
-    assert set(ClipFeatures.__dataclass_fields__) == {
-        "clip_id",
-        "subject_id",
-        "features",
-        "times",
-        "face_found",
-        "notes",
-    }
+    known = {"clip_id", "subject_id", "features", "times", "face_found", "notes", "min_share", "other_faces"}
+    assert set(ClipFeatures.__dataclass_fields__) == known
 
 
 def test_the_key_of_a_video_file_has_the_version_of_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

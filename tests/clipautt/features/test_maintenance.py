@@ -181,6 +181,13 @@ def test_sources_that_are_gone_or_changed_are_notes(tmp_path: Path, root: Path, 
     assert str(found[1]).endswith(f"clip 'changed' was made from {changed.source}, which has changed since")
 
 
+def test_rows_of_several_people_belong_to_their_source(tmp_path: Path, root: Path, store: FeatureStore) -> None:
+    """The face is part of the key, so it is part of the row."""
+    people = [clip_at(tmp_path, f"c{face}", file="both", face=face) for face in ("left", "2")]
+    add(store, *(row(clip, features_of(1)) for clip in (*people, clip_at(tmp_path, "plain", file="both"))))
+    assert verify(root) == []
+
+
 def test_leftovers_go_after_an_hour(tmp_path: Path, root: Path, store: FeatureStore) -> None:
     add(store, row(clip_at(tmp_path), features_of(1)))
     old, new = (".part-1.tmp", "part-2.tmp", ".spec-3.tmp", "_spec.json.4.tmp"), (".part-5.tmp", "part-6.tmp")

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from clipautt.backbones.loading import Backbone
-from clipautt.features.clip_features import FeatureSpec
+from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.store import TRIED_AGAIN, DamagedStoreError, FeatureStore, StoredFrames, read_parts
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
@@ -487,3 +487,33 @@ def test_too_little_memory_is_no_damage(tmp_path: Path, store: FeatureStore, mon
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", no_room)
     with pytest.raises(MemoryError, match="malloc"):
         store.status()
+
+
+def test_faces_are_known_without_their_features(tmp_path: Path) -> None:
+    """Also from a file of an earlier version, which has no number of other faces."""
+    frames = replace(SPEC.frames, faces=FaceConfig("cascade", min_share=0.6))
+    store = FeatureStore(tmp_path / "features", replace(SPEC, frames=frames))
+    found = {"a": [True, False, True], "b": [True] * 3}
+    clips = [clip_at(tmp_path, name) for name in ("a", "b", "failed", "gone")]
+    store.append([row(clips[0], features_of(1), face_found=found["a"], other_faces=2)])
+    earlier = written(store.append([row(clips[1], features_of(2), face_found=found["b"])]))
+    table = pyarrow.parquet.read_table(earlier).drop_columns(["other_faces"])
+    pyarrow.parquet.write_table(table, earlier, write_page_checksum=True)
+    store.append([row(clips[2], None, reason="broken")])
+    known = store.faces(clips)
+    assert {name: one.face_found.tolist() for name, one in known.items()} == found
+    assert {name: one.other_faces for name, one in known.items()} == {"a": 2, "b": 0}
+    assert repr(known["a"]) == "FacesSeen(in 2 of 3, 2 others)"
+    loaded = store.load(clips)
+    assert {name: (clip.other_faces, clip.min_share) for name, clip in loaded.items()} == {"a": (2, 0.6), "b": (0, 0.6)}
+    assert loaded["a"].face_share == pytest.approx(2 / 3)
+    assert FeatureStore(tmp_path / "features", SPEC).faces(clips) == {}
+
+
+def test_two_faces_of_one_video_are_two_rows(tmp_path: Path, store: FeatureStore) -> None:
+    left, right = (clip_at(tmp_path, name, file="both", face=name) for name in ("left", "right"))
+    plain = clip_at(tmp_path, "plain", file="both")
+    assert len({clip_key(clip) for clip in (left, right, plain)}) == 3
+    store.append([row(left, features_of(1)), row(right, features_of(2))])
+    assert store.present([left, right, plain]) == {"left", "right"}
+    np.testing.assert_array_equal(store.load([right])["right"].features.numpy(), features_of(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,34 @@ def test_defaults_are_the_paper_s() -> None:
 def test_id_number_literal() -> None:
     assert id_number("s1") == id_number("s1") != id_number("s10")
     assert 0 <= id_number("") < 2**63
+
+
+def test_windows_are_drawn_where_the_face_is() -> None:
+    """Frames 8 to 17 of 30 show it: windows of four may have one frame without it."""
+    numbers = torch.arange(30.0)[:, None].expand(30, FEATURE_DIM)
+    found = (np.arange(30) >= 8) & (np.arange(30) < 18)
+    clip = replace(fake_clip(num_frames=30), features=numbers, face_found=found, min_share=0.75)
+    rng = np.random.default_rng(0)
+    drawn = [random_window(clip, WindowSpec(length=4), rng)[:, 0].tolist() for _ in range(200)]
+    assert {window[0] for window in drawn} == set(range(7, 16))
+    strided = [random_window(clip, WindowSpec(length=3, stride=4), rng)[:, 0].tolist() for _ in range(200)]
+    assert {tuple(window) for window in strided} == {(8, 12, 16), (9, 13, 17)}
+
+
+def test_where_all_frames_show_the_face_the_same_windows_are_drawn_as_without_a_detector() -> None:
+    plain = fake_clip(num_frames=30)
+    found = replace(plain, face_found=np.ones(30, bool), min_share=0.8)
+    for spec in (WindowSpec(length=4), WindowSpec(length=4, stride=3), WindowSpec(length=40)):
+        ours, theirs = (
+            [random_window(clip, spec, rng) for _ in range(20)]
+            for clip, rng in ((found, np.random.default_rng(1)), (plain, np.random.default_rng(1)))
+        )
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_the_centre_is_that_of_frames_with_the_face() -> None:
+    clip = fake_clip(num_frames=30)
+    half = replace(clip, face_found=np.arange(30) < 10, min_share=0.8)
+    assert torch.equal(subject_centres([half], "mean")["s0"], clip.features[:10].mean(0))
+    (centred,) = centre_subjects([half], "mean")
+    assert centred.face_found is half.face_found and centred.min_share == 0.8

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from clipautt.model.windows import WindowSpec, embed_windows, entropy, window_runs, window_starts
+from clipautt.model.windows import (
+    WindowSpec,
+    clip_starts,
+    counted_starts,
+    embed_windows,
+    entropy,
+    why_no_window,
+    window_runs,
+    window_starts,
+)
 from clipautt.settings import one_line
-from tests.support.fakes import FEATURE_DIM, fake_model
+from tests.support.fakes import FEATURE_DIM, fake_clip, fake_model
 
 
 @pytest.mark.parametrize(
@@ -134,3 +145,41 @@ def test_specification_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValidationError) as caught:
         WindowSpec(**{name: 0})
     assert one_line(caught.value, "window") == f"window.{name}=0: should be greater than 0"
+
+
+@pytest.mark.parametrize(
+    ("found", "length", "hop", "share", "starts"),
+    [
+        ("11110011", 4, 1, 0.75, [0, 1]),
+        ("11110011", 4, 1, 0.5, [0, 1, 2, 3, 4]),
+        ("11110011", 4, 3, 0.75, [0]),
+        ("00111111", 4, 2, 1.0, [2, 4]),
+        ("01111", 5, 1, 0.8, [0]),  # 4 of 5 are 80 %
+        ("0111", 6, 1, 0.75, [0]),  # a short clip is one window
+        ("0011", 6, 1, 0.75, []),
+        ("000", 2, 1, 0.8, []),
+        ("000", 2, 1, 0.0, [0, 1]),
+    ],
+)
+def test_a_window_counts_where_enough_of_its_frames_show_the_face(
+    found: str, length: int, hop: int, share: float, starts: list[int]
+) -> None:
+    shown, spec = np.array([one == "1" for one in found]), WindowSpec(length=length, hop=hop)
+    assert counted_starts(shown, spec, share) == starts
+    assert (why_no_window(shown, spec, share) is None) == bool(starts)
+
+
+def test_why_no_window_counts() -> None:
+    found = np.arange(60) < 12
+    assert why_no_window(found, WindowSpec(length=16), 0.8) == (
+        "the face is found in 12 of 60 frames, and no window of 16 frames shows it in 80 % of them (faces.min_share)"
+    )
+    assert why_no_window(None, WindowSpec(), 0.8) is None
+
+
+def test_windows_of_strided_frames_are_judged_by_these() -> None:
+    """Every second frame shows the face, from the first one on."""
+    clip = replace(fake_clip(num_frames=12), face_found=np.arange(12) % 2 == 0, min_share=0.8)
+    spec = WindowSpec(length=3, stride=2)
+    assert clip_starts(clip, spec) == [0, 1, 2, 3] and clip_starts(clip, spec, offset=1) == []
+    assert clip_starts(replace(clip, face_found=None), spec, offset=1) == [0, 1, 2, 3]

@@ -17,7 +17,7 @@ from clipautt.action_units import RENDERED
 from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.settings import one_line
-from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, make_detector
+from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, few_faces, make_detector
 from tests.support.fake_yunet import write_fake_yunet
 from tests.support.photograph import PHOTO_EYES, PHOTO_FACE, photograph
 
@@ -95,7 +95,46 @@ def test_pictures_without_a_face(name: str) -> None:
 
 
 def test_a_face_smaller_than_asked_is_left_out() -> None:
-    assert make_detector(FaceConfig(detector="cascade", min_face=0.3))(data.astronaut()) == ()
+    """Its box is 0.19 of the picture; one that was found is followed down to 0.7 of the smallest that counts."""
+    assert make_detector(FaceConfig(detector="cascade", min_face=0.35))(data.astronaut()) == ()
+    (face,) = make_detector(FaceConfig(detector="cascade", min_face=0.25))(data.astronaut())
+    assert face.size == face.side
+
+
+def test_a_small_frame_is_enlarged_for_a_small_face() -> None:
+    """A face of 17 pixels, where the cascades need 20."""
+    frame = cv2.resize(data.astronaut(), (96, 96), interpolation=cv2.INTER_AREA)
+    (face,) = make_detector(CASCADE)(frame)
+    assert face.centre == pytest.approx(np.array(PHOTO_FACE) * 96 / 512, abs=2) and 15 < face.side < 22
+
+
+def test_eyes_are_found_in_the_dark_too() -> None:
+    dark = (data.astronaut() * 0.08).astype(np.uint8)
+    (face,) = make_detector(CASCADE)(dark)
+    assert face.eyes is not None and np.allclose(face.eyes, PHOTO_EYES, atol=4)
+
+
+def test_yunet_sees_dark_frames_equalized(tmp_path: Path) -> None:
+    """The stand-in is certain of a face by how red it is: a tenth of it is not enough, equalized it is."""
+    model = str(write_fake_yunet(tmp_path / "yunet.onnx"))
+    frame = np.full((128, 128, 3), 2, np.uint8)
+    frame[40:48, 40:48] = (60, 2, 2)
+    config = FaceConfig(detector="yunet", model=model, min_score=0.5)
+    assert len(make_detector(config)(frame)) == 1
+    bright = frame.copy()
+    bright[:, 112:] = (0, 255, 255)
+    assert make_detector(config)(bright) == ()
+
+
+def test_the_least_certain_face_is_a_setting(tmp_path: Path) -> None:
+    model = str(write_fake_yunet(tmp_path / "yunet.onnx"))
+    frame = np.zeros((128, 128, 3), np.uint8)
+    frame[40:48, 40:48], frame[:, 112:] = (150, 0, 0), (0, 255, 255)
+    found = {
+        score: len(make_detector(FaceConfig(detector="yunet", model=model, min_score=score))(frame))
+        for score in (0.5, 0.7)
+    }
+    assert found == {0.5: 1, 0.7: 0}
 
 
 def test_a_frame_of_another_type_is_refused() -> None:
@@ -140,6 +179,10 @@ def test_geometry_of_a_face() -> None:
         ({"smooth_seconds": math.nan}, "faces.smooth_seconds=nan: should be a finite number"),
         ({"max_gap_seconds": "2"}, "faces.max_gap_seconds='2': should be a number"),
         ({"detect_pixels": 10}, "faces.detect_pixels=10: should be greater than or equal to 64"),
+        ({"min_share": 0}, "faces.min_share=0: should be greater than 0"),
+        ({"min_score": 1}, "faces.min_score=1: should be less than 1"),
+        ({"which": "above"}, "faces.which='above': should be one of largest, left, right, center or an integer"),
+        ({"which": 0}, "faces.which=0: should be one of largest, left, right, center or greater than 0"),
         ({"min_face": 0}, "faces.min_face=0: should be greater than or equal to 0.01"),
         ({"detector": "yunet"}, "faces.model=None; faces.detector='yunet' needs the path of YuNet's ONNX file"),
         (
@@ -177,6 +220,50 @@ def test_facts_hold_what_changes_a_crop(tmp_path: Path) -> None:
     assert FaceConfig(margin=0.5).facts == FaceConfig().facts == {"detector": "none"}
     assert CASCADE.facts != FaceConfig(detector="cascade", margin=0.5).facts
     assert CASCADE.facts == FaceConfig(detector="cascade", model="unused.onnx").facts
+    # What decides which windows count changes no crop; what came later is left out at its default.
+    assert CASCADE.facts == FaceConfig(detector="cascade", min_share=0.5, min_score=0.5).facts
+    assert FaceConfig(detector="cascade", which="left").facts == CASCADE.facts | {"which": "left"}
+    less = FaceConfig(detector="yunet", model=str(here), min_score=0.5)
+    assert less.facts == first.facts | {"min_score": 0.5} and FaceConfig(**less.facts).facts == less.facts
+
+
+def test_stored_features_and_checkpoints_of_earlier_versions_stay_valid() -> None:
+    assert CASCADE.facts == {
+        "detector": "cascade",
+        "margin": 0.2,
+        "align": True,
+        "smooth_seconds": 0.15,
+        "missing": "fill",
+        "max_gap_seconds": 2.0,
+        "detect_pixels": 480,
+        "min_face": 0.15,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "share"), [(FaceConfig(), 0.0), (CASCADE, 0.8), (FaceConfig(detector="cascade", missing="drop"), 1.0)]
+)
+def test_share_of_a_window_that_must_show_the_face(config: FaceConfig, share: float) -> None:
+    assert config.window_share == share
+
+
+def test_a_clip_may_name_its_face() -> None:
+    assert CASCADE.following(None) is CASCADE
+    assert CASCADE.following("left").which == "left" and CASCADE.following("2").which == 2
+    for face in ("above", "0", "-1", "²", ""):
+        with pytest.raises(ValueError, match=r"allowed: largest, left, right, center, or a number from 1"):
+            CASCADE.following(face)
+    with pytest.raises(ValueError, match=r"face='left' needs a face detector"):
+        FaceConfig().following("left")
+
+
+def test_few_faces_name_another_detector() -> None:
+    assert few_faces(0.5, CASCADE) is None and few_faces(math.nan, FaceConfig()) is None
+    said = few_faces(0.161, CASCADE)
+    assert said is not None and said.startswith("the face is found in only 16 % of the frames; YuNet finds more faces")
+    assert "faces=yunet faces.model=" in said and "https://" in said
+    with_yunet = few_faces(0.1, FaceConfig(detector="yunet", model_hash="x"))
+    assert with_yunet is not None and "faces.min_score below 0.7" in with_yunet
 
 
 def test_path_of_the_model_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +288,16 @@ def test_yunet_boxes_and_eyes(tmp_path: Path) -> None:
     model = str(write_fake_yunet(tmp_path / "yunet.onnx"))
     detect = make_detector(FaceConfig(detector="yunet", model=model, detect_pixels=320))
     frame = np.zeros((480, 640, 3), np.uint8)
+    frame[:, 600:] = (0, 255, 255)  # not a dark frame
     assert detect(frame) == ()
     frame[80:96, 32:48] = (0, 0, 255)
     assert detect(frame) == ()
     frame[160:176, 320:336] = (255, 0, 0)
     assert detect(frame) == (Face(296, 128, 64, 80, 1.0, ((308, 152), (340, 168))),)
-    assert make_detector(FaceConfig(detector="yunet", model=model, detect_pixels=320, min_face=0.2))(frame) == ()
+    # A box of 64 × 80 counts as 72 pixels, 0.149 of 480, and is followed where 0.149 / 0.7 is the smallest that counts.
+    for min_face, found in ((0.21, 1), (0.22, 0)):
+        config = FaceConfig(detector="yunet", model=model, detect_pixels=320, min_face=min_face)
+        assert len(make_detector(config)(frame)) == found
 
 
 def test_yunet_takes_frames_of_any_size(tmp_path: Path) -> None:

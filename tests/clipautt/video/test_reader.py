@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ def test_a_face_is_cropped_and_frames_without_it_are_filled_or_dropped(face_vide
     assert filled.found.tolist() == [True] * 20 + [False] * 10 + [True] * 30
     np.testing.assert_allclose(filled.times, np.arange(60) / 25, atol=1e-4)
     dropped = frames_of(clip, FrameSpec(SHAPE, EVERY, FaceConfig("cascade", missing="drop")))
-    assert dropped.found.all() and np.array_equal(dropped.times, filled.times[filled.found])
-    assert np.array_equal(dropped.frames, filled.frames[filled.found])
+    assert np.array_equal(dropped.found, filled.found) and np.array_equal(dropped.times, filled.times)
+    assert np.array_equal(dropped.frames[filled.found], filled.frames[filled.found])
+    assert (dropped.frames[~filled.found] == 127).all() and (filled.frames[~filled.found] != 127).any()
+    near = frames_of(clip, FrameSpec(SHAPE, EVERY, FaceConfig("cascade", max_gap_seconds=0.1)))
+    assert [(frame == 127).all() for frame in near.frames[20:30]] == [False] * 2 + [True] * 6 + [False] * 2
     # The crop follows: what is shown stays the same, though the face moves by more than its width.
     seen = filled.frames[filled.found].astype(float)
     assert np.abs(seen[0] - seen[-1]).mean() < 12
@@ -105,8 +109,34 @@ def test_frames_too_large_to_be_kept_are_decoded_again(face_video: Path, monkeyp
 def test_a_clip_without_a_face_says_so(tmp_path: Path) -> None:
     path = write_video(tmp_path / "nobody.mp4", numbered_frames(12, height=184, width=240))
     spec = FrameSpec(SHAPE, Sampling(12.5), FaceConfig("cascade"))
-    with pytest.raises(NoFaceError, match="no face was found in 6 frames"):
+    with pytest.raises(NoFaceError, match=r"no face was found in 6 frames$"):
         frames_of(Clip("c", "s", str(path), "target"), spec)
+
+
+def test_a_face_that_is_too_small_is_called_that(tmp_path: Path) -> None:
+    """Too small even to be followed; the way out that is named works."""
+    path = write_video(tmp_path / "far.mp4", np.stack([photograph(100 + i, 240, 0.45) for i in range(12)]))
+    clip, spec = Clip("c", "s", str(path), "target"), FrameSpec(SHAPE, EVERY, FaceConfig("cascade", min_face=0.3))
+    with pytest.raises(NoFaceError, match=r"no face was found in 12 frames: the face is too small, 1\d % of") as told:
+        frames_of(clip, spec)
+    lower = float(re.findall(r"set faces\.min_face=([\d.]+),", str(told.value))[0])
+    assert frames_of(clip, FrameSpec(SHAPE, EVERY, FaceConfig("cascade", min_face=lower))).found.all()
+
+
+def test_two_people_of_one_video_are_two_clips(tmp_path: Path) -> None:
+    """One moves, the other stays; each clip shows its own, and says that there is another."""
+    frames = [np.concatenate([photograph(240, 180, 1.0), photograph(200 + 4 * i, 180, 0.7)], 1) for i in range(15)]
+    path, spec = write_video(tmp_path / "two.mp4", np.stack(frames)), FrameSpec(SHAPE, EVERY, FaceConfig("cascade"))
+    shown = {}
+    for face in ("largest", "left", "right", "2"):
+        clip = Clip(face, face, str(path), "target", face=face)
+        (chunk,) = decode_chunks(clip, spec, decoder="pyav")
+        assert chunk.other_faces == 1 and chunk.found.all()
+        shown[face] = chunk.frames
+    assert np.array_equal(shown["largest"], shown["left"]) and np.array_equal(shown["right"], shown["2"])
+    assert np.abs(shown["left"].astype(int) - shown["right"]).mean() > 5
+    with pytest.raises(ValueError, match="face='left' needs a face detector"):
+        list(decode_chunks(Clip("c", "s", str(path), "target", face="left"), FrameSpec(SHAPE), decoder="pyav"))
 
 
 @pytest.mark.parametrize("detector", ["none", "cascade"])

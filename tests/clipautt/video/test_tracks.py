@@ -17,23 +17,30 @@ from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.video import reencode
 from clipautt.video.faces import Eyes, Face, FaceConfig, make_detector
 from clipautt.video.preprocessing import Frames
-from clipautt.video.tracks import FaceTrack, crop_face, smooth, track_faces
+from clipautt.video.tracks import FaceTrack, People, crop_face, follow_faces, smooth
 from tests.support.photograph import PHOTO_EYES, photo_to_frame, photograph
 
 RAW = FaceConfig(detector="cascade", smooth_seconds=0, margin=0)
 SHAPE = (300, 400)
 
 
-def face(x: float, y: float, side: float, eyes: Eyes | None = None) -> Face:
-    """A square face around (x, y)."""
-    return Face(x - side / 2, y - side / 2, side, side, 1.0, eyes)
+def face(x: float, y: float, side: float, eyes: Eyes | None = None, *, blind: bool = False) -> Face:
+    """A square face around (x, y); by default its eyes are level."""
+    level = (x - side / 4, y), (x + side / 4, y)
+    return Face(x - side / 2, y - side / 2, side, side, 1.0, None if blind else eyes or level)
+
+
+def people(
+    detections: Sequence[tuple[Face, ...]], config: FaceConfig = RAW, *, times: npt.ArrayLike | None = None
+) -> People:
+    moments = np.arange(len(detections)) / 10 if times is None else times
+    return follow_faces(moments, detections, [SHAPE] * len(detections), config)
 
 
 def track(
     detections: Sequence[tuple[Face, ...]], config: FaceConfig = RAW, *, times: npt.ArrayLike | None = None
 ) -> FaceTrack | None:
-    moments = np.arange(len(detections)) / 10 if times is None else times
-    return track_faces(moments, detections, [SHAPE] * len(detections), config)
+    return people(detections, config, times=times).subject
 
 
 def follow(*args: object, **kwargs: object) -> FaceTrack:
@@ -89,6 +96,71 @@ def test_no_frames_have_no_face() -> None:
     assert track([]) is None
 
 
+def test_far_from_any_frame_with_the_face_nothing_is_shown() -> None:
+    """A face in frames 10 to 19 and 40 to 49 of ten a second, and a second is filled on each side."""
+    detections = [(face(100, 150, 80),) if 10 <= i < 20 or 40 <= i < 50 else () for i in range(70)]
+    followed = follow(detections, FaceConfig(detector="cascade", max_gap_seconds=1.0))
+    assert np.flatnonzero(followed.shown).tolist() == [*range(30), *range(30, 60)]
+    followed = follow(detections, FaceConfig(detector="cascade", max_gap_seconds=0.55))
+    assert np.flatnonzero(followed.shown).tolist() == [*range(5, 25), *range(35, 55)]
+    dropped = follow(detections, FaceConfig(detector="cascade", missing="drop"))
+    assert (dropped.shown == dropped.found).all() and dropped.found.sum() == 20
+
+
+def two_people(count: int = 20) -> list[tuple[Face, ...]]:
+    """A near one on the right, one as large in the middle for half of the time, a smaller one on the left."""
+    return [
+        (face(330, 150, 100), face(80, 140, 60), *([face(200, 150, 100)] if i < count // 2 else []))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("which", "x"), [("largest", 330), ("left", 80), ("right", 330), ("center", 200), (1, 330), (2, 200), (3, 80)]
+)
+def test_which_of_several_faces_is_followed(which: str | int, x: float) -> None:
+    seen = people(two_people(), FaceConfig(detector="cascade", smooth_seconds=0, which=which))  # type: ignore[arg-type]
+    assert seen.subject is not None and seen.subject.centre[0, 0] == x
+    assert seen.others == 2 and len(seen.tracks) == 3 and seen.why == ""
+    assert seen.counts.tolist() == [3] * 10 + [2] * 10
+
+
+def test_a_number_beyond_the_faces_says_how_many_there_are() -> None:
+    seen = people(two_people(), FaceConfig(detector="cascade", which=4))
+    assert seen.subject is None and seen.others == 3
+    assert seen.why == "face 4 was asked for, and 3 faces were found"
+
+
+def test_what_shows_no_eyes_and_passes_is_no_face() -> None:
+    """A cheek that is taken for a face in 12 of 75 frames; a profile, which lasts, is a face."""
+    cheek = [(face(150, 200, 70, blind=True),) if 20 <= i < 32 else () for i in range(75)]
+    seen = people(cheek)
+    assert seen.tracks == () and seen.subject is None
+    assert seen.why == "no face was found in 75 frames: what looks like one in 12 of them shows no eyes"
+    profile = [(face(150, 150, 70, blind=True),) if i < 38 else () for i in range(75)]
+    assert people(profile).others == 0 and people(profile).subject is not None
+    beside = [(face(300, 100, 50), *faces) for faces in cheek]
+    assert people(beside).others == 0, "the cheek is nobody"
+
+
+def test_a_face_that_counts_is_followed_while_it_is_smaller() -> None:
+    """The smallest face is 0.15 of 300 pixels, 45; as it goes away it shrinks to 35."""
+    going = [(face(200, 150, side),) for side in np.linspace(50, 35, 20)]
+    assert follow(going).found.all()
+    small = people([(face(200, 150, 40),)] * 20)
+    assert small.subject is None
+    assert small.why == (
+        "no face was found in 20 frames: the face is too small, 13 % of the frame's shorter side "
+        "(faces.min_face=0.15); set faces.min_face=0.12, or cut the video to the face"
+    )
+    assert people([(face(200, 150, 40),)] * 20, FaceConfig(detector="cascade", min_face=0.12)).subject is not None
+
+
+def test_score_is_that_of_the_detections() -> None:
+    followed = follow([(face(200, 150, 80),), (), (face(200, 150, 80),), (face(200, 150, 80),)])
+    np.testing.assert_equal(followed.score, [1.0, np.nan, 1.0, 1.0])
+
+
 @pytest.mark.parametrize(("x", "same"), [(100, True), (150, True), (170, True), (300, False)])
 def test_after_the_longest_gap_a_face_is_the_same_only_in_its_place(x: float, same: bool) -> None:
     detections = [(face(100, 150, 80),)] * 6 + [()] * 30 + [(face(x, 150, 80),)] * 4
@@ -112,7 +184,7 @@ def test_frames_far_apart_have_no_gap_between_them() -> None:
 
 def test_a_clip_that_changes_its_resolution() -> None:
     detections = [(face(100, 150, 80),)] * 6 + [(face(200, 300, 160),)] * 6
-    followed = track_faces(np.arange(12) / 10, detections, [SHAPE] * 6 + [(600, 800)] * 6, RAW)
+    followed = follow_faces(np.arange(12) / 10, detections, [SHAPE] * 6 + [(600, 800)] * 6, RAW).subject
     assert followed is not None and followed.found.all()
     assert np.allclose(followed.centre, [[100, 150]] * 6 + [[200, 300]] * 6)
     assert np.allclose(followed.side, [80] * 6 + [160] * 6)
@@ -128,7 +200,7 @@ def test_tilt_follows_the_eyes_that_are_seen() -> None:
         x, y = 20 * math.cos(math.radians(degrees)), 20 * math.sin(math.radians(degrees))
         return (face(200, 150, 80, ((200 - x, 150 - y), (200 + x, 150 + y))),)
 
-    blind = (face(200, 150, 80),)
+    blind = (face(200, 150, 80, blind=True),)
     detections = [tilted(0)] * 5 + [blind] * 4 + [tilted(10)] * 5
     followed = follow(detections)
     assert np.degrees(followed.angle) == pytest.approx([0] * 5 + [2, 4, 6, 8] + [10] * 5)
@@ -196,7 +268,7 @@ def test_smoothing_keeps_a_line_and_looks_both_ways() -> None:
 )
 def test_tracks_need_one_of_each_per_frame(times: list[float], shapes: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        track_faces(times, [()] * 3, shapes, RAW)
+        follow_faces(times, [()] * 3, shapes, RAW)
 
 
 def test_an_upright_crop_of_whole_pixels_is_the_frame_itself() -> None:
@@ -322,7 +394,7 @@ def eyes_in_crop(film: Film, followed: FaceTrack) -> npt.NDArray[np.float64]:
 
 
 def film_track(film: Film) -> FaceTrack:
-    followed = track_faces(film.times, film.detections, [frame.shape[:2] for frame in film.frames], SMOOTH)
+    followed = follow_faces(film.times, film.detections, [frame.shape[:2] for frame in film.frames], SMOOTH).subject
     assert followed is not None
     return followed
 
@@ -366,7 +438,7 @@ def test_a_synthetic_clip_is_found_in_every_frame() -> None:
         movements, frames = render_clip(draw_identity(subject.identity_seed), subject.clips[1], config)
         detect = make_detector(SMOOTH)
         shapes = [frame.shape[:2] for frame in frames]
-        followed = track_faces(np.arange(24) / 25, [detect(frame) for frame in frames], shapes, SMOOTH)
+        followed = follow_faces(np.arange(24) / 25, [detect(frame) for frame in frames], shapes, SMOOTH).subject
         assert followed is not None and followed.found.mean() > 0.9
         turned = np.degrees(followed.angle - movements.pose[:, 2])
         assert turned.std() < 2.0

@@ -375,6 +375,49 @@ def bad_world(folder: Path) -> tuple[World, list[Clip]]:
     return replace(world, clips=(*world.clips, *bad)), bad
 
 
+@pytest.mark.parametrize("method", [PER_SUBJECT, ONLINE, PER_VIDEO])
+def test_clips_that_show_too_little_of_a_face_have_a_row_with_the_reason(
+    tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str], method: AdaptConfig
+) -> None:
+    """Also a subject without any other clip; a second start does nothing, and a new clip extends its subject."""
+    faceless = ["s0c1", "s1c0", "s1c1", "s1c2"]
+    world = make_world(tmp_path, subjects=2, per_subject=3, faceless=faceless)
+    late = [clip for clip in world.clips if clip.clip_id == "s0c2"]
+    first = [clip for clip in world.clips if clip not in late]
+    name = method.protocol
+    rows, failed = run(world, name, method, CLIP_AU, clips=first, cohorts=[])
+    assert not failed
+    without = rows[rows["prediction"] == ""]
+    assert sorted(set(without["clip_id"])) == faceless and len(without) == 2 * len(faceless)
+    assert without["status"].str.startswith("no prediction: the face is found in 2 of ").all()
+    assert without["probability"].isna().all() and (without["face_share"] < 0.2).all()
+    assert (predicted(rows)["face_share"] == 1.0).all() and (predicted(rows)["status"] == "ok").all()
+    written = times_of(world.run(name) / "subjects")
+    again, _ = run(world, name, method, CLIP_AU, clips=first, cohorts=[])
+    assert times_of(world.run(name) / "subjects") == written
+    assert_same_results(again, rows)
+    extended, _ = run(world, name, method, CLIP_AU, clips=world.clips, cohorts=[])
+    undisturbed, _ = run(world, f"{name}-at-once", method, CLIP_AU, clips=world.clips, cohorts=[])
+    if method is not ONLINE:  # the new clip comes last there
+        compared = ["clip_id", "method", "prediction", "status"]
+        pd.testing.assert_frame_equal(extended[compared], undisturbed[compared])
+    assert set(extended["clip_id"]) == {clip.clip_id for clip in world.clips}
+
+
+def test_the_command_says_which_clips_have_no_prediction_and_how_much_of_a_face_there_is(
+    tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path, subjects=2, per_subject=3, faceless=["s0c1"])
+    assert cli.main(["adapt", *world.words("a", *TUNED, "explain=true")]) == 0
+    said = capsys.readouterr().out
+    assert "face found in" in said and "% of the frames of 6 clips" in said
+    assert "1 clip without a prediction" in said and "s0c1" in said and "the face is found in 2 of" in said
+    assert world.rows("a").set_index("clip_id").loc["s0c1", "prediction"].eq("").all()
+    explained = times_of(world.run("a") / "explain" / "s0")
+    assert cli.main(["adapt", *world.words("a", *TUNED, "explain=true")]) == 0
+    assert times_of(world.run("a") / "explain" / "s0") == explained
+
+
 @pytest.mark.parametrize("pool", ["here", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_subject_that_fails_gets_rows_and_holds_nobody_up(
     pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -37,11 +37,16 @@ def face_video(path: Path, *, frames: int = 30) -> Path:
 def test_video_sheet_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video, out = face_video(tmp_path / "v.mp4"), tmp_path / "look"
     assert cli.main(["faces", str(video), f"out={out}", "sampling.frames_per_second=null"]) == 0
-    assert "face found in 25 of 30 frames" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "face found in 25 of 30 frames" in said and "other" not in said and "YuNet" not in said
     table = pd.read_csv(out / "track.csv")
     assert table["found"].tolist() == [True] * 10 + [False] * 5 + [True] * 15
     np.testing.assert_allclose(table["seconds"], np.arange(30) / 25, atol=1e-3)
     np.testing.assert_allclose(np.diff(table["centre_x"]), 4, atol=1.5)  # it follows the face, hidden or not
+    assert table["eyes"].tolist() == table["found"].tolist() and table["faces"].tolist() == table["found"].tolist()
+    assert (table["score"].notna() == table["found"]).all()
+    people = pd.read_csv(out / "people.csv")
+    assert people["face"].tolist() == [1] * 25
     with av.open(str(out / "annotated.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 30
     assert Image.open(out / "contact_sheet.png").size[0] > 400
@@ -56,12 +61,55 @@ def test_folders_of_frames_are_looked_at_too(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "look" / "track.csv")["found"].all()
 
 
+def test_a_video_without_a_face_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, out = write_video(tmp_path / "v.mp4", numbered_frames(10, height=184, width=240)), tmp_path / "look"
+    assert cli.main(["faces", str(video), f"out={out}"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("no face was found in 5 frames; YuNet finds more faces")
+    assert [line.strip() for line in said[1:]] == [str(out / name) for name in OUTPUTS]
+    table = pd.read_csv(out / "track.csv")
+    assert not table["found"].any() and table[["centre_x", "side", "score"]].isna().all(axis=None)
+    assert table["faces"].tolist() == [0] * 5 and pd.read_csv(out / "people.csv").empty
+    with av.open(str(out / "annotated.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    sheet = np.asarray(Image.open(out / "contact_sheet.png").convert("RGB")).astype(int)
+    tile = sheet[64 + 4 : 64 + 4 + 128, 14 : 14 + 128]  # the whole frame, grey above and below
+    assert np.abs(tile[3] - 127).max() < 3 and tile.std() > 5
+
+
+def test_a_face_in_a_few_frames_names_another_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [photograph(240, 180, 0.9) if i < 8 else np.full((360, 480, 3), 90, np.uint8) for i in range(40)]
+    video, out = write_video(tmp_path / "v.mp4", np.stack(pictures)), tmp_path / "look"
+    words = ["sampling.frames_per_second=null", "faces.max_gap_seconds=0.2"]
+    assert cli.main(["faces", str(video), f"out={out}", *words]) == 0
+    assert "the face is found in only 20 % of the frames; YuNet finds more faces" in capsys.readouterr().out
+    table = pd.read_csv(out / "track.csv")
+    assert table["side"].notna().tolist() == [True] * 13 + [False] * 27  # five frames are filled
+
+
+def test_people_are_counted_and_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [np.concatenate([photograph(240, 180, 1.1), photograph(200 + 2 * i, 180, 0.8)], 1) for i in range(10)]
+    video, out = write_video(tmp_path / "v.mp4", np.stack(pictures)), tmp_path / "look"
+    places = {}
+    for which in ("largest", "right", "3"):
+        words = [f"out={out}", "sampling.frames_per_second=null", f"faces.which={which}"]
+        assert cli.main(["faces", str(video), *words]) == int(which == "3")
+        said = capsys.readouterr().out
+        places[which] = pd.read_csv(out / "track.csv")["centre_x"].median()
+        assert pd.read_csv(out / "people.csv")["face"].tolist() == [1] * 10 + [2] * 10
+        if which == "3":
+            assert said.startswith("face 3 was asked for, and 2 faces were found\n")
+        else:
+            assert "1 other face was left out; faces.which=left, right, center or a number" in said
+        assert "10 of 10" in said
+    assert places["largest"] == pytest.approx(240, abs=20) and places["right"] > 600 and np.isnan(places["3"])
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the mistakes are made with."""
     folder = tmp_path_factory.mktemp("videos")
     face_video(folder / "v.mp4")
-    write_video(folder / "nobody.mp4", numbered_frames(10, height=184, width=240))
     (folder / "text.mp4").write_text("no video")
     (folder / "out").mkdir()
     shutil.copy(folder / "v.mp4", folder / "out" / "annotated.mp4")
@@ -71,7 +119,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nobody.mp4"], "nobody.mp4: no face was found in 5 frames"),
         (["text.mp4"], "text.mp4 cannot be decoded (decord: "),
         (["gone.mp4"], "video=gone.mp4: no such file or folder"),
         (["v.mp4", "faces=none"], "faces=none detects nothing; allowed here are cascade and yunet"),

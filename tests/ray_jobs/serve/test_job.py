@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,16 @@ def test_prompts_of_another_checkpoint_are_refused(service: Service, source: Sou
             service.predict(video.read_bytes(), subject)
         assert caught.value.refusal.status == 409
         assert str(folder) not in caught.value.refusal.detail
+
+
+def test_a_video_without_a_label_is_refused_with_the_reason(source: Source, tmp_path: Path) -> None:
+    """One frame, and a model that removes the resting face; the answer has no path in it."""
+    checkpoint = replace(source.checkpoint, spec=replace(source.checkpoint.spec, subject_baseline="median"))
+    service = Service(Predictor(Source(checkpoint, source.backbone)), LIMITS)
+    short = write_video(tmp_path / "short.mp4", numbered_frames(1)).read_bytes()
+    with pytest.raises(RefusedError, match=r"^no label: too short: 1 frame, fewer than a window of \d+ has") as caught:
+        service.predict(short, None)
+    assert caught.value.refusal.status == 422 and "/" not in caught.value.refusal.detail
 
 
 def test_what_the_decoders_said_is_told_without_paths(service: Service, tmp_path: Path) -> None:

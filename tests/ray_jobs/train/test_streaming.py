@@ -73,7 +73,7 @@ def cached(data: Path, baseline: SubjectBaseline, epochs: int) -> tuple[ClipAU, 
     config = replace(STREAMED, features="cached", subject_baseline=baseline, epochs=epochs)
     manifest = manifest_of(data)
     store = FeatureStore(data / "store", spec())
-    examples = load_examples(manifest, store, manifest.of_split("source_train"), baseline)
+    examples = load_examples(manifest, store, manifest.of_split("source_train"), config)
     assert len(examples) == 9
     return fitted(examples, config)
 

@@ -49,3 +49,11 @@ def test_names_are_text_and_no_html(tmp_path: Path) -> None:
     bad = Failure("<script>alert(1)</script>", "s", "x", "unreadable", "a & <b>")
     page = write_extraction_report(tmp_path, clips=1, failures=[bad], tiles=[], facts=[]).read_text()
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "a &amp; &lt;b&gt;" in page
+
+
+def test_each_clips_share_of_frames_with_a_face(tmp_path: Path) -> None:
+    said = write_extraction_report(
+        tmp_path, clips=2, failures=[], tiles=[], facts=[], notes=["seen & said"], shares={"b": 1.0, "a": 0.25}
+    ).read_text()
+    assert "seen &amp; said" in said and "faces.csv" in said
+    assert pd.read_csv(tmp_path / "faces.csv").to_dict("list") == {"clip_id": ["a", "b"], "face_share": [0.25, 1.0]}

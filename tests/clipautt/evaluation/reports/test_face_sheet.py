@@ -31,7 +31,9 @@ TRACK = FaceTrack(
     side=np.array([160.0] * 4),
     angle=np.zeros(4),
     found=np.array([True, True, False, True]),
+    shown=np.ones(4, bool),
     eyes=np.array([[[210.0, 250.0], [270.0, 250.0]], *[[[np.nan] * 2] * 2] * 3]),
+    score=np.array([1.0, 1.0, np.nan, 1.0]),
 )
 
 
