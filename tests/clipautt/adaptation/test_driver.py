@@ -253,6 +253,7 @@ def test_methods_see_no_label() -> None:
             "face_found",
             "features",
             "min_share",
+            "notes",
             "other_faces",
             "subject_id",
             "times",
