@@ -42,7 +42,7 @@ from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.serve.answers import Service
 from ray_jobs.serve.ingress import ANSWER_SECONDS, WebReplica
-from ray_jobs.serve.uploads import Limits, Refusal, RefusedError
+from ray_jobs.serve.uploads import MAX_PIXELS, MAX_SECONDS, MAX_UPLOAD_MB, Limits, Refusal, RefusedError
 
 APPLICATION = "clipautt"
 """Name of the Ray Serve application."""
@@ -71,11 +71,11 @@ class ServeConfig:
     """Port to listen on."""
     replicas: PositiveInt = 1
     """Copies of the model, each on its own core or its share of a GPU."""
-    max_upload_mb: PositiveFloat = 50.0
+    max_upload_mb: PositiveFloat = MAX_UPLOAD_MB
     """Largest file, MB; a larger one is refused while it arrives."""
-    max_seconds: PositiveFloat = 60.0
+    max_seconds: PositiveFloat = MAX_SECONDS
     """Longest video, from its first frame to the end of its last, s; a longer one is refused before it is decoded."""
-    max_pixels: PositiveInt = 3840 * 2160
+    max_pixels: PositiveInt = MAX_PIXELS
     """Largest frame, width × height; a larger one is refused before it is decoded."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""

@@ -24,17 +24,20 @@ from clipautt.video.containers import DecodeError, open_container, video_stream
 _MAX_FRAMES_PER_SECOND = 240
 _FILE_NAME = "video"
 _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
+MAX_UPLOAD_MB = 50.0
+MAX_SECONDS = 60.0
+MAX_PIXELS = 3840 * 2160
 
 
 @settings
 class Limits:
     """Upper limits of an upload."""
 
-    max_bytes: PositiveInt
+    max_bytes: PositiveInt = int(MAX_UPLOAD_MB * 1e6)
     """Size of the file, bytes."""
-    max_seconds: PositiveFloat
+    max_seconds: PositiveFloat = MAX_SECONDS
     """Length of the video in seconds, from its first frame to the end of its last."""
-    max_pixels: PositiveInt
+    max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
 
 
