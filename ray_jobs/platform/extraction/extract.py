@@ -85,6 +85,8 @@ class ExtractSummary:
     """Clip id → what is known of its faces; empty without a face detector."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
     """How they were found."""
+    named: frozenset[str] = frozenset()
+    """The clips that name whose face they show."""
 
 
 def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
@@ -127,7 +129,9 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    summary = ExtractSummary(extracted, len(clips) - len(missing), failures, usage, store.faces(clips), config.faces)
+    named = frozenset(clip.clip_id for clip in clips if clip.face is not None)
+    present = len(clips) - len(missing)
+    summary = ExtractSummary(extracted, present, failures, usage, store.faces(clips), config.faces, named)
     return store, summary
 
 
