@@ -101,6 +101,8 @@ class ExtractSummary:
     """Clip id → what is known of its faces; empty without a face detector."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
     """How they were found."""
+    named: frozenset[str] = frozenset()
+    """The clips that name whose face they show."""
 
     @property
     def lost(self) -> int:
@@ -155,8 +157,17 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
     notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
-    known, faces = len(clips) - len(missing), store.faces(clips)
-    return store, ExtractSummary(extracted, known, failures, usage, avoid, notes, faces, config.faces)
+    return store, ExtractSummary(
+        extracted,
+        len(clips) - len(missing),
+        failures,
+        usage,
+        avoid,
+        notes,
+        faces=store.faces(clips),
+        face_settings=config.faces,
+        named=frozenset(clip.clip_id for clip in clips if clip.face is not None),
+    )
 
 
 def _local_files(config: ExtractionConfig) -> list[str]:

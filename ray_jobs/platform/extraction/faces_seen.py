@@ -41,7 +41,7 @@ def face_lines(summary: ExtractSummary) -> Iterator[str]:
     if low or none:
         where = f"{_clips(none)} no face, {_clips(low)} it in fewer than half of the frames"
         yield f"{where}; {hints(summary.face_settings)}"
-    crowded = sum(seen.other_faces > 0 for seen in summary.faces.values())
+    crowded = sum(seen.other_faces > 0 for clip_id, seen in summary.faces.items() if clip_id not in summary.named)
     if crowded:
         yield (
             f"{_clips(crowded)} other faces beside the one that is followed; faces.which, or a column `face` of the "

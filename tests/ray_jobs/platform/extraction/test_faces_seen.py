@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def test_shares_of_frames_and_other_faces() -> None:
     assert crowded.startswith(
         "1 clip shows other faces beside the one that is followed; faces.which, or a column `face`"
     )
+    assert len(list(face_lines(replace(summary(1.0, others=1), named=frozenset({"c0"}))))) == 1
 
 
 def test_few_faces_name_the_clips_and_another_detector(capsys: pytest.CaptureFixture[str]) -> None:
