@@ -133,7 +133,8 @@ def test_mistake_5_no_target_label_chooses_an_epoch(monkeypatch: pytest.MonkeyPa
     assert not torch.equal(snapshots[0], snapshots[-1])
     assert list(inspect.signature(fit).parameters)[:4] == ["model", "text_features", "examples", "config"]
     assert list(inspect.signature(adapt).parameters) == ["source", "clips", "config", "tuning"]
-    assert set(ClipFeatures.__dataclass_fields__) == {"clip_id", "subject_id", "features", "times", "face_found"}
+    known = {"clip_id", "subject_id", "features", "times", "face_found", "notes"}
+    assert set(ClipFeatures.__dataclass_fields__) == known
 
 
 def test_mistake_6_evaluation_has_no_random_crops_and_no_window_wraps_around() -> None:
