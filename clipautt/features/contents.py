@@ -10,6 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from clipautt.video.decoding import VERSION
 from clipautt.video.pictures import PICTURES
 
 _PIECE = 1 << 20
@@ -19,7 +20,8 @@ _DIGITS = 32
 def content_of(source: str | Path) -> str:
     """Hash of a video file, or of the pictures in a folder with their names: 32 hex digits of a SHA-256.
 
-    A file that several clips are spans of is read once, as long as its size and time stay the same.
+    A file that several clips are spans of is read once, as long as its size and time stay the same. That of a video file
+    changes with the version of decoding, since the same file may then give other frames.
 
     Raises:
         OSError: if it is not there or cannot be read.
@@ -27,7 +29,8 @@ def content_of(source: str | Path) -> str:
     path = Path(source)
     if not path.is_dir():
         stat = path.stat()
-        return _of_file(str(path), stat.st_size, stat.st_mtime_ns)
+        decoded = f"decoding {VERSION} {_of_file(str(path), stat.st_size, stat.st_mtime_ns)}"
+        return hashlib.sha256(decoded.encode()).hexdigest()[:_DIGITS]
     digest = hashlib.sha256()
     for name in sorted(name for name in os.listdir(path) if Path(name).suffix.lower() in PICTURES):
         picture = path / name

@@ -54,11 +54,13 @@ class Rebase:
 def known_elsewhere(folder: Path, clips: Iterable[Clip]) -> int:
     """How many clips have features under another path or time, going by clip, subject and span.
 
+    Rows without a recorded content do not count: an earlier version wrote them, and may have decoded other frames.
+
     Args:
         folder: folder of a specification, `FeatureStore.path`.
         clips: clips without features under their present key.
     """
-    known = {_name(row) for _, rows in _read_rows(folder) for row in rows if row["status"] == OK}
+    known = {_name(row) for _, rows in _read_rows(folder) for row in rows if row["status"] == OK and row["content"]}
     return sum(_name(vars(clip)) in known for clip in clips) if known else 0
 
 

@@ -119,7 +119,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["text.mp4"], "text.mp4 cannot be decoded (decord: "),
+        (["text.mp4"], "text.mp4 cannot be decoded (decord and pyav: "),
         (["gone.mp4"], "video=gone.mp4: no such file or folder"),
         (["v.mp4", "faces=none"], "faces=none detects nothing; allowed here are cascade and yunet"),
         (["v.mp4", "faces=yunet"], "faces.model"),
@@ -168,7 +168,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, capsys: pytest.CaptureFix
     assert time.monotonic() - began < 60  # two deadlines and three starts; without a deadline it would wait for ever
     why = "stopped because it gave no frame for 1 s"
     assert capsys.readouterr().err == (
-        f"clipautt faces: clip 'pipe': {pipe} cannot be decoded (decord: {why}; pyav: {why})\n"
+        f"clipautt faces: clip 'pipe': {pipe} cannot be decoded (decord and pyav: {why})\n"
     )
     assert names_in(out) == ["track.csv"] and (out / "track.csv").read_text() == "earlier"
 
