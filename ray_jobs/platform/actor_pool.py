@@ -20,8 +20,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from ray_jobs.platform.cluster import avoiding
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _ResultOut = TypeVar("_ResultOut", covariant=True)
@@ -315,6 +313,8 @@ class _Pool(Generic[Item, Result]):
 
     def _start(self) -> None:
         import ray
+
+        from ray_jobs.platform.cluster import avoiding  # here, since the command line imports this module
 
         asked = {"num_cpus": self.config.num_cpus, "num_gpus": self.config.num_gpus}
         options: dict[str, Any] = asked | {"max_restarts": 0, "max_task_retries": 0}

@@ -334,7 +334,7 @@ def test_tasks_are_read_as_actors_become_free(local_ray: None, tmp_path: Path) -
     outcomes = run_pool(Scripted, (tmp_path,), endless(), config=config(2))
     for done in range(1, 21):
         assert isinstance(next(outcomes), Done)
-        assert len(read) <= done + 2
+        assert len(read) <= done + 3  # two at work, and one more that may be done
     outcomes.close()  # type: ignore[attr-defined]
     assert_no_actor_left(tmp_path)
 
