@@ -20,8 +20,8 @@ _DIGITS = 32
 def content_of(source: str | Path) -> str:
     """Hash of a video file, or of the pictures in a folder with their names: 32 hex digits of a SHA-256.
 
-    A file that several clips are spans of is read once, as long as its size and time stay the same. That of a video file
-    changes with the version of decoding, since the same file may then give other frames.
+    A file that several clips are spans of is read once, as long as its size and time stay the same. The hash of a video
+    file changes with the version of decoding, since the same file may then give other frames.
 
     Raises:
         OSError: if it is not there or cannot be read.
