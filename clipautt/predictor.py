@@ -7,7 +7,7 @@ print(Predictor.load("runs/train/demo").predict("face.mp4"))
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -30,7 +30,7 @@ from clipautt.footage import is_rendered, other_footage
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
 from clipautt.tables import nfc
-from clipautt.video.faces import make_detector
+from clipautt.video.faces import few_faces, make_detector
 from clipautt.video.reader_process import ReadLimits
 
 
@@ -209,8 +209,16 @@ class Predictor:
             described = _describe(session, shown, video, prediction, after, subject)
         else:
             described = _without_label(self.source, clip, video, prediction.status.removeprefix(NO_PREDICTION), subject)
+        return replace(described, warnings=(*self._warnings(clip, video), *clip.notes))
+
+    def _warnings(self, clip: ClipFeatures, video: str) -> Iterator[str]:
+        """What speaks against an answer: footage that the model has never seen, and too few frames with the face."""
         unseen = other_footage(self.source.footage, [is_rendered(video)] if video else [])
-        return replace(described, warnings=(*([unseen] if unseen else []), *clip.notes))
+        few = few_faces(clip.face_share, self.source.checkpoint.spec.features.frames.faces)
+        if unseen:
+            yield unseen
+        if few:
+            yield f"{few[0].upper()}{few[1:]}, when extracting and training."
 
     def _personalized(self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor) -> Prediction:
         why = session.source.why_no_window(clip, whole=session.config.readout == "whole_clip")

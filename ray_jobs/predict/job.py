@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from clipautt.action_units import title_of
 from clipautt.predictor import VideoPrediction
-from clipautt.video.faces import few_faces, hints
+from clipautt.video.faces import hints
 from clipautt.video.reader import NoFaceError
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
@@ -27,14 +27,14 @@ POSITIONAL = "video"
 
 def show(prediction: VideoPrediction) -> None:
     """Print a prediction for a person to read."""
-    if prediction.label is None:
-        print(f"{prediction.video}: no label: {prediction.reason}")
-        _show_faces(prediction)
-        return
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
-    print(f"{prediction.video}: {prediction.label} ({shares})")
+    answer = f"no label: {prediction.reason}" if prediction.label is None else f"{prediction.label} ({shares})"
+    print(f"{prediction.video}: {answer}")
     for sentence in prediction.warnings:
         print(f"warning: {sentence}")
+    if prediction.label is None:
+        _show_faces(prediction)
+        return
     print(f"most expressive window: {prediction.window_start_seconds:.2f} to {prediction.window_end_seconds:.2f} s")
     _show_faces(prediction)
     if prediction.personalized_for:
@@ -74,7 +74,4 @@ def main(cfg: DictConfig) -> int:
     except NoFaceError as error:
         raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
     show(prediction)
-    warning = few_faces(prediction.face_share, settings)
-    if warning:
-        print(f"{warning}, when extracting and training")
     return 1 if prediction.label is None else 0

@@ -171,6 +171,8 @@ def test_too_few_frames_of_a_face_have_a_reason_and_no_label() -> None:
     assert found.label is None and found.probabilities == {} and np.isnan(found.window_start_seconds)
     assert found.reason.startswith("the face is found in 3 of 20 frames, and no window of 6 frames shows it in 80 %")
     assert found.face_share == 0.15 and found.other_faces == 2
+    (warning,) = found.warnings
+    assert warning.startswith("The face is found in only 15 % of the frames; YuNet finds more faces")
     assert found.action_units.empty and found.entropy.empty and len(found.action_units.columns) > 0
     assert repr(found) == f"VideoPrediction(None: {found.reason})"
 

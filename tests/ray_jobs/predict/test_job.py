@@ -58,7 +58,7 @@ def test_a_video_without_a_label_says_why(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{video}: {said}")
     share = 100 * (4 / 24 if len(frames) == 24 else 1)
-    assert lines[1] == f"face found in {share:.0f} % of the frames"
+    assert f"face found in {share:.0f} % of the frames" in lines
     assert any("YuNet" in line for line in lines) == (share < 50)
 
 
