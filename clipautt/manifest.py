@@ -45,7 +45,7 @@ _SECONDS = ("start_seconds", "end_seconds")
 _FRAMES = ("start_frame", "end_frame")
 _SPAN = (*_SECONDS, *_FRAMES, "frames_per_second")
 _COLUMNS = tuple(f.name for f in fields(Clip))
-_WHOLE_NUMBERS = ("clip_id", "subject_id", "label", "face")
+_WHOLE_NUMBERS = ("clip_id", "subject_id", "label")
 """Columns of text that may hold whole numbers."""
 _ALSO = {
     "id": "clip_id", "clip": "clip_id", "video_id": "clip_id", "name": "clip_id",
@@ -252,7 +252,9 @@ def _texts(cells: pd.Series) -> pd.Series:
     """Cells as text without surrounding white space, None where there is nothing."""
     text = cells.map(_plain, na_action="ignore").astype(object)
     given = [cell for cell in text if isinstance(cell, str)]
-    if cells.name in _WHOLE_NUMBERS and without_decimals(given):
+    if cells.name == "face":  # names and numbers in one column
+        text = text.map(lambda cell: whole(cell) if without_decimals([cell]) else cell, na_action="ignore")
+    elif cells.name in _WHOLE_NUMBERS and without_decimals(given):
         text = text.map(whole, na_action="ignore")
     return text.where(text.notna(), None)
 

@@ -139,7 +139,7 @@ class ResultBook:
         self._count(rows)
 
     def _write_rows(self, rows: pd.DataFrame, subject: str) -> None:
-        warnings = rows["clip_id"].map(self.run.warnings).fillna("").astype(str)
+        warnings = [self.run.warnings.get(clip_id, "") for clip_id in rows["clip_id"]]
         write_rows(rows.assign(warnings=warnings), self.results / result_file(subject))
 
     def _count(self, rows: pd.DataFrame) -> None:

@@ -135,13 +135,12 @@ def _examples(ids: Sequence[str]) -> str:
     return f" ({', '.join(ids[:_EXAMPLES])}{', …' if len(ids) > _EXAMPLES else ''})"
 
 
-def _check_keep(root: Path, keep: Sequence[object]) -> None:
+def _check_keep(root: Path, keep: Sequence[str]) -> None:
     """Refuse a fingerprint that the store does not have: a mistyped one would not keep what it was meant to."""
     there = [folder.name for folder in store_folders(root)]
     for name in keep:
         if name not in there:
-            hint = "" if isinstance(name, str) else "; it was read as a number: put it in quotes, keep=['…']"
-            raise ValueError(f"keep={name!r} is not a folder of {root}; there are: {', '.join(there) or 'none'}{hint}")
+            raise ValueError(f"keep={name!r} is not a folder of {root}; there are: {', '.join(there) or 'none'}")
 
 
 def _line(folder: FolderInventory) -> tuple[object, ...]:

@@ -219,4 +219,4 @@ def test_a_broken_video_may_be_replaced_by_a_good_one(world: World, capsys: pyte
 
 def test_run_folders_are_plain_paths(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*world.words("far", *TUNED), "runs=s3://bucket/runs"]
-    assert "s3://bucket/runs: run folders are plain paths" in said_on_refusal(words, capsys)
+    assert "runs=s3://bucket/runs: URIs are not read yet; give a local path" in said_on_refusal(words, capsys)

@@ -157,7 +157,7 @@ def test_rebase_tells_first_and_takes_over_on_request(
         (["vacuum"], "action='vacuum'; allowed: ls, verify, rebase, gc"),
         (["ls", "store=gone"], "no feature store at gone; `clipautt extract` makes one, or give store=FOLDER"),
         (["gc", "keep=[abc]"], "keep='abc' is not a folder of features; there are: "),
-        (["gc", "keep=[1234]"], "it was read as a number: put it in quotes"),
+        (["gc", "keep=[1234]"], "keep='1234' is not a folder of features; there are: "),
         (["gc", "apply=no"], "apply=no: expected true or false"),
         (["gc", "manifests=[gone.parquet]"], "no manifest at gone.parquet"),
         (["rebase"], "rebase needs the manifests of the data as it is now: manifests=[PATH]"),

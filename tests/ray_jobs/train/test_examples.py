@@ -47,10 +47,9 @@ def test_streamed_clips_without_a_window_that_counts_are_omitted(faces: int, fou
         frames=FrameSpec(Preprocessing(32, (0, 0, 0), (1, 1, 1), "area"), faces=settings),
     )
     features = np.zeros((20, 8), np.float32)
-    seen = EncodedClip(
-        Clip("c", "s", "c.mp4", "source_train"), "ok", "", "pyav", np.arange(20.0), np.arange(20) < faces
-    )
-    encoded = EncodedClip(**{**vars(seen), "features": features})
+    found = np.arange(20) < faces
+    clip = Clip("c", "s", "c.mp4", "source_train")
+    encoded = EncodedClip(clip, "ok", times=np.arange(20.0), face_found=found, features=features)
     assert stream._usable(encoded) is not omitted
     assert list(stream.figures.omitted) == (["c"] if omitted else [])
     if omitted:

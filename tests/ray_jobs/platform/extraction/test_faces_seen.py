@@ -21,7 +21,7 @@ CASCADE = FaceConfig(detector="cascade")
 def summary(*found: float, others: int = 0, failures: tuple[Failure, ...] = ()) -> ExtractSummary:
     """Clips of twenty frames that show the face in these shares of them, from the start."""
     faces = {f"c{i}": FacesSeen(np.arange(20) < round(20 * share), others) for i, share in enumerate(found)}
-    return ExtractSummary(len(found), 0, failures, None, faces, CASCADE)
+    return ExtractSummary(len(found), 0, failures, None, faces=faces, face_settings=CASCADE)
 
 
 def test_without_a_detector_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
