@@ -56,7 +56,7 @@ def test_biovid_with_vit_b_32_from_the_tree_to_a_prediction(
     said = capsys.readouterr().out
     assert "8 clips encoded, 0 already in the store, 0 without features" in said and "source_val" in said
     assert len(Path("data/biovid/manifest.problems.txt").read_text().splitlines()) == 8  # absent targets
-    assert cli.main(["train", *data, *backbone, "train.epochs=1", "train.window.length=8"]) == 0
+    assert cli.main(["train", *data, *backbone, "train.epochs=1", "train.window.length=6"]) == 0
     spec = load_checkpoint("runs/train/default/checkpoints/none").spec
     assert spec.features.feature_dim == 512 and spec.features.frames.preprocessing.size == 224
     assert spec.backbone == BackboneConfig("ViT-B-32-quickgelu", str(weights))
