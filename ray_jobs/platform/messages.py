@@ -43,6 +43,14 @@ class MessageFile(logging.Handler):
             with open(self.path, "a", encoding="utf-8", errors="replace") as file:
                 file.write(text.rstrip("\n") + "\n")
 
+    def discard(self) -> None:
+        """Remove the file, unless it has been named; the next message begins another one."""
+        with self.lock or contextlib.nullcontext():
+            if self.path and not self.named:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+                self.path = ""
+
     def mention(self) -> str:
         """Path of the file, which then counts as named; empty if nothing has been said."""
         self.named = self.named or bool(self.path)
@@ -64,7 +72,10 @@ def silence(logger: logging.Logger) -> None:
 
 @contextlib.contextmanager
 def kept_aside() -> Iterator[None]:
-    """Send what the cluster tells its drivers to the file; at the end the file is named, if it has not been."""
+    """Send what the cluster tells its drivers to the file.
+
+    Where an error ends the block, the file is named, if it has not been; where nothing went wrong, it is removed.
+    """
     from ray._private import worker
 
     def note(data: Mapping[str, Any], **_: Any) -> None:
@@ -75,10 +86,13 @@ def kept_aside() -> Iterator[None]:
     worker.print_to_stdstream = note  # type: ignore[assignment]
     try:
         yield
-    finally:
-        worker.print_to_stdstream = before
+    except BaseException:
         if MESSAGES.path and not MESSAGES.named:
             print(f"Ray's messages: {MESSAGES.mention()}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        worker.print_to_stdstream = before
+        MESSAGES.discard()
 
 
 @contextlib.contextmanager

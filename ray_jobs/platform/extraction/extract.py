@@ -30,6 +30,7 @@ from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.extraction.pipeline import EncodedClip, Pipeline, PipelineConfig, Usage
 from ray_jobs.platform.extraction.probe import NoNodeError, unfit_nodes
+from ray_jobs.platform.messages import MESSAGES
 from ray_jobs.platform.metrics import JobMetrics
 from ray_jobs.platform.progress import Progress, table
 
@@ -261,7 +262,7 @@ def report_failures(summary: ExtractSummary) -> None:
         if len(failures) > _SHOWN_FAILURES:
             print(f"… and {len(failures) - _SHOWN_FAILURES} more")
     if summary.lost:
-        print(_lost(summary))
+        print(_lost(summary) + (f". Ray's messages: {file}" if (file := MESSAGES.mention()) else ""))
     for note, count in summary.notes.items():
         print(f"{count} {'clip' if count == 1 else 'clips'} with features all the same: {note}")
 

@@ -76,21 +76,39 @@ def test_a_cluster_that_does_not_answer_for_a_moment_has_lost_nothing(capsys: py
     assert capsys.readouterr().out == "" and len(answers) == 1
 
 
-def test_rays_messages_go_to_a_file_that_is_named_at_the_end(
-    capsys: pytest.CaptureFixture[str], file: MessageFile
-) -> None:
+def say(count: int) -> None:
+    """Send messages as Ray does."""
     from ray._private import worker
 
-    with kept_aside():
-        for number in range(300):
-            worker.print_to_stdstream(
-                {"lines": [f"Task {number} failed, it is retried"], "pid": "raylet", "is_err": False},
-                ignore_prefix=False,
-            )
+    for number in range(count):
+        lines = [f"Task {number} failed, it is retried"]
+        worker.print_to_stdstream({"lines": lines, "pid": "raylet", "is_err": False}, ignore_prefix=False)
+
+
+def test_rays_messages_go_to_a_file_that_is_named_where_a_job_fails(
+    capsys: pytest.CaptureFixture[str], file: MessageFile
+) -> None:
+    with pytest.raises(ConnectionError), kept_aside():
+        say(300)
+        raise ConnectionError("gone")
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"Ray's messages: {file.path}\n")
     lines = Path(file.path).read_text().splitlines()
     assert len(lines) == 300 and re.fullmatch(r"\S+ \S+ \(raylet\) Task 7 failed, it is retried", lines[7])
+
+
+def test_the_messages_of_a_job_that_succeeds_are_removed_unless_they_were_named(
+    capsys: pytest.CaptureFixture[str], file: MessageFile
+) -> None:
+    with kept_aside():
+        say(3)
+        path = Path(file.path)
+        assert path.is_file()
+    assert not path.exists() and capsys.readouterr() == ("", "")
+    with kept_aside():
+        say(3)
+        named = Path(file.mention())
+    assert len(named.read_text().splitlines()) == 3
 
 
 def test_nothing_is_made_or_named_if_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
