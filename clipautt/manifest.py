@@ -241,7 +241,7 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def is_written_manifest(path: Path) -> bool:
-    """Whether `write_manifest` wrote this file with its classes."""
+    """Whether `write_manifest` wrote this file."""
     try:
         return _CLASSES in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
@@ -438,5 +438,5 @@ def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] 
         inside = source.is_absolute() and source.is_relative_to(folder)
         rows.append(vars(clip) | {"source": str(source.relative_to(folder)) if inside else clip.source})
     table = pa.Table.from_pandas(pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]), preserve_index=False)
-    noted = {_CLASSES: json.dumps(list(classes)).encode()} if classes else {}
+    noted = {_CLASSES: json.dumps(list(classes)).encode()}
     write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **noted}))

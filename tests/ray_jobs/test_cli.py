@@ -254,6 +254,13 @@ def test_manifest_says_which_videos_are_missing(tmp_path: Path, capsys: pytest.C
     assert out.endswith("2 of 3 clips have no video or folder of frames\n")
 
 
+def test_a_person_without_labels_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "people" / "anna").mkdir(parents=True)
+    (tmp_path / "people" / "anna" / "7.mp4").write_text("x")
+    words = ["manifest", "dataset=folder", f"root={tmp_path}/people", f"manifest={tmp_path}/m.parquet"]
+    assert [run(capsys, *words)[::2] for _ in range(2)] == [(0, "")] * 2
+
+
 def test_classes_in_a_message_can_be_copied_into_a_shell(tmp_path: Path) -> None:
     rows = ["a,s,FALSE,source_train", "b,s,it's,source_train", "c,t,0,target"]
     rows = [f"{row},x.mp4" for row in rows]
