@@ -249,7 +249,7 @@ def test_names_that_no_table_can_hold_are_one_line(tmp_path: Path, capsys: pytes
 def test_manifest_says_which_videos_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_people(tmp_path, 3)
     (tmp_path / "c1.mp4").write_text("x")
-    code, out, err = run(capsys, "manifest", "dataset=manifest", f"manifest={tmp_path}/m.csv")
+    code, out, err = run(capsys, "manifest", f"manifest={tmp_path}/m.csv")
     assert (code, err) == (0, "") and f"c2    {tmp_path}/c2.mp4: no such file or folder" in out
     assert out.endswith("2 of 3 clips have no video or folder of frames\n")
 
