@@ -105,6 +105,8 @@ def iter_rows(text: str, path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
                 raise csv.Error("a cell may not hold a line break")
             line += 1
             kept = _trimmed(cells, width)
+            if line == 1 and kept == ("sep=",):  # tells spreadsheets what separates cells
+                continue
             width = width or len(kept)
             yield line, kept
     except csv.Error as error:
