@@ -224,7 +224,7 @@ def _with_splits(listing: Listing, table: Table) -> Listing:
     told: dict[str, dict[str, str]] = {}
     for where, row in table.rows:
         split = row.get("split", "").lower()
-        if split not in _DRAWN and _path(row)[0]:
+        if split not in _DRAWN and not label_files.no_label(split) and _path(row)[0]:
             told.setdefault(_path(row)[0], {}).setdefault(split, where)
     for where, cells in table.misfits:
         for subject in {part for cell in cells for part in files.path_parts(cell)[:1]} & listing.subjects:

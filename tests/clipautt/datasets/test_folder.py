@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -68,6 +69,21 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"line 2, labels.csv line 3: subject 'a' is in source_train and target"):
         config.read()
     assert {clip.subject_id for clip in replace(config, strict=False).read().clips} == {"b", "c", "t"}
+
+
+def test_the_targets_that_a_message_advises_can_be_read(tmp_path: Path) -> None:
+    rows = [f"{row},{'target' if row[0] in 'ct' else ''}" for row in ROWS]
+    config = replace(tree(tmp_path, "subject,clip,label,split", *rows), target_subjects=(), validation_subjects=2)
+    with pytest.raises(ValueError, match="or make them targets") as caught:
+        config.read()
+    advised = re.findall(r"[\w]+(?=[],])", str(caught.value).rpartition("target_subjects=")[2])
+    assert {clip.split for clip in replace(config, target_subjects=tuple(advised)).read().clips} == {"target"}
+
+
+def test_a_missing_split_of_r_is_no_split(tmp_path: Path) -> None:
+    rows = [f"{row},{'target' if row.startswith('t') else 'NA'}" for row in ROWS]
+    config = replace(tree(tmp_path, "subject,clip,label,split", *rows), target_subjects=())
+    assert {clip.subject_id for clip in config.read().clips if clip.split == "target"} == {"t"}
 
 
 @pytest.mark.parametrize(
