@@ -62,6 +62,8 @@ _CLOCK = re.compile(r"(\d+ days? )?\d+:\d\d:\d\d(\.\d+)?")
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SHOWN_PROBLEMS = 20
 _CLASSES = b"clipautt.classes"
+_SYNTHETIC = "manifest.parquet"
+"""Name of the manifest that `clipautt synth` writes."""
 NEUTRAL = "neutral"
 """Default name of the neutral class."""
 
@@ -158,10 +160,8 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no manifest at {path}; `clipautt synth {setting('out', str(path.parent))}` makes one, or give "
-            "manifest=PATH"
-        )
+        made = f"`clipautt synth {setting('out', str(path.parent))}` makes one, or " if path.name == _SYNTHETIC else ""
+        raise FileNotFoundError(f"no manifest at {path}; {made}give manifest=PATH")
     table, noted = read_table(path)
     labels = table["label"].dropna() if "label" in table else pd.Series([], dtype=object)
     found = sorted(set(labels))

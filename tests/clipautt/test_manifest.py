@@ -219,8 +219,12 @@ def test_manifest_without_rows(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no manifest at .*gone\.parquet; `clipautt synth out=.*` makes one"):
-        read_manifest(tmp_path / "gone.parquet")
+    with pytest.raises(
+        FileNotFoundError, match=r"no manifest at .*manifest\.parquet; `clipautt synth out=.*` makes one"
+    ):
+        read_manifest(tmp_path / "manifest.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no manifest at .*gone\.csv; give manifest=PATH"):  # synth writes none
+        read_manifest(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize("other", ["source_train", "source_val"])
