@@ -270,6 +270,12 @@ def test_classes_in_a_message_can_be_copied_into_a_shell(tmp_path: Path) -> None
     assert done.returncode == 0 and "FALSE" in done.stdout.splitlines()[0]
 
 
+def test_a_root_without_its_reader_names_the_readers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "adapt", "root=people")
+    readers = ", ".join(f"dataset={name}" for name in ("bah", "biovid", "folder", "stressid"))
+    assert (code, err) == (2, f"clipautt adapt: unknown key 'root'; it belongs to {readers}\n")
+
+
 def test_training_asks_for_source_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_people(tmp_path, 1)
     code, _, err = run(capsys, "train", f"manifest={tmp_path}/m.csv", f"runs={tmp_path}/runs")
