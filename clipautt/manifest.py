@@ -31,6 +31,7 @@ from clipautt.tables import (
     doubtful_labels,
     loosely,
     nfc,
+    no_label,
     point,
     read_sheet,
     whole,
@@ -182,6 +183,11 @@ def _class_problems(labels: pd.Series, *, learned: bool) -> list[str]:
         f"row {labels.index[labels == label][0]}: label {label!r} stands {_times(counts[label])}, beside {meant!r} "
         f"{_times(counts[meant])}; correct it, or say that both are classes with {setting('classes', sorted(counts))}"
         for label, meant in doubtful_labels(counts).items()
+    ]
+    problems += [
+        f"row {labels.index[labels == label][0]}: label {label!r} is how programs write that there is none; leave such "
+        f"cells empty, or say that it is a class with {setting('classes', sorted(counts))}"
+        for label in filter(no_label, counts)
     ]
     if not problems and learned and len(counts) > 1 and NEUTRAL not in counts:
         names = ", ".join(sorted(counts))
