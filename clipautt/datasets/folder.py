@@ -109,7 +109,9 @@ class Folder:
 
     def _read_unlabelled(self, tree: Tree) -> Reading:
         """All clips of a folder without a label file: they are target subjects' clips without a label."""
-        entries, problems = [], []
+        entries = []
+        lost = [path for path in tree.broken.values() if files.clip_name(path) != path]
+        problems = [Problem("missing", f"{path} is a broken link") for path in sorted(lost)]
         for place in tree.places:
             path = place.path[len(f"{tree.within}/") if tree.within else 0 :]
             subject = place.parts[0] if len(place.parts) > 1 else nfc(Path(tree.below).name)

@@ -118,6 +118,16 @@ def test_target_subjects_alone_need_no_class_and_no_label(tmp_path: Path) -> Non
     assert again.clips == reading.clips and again.classes == ("rest", "heavy")
 
 
+def test_a_broken_link_among_clips_without_labels_is_told(tmp_path: Path) -> None:
+    own_videos(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "ann" / "gone.mp4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "ann" / "notes.pdf").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match=r"1 problem .*\n  ann/gone.mp4 is a broken link"):
+        Folder(str(tmp_path)).read()
+    assert len(Folder(str(tmp_path), strict=False).read().clips) == 8
+
+
 def test_a_folder_without_labels_is_a_folder_of_target_subjects(tmp_path: Path) -> None:
     own_videos(tmp_path)
     (tmp_path / "labels.csv").unlink()
