@@ -31,6 +31,7 @@ from clipautt.tables import (
     doubtful_labels,
     loosely,
     nfc,
+    no_label,
     point,
     read_sheet,
     whole,
@@ -62,6 +63,8 @@ _CLOCK = re.compile(r"(\d+ days? )?\d+:\d\d:\d\d(\.\d+)?")
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SHOWN_PROBLEMS = 20
 _CLASSES = b"clipautt.classes"
+_SYNTHETIC = "manifest.parquet"
+"""Name of the manifest that `clipautt synth` writes."""
 NEUTRAL = "neutral"
 """Default name of the neutral class."""
 
@@ -158,10 +161,8 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no manifest at {path}; `clipautt synth {setting('out', str(path.parent))}` makes one, or give "
-            "manifest=PATH"
-        )
+        made = f"`clipautt synth {setting('out', str(path.parent))}` makes one, or " if path.name == _SYNTHETIC else ""
+        raise FileNotFoundError(f"no manifest at {path}; {made}give manifest=PATH")
     table, noted = read_table(path)
     labels = table["label"].dropna() if "label" in table else pd.Series([], dtype=object)
     found = sorted(set(labels))
@@ -182,6 +183,11 @@ def _class_problems(labels: pd.Series, *, learned: bool) -> list[str]:
         f"row {labels.index[labels == label][0]}: label {label!r} stands {_times(counts[label])}, beside {meant!r} "
         f"{_times(counts[meant])}; correct it, or say that both are classes with {setting('classes', sorted(counts))}"
         for label, meant in doubtful_labels(counts).items()
+    ]
+    problems += [
+        f"row {labels.index[labels == label][0]}: label {label!r} is how programs write that there is none; leave such "
+        f"cells empty, or say that it is a class with {setting('classes', sorted(counts))}"
+        for label in filter(no_label, counts)
     ]
     if not problems and learned and len(counts) > 1 and NEUTRAL not in counts:
         names = ", ".join(sorted(counts))
@@ -241,7 +247,7 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def is_written_manifest(path: Path) -> bool:
-    """Whether `write_manifest` wrote this file with its classes."""
+    """Whether `write_manifest` wrote this file."""
     try:
         return _CLASSES in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
@@ -438,5 +444,5 @@ def write_manifest(clips: Iterable[Clip], path: Path, *, classes: Sequence[str] 
         inside = source.is_absolute() and source.is_relative_to(folder)
         rows.append(vars(clip) | {"source": str(source.relative_to(folder)) if inside else clip.source})
     table = pa.Table.from_pandas(pd.DataFrame(rows, columns=[f.name for f in fields(Clip)]), preserve_index=False)
-    noted = {_CLASSES: json.dumps(list(classes)).encode()} if classes else {}
+    noted = {_CLASSES: json.dumps(list(classes)).encode()}
     write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **noted}))

@@ -21,6 +21,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 _INDEX = re.compile(r"(unnamed: \d+(_level_\d+)?|__index_level_\d+__|level_\d+|index|)", re.IGNORECASE)
 """Names that pandas gives to the numbers of rows when it writes them as a column."""
 _WHOLE = re.compile(r"[+-]?\d+[.,]0+")
+_NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})
 _CLOSE = 0.75
 """Similarity from which a column's name may be another's misspelt."""
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
@@ -105,6 +106,8 @@ def iter_rows(text: str, path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
                 raise csv.Error("a cell may not hold a line break")
             line += 1
             kept = _trimmed(cells, width)
+            if line == 1 and kept == ("sep=",):  # tells spreadsheets what separates cells
+                continue
             width = width or len(kept)
             yield line, kept
     except csv.Error as error:
@@ -123,6 +126,11 @@ def separator(text: str) -> str:
     """What separates cells: a tab, a semicolon or a comma, the first of these that the first line has."""
     outside = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text, maxsplit=1)[0])
     return next((mark for mark in "\t;" if mark in outside), ",")
+
+
+def no_label(text: str) -> bool:
+    """Whether a cell stands for no label."""
+    return text.strip().lower() in _NO_LABEL
 
 
 def is_index(name: str) -> bool:

@@ -30,7 +30,7 @@ from clipautt.datasets.label_files import Table
 from clipautt.datasets.layout import Entry, Listing, Reading, Rules
 from clipautt.manifest import SPLITS
 from clipautt.settings import settings
-from clipautt.tables import column_problems, doubtful_labels, nfc, whole, without_decimals
+from clipautt.tables import column_problems, doubtful_labels, nfc, no_label, whole, without_decimals
 
 _LABELS = ("labels.csv",)
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
@@ -109,7 +109,9 @@ class Folder:
 
     def _read_unlabelled(self, tree: Tree) -> Reading:
         """All clips of a folder without a label file: they are target subjects' clips without a label."""
-        entries, problems = [], []
+        entries = []
+        lost = [path for path in tree.broken.values() if files.clip_name(path) != path]
+        problems = [Problem("missing", f"{path} is a broken link") for path in sorted(lost)]
         for place in tree.places:
             path = place.path[len(f"{tree.within}/") if tree.within else 0 :]
             subject = place.parts[0] if len(place.parts) > 1 else nfc(Path(tree.below).name)
@@ -159,7 +161,7 @@ def _listing(table: Table) -> Listing:
         if len(parts) < 2 or ("subject" in row and not row["subject"]):
             problems.append(Problem("unreadable", f"{where}: {path!r} is not SUBJECT/CLIP"))
         else:
-            label = None if label_files.no_label(row["label"]) else row["label"]
+            label = None if no_label(row["label"]) else row["label"]
             entries.append(Entry(files.clip_name(path), parts[0], path, label, where))
     if without_decimals({entry.label for entry in entries if entry.label}):
         entries = [replace(entry, label=entry.label and whole(entry.label)) for entry in entries]
@@ -224,7 +226,7 @@ def _with_splits(listing: Listing, table: Table) -> Listing:
     told: dict[str, dict[str, str]] = {}
     for where, row in table.rows:
         split = row.get("split", "").lower()
-        if split not in _DRAWN and _path(row)[0]:
+        if split not in _DRAWN and not no_label(split) and _path(row)[0]:
             told.setdefault(_path(row)[0], {}).setdefault(split, where)
     for where, cells in table.misfits:
         for subject in {part for cell in cells for part in files.path_parts(cell)[:1]} & listing.subjects:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from clipautt.datasets.files import DatasetError, Problem, is_picture, path_parts
-from clipautt.tables import Sheet, TableError, read_sheet, read_text
+from clipautt.tables import Sheet, TableError, no_label, read_sheet, read_text
 
 _Read = TypeVar("_Read")
-_NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(io.StringIO(_read(path, read_text), newline=None), 1):
         if line.strip():
             yield number, line.strip()
-
-
-def no_label(text: str) -> bool:
-    """Whether a cell stands for no label."""
-    return text.strip().lower() in _NO_LABEL
 
 
 def plain_label(text: str) -> str:

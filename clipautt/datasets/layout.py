@@ -150,7 +150,7 @@ class Subjects:
             raise ValueError(
                 f"dataset.validation_subjects={self._shown} leaves none of the {len(source)} source subjects to train "
                 f"on; fewer are allowed, or make them targets, to adapt to with another checkpoint: "
-                f"{setting('dataset.target_subjects', source)}"
+                f"{setting('dataset.target_subjects', everyone)}"
             )
         return splits
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.commands import setting
-from clipautt.evaluation.au_tables.matching import list_au_tables
+from clipautt.evaluation.au_tables.matching import match_au_tables
 from clipautt.evaluation.prompt_changes import read_explanations
 from clipautt.evaluation.reports.prompt_changes_page import write_explanation_page
 from clipautt.evaluation.results import EVERY, predicted, read_rows, subject_scores
@@ -99,8 +99,8 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     clips = clips_of_splits(manifest, cfg.splits)
     if cfg.aus and not cfg.explain:
         raise ValueError(f"aus={cfg.aus}: tables are compared with explanations; add explain=true")
-    if cfg.aus:
-        list_au_tables(cfg.aus)
+    if cfg.aus and not any(match_au_tables(cfg.aus, clips)):
+        raise ValueError(f"aus={cfg.aus}: no table there is named after a clip or its video, as {clips[0].clip_id}.csv")
     job = AdaptJob(
         instantiate(cfg.backbone) or spec.backbone,
         str(Path(cfg.checkpoint).absolute()),

@@ -6,6 +6,7 @@ take the same settings; this one lets you look first.
 Example:
     clipautt manifest dataset=biovid root=/data/biovid
     clipautt manifest dataset=folder root=/data/ward7 'dataset.target_subjects=[p07,p12]' manifest=ward7.parquet
+    clipautt manifest manifest=ward7.csv
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from clipautt.commands import looks_otherwise, quoted
+from clipautt.commands import looks_otherwise, quoted, setting
 from clipautt.commands import word as shell_word
 from ray_jobs.platform.nearest import nearest, suggestion
 from ray_jobs.platform.objects import build
@@ -288,7 +288,10 @@ def _parse(word: str) -> Override:
             raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
     if override.is_sweep_override():
         key = override.key_or_group
-        raise ValueError(f"{word!r} gives {key} several values: give one; a list is written {key}=[a,b]")
+        raise ValueError(
+            f"{word!r} gives {key} several values: give one; a list is written {key}=[a,b], one text with a comma "
+            f"{setting(key, word.partition('=')[2])}"
+        )
     return override
 
 
@@ -324,7 +327,9 @@ def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
     settable = [leaf for leaf in leaves if leaf.rpartition(".")[2] != TARGET]
     inside = [leaf for leaf in settable if leaf.startswith(f"{key}.")]
     if key not in leaves and not inside:
-        raise ValueError(f"unknown key {key!r}{suggestion(key, [*settable, *base.choices])}")
+        owners = _options_with(key, base.choices)
+        hint = f"; it belongs to {', '.join(owners)}" if owners else suggestion(key, {*settable, *base.choices})
+        raise ValueError(f"unknown key {key!r}{hint}")
     if word.is_delete():
         _remove(cfg, word)
     elif inside and not isinstance(word.value(), Mapping):
@@ -332,6 +337,18 @@ def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
     else:
         with open_dict(cfg):
             OmegaConf.update(cfg, key, _checked(base.cfg, word, key), merge=True)
+
+
+def _options_with(key: str, groups: Iterable[str]) -> list[str]:
+    """The options of a job's groups that bring this top-level setting."""
+    found = []
+    for group in dict.fromkeys(map(_bare, groups)):
+        for path in sorted((folder() / group).glob("*.yaml")):
+            if path.read_text().startswith("# @package _global_") and key in flatten(
+                OmegaConf.to_container(OmegaConf.load(path))
+            ):
+                found.append(f"{group}={path.stem}")
+    return found
 
 
 def _remove(cfg: DictConfig, word: Override) -> None:

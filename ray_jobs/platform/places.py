@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from clipautt.backbones.names import FOLDER, HUB
+from clipautt.commands import setting as shell_setting
 from clipautt.files import refuse_uri
 from ray_jobs.platform import configuration
 from ray_jobs.platform.jobs import Job
@@ -55,7 +55,7 @@ class Place:
         """The setting as a shell word, with every relative path put below an absolute folder."""
         values = self.value if isinstance(self.value, list) else [self.value]
         moved = [_below(folder, value, path) for value, path in zip(values, self.paths, strict=True)]
-        return shlex.quote(f"{self.key}=" + (f"[{','.join(moved)}]" if isinstance(self.value, list) else moved[0]))
+        return shell_setting(self.key, moved if isinstance(self.value, list) else moved[0])
 
 
 def places(job: Job, words: Sequence[str]) -> list[Place]:

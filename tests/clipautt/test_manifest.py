@@ -97,10 +97,18 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, mes
 
 
 def test_words_that_pandas_takes_for_missing_are_names(tmp_path: Path) -> None:
-    manifest = read_manifest(csv(tmp_path, "NA,None,nan,,,null,source_train,", "x,n/a,y,,,neutral,target,NA"))
+    manifest = read_manifest(csv(tmp_path, "NA,None,nan,,,none,source_train,", "x,n/a,y,,,neutral,target,NA"))
     first, second = manifest.clips
-    assert (first.clip_id, first.subject_id, Path(first.source).name, first.label) == ("NA", "None", "nan", "null")
+    assert (first.clip_id, first.subject_id, Path(first.source).name, first.label) == ("NA", "None", "nan", "none")
     assert (second.subject_id, second.dataset) == ("n/a", "NA")
+
+
+def test_a_missing_label_of_r_is_asked_about(tmp_path: Path) -> None:
+    header = "clip_id,subject_id,source,label,split\n"
+    path = csv(tmp_path, "a,s,x,NA,target", "b,s,y,neutral,target", header=header)
+    with pytest.raises(ManifestError, match=r"row 0: label 'NA' is how programs write that .*'classes=\[NA,neutral\]'"):
+        read_manifest(path)
+    assert read_manifest(path, classes=("neutral", "NA")).clips[0].label == "NA"
 
 
 def test_parquet_with_numbers_as_ids_and_labels(tmp_path: Path) -> None:
@@ -219,8 +227,12 @@ def test_manifest_without_rows(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no manifest at .*gone\.parquet; `clipautt synth out=.*` makes one"):
-        read_manifest(tmp_path / "gone.parquet")
+    with pytest.raises(
+        FileNotFoundError, match=r"no manifest at .*manifest\.parquet; `clipautt synth out=.*` makes one"
+    ):
+        read_manifest(tmp_path / "manifest.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no manifest at .*gone\.csv; give manifest=PATH"):  # synth writes none
+        read_manifest(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize("other", ["source_train", "source_val"])

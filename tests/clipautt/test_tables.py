@@ -38,6 +38,13 @@ def test_a_table_of_one_column_or_none(tmp_path: Path) -> None:
     assert read_sheet(path) == Sheet((), (), ",")
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_line_that_tells_spreadsheets_the_separator_is_no_header(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"sep={mark}\nid{mark}name\n7{mark}Zoe\n")
+    assert read_sheet(path) == Sheet(("id", "name"), ((3, ("7", "Zoe")),), mark)
+
+
 def test_a_row_keeps_its_surplus_and_its_lack(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a,b,\n1\n1,2,,\n1,2,3\n,\n")

@@ -249,9 +249,16 @@ def test_names_that_no_table_can_hold_are_one_line(tmp_path: Path, capsys: pytes
 def test_manifest_says_which_videos_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_people(tmp_path, 3)
     (tmp_path / "c1.mp4").write_text("x")
-    code, out, err = run(capsys, "manifest", "dataset=manifest", f"manifest={tmp_path}/m.csv")
+    code, out, err = run(capsys, "manifest", f"manifest={tmp_path}/m.csv")
     assert (code, err) == (0, "") and f"c2    {tmp_path}/c2.mp4: no such file or folder" in out
     assert out.endswith("2 of 3 clips have no video or folder of frames\n")
+
+
+def test_a_person_without_labels_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "people" / "anna").mkdir(parents=True)
+    (tmp_path / "people" / "anna" / "7.mp4").write_text("x")
+    words = ["manifest", "dataset=folder", f"root={tmp_path}/people", f"manifest={tmp_path}/m.parquet"]
+    assert [run(capsys, *words)[::2] for _ in range(2)] == [(0, "")] * 2
 
 
 def test_classes_in_a_message_can_be_copied_into_a_shell(tmp_path: Path) -> None:
@@ -261,6 +268,12 @@ def test_classes_in_a_message_can_be_copied_into_a_shell(tmp_path: Path) -> None
     told = called(tmp_path, "clipautt manifest dataset=manifest manifest=m.csv").stderr
     done = called(tmp_path, f"clipautt manifest dataset=manifest manifest=m.csv {told.rpartition('as in ')[2]}")
     assert done.returncode == 0 and "FALSE" in done.stdout.splitlines()[0]
+
+
+def test_a_root_without_its_reader_names_the_readers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "adapt", "root=people")
+    readers = ", ".join(f"dataset={name}" for name in ("bah", "biovid", "folder", "stressid"))
+    assert (code, err) == (2, f"clipautt adapt: unknown key 'root'; it belongs to {readers}\n")
 
 
 def test_training_asks_for_source_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

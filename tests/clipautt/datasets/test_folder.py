@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -70,6 +71,21 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
     assert {clip.subject_id for clip in replace(config, strict=False).read().clips} == {"b", "c", "t"}
 
 
+def test_the_targets_that_a_message_advises_can_be_read(tmp_path: Path) -> None:
+    rows = [f"{row},{'target' if row[0] in 'ct' else ''}" for row in ROWS]
+    config = replace(tree(tmp_path, "subject,clip,label,split", *rows), target_subjects=(), validation_subjects=2)
+    with pytest.raises(ValueError, match="or make them targets") as caught:
+        config.read()
+    advised = re.findall(r"[\w]+(?=[],])", str(caught.value).rpartition("target_subjects=")[2])
+    assert {clip.split for clip in replace(config, target_subjects=tuple(advised)).read().clips} == {"target"}
+
+
+def test_a_missing_split_of_r_is_no_split(tmp_path: Path) -> None:
+    rows = [f"{row},{'target' if row.startswith('t') else 'NA'}" for row in ROWS]
+    config = replace(tree(tmp_path, "subject,clip,label,split", *rows), target_subjects=())
+    assert {clip.subject_id for clip in config.read().clips if clip.split == "target"} == {"t"}
+
+
 @pytest.mark.parametrize(
     "row",
     ["dan,rest,,target", "dan,rest,NA,Target", "dan,,pain,target", "dan,lost,pain,target", "dan,rest,pain,x,target"],
@@ -100,6 +116,16 @@ def test_target_subjects_alone_need_no_class_and_no_label(tmp_path: Path) -> Non
     write_manifest(reading.clips, tmp_path / "manifest.parquet", classes=reading.classes)
     again = read_manifest(tmp_path / "manifest.parquet", classes=("rest", "heavy"))
     assert again.clips == reading.clips and again.classes == ("rest", "heavy")
+
+
+def test_a_broken_link_among_clips_without_labels_is_told(tmp_path: Path) -> None:
+    own_videos(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "ann" / "gone.mp4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "ann" / "notes.pdf").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match=r"1 problem .*\n  ann/gone.mp4 is a broken link"):
+        Folder(str(tmp_path)).read()
+    assert len(Folder(str(tmp_path), strict=False).read().clips) == 8
 
 
 def test_a_folder_without_labels_is_a_folder_of_target_subjects(tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def said_on_refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return said
 
 
+def test_a_folder_without_a_table_of_any_clip_is_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "aus").mkdir()
+    (tmp_path / "aus" / "another.csv").write_text("timestamp,AU04_r\n0,1\n")
+    words = [*world.words("aus", *TUNED), "explain=true", f"aus={tmp_path}/aus"]
+    told = "aus: no table there is named after a clip or its video, as s0c0.csv"
+    assert told in said_on_refusal(words, capsys) and not world.run("aus").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -120,7 +120,10 @@ def test_settings_are_in_struct_mode(conf: Path) -> None:
         ("seed=abc", "seed=abc: expected a number, as in the default seed=0"),
         ("quick=3", "quick=3: expected true or false, as in the default quick=false"),
         ("list=3", "list=3: expected a list, written list=[a,b]"),
-        ("seed=1,2", "'seed=1,2' gives seed several values: give one; a list is written seed=[a,b]"),
+        (
+            "seed=1,2",
+            "'seed=1,2' gives seed several values: give one; a list is written seed=[a,b], one text with",
+        ),
         ("list=[1,2", "cannot read 'list=[1,2': "),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 GIVEN = {
     "predict": ["video=v.mp4", "checkpoint=c", "prompts=p"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
-    "manifest": ["root=r"],
+    "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
     "train": ["manifest=m.csv", "backbone=ViT-B-32-quickgelu", "backbone.weights=openai:w.pt"],
     "adapt": ["manifest=m.csv"],
@@ -80,6 +81,15 @@ def test_a_path_that_is_here_is_advised_as_it_is(tmp_path: Path, monkeypatch: py
     (tmp_path / "m.csv").touch()
     with pytest.raises(ValueError, match=rf"for instance manifest={tmp_path}/m\.csv$"):
         refuse_relative(find_job("adapt"), ["manifest=m.csv", "store=/s", "runs=/r", "checkpoint=/c"])
+
+
+def test_the_advice_is_a_word_that_is_read_as_that_path(tmp_path: Path) -> None:
+    given = ["manifest=/m", "store='my, own'", "checkpoint=/c"]
+    with pytest.raises(ValueError, match="for instance ") as caught:
+        refuse_relative(find_job("adapt"), given)
+    advised = shlex.split(str(caught.value).rpartition("for instance ")[2])
+    refuse_relative(find_job("adapt"), [*given, *advised])
+    assert configuration.compose("adapt", [*given, *advised]).store == "/shared/my, own"
 
 
 @pytest.mark.parametrize(
