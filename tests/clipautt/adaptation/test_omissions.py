@@ -139,7 +139,7 @@ def test_a_still_picture_has_no_label(protocol: str, noise: float, still: bool) 
     (found,) = adapt(source, [replace(clip, features=features)], configured(protocol))["s0"].predictions
     assert found.made != still
     if still:
-        assert "the picture does not move: all 20 frames are the same" in found.status
+        assert "the picture does not move: its 20 frames are the same" in found.status
 
 
 def test_a_video_that_stands_still_for_most_of_its_time_has_a_label() -> None:

@@ -47,7 +47,7 @@ def moving(count: int) -> list[np.ndarray]:
             "no label: the face is found in 4 of 24 frames, and no window of 6 frames shows it in 80 % of them",
         ),
         (moving(1), "no label: too short: 1 frame, fewer than a window of 6 has"),
-        ([photograph()] * 20, "no label: the picture does not move: all 20 frames are the same"),
+        ([photograph()] * 20, "no label: the picture does not move: its 20 frames are the same"),
     ],
 )
 def test_a_video_without_a_label_says_why(
