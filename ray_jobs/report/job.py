@@ -118,12 +118,12 @@ def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
-    """A sentence on the clips that no method could predict."""
+    """A sentence on the clips that some method, or all of them, could not predict."""
     every = [f"{clip} ({why})" for empty in runs for clip, why in empty.items()]
     if not every:
         return []
     more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
-    return [f"Without a prediction, and omitted from every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+    return [f"Omitted from the figures of methods that cannot predict them: {', '.join(every[:_NAMED_CLIPS])}{more}."]
 
 
 def faces_found(rows: pd.DataFrame) -> list[str]:
