@@ -81,17 +81,17 @@ class VideoPrediction:
             self.action_units.index <= self.window_end_seconds
         )
         rise = self.action_units[inside].mean() - self.action_units.median()
-        highest = rise.drop(list(self.not_learned)).sort_values(ascending=False).head(5)
+        highest = rise.drop(list(self.not_learned)).dropna().sort_values(ascending=False).head(5)
         names = [title_of(str(code)).removeprefix(f"{code} ") for code in highest.index]
         return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
 
     def __repr__(self) -> str:
+        warned = "".join(f"; warning: {sentence}" for sentence in self.warnings)
         if self.label is None:
-            return f"VideoPrediction(None: {self.reason})"
+            return f"VideoPrediction(None: {self.reason}{warned})"
         shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
         window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
         units = ", ".join(f"{code} {name} {rise:+.2f}" for code, name, rise in self.top_action_units.itertuples())
-        warned = "".join(f"; warning: {sentence}" for sentence in self.warnings)
         return (
             f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
             f"similarity (-5 to 5): {units or 'none'}{warned})"

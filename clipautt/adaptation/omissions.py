@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from clipautt.adaptation.method import Session
 from clipautt.features.clip_features import ClipFeatures, subject_centre
 
-_STILL = 0.01
-"""A frame's distance from the centre, as a share of its length: 0.003 in a still picture that was encoded as a video,
-0.2 and more in videos of faces."""
+_STILL, _MOST = 0.045, 0.9
+"""Distance from the centre, as a share of a frame's length, within which this share of the frames stays in a still
+picture: 0.044 or less in pictures encoded as videos, 0.11 or more in films of faces, dark ones too."""
 _TINY = 1e-12
 
 
@@ -21,8 +23,9 @@ def omitted_clips(
 ) -> dict[str, str]:
     """Clip id → why the clip cannot be predicted, for those of one subject that cannot.
 
-    A clip needs a window that counts. With a subject baseline, the frames behind the centre must make up a window:
-    those of the clip itself under `per_video`, of all clips so far under `online`, of all clips under `per_subject`.
+    A clip needs a window that counts. With a subject baseline, the frames behind the centre must make up a window, and
+    not be a single picture: those of the clip itself under `per_video`, of all clips so far under `online`, of all
+    clips under `per_subject`.
 
     Args:
         session: source model and settings.
@@ -36,14 +39,16 @@ def omitted_clips(
         why, frames = session.source.why_no_window(clip, whole=whole), len(clip.shown)
         if why is None and protocol != "per_subject":
             why = why_too_short(session, frames + (shown if protocol == "online" else 0))
-        if why is None and protocol == "per_video":
-            why = why_still(session, clip)
+        if why is None and (protocol == "per_video" or (protocol == "online" and not shown)):
+            why = why_still(session, [clip])
         if why is None:
             shown += frames
         else:
             omitted[clip.clip_id] = why
-    if protocol == "per_subject" and shown and (why := why_too_short(session, shown)):
-        omitted |= {clip.clip_id: omitted.get(clip.clip_id, why) for clip in clips}
+    taking_part = [clip for clip in clips if clip.clip_id not in omitted]
+    if protocol == "per_subject" and taking_part:
+        why = why_too_short(session, shown) or why_still(session, taking_part)
+        omitted |= {clip.clip_id: why for clip in taking_part if why}
     return omitted
 
 
@@ -63,15 +68,16 @@ def why_too_short(session: Session, num_frames: int) -> str | None:
     )
 
 
-def why_still(session: Session, clip: ClipFeatures) -> str | None:
-    """Why the clip's own centre leaves nothing to predict from, as a sentence: all its frames are the same picture."""
+def why_still(session: Session, clips: Sequence[ClipFeatures]) -> str | None:
+    """Why the common centre of clips leaves nothing to predict from, as a sentence: all frames are the same picture."""
     baseline = session.config.subject_baseline
     if baseline == "none":
         return None
-    away = (clip.shown - subject_centre(clip.shown, baseline)).norm(dim=-1) / clip.shown.norm(dim=-1).clamp_min(_TINY)
-    if away.median() > _STILL:
+    frames = torch.cat([clip.shown for clip in clips])
+    away = (frames - subject_centre(frames, baseline)).norm(dim=-1) / frames.norm(dim=-1).clamp_min(_TINY)
+    if away.quantile(_MOST) > _STILL:
         return None
     return (
-        f"the picture does not move: its {len(away)} frames are the same, and nothing is left where the resting face "
+        f"the picture does not move: its {len(frames)} frames are the same, and nothing is left where the resting face "
         "is subtracted; give a video, or the prompts of a subject (subject=, prompts=)"
     )

@@ -134,7 +134,8 @@ def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
     """Decode and encode one clip, without a store; one chunk of its frames is in memory at a time.
 
-    Without a face detector, a few frames are checked for a face that fills them.
+    Without a face detector, a few frames are checked for a face that fills them; with one, a note counts the faces that
+    were left out, unless the clip names its face.
 
     Raises:
         FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
@@ -150,17 +151,26 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    joined, warning = torch.cat([features for _, features in kept]), face_warning(sample.frames)
+    joined, others = torch.cat([features for _, features in kept]), kept[-1][0].other_faces
+    warnings = face_warning(sample.frames), None if clip.face else _left_out(others)
     return ClipFeatures(
         clip.clip_id,
         clip.subject_id,
         joined,
         times,
         found,
-        notes=(*kept[-1][0].notes, *((warning,) if warning else ())),
+        notes=(*kept[-1][0].notes, *filter(None, warnings)),
         min_share=frames.faces.window_share,
-        other_faces=kept[-1][0].other_faces,
+        other_faces=others,
     )
+
+
+def _left_out(others: int) -> str | None:
+    """A sentence on faces that were left out; None if there are none."""
+    if not others:
+        return None
+    were = "1 other face was" if others == 1 else f"{others} other faces were"
+    return f"{were} left out; `clipautt predict` follows another one with face=left, right, center or a number."
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

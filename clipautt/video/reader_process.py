@@ -151,6 +151,8 @@ def read_frames(
 ) -> FrameChunk:
     """The frames of a short part of a clip, from `start_seconds` and before `end_seconds`, as one chunk.
 
+    One that lies at `start_seconds` is among them even if the part has no length, as a clip of one frame has.
+
     Raises:
         DecodeError: if no frame lies there; and as `read_clip`.
     """
@@ -158,7 +160,8 @@ def read_frames(
     for chunk in read_clip(clip, spec, limits):
         if kept and kept[-1].decoder != chunk.decoder:
             kept = []
-        inside = (chunk.times >= start_seconds - 1e-6) & (chunk.times < end_seconds - 1e-6)
+        since = chunk.times - start_seconds
+        inside = (since >= -1e-6) & ((chunk.times < end_seconds - 1e-6) | (since <= 1e-6))
         if inside.any():
             values = chunk.frames[inside], chunk.times[inside], chunk.found[inside]
             kept.append(FrameChunk(chunk.decoder, *values, chunk.notes))

@@ -242,12 +242,18 @@ def _videos(work: SubjectWork) -> float:
 
 
 def print_not_predicted(rows: pd.DataFrame) -> None:
-    """Print the clips that have features and cannot be predicted from them by every method, and why."""
-    without = rows[rows["status"].str.startswith(NO_PREDICTION)].drop_duplicates("clip_id")
+    """Print the clips that have features and cannot be predicted from them, by which methods, and why."""
+    failed = rows[rows["status"].str.startswith(NO_PREDICTION)]
+    without = failed.drop_duplicates("clip_id")
     if len(without):
+        methods = failed.groupby("clip_id")["method"].unique()
+        names = [
+            "every method" if len(methods[clip_id]) == rows["method"].nunique() else ", ".join(methods[clip_id])
+            for clip_id in without["clip_id"]
+        ]
         reasons = without["status"].str.removeprefix(NO_PREDICTION)
-        shown = list(zip(without["clip_id"], reasons, strict=True))[:_SHOWN_PROBLEMS]
-        table(shown, [f"{len(without)} clip{'s' * (len(without) != 1)} without a prediction", "reason"])
+        shown = list(zip(without["clip_id"], names, reasons, strict=True))[:_SHOWN_PROBLEMS]
+        table(shown, [f"{len(without)} clip{'s' * (len(without) != 1)} without a prediction", "by", "reason"])
 
 
 def _write_explanations(run: AdaptRun) -> None:

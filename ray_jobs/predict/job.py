@@ -49,12 +49,9 @@ def show(prediction: VideoPrediction) -> None:
 
 
 def _show_faces(prediction: VideoPrediction) -> None:
-    """Print how much of the video shows the face, and whether there were others."""
+    """Print how much of the video shows the face."""
     if not math.isnan(prediction.face_share):
         print(f"face found in {100 * prediction.face_share:.0f} % of the frames")
-    if prediction.other_faces:
-        were = "1 other face was" if prediction.other_faces == 1 else f"{prediction.other_faces} other faces were"
-        print(f"{were} left out; face=left, right, center or a number follows another one")
 
 
 def main(cfg: DictConfig) -> int:

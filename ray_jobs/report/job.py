@@ -57,12 +57,15 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
 
     Raises:
         FileNotFoundError: if a folder is not an adaptation run or has no results.
-        ValueError: if the manifest lacks a clip of the first run.
+        ValueError: if the manifest lacks a clip of the first run, or its method predicted no clip with a label.
     """
     settings = [_settings(run) for run in runs]
     read = [_rows(run) for run in runs]
     rows = pd.concat([scored for scored, _ in read], ignore_index=True)
     own = instantiate(settings[0]["adapt"])
+    if own.name not in set(read[0][0]["method"]):
+        why = "".join(f"; {clip}: {status}" for clip, status in list(read[0][1].items())[:1])
+        raise ValueError(f"{runs[0]}: {own.name!r} predicted no clip with a label, so there is nothing to compare{why}")
     spec = load_checkpoint(find_checkpoint(settings[0]["checkpoint"], own.subject_baseline)).spec
     manifests = [read_manifest(one["manifest"], classes=spec.classes) for one in settings]
     manifest = manifests[0]
@@ -118,12 +121,12 @@ def _rows(run: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
-    """A sentence on the clips that no method could predict."""
+    """A sentence on the clips that some method, or all of them, could not predict."""
     every = [f"{clip} ({why})" for empty in runs for clip, why in empty.items()]
     if not every:
         return []
     more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
-    return [f"Without a prediction, and omitted from every figure: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+    return [f"Omitted from the figures of methods that cannot predict them: {', '.join(every[:_NAMED_CLIPS])}{more}."]
 
 
 def faces_found(rows: pd.DataFrame) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from ray_jobs.platform.extraction.extract import (
     refuse_lost,
     report_failures,
 )
-from ray_jobs.platform.extraction.faces_seen import report_faces, report_left_out
+from ray_jobs.platform.extraction.faces_seen import left_out, report_faces, report_left_out
 from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
 from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
@@ -309,6 +309,8 @@ def main(cfg: DictConfig) -> int:
         refuse_lost(summary)
         report_faces(summary)
         report_left_out(summary, configs[0].window)
+        failed = {failure.clip_id for failure in summary.failures}
+        check_classes(clips, failed | {*left_out(summary, configs[0].window)})
         warn(uncropped_warning(clips, store.spec.frames))
         footage = training_footage(manifest, extraction.backbone)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
@@ -316,6 +318,22 @@ def main(cfg: DictConfig) -> int:
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0
+
+
+def check_classes(clips: Iterable[Clip], lost: Set[str]) -> None:
+    """Refuse to train where some classes lose all their training clips: the model would never have seen them.
+
+    Raises:
+        ValueError: naming the classes.
+    """
+    training = [clip for clip in clips if clip.split == "source_train" and clip.label]
+    kept = {clip.label for clip in training if clip.clip_id not in lost}
+    gone = {clip.label for clip in training} - kept
+    if kept and gone:
+        raise ValueError(
+            f"no clip of {', '.join(sorted(map(repr, gone)))} is left to train on: all of them failed or are left "
+            "out, see above"
+        )
 
 
 def print_figures(figures: dict[str, dict[str, float]]) -> None:

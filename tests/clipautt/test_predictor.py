@@ -174,7 +174,8 @@ def test_too_few_frames_of_a_face_have_a_reason_and_no_label() -> None:
     (warning,) = found.warnings
     assert warning.startswith("The face is found in only 15 % of the frames; YuNet finds more faces")
     assert found.action_units.empty and found.entropy.empty and len(found.action_units.columns) > 0
-    assert repr(found) == f"VideoPrediction(None: {found.reason})"
+    assert found.top_action_units.empty
+    assert repr(found) == f"VideoPrediction(None: {found.reason}; warning: {warning})"
 
 
 def test_a_short_clip_has_a_label_with_the_centre_of_its_subject(tmp_path: Path) -> None:

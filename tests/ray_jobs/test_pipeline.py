@@ -80,7 +80,9 @@ def test_other_settings_are_refused_and_named(demo: Path, capsys: pytest.Capture
 def test_the_report_names_clips_without_a_prediction() -> None:
     runs = [{"a": "no features: broken"}, {f"b{i}": "no features: no face" for i in range(6)}]
     (note,) = without_prediction(runs)
-    assert note.startswith("Without a prediction, and omitted from every figure: a (no features: broken), b0 (no fea")
+    assert note.startswith(
+        "Omitted from the figures of methods that cannot predict them: a (no features: broken), b0 ("
+    )
     assert note.endswith("b3 (no features: no face) and 2 more.")
     assert without_prediction([{}, {}]) == []
 

@@ -128,17 +128,35 @@ def test_stride_lengthens_a_window() -> None:
     assert made == {9: False, 10: True}
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("noise", "still"), [(0.0, True), (1e-3, True), (0.1, False)])
-def test_a_still_picture_has_no_label(noise: float, still: bool) -> None:
+def test_a_still_picture_has_no_label(protocol: str, noise: float, still: bool) -> None:
     """As a video of one picture: nothing but the noise of the codec is left of it."""
     clip = fake_clip(num_frames=20)
     generator = torch.Generator().manual_seed(0)
     features = clip.features[:1] + noise * torch.randn(clip.features.shape, generator=generator)
     source = fake_source(subject_baseline="median")
-    (found,) = adapt(source, [replace(clip, features=features)], configured("per_video"))["s0"].predictions
+    (found,) = adapt(source, [replace(clip, features=features)], configured(protocol))["s0"].predictions
     assert found.made != still
     if still:
         assert "the picture does not move: its 20 frames are the same" in found.status
+
+
+def test_a_video_that_stands_still_for_most_of_its_time_has_a_label() -> None:
+    clip = fake_clip(num_frames=20, positive=True)
+    frozen = replace(clip, features=clip.features[[0] * 12 + list(range(8))])
+    source = fake_source(subject_baseline="median")
+    assert adapt(source, [frozen], configured("per_video"))["s0"].predictions[0].made
+
+
+def test_still_pictures_count_beside_clips_that_move() -> None:
+    """Together under `per_subject`; under `online` after the first clip that moves."""
+    moving = fake_clip("c1")
+    still = [replace(fake_clip(name), features=moving.features[[0] * 20]) for name in ("c0", "c2")]
+    source, clips = fake_source(subject_baseline="median"), (still[0], moving, still[1])
+    assert set(statuses(adapt(source, clips, configured("per_subject"))["s0"]).values()) == {OK}
+    (online,) = adapt_units(Session.open(source, configured("online")), [Unit("s0", clips, in_order=True)])
+    assert [prediction.made for prediction in online.predictions] == [False, True, True]
 
 
 def test_a_subject_none_of_whose_clips_can_be_predicted() -> None:

@@ -85,6 +85,8 @@ def test_frames_are_those_of_this_process(video: Path) -> None:
 def test_a_part_of_a_clip(video: Path) -> None:
     part = read_frames(clip_of(video, start_seconds=1.0), SPEC, start_seconds=2.0, end_seconds=4.0)
     assert [read_number(frame) for frame in part.frames] == list(range(75, 125))
+    moment = read_frames(clip_of(video), SPEC, start_seconds=2.0, end_seconds=2.0)  # a clip of one frame has no length
+    assert [read_number(frame) for frame in moment.frames] == [50]
     with pytest.raises(DecodeError, match=r"clip 'c1': no frames from 90 to inf s"):
         read_frames(clip_of(video), SPEC, start_seconds=90)
 

@@ -29,6 +29,7 @@ from clipautt.evaluation.results import EVERY, Cohort, predicted
 from clipautt.footage import truth_path
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
+from ray_jobs.adapt.job import print_not_predicted
 from ray_jobs.adapt.plan import Assignment, SubjectWork
 from ray_jobs.adapt.run import WorkConfig
 from ray_jobs.platform.methods import make_methods
@@ -412,10 +413,18 @@ def test_the_command_says_which_clips_have_no_prediction_and_how_much_of_a_face_
     said = capsys.readouterr().out
     assert "face found in" in said and "% of the frames of 6 clips" in said
     assert "1 clip without a prediction" in said and "s0c1" in said and "the face is found in 2 of" in said
+    assert "every method" in said
     assert world.rows("a").set_index("clip_id").loc["s0c1", "prediction"].eq("").all()
     explained = times_of(world.run("a") / "explain" / "s0")
     assert cli.main(["adapt", *world.words("a", *TUNED, "explain=true")]) == 0
     assert times_of(world.run("a") / "explain" / "s0") == explained
+
+
+def test_a_clip_that_one_method_predicts_is_not_said_to_have_no_prediction(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("c0", "whole clip", "no prediction: why"), ("c0", "best window", "ok"), ("c1", "best window", "ok")]
+    print_not_predicted(pd.DataFrame(rows, columns=["clip_id", "method", "status"]))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("c0") and "whole clip" in last and "every method" not in last
 
 
 @pytest.mark.parametrize("pool", ["here", pytest.param("real", marks=pytest.mark.slow)])

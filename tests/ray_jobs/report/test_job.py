@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from pathlib import Path
 
-from ray_jobs.report.job import uar_by_cohort
+import pandas as pd
+import pytest
+
+from ray_jobs.report import job
+from ray_jobs.report.job import report, uar_by_cohort
+from tests.support.configs import adapt_config
 
 
 def test_a_row_per_method_and_a_column_per_cohort() -> None:
@@ -19,3 +24,12 @@ def test_a_row_per_method_and_a_column_per_cohort() -> None:
     rows, headers = uar_by_cohort(figures)
     assert headers == ["method", "UAR, balanced", "UAR, 20% positives"]
     assert rows == [("old", "70.0", "-"), ("new", "86.0", "75.0")]
+
+
+def test_a_run_whose_method_predicted_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pd.DataFrame({"method": ["zero-shot"], "clip_id": ["b"]})
+    monkeypatch.setattr(job, "_settings", lambda run: {"adapt": None})
+    monkeypatch.setattr(job, "_rows", lambda run: (rows, {"a": "no prediction: too short"}))
+    monkeypatch.setattr(job, "instantiate", lambda settings: adapt_config())
+    with pytest.raises(ValueError, match=r"predicted no clip with a label, .* to compare; a: no prediction: too short"):
+        report([Path("run")], Path("out"))

@@ -44,8 +44,12 @@ def test_few_faces_name_the_clips_and_another_detector(capsys: pytest.CaptureFix
     gone = Failure("g", "s", "g.mp4", "no_face", "no face was found in 9 frames")
     report_faces(summary(*[0.1] * 22, 1.0, failures=(gone,)))
     said = capsys.readouterr().out
-    assert "1 clip shows no face, 22 clips show it in fewer than half of the frames; YuNet finds more faces" in said
+    assert (
+        "1 clip shows no face, 22 clips show the face in fewer than half of the frames; YuNet finds more faces" in said
+    )
     assert "10 %" in said and "… and 2 more" in said and "c22" not in said
+    _, low = face_lines(summary(0.1, 1.0))
+    assert low.startswith("1 clip shows the face in fewer than half of the frames; ")
     (only,) = face_lines(summary(failures=(gone,)))
     assert only.startswith("YuNet finds more faces")
 
