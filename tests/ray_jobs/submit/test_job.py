@@ -118,13 +118,20 @@ def test_no_cluster_is_a_clear_error(project: Path, capsys: pytest.CaptureFixtur
     ("words", "named", "advice"),
     [
         (["tiny"], "runs=runs", "runs=/shared/runs"),
-        (["tiny", "runs=~/my runs"], "runs=~/my runs", "'runs=/shared/my runs'"),
+        (["tiny", "runs=~/my runs"], "runs=~/my runs", "\"runs='/shared/my runs'\""),
         (["tiny", "runs=./a"], "runs=./a", "runs=/shared/a"),
     ],
 )
 def test_a_relative_path_is_refused_with_words_that_replace_it(
-    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str, advice: str
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    named: str,
+    advice: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # a folder that is there is advised as it is
     assert cli.main(["submit", *words]) == 2
     said = capsys.readouterr().err
     assert said == (
