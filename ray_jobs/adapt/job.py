@@ -193,7 +193,9 @@ def finish(plan: Plan) -> int:
         print(f"{name}: agrees with the exact method in {agreement}")
     if run.job.explain:
         _write_explanations(run)
-    print(f"results: {folder}; `clipautt report {setting('run', str(folder))}` draws them")
+    labelled = bool((rows["label"] != "").any())
+    drawn = f"; `clipautt report {setting('run', str(folder))}` draws them" if labelled else ""
+    print(f"results: {folder}{drawn}")
     if failures:
         table(failures.items(), ["subject without a result", "reason"])
         print(

@@ -27,6 +27,7 @@ from clipautt.adaptation.priors import assume_share
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, predicted
 from clipautt.footage import truth_path
+from clipautt.manifest import write_manifest
 from ray_jobs import cli
 from ray_jobs.adapt.actor import AdaptActor
 from ray_jobs.adapt.job import print_not_predicted
@@ -155,6 +156,19 @@ def test_labels_change_no_prediction(world: World, monkeypatch: pytest.MonkeyPat
     assert (rows["label"] != others["label"]).all()
     everything, others = (one[one["cohort"] == EVERY].drop(columns="label") for one in (rows, others))
     pd.testing.assert_series_equal(others["probability"], everything["probability"])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_report_is_advised_only_where_there_are_labels(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlabelled = tmp_path / "unlabelled.parquet"
+    write_manifest([replace(clip, label=None) for clip in world.clips], unlabelled, classes=("neutral", "pain"))
+    for name, manifest in (("advised", None), ("not_advised", unlabelled)):
+        assert cli.main(["adapt", *world.words(name, *TUNED, manifest=manifest)]) == 0
+        said = capsys.readouterr().out
+        assert ("no labels to compare with" in said) == (manifest is not None)
+        assert ("`clipautt report run=" in said) == (manifest is None)
 
 
 # ---- resuming -------------------------------------------------------------------------------------------------------
