@@ -180,7 +180,7 @@ def _class_problems(labels: pd.Series, *, learned: bool) -> list[str]:
     """What is doubtful about labels where nobody says which classes there are."""
     counts = {str(label): int(count) for label, count in labels.value_counts().items()}
     problems = [
-        f"row {labels.index[labels == label][0]}: label {label!r} stands {_times(counts[label])}, beside {meant!r} "
+        f"row {labels.index[labels == label][0]}: label {label!r} occurs {_times(counts[label])}, beside {meant!r} "
         f"{_times(counts[meant])}; correct it, or say that both are classes with {setting('classes', sorted(counts))}"
         for label, meant in doubtful_labels(counts).items()
     ]

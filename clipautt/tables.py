@@ -170,14 +170,14 @@ def column_problems(
         also: other words for them, in lower case → the name that is read.
 
     Returns:
-        A sentence for each name that stands twice or seems to mean a known one that the table lacks; and the names
+        A sentence for each name that occurs twice or seems to mean a known one that the table lacks; and the names
         that are none of these and not read.
     """
     problems, unused = [], []
     for name in dict.fromkeys(columns):
         count = columns.count(name)
         if count > 1 and name in known:
-            problems.append(f"column {name!r} stands {count} times; keep one of them")
+            problems.append(f"column {name!r} occurs {count} times; keep one of them")
         if name in known or is_index(name):
             continue
         meant = _meant(name, known, also or {})
@@ -204,7 +204,7 @@ def _plain(name: str) -> str:
 def doubtful_labels(counts: Mapping[str, int]) -> dict[str, str]:
     """Labels that are probably slips of the pen → the label that is probably meant.
 
-    Two labels that differ in capitals only, and one that stands once beside a similar one that stands more often.
+    Two labels that differ in capitals only, and one that occurs once beside a similar one that occurs more often.
 
     Args:
         counts: label → in how many rows it stands.

@@ -372,7 +372,7 @@ def test_a_column_that_nobody_knows_is_asked_about(tmp_path: Path) -> None:
     assert read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,1,30", header=known)).notes == (
         "columns that are not used: age",
     )
-    with pytest.raises(ManifestError, match="column 'label' stands 2 times; keep one of them"):
+    with pytest.raises(ManifestError, match="column 'label' occurs 2 times; keep one of them"):
         read_manifest(csv(tmp_path, "a,s,x.mp4,pain,target,no", header=BARE.replace("\n", ",label\n")))
 
 
@@ -388,7 +388,7 @@ def test_a_label_that_is_probably_a_slip_is_asked_about(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(path)
     assert str(caught.value).splitlines()[1] == (
-        "  row 6: label 'paln' stands once, beside 'pain' 3 times; correct it, or say that both are classes with "
+        "  row 6: label 'paln' occurs once, beside 'pain' 3 times; correct it, or say that both are classes with "
         "'classes=[neutral,pain,paln]'"
     )
     assert read_manifest(path, classes=("neutral", "pain", "paln")).classes == ("neutral", "pain", "paln")

@@ -87,7 +87,7 @@ def test_numbers_of_spreadsheets() -> None:
         (["clip_id", "lable"], ["'lable' is no column that is read; did you mean 'label'?"], []),
         (["clip_id", "class"], ["'class' is no column that is read; did you mean 'label'?"], []),
         (["clip_id", "label", "Label "], ["columns 'label' and 'Label ' mean the same; keep one of them"], []),
-        (["clip_id", "label", "label"], ["column 'label' stands 2 times; keep one of them"], []),
+        (["clip_id", "label", "label"], ["column 'label' occurs 2 times; keep one of them"], []),
         (["clip_id", "label", "labels", "age"], [], ["labels", "age"]),
         (["clip_id", "table", "lamp", "libel_no"], [], ["table", "lamp", "libel_no"]),
     ],

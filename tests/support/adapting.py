@@ -177,7 +177,7 @@ def run_adaptation(
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted by what identifies them, each of which stands once."""
+    """Rows sorted by what identifies them, each of which occurs once."""
     assert not rows.duplicated(KEY).any(), rows[rows.duplicated(KEY, keep=False)][[*KEY, "status"]]
     return rows.sort_values(KEY, ignore_index=True)
 

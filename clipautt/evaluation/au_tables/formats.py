@@ -7,7 +7,8 @@
 
 The names are those of the tools' public sources and of published exports: OpenFace's wiki ("Output format"), py-feat
 0.5 to 0.7 (`Fex`), LibreFace (`save_facial_attributes_video`), and raw exports of iMotions 10 with Affectiva AFFDEX.
-The action units of AFFDEX's expressions follow Affectiva's table; `Smirk` is left out: it is AU12 or AU14 of one side.
+AFFDEX's expressions are matched to action units by their names, as Affectiva says that most of them follow FACS; this
+was not compared with its published table. `Smirk` is omitted: it is AU12 or AU14 of one side.
 
 OpenFace 3 names its eight outputs AU01_r to AU08_r, which are no numbers of FACS, so its tables are refused.
 """
