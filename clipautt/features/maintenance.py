@@ -258,12 +258,15 @@ def store_folders(root: str | Path) -> list[Path]:
     """The folders in a store; each should be named by a fingerprint.
 
     Raises:
-        FileNotFoundError: if there is no such store.
+        FileNotFoundError: if there is no such store, or the folder holds other things.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no feature store at {root}; `clipautt extract` makes one, or give store=FOLDER")
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if folders and not any((folder / SPEC_FILE).exists() or any(folder.glob("*.parquet")) for folder in folders):
+        raise FileNotFoundError(f"{root} is not a feature store: none of its folders holds features; give store=FOLDER")
+    return folders
 
 
 def _stats(folder: Path) -> list[os.stat_result]:

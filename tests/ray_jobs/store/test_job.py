@@ -173,6 +173,15 @@ def test_mistakes_are_told_in_one_line(
     assert message in said and len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("action", ["ls", "verify", "gc"])
+def test_a_folder_of_other_things_is_not_a_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    (tmp_path / "other" / "photos").mkdir(parents=True)
+    assert cli.main(["store", action, f"store={tmp_path / 'other'}"]) == 2
+    assert "other is not a feature store: none of its folders holds features" in capsys.readouterr().err
+
+
 def test_sizes_literal() -> None:
     assert [size_text(n) for n in (0, 999, 1000, 13_100_000, 2 * 10**15)] == [
         "0 B",
