@@ -2,8 +2,8 @@
 
 `python -m ray_jobs.<job> key=value …` comes here too, so both are the same. A job is a package with a module `job`: its
 docstring is the help, whose first line says what the job is for, and it has `main(cfg) -> int`. With
-`POSITIONAL = "video"`, a first word without `=` is the value of that setting. With `READS_WORDS = True`, `main` gets
-the words of the command line instead of a configuration.
+`POSITIONAL = "subject videos…"`, the first word without `=` is the value of one setting, and all further ones are the
+list of another. With `READS_WORDS = True`, `main` gets the words of the command line instead of a configuration.
 """
 
 from __future__ import annotations

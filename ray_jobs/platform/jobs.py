@@ -46,6 +46,8 @@ ORDER = (
 )
 """Order of the jobs in the overview; others follow by name."""
 
+_SEVERAL = "…"
+"""Ends the name of a positional setting that takes all further words."""
 _SETTING = re.compile(r"~[\w./@:-]+(=.*)?|[+]{0,2}[A-Za-z_][\w./@:-]*=.*", re.DOTALL)
 
 
@@ -57,8 +59,9 @@ class Job:
     """Name on the command line: that of its package, with hyphens."""
     doc: str
     """Docstring of the module `job`."""
-    positional: str | None
-    """The setting that a first word without `=` sets; `POSITIONAL = "…"` in the module."""
+    positional: str
+    """The settings that words without `=` set, in order, as `POSITIONAL = "subject videos…"` in the module: all further
+    words make the list of one that ends with `…`. Empty if there is none."""
     reads_words: bool
     """Whether `main` takes the words of the command line instead of a configuration; `READS_WORDS = True`."""
 
@@ -120,21 +123,37 @@ def overview() -> str:
 
 
 def overrides(job: Job, words: Sequence[str]) -> list[str]:
-    """The words of a command line as settings; a first word for the job's positional setting is quoted for Hydra.
+    """The words of a command line as settings; words for the job's positional settings are quoted for Hydra.
 
     Raises:
         ValueError: A word is not a setting.
     """
-    settings = list(words)
-    first = settings[0] if settings else None
-    if first is not None and job.positional and (not _SETTING.fullmatch(first) or os.path.exists(first)):
-        settings[0] = f"{job.positional}={quoted(first)}"
-    for word in settings:
-        if word.startswith("-") and not _SETTING.fullmatch(word):
-            raise ValueError(f"unknown option {word!r}: settings are written key=value, as in {_as_setting(word)}")
-        if not _SETTING.fullmatch(word):
-            raise ValueError(f"cannot read {word!r}: settings are written key=value; see `clipautt {job.name} --help`")
-    return settings
+    named = tuple(word.partition("=")[0] for word in words)
+    free = [name for name in job.positional.split() if name.removesuffix(_SEVERAL) not in named]
+    settings, several = [], []
+    for word in words:
+        if not free or (_SETTING.fullmatch(word) and not os.path.exists(word)) or _is_option(word):
+            _refuse_other(job, word)
+            settings.append(word)
+        elif free[0].endswith(_SEVERAL):
+            several.append(quoted(word))
+        else:
+            settings.append(f"{free.pop(0)}={quoted(word)}")
+    return [*settings, f"{free[0].removesuffix(_SEVERAL)}=[{','.join(several)}]"] if several else settings
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word looks like `--name`, and no file has that name."""
+    return word.startswith("-") and word != "-" and not os.path.exists(word)
+
+
+def _refuse_other(job: Job, word: str) -> None:
+    """Refuse a word that is no setting."""
+    if _SETTING.fullmatch(word):
+        return
+    if word.startswith("-"):
+        raise ValueError(f"unknown option {word!r}: settings are written key=value, as in {_as_setting(word)}")
+    raise ValueError(f"cannot read {word!r}: settings are written key=value; see `clipautt {job.name} --help`")
 
 
 def entry_of(job: Job) -> Callable[[Any], int]:
@@ -165,11 +184,10 @@ def _read_job(path: Path) -> Job | None:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    positional = constants.get("POSITIONAL")
     return Job(
         name=path.parent.name.replace("_", "-"),
         doc=ast.get_docstring(tree) or "",
-        positional=None if positional is None else str(positional),
+        positional=str(constants.get("POSITIONAL", "")),
         reads_words=bool(constants.get("READS_WORDS", False)),
     )
 

@@ -41,7 +41,7 @@ def help_text(job: Job, overrides: Iterable[str] = ()) -> str:
     """What `clipautt <job> --help` prints: docstring, groups, and all settings with the overrides applied."""
     if job.reads_words or job.module not in configuration.configured_jobs():
         return job.doc.strip()
-    first = f" {job.positional.upper()}" if job.positional else ""
+    first = "".join(f" {name.upper()}" for name in job.positional.split())
     composition = configuration.compose_with_sources(job.module, list(overrides))
     return "\n".join(
         [

@@ -24,6 +24,10 @@ import numpy_is_not_imported_for_help
 POSITIONAL = "video"
 def main(cfg): ...
 '''
+MEET = '''"""Meets people."""
+POSITIONAL = "who clips…"
+def main(cfg): ...
+'''
 RUN = '''"""Runs."""
 from pathlib import Path
 class Remote(ValueError):
@@ -65,7 +69,7 @@ def small_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of jobs and a conf folder of their own."""
     packages, conf = tmp_path / "jobs", tmp_path / "conf"
     (conf / "pace").mkdir(parents=True)
-    for name, text in {"walk": WALK, "run": RUN, "words": WORDS, "helper": '"""No job."""\n'}.items():
+    for name, text in {"walk": WALK, "meet": MEET, "run": RUN, "words": WORDS, "helper": '"""No job."""\n'}.items():
         (packages / name).mkdir(parents=True)
         (packages / name / "job.py").write_text(text)
         for module in (f"ray_jobs.{name}", f"ray_jobs.{name}.job"):
@@ -138,6 +142,19 @@ def test_a_first_word_may_be_a_path(small_jobs: Path, monkeypatch: pytest.Monkey
 
 def test_a_first_word_that_is_a_setting_is_one(small_jobs: Path) -> None:
     assert jobs.overrides(jobs.find_job("walk"), ["video=x.mp4"]) == ["video=x.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["007", "a b.mp4", "speed=2", "it's.mp4"], ["who='007'", "speed=2", r"clips=['a b.mp4','it\'s.mp4']"]),
+        (["who=x", "clips=[a]"], ["who=x", "clips=[a]"]),
+        (["who=x", "a.mp4"], ["who=x", "clips=['a.mp4']"]),
+        (["speed=2", "anna"], ["speed=2", "who='anna'"]),
+    ],
+)
+def test_further_words_make_a_list(small_jobs: Path, words: list[str], settings: list[str]) -> None:
+    assert jobs.overrides(jobs.find_job("meet"), words) == settings
 
 
 @pytest.mark.parametrize(
