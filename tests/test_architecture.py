@@ -30,6 +30,7 @@ METHOD = {
         "model",
         "adaptation",
         "evaluation",
+        "prediction",
         "predictor",
     ],
     "video": [
@@ -76,6 +77,7 @@ METHOD = {
         "driver",
         "personalization",
     ],
+    "prediction": ["columns", "cautions", "answers"],
     "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""

@@ -24,7 +24,7 @@ from clipautt.features.clip_features import ClipFeatures
 from clipautt.footage import Footage
 from clipautt.memory import is_out_of_memory
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, footage_seen
-from clipautt.model.windows import WindowSpec, clip_starts, why_no_window
+from clipautt.model.windows import WindowSpec, clip_starts, why_no_window, window_spans
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
 """What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text
@@ -192,10 +192,7 @@ class Source:
             )
         for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
             first = np.asarray(starts) * spec.stride
-            count = len(clip.times)
-            last = np.minimum(first + (min(spec.length, -(-count // spec.stride)) - 1) * spec.stride, count - 1)
-            period = float(np.median(np.diff(clip.times))) if count > 1 else 0.0
-            yield Views(embeddings, first, clip.times[first], clip.times[last] + period)
+            yield Views(embeddings, first, *window_spans(clip.times, first, spec))
 
     def whole_clip(self, clip: ClipFeatures) -> Views:
         """The clip as a single window."""

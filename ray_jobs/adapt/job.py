@@ -47,7 +47,7 @@ from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, us
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
 from ray_jobs.platform.extraction.faces_seen import report_faces
-from ray_jobs.platform.footage import uncropped_warning, warn
+from ray_jobs.platform.footage import warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.metrics import JobMetrics
@@ -147,7 +147,6 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     )
     store, summary = extract(run.clips, config)
     report_failures(summary)
-    warn(uncropped_warning(run.clips, store.spec.frames))
     report_faces(summary)
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     job = replace(run.job, features=store.spec)

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.action_units import title_of
-from clipautt.predictor import VideoPrediction
+from clipautt.prediction.answers import VideoPrediction
 from clipautt.video.faces import hints
 from clipautt.video.reader import NoFaceError
 from ray_jobs.platform.configuration import instantiate

@@ -10,7 +10,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ class ExtractSummary:
     """What could not be shown as it should be → number of the requested clips."""
     faces: Mapping[str, FacesSeen] = field(default_factory=dict)
     """Clip id → what is known of its faces; empty without a face detector."""
+    face_sides: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Clip id → see `ClipFeatures.face_sides`; clips that were not looked at are omitted."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
     """How they were found."""
     named: frozenset[str] = frozenset()
@@ -157,6 +159,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
+    known = store.faces(clips)
     notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
     return store, ExtractSummary(
         extracted,
@@ -165,7 +168,8 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         usage,
         avoid,
         notes,
-        faces=store.faces(clips),
+        faces=known if config.faces.detector != "none" else {},
+        face_sides={clip_id: seen.sides for clip_id, seen in known.items() if seen.sides},
         face_settings=config.faces,
         named=frozenset(clip.clip_id for clip in clips if clip.face is not None),
     )
@@ -241,9 +245,9 @@ class _Writer:
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
     """The store's row of a clip."""
     of_clip = ("clip_id", "subject_id", "source", *SPAN)
-    of_frames = ("status", "reason", "decoder", "content", "times", "face_found", "other_faces", "features")
+    of_encoded = [field.name for field in fields(encoded) if field.name != "clip"]
     row = {name: getattr(encoded.clip, name) for name in of_clip}
-    return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
+    return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_encoded}
 
 
 def _note(stream: Pipeline) -> str:
