@@ -110,7 +110,7 @@ class Predictor:
             ValueError: if `face` is no name of a face, or the checkpoint uses no face detector.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
-        who = personalization.subject_id if personalization else "unknown"
+        who = personalization.subject_id if personalization else ""
         clip = Clip(Path(video).stem, who, str(video), "target", face=face)
         frames = self.source.checkpoint.spec.features.frames
         frames.faces.following(face)

@@ -47,7 +47,7 @@ METHOD = {
         "reader",
         "reader_process",
     ],
-    "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
+    "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
         "names",
         "small_clip",
@@ -77,7 +77,7 @@ METHOD = {
         "driver",
         "personalization",
     ],
-    "prediction": ["columns", "cautions", "answers"],
+    "prediction": ["columns", "cautions", "answers", "tables"],
     "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""

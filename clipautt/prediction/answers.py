@@ -229,6 +229,7 @@ class VideoPrediction:
             "subject": self.clip.subject_id,
             "other_faces": self.other_faces,
             "personalized_for": self.personalized_for or _NONE,
+            "not_learned": ";".join(self.not_learned),
             "warnings": ";".join(self.cautions),
         }
 

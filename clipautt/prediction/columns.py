@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from clipautt.action_units import title_of
+
+_FLAG = "true or false"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,14 @@ class Column:
     about: str
     """What it says, as a sentence without its full stop."""
     unit: str = ""
-    """Unit or range; empty for text."""
+    """Unit or range; empty for text, `count` for whole numbers, `true or false`."""
+
+    @property
+    def kind(self) -> Literal["text", "number", "count", "flag"]:
+        """What its values are."""
+        if self.unit in ("", "count"):
+            return "count" if self.unit else "text"
+        return "flag" if self.unit == _FLAG else "number"
 
 
 CLIP = (
@@ -34,6 +44,9 @@ CLIP = (
 VALIDITY = (
     Column("other_faces", "Other faces that were followed through the clip and left out", "count"),
     Column("personalized_for", "Subject whose resting face or prompts were used; empty for none"),
+    Column(
+        "not_learned", "Action units that the backbone never learned, whose numbers mean nothing: codes, by semicolons"
+    ),
     Column(
         "warnings", "What speaks against the numbers of this clip: codes, separated by semicolons; empty for nothing"
     ),
@@ -76,7 +89,7 @@ WINDOWS = (
         "face_share", "Share of the window's frames in which the face was found; empty without a detector", "0 to 1"
     ),
     *(Column(one.name, f"{one.about}, mean over the window's frames", one.unit) for one in _FACE),
-    Column("chosen", "Whether it is the most expressive window, on which the prediction of the clip rests"),
+    Column("chosen", "Whether it is the most expressive window, on which the prediction of the clip rests", _FLAG),
     Column("entropy", "Entropy of the class probabilities; low where the face is expressive", "nats"),
 )
 FRAMES = (
@@ -84,7 +97,7 @@ FRAMES = (
     Column("frame", "Number of the frame among those that were looked at, from 0", "count"),
     Column("time_seconds", "Time of the frame, from the start of the clip", "seconds"),
     Column("status", "ok, or no_face where no window around the frame shows the face often enough"),
-    Column("face_found", "Whether the face was found in this frame; empty without a detector"),
+    Column("face_found", "Whether the face was found in this frame; empty without a detector", _FLAG),
     *_FACE,
     Column("window", "Number of the window around the frame, from which the numbers that follow are taken", "count"),
     Column("entropy", "Entropy of the class probabilities; low where the face is expressive", "nats"),
@@ -106,7 +119,11 @@ def similarity_of_clip(code: str) -> tuple[Column, Column]:
     unit = title_of(code)
     return (
         Column(f"{code}_mean", f"Similarity between the face and {unit}, mean over the windows that count", "-5 to 5"),
-        Column(f"{code}_rise", f"By how much it rises in the most expressive window, above its median for {unit}", ""),
+        Column(
+            f"{code}_rise",
+            f"By how much it rises in the most expressive window, above its median for {unit}",
+            "-10 to 10",
+        ),
     )
 
 
