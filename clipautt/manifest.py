@@ -194,7 +194,9 @@ def read_clips(path: Path) -> tuple[list[Clip], dict[str, dict[str, str]], list[
     table, _ = read_table(path)
     others, noted = table.attrs["others"], table.attrs
     if "source" not in table:
-        raise _many(path, list(find_problems(table, classes=())))
+        there = ", ".join(noted["columns"]) or "none"
+        lacking = f"no column source, with the paths of the videos; there are: {there}"
+        raise _many(path, [lacking, *noted["problems"]])
     nobody = "subject_id" not in table
     filled = table.assign(
         clip_id=_names_of(table) if "clip_id" not in table else table["clip_id"],

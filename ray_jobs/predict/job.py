@@ -173,7 +173,8 @@ def _show_tally(tally: Tally, cfg: DictConfig) -> None:
     if tally.personalized:
         print(f"personalized: {tally.personalized}")
     for code, count in tally.cautions.most_common():
-        print(f"warning {code} for {count} clips, the first: {tally.sentences[code]}")
+        clips = "1 clip" if count == 1 else f"{count} clips"
+        print(f"warning {code} for {clips}, the first: {tally.sentences[code]}")
 
 
 def show(prediction: VideoPrediction) -> None:

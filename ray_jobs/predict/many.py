@@ -51,7 +51,7 @@ class Tally:
         """Count an answer."""
         self.labels.update([prediction.label] if prediction.label is not None else [])
         self.statuses[str(prediction.row["status"])] += 1
-        self.cautions.update(prediction.cautions)
+        self.cautions.update(list(prediction.cautions))
         for code, sentence in prediction.cautions.items():
             self.sentences.setdefault(code, sentence)
         self.personalized += prediction.personalized_for is not None
