@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,11 @@ class VideoPrediction:
     """Why there is no label; empty if there is one."""
 
     @property
+    def status(self) -> Literal["ok", "no_prediction"]:
+        """Whether there is a label."""
+        return "ok" if self.label is not None else "no_prediction"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on why the answer may be worth little; empty where nothing speaks against it."""
         return tuple(self.cautions.values())
@@ -122,9 +128,13 @@ class VideoPrediction:
         return pd.DataFrame(values, index=self._times(), columns=list(self.classes))
 
     def _times(self) -> pd.Index[float]:
+        return pd.Index(self._middles(), name="time_seconds", dtype=float)
+
+    def _middles(self) -> npt.NDArray[np.float64]:
+        """Middle of every window that counts, seconds, [V]."""
         starts = np.empty(0, np.int64) if self.curves is None else self.curves.starts
         start, end = window_spans(self.clip.times, starts, self.spec)
-        return pd.Index((start + end) / 2, name="time_seconds", dtype=float)
+        return (start + end) / 2
 
     @property
     def top_action_units(self) -> pd.DataFrame:
@@ -141,15 +151,22 @@ class VideoPrediction:
     def rises(self) -> pd.Series[float]:
         """By how much each AU rose: mean similarity in the window minus the median over the video, where similarities
         range from -5 to 5; index: AU code."""
-        units = self.action_units
-        inside = (units.index >= self.window_start_seconds) & (units.index <= self.window_end_seconds)
-        return units[inside].mean() - units.median()
+        return pd.Series(self._rises(), index=list(self.action_unit_codes), dtype=float)
+
+    def _rises(self) -> npt.NDArray[np.float64]:
+        if self.curves is None:
+            return np.full(len(self.action_unit_codes), math.nan)
+        times, values = self._middles(), self.curves.similarities.astype(np.float64)
+        inside = (times >= self.window_start_seconds) & (times <= self.window_end_seconds)
+        mean = values[inside].mean(axis=0) if inside.any() else np.full(values.shape[1], math.nan)
+        rises: npt.NDArray[np.float64] = mean - np.median(values, axis=0)
+        return rises
 
     @property
     def row(self) -> dict[str, Any]:
         """The row of this video in the table of clips."""
         numbers: dict[str, Any] = {
-            "status": "ok" if self.label is not None else "no_prediction",
+            "status": self.status,
             "reason": self.reason,
             "source": self.video,
             "prediction": self.label or _NONE,
@@ -163,12 +180,13 @@ class VideoPrediction:
             "face_share": self.face_share,
             "brightness": brightness_of(self.clip),
         }
-        units = self.action_units
-        means = {f"{code}_mean": value for code, value in units.mean().items()}
-        rises = {f"{code}_rise": value for code, value in self.rises().items()}
+        nothing = np.full(len(self.action_unit_codes), math.nan)
+        mean = nothing if self.curves is None else self.curves.similarities.mean(axis=0, dtype=np.float64)
+        means = {f"{code}_mean": float(value) for code, value in zip(self.action_unit_codes, mean, strict=True)}
+        rises = {f"{code}_rise": float(one) for code, one in zip(self.action_unit_codes, self._rises(), strict=True)}
         chances = {f"probability_{name}": self.probabilities.get(name, math.nan) for name in self.classes}
         values = numbers | chances | means | rises | self._validity()
-        return {column.name: values[column.name] for column in self._columns("clips")}
+        return {name: values[name] for name in _names("clips", self.classes, self.action_unit_codes)}
 
     @property
     def windows(self) -> pd.DataFrame:
@@ -216,12 +234,10 @@ class VideoPrediction:
         values |= dict(zip(_FACE, boxes.T, strict=True)) | self._numbers(counted)
         return self._table("frames", values, count)
 
-    def _columns(self, table: str) -> list[Any]:
-        return columns_of(table, classes=self.classes, action_units=self.action_unit_codes)
-
     def _table(self, name: str, values: dict[str, Any], rows: int) -> pd.DataFrame:
         every = values | self._validity()
-        return pd.DataFrame({one.name: every[one.name] for one in self._columns(name)}, index=range(rows))
+        names = _names(name, self.classes, self.action_unit_codes)
+        return pd.DataFrame({one: every[one] for one in names}, index=range(rows))
 
     def _validity(self) -> dict[str, Any]:
         return {
@@ -271,6 +287,11 @@ class VideoPrediction:
             f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
             f"similarity (-5 to 5): {units or 'none'}{warned})"
         )
+
+
+@cache
+def _names(table: str, classes: tuple[str, ...], codes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns_of(table, classes=classes, action_units=codes))
 
 
 def _nearest(places: npt.NDArray[np.floating], middles: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:

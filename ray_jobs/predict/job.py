@@ -115,8 +115,8 @@ def _many(cfg: DictConfig, made: Table) -> int:
     if cfg.out:
         count = write_rows(cfg.out, made.columns, parts)
     else:
-        shown = [part.iloc[0] for part, _ in zip(parts, range(len(clips)), strict=True)]
-        _show_rows([dict(row) for row in shown[:_SHOWN]], len(clips))
+        rows = [row for part in parts for row in part.to_dict("records")]
+        _show_rows([{str(name): value for name, value in row.items()} for row in rows[:_SHOWN]], len(clips))
     _show_tally(made.tally, cfg)
     if cfg.out:
         print(f"{count} rows of {made.rows}: {cfg.out}")

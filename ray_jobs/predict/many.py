@@ -26,6 +26,8 @@ from clipautt.predictor import Predictor
 from ray_jobs.platform.progress import Progress
 
 Rows = Literal["clips", "windows", "frames"]
+_Part = dict[str, Any] | pd.DataFrame
+"""The row of a clip, or its rows."""
 _FRAMES_AT_ONCE = 16384
 """Frames whose features are in memory together; one clip may have more."""
 _OTHER = "input_"
@@ -50,7 +52,7 @@ class Tally:
     def add(self, prediction: VideoPrediction) -> None:
         """Count an answer."""
         self.labels.update([prediction.label] if prediction.label is not None else [])
-        self.statuses[str(prediction.row["status"])] += 1
+        self.statuses[prediction.status] += 1
         self.cautions.update(list(prediction.cautions))
         for code, sentence in prediction.cautions.items():
             self.sentences.setdefault(code, sentence)
@@ -96,21 +98,33 @@ class Table:
         with Progress("predict", len(self.inputs.clips)) as progress:
             for part in _parts(self.inputs.clips, frames):
                 answers = self._answers([clip for clip in part if clip.clip_id not in failed], store, personalizations)
-                for clip in part:
-                    if clip.clip_id in failed:
-                        yield self._failed(clip, failed[clip.clip_id])
-                    else:
-                        yield self.of_answer(answers.pop(clip.clip_id))
+                rows = [
+                    self._failed(clip, failed[clip.clip_id])
+                    if clip.clip_id in failed
+                    else self._answered(answers.pop(clip.clip_id))
+                    for clip in part
+                ]
+                yield self._together(rows)
                 progress.advance(len(part), failed=sum(clip.clip_id in failed for clip in part))
 
     def of_answer(self, prediction: VideoPrediction) -> pd.DataFrame:
         """The rows of an answer."""
+        return self._together([self._answered(prediction)])
+
+    def _answered(self, prediction: VideoPrediction) -> _Part:
         self.tally.add(prediction)
+        facts = self._facts(prediction.clip.clip_id)
         if self.rows == "clips":
-            table = pd.DataFrame([prediction.row])
-        else:
-            table = prediction.windows if self.rows == "windows" else prediction.frames
-        return table.assign(**self._facts(prediction.clip.clip_id))
+            return prediction.row | facts
+        return (prediction.windows if self.rows == "windows" else prediction.frames).assign(**facts)
+
+    def _together(self, parts: Sequence[_Part]) -> pd.DataFrame:
+        """The rows of several clips as one frame; making many small ones takes longer than the predictions."""
+        if self.rows == "clips":
+            return pd.DataFrame(list(parts))
+        return pd.concat(
+            [part if isinstance(part, pd.DataFrame) else unknown_row(self.columns, part) for part in parts]
+        )
 
     def _answers(
         self, clips: Sequence[Clip], store: FeatureStore, personalizations: Mapping[str, Personalization]
@@ -130,12 +144,12 @@ class Table:
             answers |= {clip.clip_id: one for clip, one in zip(together, made, strict=True)}
         return answers
 
-    def _failed(self, clip: Clip, failure: Failure) -> pd.DataFrame:
+    def _failed(self, clip: Clip, failure: Failure) -> _Part:
         self.tally.statuses[failure.status] += 1
         known: dict[str, Any] = {"clip": clip.clip_id, "subject": clip.subject_id, "status": failure.status}
         if self.rows == "clips":
             known |= {"source": clip.source, "reason": failure.reason}
-        return unknown_row(self.columns, known | self._facts(clip.clip_id))
+        return known | self._facts(clip.clip_id)
 
     def _facts(self, clip_id: str) -> dict[str, str]:
         facts = self.inputs.facts.get(clip_id, {})

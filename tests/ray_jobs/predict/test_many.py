@@ -144,7 +144,9 @@ def test_without_a_table_the_first_are_printed_and_what_is_wrong_is_counted(
     assert predict(checkpoint, done / "store", study) == 0
     said = capsys.readouterr().out
     assert (
-        "3 of 7 clips have a prediction" in said and "no_face: 1\n" in said and "warning few_faces for 1 clip, the first: " in said
+        "3 of 7 clips have a prediction" in said
+        and "no_face: 1\n" in said
+        and "warning few_faces for 1 clip, the first: " in said
     )
     assert f"all of it as a table: clipautt predict {study} out=clips.csv" in said
 
