@@ -49,6 +49,9 @@ METHOD = {
     "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
         "names",
+        "registry",
+        "publications",
+        "hub",
         "small_clip",
         "text_tower",
         "facts",
@@ -59,6 +62,7 @@ METHOD = {
         "tensor_files",
         "weight_files",
         "open_clip_models",
+        "fetching",
         "loading",
         "pretraining",
     ],
