@@ -38,8 +38,16 @@ def hub_file(repository: str, file: str | None) -> Path:
     try:
         return Path(download_pretrained_from_hf(repository, filename=file))
     except Exception as error:  # the hub's client raises many types, for a missing file as for a missing network
-        reason = str(error).partition("Last error: ")[2].strip() or type(error).__name__
-        raise HubError(reason.splitlines()[0][:_REASON_LETTERS]) from error
+        raise HubError(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of an error of the hub's client in one line; what is raised last only says that it failed."""
+    first = error.__context__ or error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = str(first).strip().splitlines() or [type(first).__name__]
+    return lines[0].strip()[:_REASON_LETTERS]
 
 
 def from_hub(repository: str, file: str | None, setting: str, *, give: str | None = None) -> Path:
