@@ -29,7 +29,7 @@ from open_clip.model import convert_weights_to_fp16
 from open_clip.pretrained import download_pretrained_from_url, list_pretrained, list_pretrained_tags_by_model
 
 from clipautt.backbones.embedded import EMBEDDED
-from clipautt.backbones.hub import NO_WAIT, HubError, hub_file
+from clipautt.backbones.hub import HubError, hub_file
 from clipautt.backbones.names import FOLDER, HUB
 from clipautt.backbones.open_clip_models import (
     Architecture,
@@ -260,7 +260,7 @@ def _from_repository(published: Publication, folder: Path) -> Path:
 
 
 def _refuse_without_names(published: Publication) -> None:
-    """Refuse at once where the hub's name is not known, as it is where there is no network: its client tries for a minute.
+    """Refuse at once where the hub's name cannot be resolved, as without a network: its client would try for a minute.
 
     Raises:
         FetchError: if the file is not in the hub's cache either.
@@ -298,7 +298,7 @@ def _reasons(published: Publication, folder: Path) -> Iterator[None]:
     except urllib.error.HTTPError as error:
         raise FetchError(f"the server answers {error.code} ({error.reason}) to {source}{_proxy(source)}") from error
     except HubError as error:
-        raise FetchError(f"{source} could not be fetched ({error}){_proxy(source)}; {NO_WAIT}") from error
+        raise FetchError(f"{source} could not be fetched ({error}){_proxy(source)}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         raise FetchError(f"{source} could not be fetched ({_reason(error)}){_proxy(source)}") from error
     except OSError as error:

@@ -18,7 +18,7 @@ FOREIGN = (
     "give backbone.name and backbone.weights of an open_clip model instead"
 )
 NO_WAIT = "HF_HUB_OFFLINE=1 saves the wait for a network"
-_REASON_LETTERS = 100
+_REASON_LETTERS = 200
 
 
 class HubError(ValueError):

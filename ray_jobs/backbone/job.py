@@ -6,8 +6,8 @@
 
 `fetch` downloads the weights where the network allows, verifies their hash and registers them; from then on
 backbone=NAME finds them. Where there is no network, it prints the file's name, size, hash and address, and the folder
-to put it into; run it again then, and it verifies the file. `show` prints the same and touches nothing. `list` shows the
-models to begin with and what is registered, `list all` everything that can be fetched.
+to put it into; run it again then, and it verifies the file. `show` prints the same and touches nothing. `list` shows
+the models to begin with and what is registered, `list all` everything that can be fetched.
 
 NAME is an open_clip model, TAG one of its pretrained tags; without TAG it is OpenAI's, or LAION's for models with GELU.
 The registry is ~/.cache/clipautt/weights (XDG_CACHE_HOME is followed), or the folder that CLIPAUTT_WEIGHTS names. The
