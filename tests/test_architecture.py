@@ -50,6 +50,9 @@ METHOD = {
     "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
         "names",
+        "registry",
+        "publications",
+        "hub",
         "small_clip",
         "text_tower",
         "facts",
@@ -60,6 +63,7 @@ METHOD = {
         "tensor_files",
         "weight_files",
         "open_clip_models",
+        "fetching",
         "loading",
         "pretraining",
     ],

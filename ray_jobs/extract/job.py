@@ -5,7 +5,7 @@ costs one row with a reason. Started again after any interruption, the job does 
 
 Example:
     clipautt extract manifest=data/hard/manifest.parquet store=features
-    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
+    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu
 """
 
 from __future__ import annotations
