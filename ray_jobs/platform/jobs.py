@@ -39,6 +39,7 @@ ORDER = (
     "adapt",
     "import-checkpoint",
     "report",
+    "validate-aus",
     "sweep",
     "benchmark",
     "serve",
