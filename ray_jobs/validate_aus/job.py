@@ -294,8 +294,8 @@ def _training_warning(aus: pd.DataFrame) -> str | None:
     if not means.get("model", math.nan) < means.get("backbone", math.nan) - _LOST:
         return None
     return (
-        "the trained model's AU similarities agree less with the coding than those of its frozen backbone: training for "
-        "classes does not keep a prompt's meaning, so they tell what the classifier reads, and measure no action unit."
+        "the trained model's AU similarities agree less with the coding than those of its frozen backbone. Training "
+        "for classes need not keep what a prompt means: see the column verdict before taking one for a measurement."
     )
 
 

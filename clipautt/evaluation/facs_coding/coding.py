@@ -124,6 +124,8 @@ class Piece:
     """Other names of the video, such as that of the media file in an ELAN document."""
     notes: tuple[str, ...] = ()
     """What was passed over, a sentence each."""
+    comprehensive: bool = False
+    """Intervals: whether AUs that they do not name were looked for, too, and absent."""
     one_au: bool = False
     """Whether the file is by its name for one AU, with others beside it."""
 
@@ -228,12 +230,16 @@ class SpanBook:
         self._present[code].append((start, end, 1.0))
         self._intensity.setdefault(code, []).append((start, end, intensity))
 
-    def piece(self, path: Path, name: str, *, also: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Piece:
-        """The intervals as a piece of coding."""
+    def piece(
+        self, path: Path, name: str, *, comprehensive: bool, also: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+    ) -> Piece:
+        """The intervals as a piece of coding; arguments as the fields of `Piece`."""
         graded = {
             code: Track.of(spans, outside=0.0)
             for code, spans in self._intensity.items()
             if any(not math.isnan(value) for *_, value in spans)
         }
         tracks = {code: Track.of(spans, outside=0.0) for code, spans in self._present.items()}
-        return Piece(path, name, "intervals", self.unit, tracks, graded, tuple(self._not_visible), also, notes)
+        return Piece(
+            path, name, "intervals", self.unit, tracks, graded, tuple(self._not_visible), also, notes, comprehensive
+        )

@@ -6,6 +6,8 @@ A tier whose name is an AU, such as `AU12`, `AU 12 L` or `AU4@anna`, codes that 
 intensity (`C`, `3`, `12C`) or any text. A tier with `FACS` or `AU` in its name holds codes such as `12C+25`. A tier of
 symbolic subdivisions or associations takes its times from the annotation that it refers to; where it belongs to a tier
 of an AU and holds intensities, they are those of that AU. Other tiers are passed over, and a note names them.
+A tier of an AU says that it was looked for, even where it is empty. An AU without a tier was not, unless there is a
+tier of codes, which may name any.
 The format: https://www.mpi.nl/tools/elan/EAF_Annotation_Format_3.0_and_ELAN.pdf
 """
 
@@ -87,11 +89,12 @@ def read_elan(path: Path, *, coder: str | None = None) -> Piece:
     book = SpanBook("seconds")
     for name, tier in chosen.items():
         _add_tier(path, tier, _graded_by(name, tiers), book)
+    comprehensive = any(not is_code(tier.name) for tier in chosen.values())
     graders = {name for name, tier in tiers.items() if tier.parent in chosen}
     passed = [name for name, tier in tiers.items() if name not in coded and name not in graders and tier.annotations]
     shown = ", ".join(passed[:_SHOWN]) + (" and others" if len(passed) > _SHOWN else "")
     notes = (f"{path.name}: tiers {shown} are no AUs and not read",) if passed else ()
-    return book.piece(path, path.stem, also=_media(root), notes=notes)
+    return book.piece(path, path.stem, comprehensive=comprehensive, also=_media(root), notes=notes)
 
 
 def _is_of_codes(tier: _Tier, tiers: Mapping[str, _Tier]) -> bool:

@@ -51,8 +51,8 @@ class Coding:
 def read_coding(path: str | Path, settings: FacsSettings | None = None) -> Coding:
     """Read human coding.
 
-    An AU that intervals name anywhere counts as looked for in every clip with intervals: where none are noted it was
-    absent.
+    An AU that a table of intervals names anywhere counts as looked for in every clip of such tables: where none are
+    noted it was absent. ELAN documents say by their tiers what was looked for, see `elan`.
 
     Args:
         path: a file, or a folder that is searched at any depth for .eaf, .csv, .tsv and .txt.
@@ -115,8 +115,8 @@ def _alike(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _complete(pieces: Sequence[Piece]) -> list[Piece]:
-    """Every AU that intervals name anywhere, in all of them."""
-    looked_for = {code for piece in pieces if piece.kind == "intervals" for code in piece.tracks}
+    """Every AU that comprehensive intervals name anywhere, in all of them; and intensities of AUs that some grade."""
+    looked_for = {code for piece in pieces if piece.comprehensive for code in piece.tracks}
     graded = {code for piece in pieces for code in piece.intensities}
     absent = Track.of([], outside=0.0)
     return [
@@ -124,8 +124,8 @@ def _complete(pieces: Sequence[Piece]) -> list[Piece]:
         if piece.kind != "intervals"
         else replace(
             piece,
-            tracks={code: piece.tracks.get(code, absent) for code in sorted(looked_for)},
-            intensities={code: piece.intensities.get(code, _ungraded(piece, code)) for code in sorted(graded)},
+            tracks={**(dict.fromkeys(looked_for, absent) if piece.comprehensive else {}), **piece.tracks},
+            intensities={code: piece.intensities.get(code, _ungraded(piece, code)) for code in graded},
         )
         for piece in pieces
     ]

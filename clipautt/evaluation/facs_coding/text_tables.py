@@ -219,7 +219,7 @@ def _intervals(
             raise ValueError(f"{path}, line {line}: no clip is named")
         book = books.setdefault(name, SpanBook("seconds" if seconds else "frames"))
         _add_row(path, line, {key: (cells[column], factor) for key, (column, factor) in columns.items()}, book)
-    return [book.piece(path, name) for name, book in books.items()]
+    return [book.piece(path, name, comprehensive=True) for name, book in books.items()]
 
 
 def _of_coder(
