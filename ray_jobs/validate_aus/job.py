@@ -290,8 +290,10 @@ def _summary(which: str, rows: pd.DataFrame) -> str:
 
 def _training_warning(aus: pd.DataFrame) -> str | None:
     """A sentence if training took away what the backbone knows of the AUs."""
-    means = aus[aus["learned"] != "no"].groupby("similarity")["roc_auc"].mean()
-    if not means.get("model", math.nan) < means.get("backbone", math.nan) - _LOST:
+    sure = aus[aus["status"] == "ok"]
+    means = sure.groupby("similarity")["roc_auc"].mean()
+    above = sure[sure["verdict"] == "above_chance"]["similarity"].value_counts()
+    if sure.empty or means["model"] >= means["backbone"] - _LOST or above.get("model", 0) >= above.get("backbone", 0):
         return None
     return (
         "the trained model's AU similarities agree less with the coding than those of its frozen backbone. Training "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clipautt.clips import Clip
-from clipautt.commands import is_utf8, setting
+from clipautt.commands import is_utf8
 from clipautt.datasets.files import clip_name
 from clipautt.evaluation.au_tables.fitting import Footage, footage_of
 from clipautt.evaluation.au_tables.matching import match_au_tables, names_of_video
@@ -167,12 +167,8 @@ def match_coding(coding: Coding, clips: Sequence[Clip], settings: FacsSettings |
     found: dict[str, list[tuple[Piece, bool]]] = {}
     problems: dict[str, str] = {}
     for group in _groups(coding.pieces):
-        names = _names(group, clips)
-        pieces = {path: piece for piece, paths in names.items() for path in paths}
-        by_stem: dict[str, list[Path]] = {}
-        for path in pieces:
-            by_stem.setdefault(nfc(path.with_suffix("").name), []).append(path)
-        matched, ambiguous = match_au_tables(by_stem, clips)
+        pieces = _names(group, clips)
+        matched, ambiguous = _match(pieces, clips)
         problems |= ambiguous
         for clip in clips:
             if clip.clip_id in matched:
@@ -198,33 +194,42 @@ def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return list(groups.values())
 
 
-def _names(pieces: Sequence[Piece], clips: Sequence[Clip]) -> dict[Piece, list[Path]]:
-    """Every piece → paths under which it is looked for; they need not exist, and all differ."""
+def _match(pieces: Mapping[Path, Piece], clips: Sequence[Clip]) -> tuple[dict[str, Path], dict[str, str]]:
+    """`match_au_tables` by the names of clips and videos, then by folder and video, for pieces of one group."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in pieces:
+        by_stem.setdefault(nfc(path.with_suffix("").name), []).append(path)
+    matched, problems = match_au_tables(by_stem, clips)
+    rest = [clip for clip in clips if clip.clip_id not in matched]
+    joined = [
+        replace(clip, source=f"{parent}/{parent.name}_{names_of_video(clip)[0]}")
+        for clip in rest
+        if (parent := Path(clip.source).parent).name
+    ]
+    by_folder, more = match_au_tables(by_stem, joined)
+    taken = {*matched.values(), *by_folder.values()}
+    for clip in rest:
+        there = {path for name in names_of_video(clip) for path in by_stem.get(name, ())}
+        if clip.clip_id in by_folder or there <= taken:  # all that is named like it is another video's
+            problems.pop(clip.clip_id, None)
+    return matched | by_folder, problems | more
+
+
+def _names(pieces: Sequence[Piece], clips: Sequence[Clip]) -> dict[Path, Piece]:
+    """Paths under which pieces are looked for, which need not exist → the piece."""
     stems = {name for clip in clips for name in names_of_video(clip)}
     own = {nfc(piece.name) for piece in pieces}
-    joined = {f"{Path(clip.source).parent.name}_{name}" for clip in clips for name in names_of_video(clip)}
-    taken: set[Path] = set()
-    found: dict[Piece, list[Path]] = {}
+    found: dict[Path, Piece] = {}
     for piece in pieces:
         name = clip_name(nfc(piece.name).replace("\\", "/")).lstrip("/")
         names = [name, *(other for other in map(nfc, piece.also) if other not in own)]
         if _DISFA.fullmatch(name):
             names += [video for side in ("Left", "Right") if (video := f"{side}Video{name}_comp") in stems]
-        if name in joined and name not in stems:
-            names += [f"{folder}/{rest}" for folder, rest in _splits(name) if rest in stems]
-        paths = [piece.path.parent / f"{one}.csv" for one in dict.fromkeys(names)]
-        clash = next((path for path in paths if path in taken), None)
-        if clash is not None:  # the same name twice in one folder: let the matching say so
-            paths = [path.parent / piece.path.name / path.name if path == clash else path for path in paths]
-        taken.update(paths)
-        found[piece] = paths
+        for one in dict.fromkeys(names):
+            path = piece.path.parent / f"{one}.csv"
+            # The same name twice in one folder: under both paths, so that the matching finds it ambiguous.
+            found[piece.path.parent / piece.path.name / f"{one}.csv" if path in found else path] = piece
     return found
-
-
-def _splits(name: str) -> Iterator[tuple[str, str]]:
-    parts = name.split("_")
-    for place in range(1, len(parts)):
-        yield "_".join(parts[:place]), "_".join(parts[place:])
 
 
 def _covers_video(path: Path, clip: Clip) -> bool:
@@ -244,8 +249,7 @@ def _fitted(entries: Sequence[tuple[Piece, bool]], clip: Clip, settings: FacsSet
     counted = next((piece for piece, _ in entries if piece.unit == "frames"), None)
     if counted is not None and rate is None:
         raise ValueError(
-            f"{counted.path} counts frames, and {clip.source} does not tell its rate; give "
-            f"{setting('facs.frames_per_second', '25')}"
+            f"{counted.path} counts frames, and {clip.source} does not tell its rate; give facs.frames_per_second=25"
         )
     of_video = {covers for _, covers in entries}
     start = 0.0
@@ -274,7 +278,7 @@ def _check_extent(
         if first < settings.first_frame:
             raise ValueError(
                 f"{piece.path} begins with frame {first:g}, and facs.first_frame={settings.first_frame}; give "
-                f"{setting('facs.first_frame', f'{first:g}')}"
+                f"facs.first_frame={first:g}"
             )
         assert rate is not None
         last = (last - settings.first_frame) / rate

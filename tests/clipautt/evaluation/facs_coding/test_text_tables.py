@@ -117,7 +117,11 @@ def test_a_column_per_au_over_seconds(tmp_path: Path) -> None:
         ("c.csv", "clip,au,onset,offset,intensity\na,4B,0,1,C\n", "line 2: '4B' and the column of intensities"),
         ("c.csv", "clip,au,onset,offset\na,4,0,1,7\n", "line 2: the row has 5 cells, the header 4"),
         ("c.csv", "clip,au,onset,start,offset\na,4,0,0,1\n", "columns 'onset' and 'start' mean the same"),
-        ("c.csv", "au,onset,offset,coder\n4,0,1,anna\n4,0,1,bo\n", "coding of 2 people; choose one, as in facs.coder=anna"),
+        (
+            "c.csv",
+            "au,onset,offset,coder\n4,0,1,anna\n4,0,1,bo\n",
+            "coding of 2 people; choose one, as in facs.coder=anna",
+        ),
         ("c.csv", "frame,AU4\n1,0\n1,1\n", "line 3: 1 comes after 1; frames must ascend, each once"),
         ("c.csv", "frame,AU4\n1,7\n", "line 2: '7' is no intensity"),
         ("c.csv", "frame,AU4\n1.5,0\n", "line 2: '1.5' is no number of a frame"),
