@@ -49,6 +49,7 @@ from ray_jobs.platform.runs import code_version
 
 POSITIONAL = "coding"
 TABLES = ("aus", "subjects", "clips")
+FACTS = "validation.json"
 CLIP_COLUMNS = [
     "clip_id",
     "subject_id",
@@ -92,7 +93,7 @@ class Task:
 
 def main(cfg: DictConfig) -> int:
     """Run the job; the exit code is 1 where no AU can be compared, or a clip was lost."""
-    refuse_uri(cfg.out, "out")
+    check_place(Path(cfg.out))
     task = make_task(cfg)
     with connect(instantiate(cfg.cluster)):
         store, summary = with_features(task, cfg)
@@ -113,6 +114,21 @@ def main(cfg: DictConfig) -> int:
     show(aus, clips, task, warnings)
     print(f"tables: {', '.join(str(out / f'{name}.csv') for name in TABLES)}; the same as .parquet")
     return 1 if summary.lost or aus["roc_auc"].isna().all() else 0
+
+
+def check_place(out: Path) -> None:
+    """Refuse to overwrite tables that this job did not write.
+
+    Raises:
+        ValueError: for a URI.
+        FileExistsError: if `out` is a file, or holds such tables.
+    """
+    refuse_uri(str(out), "out")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out={out} is a file; give a folder")
+    tables = [path for name in TABLES for path in (out / f"{name}.csv", out / f"{name}.parquet") if path.exists()]
+    if tables and not (out / FACTS).is_file():
+        raise FileExistsError(f"out={out}: {tables[0].name} would be overwritten; give another folder")
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -227,11 +243,11 @@ def _coding_rows(task: Task) -> Iterator[dict[str, Any]]:
 
 def write_results(out: Path, tables: dict[str, pd.DataFrame], cfg: DictConfig, task: Task) -> None:
     """Write the tables, and the settings and the model that gave them."""
+    facts = {"code_version": code_version(), "checkpoint_fingerprint": task.checkpoint.fingerprint}
+    write_json(out / FACTS, facts | {"settings": resolved(cfg)})
     for name, rows in tables.items():
         write_text(out / f"{name}.csv", rows.to_csv(index=False))
         write_table(out / f"{name}.parquet", rows)
-    facts = {"code_version": code_version(), "checkpoint_fingerprint": task.checkpoint.fingerprint}
-    write_json(out / "settings.json", facts | {"settings": resolved(cfg)})
 
 
 def show(aus: pd.DataFrame, clips: pd.DataFrame, task: Task, warnings: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ SUBJECT_COLUMNS = [
     *_IDENTITY,
     *("subject_id", "coded_as", *_WINDOWS),
     *("roc_auc", "roc_auc_others", "spearman", "icc"),
-    *("status", "reason"),
+    *("status", "reason", "warnings"),
 ]
 """Of the table with a row per AU, similarity and subject."""
 AU_COLUMNS = [
@@ -118,7 +118,7 @@ class CodedClip:
             coding,
             clip.times,
             members,
-            {"model": model, "backbone": backbone[members].mean(axis=1)},
+            {"model": model, "backbone": _means(backbone, members)},
             num_without_face=len(window_starts(used, spec)) - len(members),
             face_share=clip.face_share,
         )
@@ -128,6 +128,14 @@ class CodedClip:
         which most frames could not be coded."""
         present, intensity = self.coding.at(code, self.times, present_from=present_from)
         return _window_means(present[self.windows]), _window_means(intensity[self.windows])
+
+
+def _means(frames: npt.NDArray[np.float32], members: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Mean over the frames of each window: [T, K], [V, L] → [V, K]; all windows' frames never lie in memory at once."""
+    total = np.zeros((len(members), frames.shape[1]), np.float32)
+    for column in members.T:
+        total += frames[column]
+    return total / np.float32(members.shape[1])
 
 
 def _window_means(values: Floats) -> Floats:
@@ -200,16 +208,16 @@ def compare(
         others = [k for k, name in enumerate(columns) if k != place and name not in not_learned]
         windows = _by_subject(clips, code, present_from)
         for which in SIMILARITIES:
-            compared = _Compared(which, place, others, windows)
+            compared = _Compared(which, place, others, windows, learned=code not in not_learned)
             facts = {
                 "au": code,
                 "name": title_of(code).removeprefix(code).strip(),
                 "similarity": which,
                 "learned": "unknown" if not learned_known else "no" if code in not_learned or place is None else "yes",
             }
-            own = [facts | row for row in _subject_rows(compared)]
+            own = [facts | row | {"warnings": " ".join(warnings)} for row in _subject_rows(compared)]
             subject_rows += own
-            rows.append(facts | _au_row(pd.DataFrame(own), compared, facts["learned"], warnings))
+            rows.append(facts | _au_row(pd.DataFrame(own), compared) | {"warnings": " ".join(warnings)})
     return pd.DataFrame(rows, columns=AU_COLUMNS), pd.DataFrame(subject_rows, columns=SUBJECT_COLUMNS)
 
 
@@ -224,6 +232,8 @@ class _Compared:
     """Columns of the other learned prompts."""
     windows: Mapping[str, _Windows]
     """Subject → windows."""
+    learned: bool
+    """False if the backbone never learned the AU."""
 
     def of(self, subject: str) -> npt.NDArray[np.float32]:
         """The AU's similarities in a subject's windows, [N]."""
@@ -278,7 +288,7 @@ def _subject_rows(compared: _Compared) -> Iterator[dict[str, Any]]:
         figures = dict.fromkeys(("roc_auc", "roc_auc_others", "spearman", "icc"), math.nan)
         if compared.place is not None and len(one.share):
             figures = _figures(compared, subject, compared.place)
-        status, reason = _contrast([one], compared.place)
+        status, reason = _contrast([one], compared)
         yield row | figures | {"status": status, "reason": reason}
 
 
@@ -298,9 +308,9 @@ def _figures(compared: _Compared, subject: str, place: int) -> dict[str, float]:
     }
 
 
-def _contrast(windows: Sequence[_Windows], place: int | None) -> tuple[str, str]:
+def _contrast(windows: Sequence[_Windows], compared: _Compared) -> tuple[str, str]:
     """Whether there is anything to compare: `ok`, or why not."""
-    if place is None:
+    if compared.place is None:
         return "no_prompt", "the checkpoint has no prompt for this action unit"
     shown = [one.present for one in windows if len(one.share)]
     if not shown:
@@ -311,11 +321,13 @@ def _contrast(windows: Sequence[_Windows], place: int | None) -> tuple[str, str]
         return "always_present", "every window shows it"
     if not any(one.any() and not one.all() for one in shown):
         return "no_contrast", "no subject has windows with and windows without it"
+    if not compared.learned:
+        return "not_learned", "the backbone never learned this action unit; its figures mean nothing"
     return "ok", ""
 
 
-def _au_row(subjects: pd.DataFrame, compared: _Compared, learned: str, warnings: Sequence[str]) -> dict[str, Any]:
-    windows, place = list(compared.windows.values()), compared.place
+def _au_row(subjects: pd.DataFrame, compared: _Compared) -> dict[str, Any]:
+    windows = list(compared.windows.values())
     coded = subjects[subjects["num_windows"] > 0]
     totals = ("num_clips", "num_windows", "num_windows_not_coded", "num_windows_without_face")
     row: dict[str, Any] = {name: int(subjects[name].sum()) for name in totals}
@@ -328,15 +340,12 @@ def _au_row(subjects: pd.DataFrame, compared: _Compared, learned: str, warnings:
         "face_share": float(coded["face_share"].mean()),
         "share_present": float(coded["share_present"].mean()),
         "roc_auc_others": float(subjects["roc_auc_others"].mean()),
-        "warnings": " ".join(warnings),
     }
     for name in ("roc_auc", "spearman", "icc"):
         row |= _over_subjects(subjects[name].dropna().to_numpy(float), name)
     row |= _pooled(compared)
-    status, reason = _contrast(windows, place)
-    if status == "ok" and learned == "no":
-        status, reason = "not_learned", "the backbone never learned this action unit; its figures mean nothing"
-    elif status == "ok" and row["num_subjects"] < FEWEST_SUBJECTS:
+    status, reason = _contrast(windows, compared)
+    if status == "ok" and row["num_subjects"] < FEWEST_SUBJECTS:
         count = row["num_subjects"]
         status = "few_subjects"
         reason = f"{count} subject{'s' * (count != 1)} with and without it; an interval needs {FEWEST_SUBJECTS}"

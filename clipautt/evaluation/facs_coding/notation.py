@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from clipautt.tables import no_label, point
 
@@ -68,6 +69,7 @@ def _read_code(part: str, text: str) -> Code:
     return Code(f"AU{int(found[2])}", intensity, side)
 
 
+@lru_cache(maxsize=1024)  # a data set has millions of cells, and few that differ
 def read_intensity(text: str) -> float:
     """An intensity as A to E or 0 to 5; NaN for an empty cell, for `NaN` and for 9, which mean that it is not known.
 

@@ -65,9 +65,13 @@ def test_tables_and_what_they_say(world: World, tmp_path: Path, capsys: pytest.C
         "": "no_clip",
     }
     assert clips["reason"].iloc[-1] == "'zzz' is the name of no clip or video"
-    facts = json.loads((tmp_path / "out" / "settings.json").read_text())
+    facts = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert facts["settings"]["facs"]["present_from"] == 1.0 and facts["checkpoint_fingerprint"]
     said = capsys.readouterr().out
+    assert validate(world, coding, tmp_path / "out", "facs.protocol=per_video") == 0
+    alone = pd.read_parquet(tmp_path / "out" / "aus.parquet")
+    same = alone["roc_auc"] == aus["roc_auc"]
+    assert same[aus["similarity"] == "backbone"].sum() == 3 and same[aus["similarity"] == "model"].sum() == 0
     assert "11 of 18 clips compared (6 no_coding, 1 no_window, 1 no_clip, see clips.csv)" in said
     assert "no_prompt, the checkpoint has no prompt for this action unit: AU45" in said
     assert "never_present, no window shows it: AU7" in said
@@ -86,14 +90,24 @@ def test_tables_and_what_they_say(world: World, tmp_path: Path, capsys: pytest.C
         (CODING, ["facs.present_from=7"], "facs.present_from=7: should be less than or equal to 5"),
         (CODING, ["facs.protocol=online"], "facs.protocol='online': should be one of per_subject, per_video"),
         (CODING, ["out=s3://bucket/x"], "out=s3://bucket/x: URIs are not read yet"),
+        (CODING, ["out=."], "out=.: clips.csv would be overwritten; give another folder"),
+        (CODING, ["out=clips.csv"], "out=clips.csv is a file; give a folder"),
         (None, [], "coding.csv: no such file or folder"),
     ],
 )
 def test_what_is_refused_before_anything_is_computed(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: list[str], said: str
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    words: list[str],
+    said: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips.csv").write_text("mine")
     if text is not None:
         (tmp_path / "coding.csv").write_text(text)
     assert validate(world, tmp_path / "coding.csv", tmp_path / "out", *words) == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and (tmp_path / "clips.csv").read_text() == "mine"
