@@ -257,6 +257,10 @@ def show(aus: pd.DataFrame, clips: pd.DataFrame, task: Task, warnings: Sequence[
     counts = clips["status"].value_counts()
     rest = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "ok")
     print(f"{counts.get('ok', 0)} of {len(task.clips)} clips compared{f' ({rest}, see clips.csv)' if rest else ''}")
+    odd = clips[clips["status"].isin(("coding_refused", "no_clip", "not_read"))]
+    if len(odd):
+        shown = odd.head(_SHOWN)
+        table(zip(shown["clip_id"].where(shown["clip_id"] != "", shown["coding"]), shown["reason"], strict=True), ODD)
     figures = aus[~aus["status"].isin(_WITHOUT_FIGURES)]
     if len(figures):
         table([_line(rows) for _, rows in figures.groupby("au", sort=False)], HEADERS)
@@ -269,6 +273,7 @@ def show(aus: pd.DataFrame, clips: pd.DataFrame, task: Task, warnings: Sequence[
         warn(sentence)
 
 
+ODD = ["clip, or coding", "not used, because"]
 HEADERS = [
     "action unit",
     "subjects",

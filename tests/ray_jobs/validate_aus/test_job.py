@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_tables_and_what_they_say(world: World, tmp_path: Path, capsys: pytest.C
     assert same[aus["similarity"] == "backbone"].sum() == 3 and same[aus["similarity"] == "model"].sum() == 0
     assert "11 of 18 clips compared (6 no_coding, 1 no_window, 1 no_clip, see clips.csv)" in said
     assert "no_prompt, the checkpoint has no prompt for this action unit: AU45" in said
+    assert re.search(r"coding\.csv +'zzz' is the name of no clip or video", said)
     assert "never_present, no window shows it: AU7" in said
     assert "warning: The backbone 'embedded' was trained on rendered faces only" in said
 
