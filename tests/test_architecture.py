@@ -82,7 +82,7 @@ METHOD = {
         "personalization",
     ],
     "prediction": ["columns", "cautions", "answers", "tables"],
-    "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
+    "evaluation": ["results", "au_tables", "facs_coding", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 

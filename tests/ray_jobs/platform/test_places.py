@@ -24,6 +24,7 @@ GIVEN = {
     "report": ["run=[a,b]"],
     "serve": ["checkpoint=c", "prompts=p"],
     "store": ["manifests=[m.csv]"],
+    "validate-aus": ["manifest=m.csv", "coding=c", "out=o", "checkpoint=c"],
 }
 FOUND = {
     "demo": {"runs"},
@@ -40,6 +41,7 @@ FOUND = {
     "report": {"run"},
     "sweep": {"manifest", "store", "runs"},
     "serve": {"checkpoint", "prompts"},
+    "validate-aus": {"manifest", "coding", "out", "checkpoint", "store"},
 }
 
 
