@@ -153,11 +153,8 @@ class Predictor:
         """
         session, answered = self._answered(clips, personalization)
         made = [(clip, one) for clip, one in zip(clips, answered, strict=True) if one.prediction.made]
-        shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
         source = session.source.limited_to(None)
-        curves = dict(
-            zip((clip for clip, _ in made), _curves(source, session, shown, [o.after for _, o in made]), strict=True)
-        )
+        curves = dict(zip((clip for clip, _ in made), _curves(source, session, made), strict=True))
         whose = faces or [None] * len(clips)
         return [
             self._described(
@@ -248,18 +245,18 @@ class _Answer:
     """What was subtracted from the clip's features, [d]."""
 
 
-def _curves(
-    source: Source, session: Session, clips: Sequence[ClipFeatures], after: Sequence[SubjectState]
-) -> Iterator[Curves]:
-    """The numbers of every window of the clips, whose centre is already removed."""
-    for views, state in zip(source.views_of(clips), after, strict=True):
-        au_embeddings = prompts_after(session, state.state)
+def _curves(source: Source, session: Session, made: Sequence[tuple[ClipFeatures, _Answer]]) -> Iterator[Curves]:
+    """The numbers of every window of the clips."""
+    shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
+    for (clip, one), views in zip(made, source.views_of(shown), strict=True):
+        au_embeddings = prompts_after(session, one.after.state)
         with torch.no_grad():
-            similarities = source.model.similarities(views.embeddings, au_embeddings)
+            evidence = source.model.similarities(views.embeddings, au_embeddings)
             logits = source.logits(views.embeddings, au_embeddings)
         yield Curves(
             views.starts,
-            similarities.cpu().numpy(),
+            source.face_similarities(clip),
+            evidence.cpu().numpy(),
             logits.softmax(-1).cpu().numpy(),
             entropy(logits).cpu().numpy(),
         )

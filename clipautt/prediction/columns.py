@@ -1,7 +1,8 @@
 """Every column of the tables of predictions: its name, what it means, and its unit.
 
 In: nothing. Out: `Column` records in the order of the tables. Names are stable: in a table of another version, the same
-name means the same. `probability_<class>`, `<AU>`, `<AU>_mean` and `<AU>_rise` occur once per class or action unit.
+name means the same. `probability_<class>` occurs once per class; `<AU>`, `<AU>_mean`, `<AU>_rise` and `<AU>_evidence`
+once per action unit.
 
 A value that is not known is empty in CSV and null in Parquet.
 """
@@ -14,7 +15,9 @@ from typing import Literal
 
 from clipautt.action_units import title_of
 
-_FLAG = "true or false"
+_FLAG, _COSINE = "true or false", "cosine, -1 to 1"
+_MEANS = "mean over the window's frames; of the frame itself in a table of frames"
+_BENT = "it says what speaks for a class, not whether the action unit is there"
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,33 @@ def probability(name: str) -> Column:
     return Column(f"probability_{name}", f"Probability of the class {name}", "0 to 1")
 
 
-def similarity(code: str) -> Column:
-    """The column with the similarity of an action unit."""
-    return Column(code, f"Similarity between the face and {title_of(code)}", "-5 to 5")
+def units_of_moments(code: str) -> tuple[Column, Column]:
+    """The columns of an action unit in the tables of windows and frames."""
+    unit = title_of(code)
+    return (
+        Column(code, f"Similarity of the face to {unit} for the frozen backbone, {_MEANS}", _COSINE),
+        Column(
+            f"{code}_evidence", f"Similarity to {unit} after training, which the classifier reads; {_BENT}", "-5 to 5"
+        ),
+    )
 
 
-def similarity_of_clip(code: str) -> tuple[Column, Column]:
+def units_of_clip(code: str) -> tuple[Column, Column, Column]:
     """The columns of an action unit in the table of clips."""
     unit = title_of(code)
     return (
-        Column(f"{code}_mean", f"Similarity between the face and {unit}, mean over the windows that count", "-5 to 5"),
+        Column(
+            f"{code}_mean", f"Similarity of the face to {unit} for the frozen backbone, mean over the windows", _COSINE
+        ),
         Column(
             f"{code}_rise",
-            f"By how much it rises in the most expressive window, above its median for {unit}",
-            "-10 to 10",
+            f"Similarity to {unit} in the most expressive window minus its median over the clip",
+            "-2 to 2",
+        ),
+        Column(
+            f"{code}_evidence",
+            f"Similarity to {unit} after training, in the most expressive window; {_BENT}",
+            "-5 to 5",
         ),
     )
 
@@ -140,7 +156,8 @@ def columns_of(table: str, *, classes: Iterable[str], action_units: Iterable[str
     """
     chances = [probability(name) for name in classes]
     if table == "clips":
-        units = [column for code in action_units for column in similarity_of_clip(code)]
+        units = [column for code in action_units for column in units_of_clip(code)]
         return [*CLIPS_BEFORE, *chances, *CLIPS_BETWEEN, *units, *VALIDITY]
     before = {"windows": WINDOWS, "frames": FRAMES}[table]
-    return [*before, *chances, *map(similarity, action_units), *VALIDITY]
+    units = [column for code in action_units for column in units_of_moments(code)]
+    return [*before, *chances, *units, *VALIDITY]

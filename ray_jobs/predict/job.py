@@ -193,8 +193,8 @@ def show(prediction: VideoPrediction) -> None:
         print(f"personalized for: {prediction.personalized_for}")
     units = prediction.top_action_units
     if len(units):
-        rows = [(title_of(str(code)), f"{rise:+.2f}") for code, rise in units["rise"].items()]
-        table(rows, ["action unit", "rise in the window (similarity, -5 to 5)"])
+        rows = [(title_of(str(code)), f"{rise:+.3f}") for code, rise in units["rise"].items()]
+        table(rows, ["action unit", "rise in the window (cosine of face and phrase)"])
     if prediction.not_learned:
         count, total = len(prediction.not_learned), prediction.action_units.shape[1]
         print(f"left out: {count} of {total} action units, which the backbone never learned")

@@ -1,22 +1,24 @@
 """Compare AU similarities with human FACS coding: ROC-AUC, rank correlation and ICC per action unit.
 
-Two similarities are compared: those of the trained model, which `clipautt predict` shows, and those of its frozen
-backbone, the cosine of frame and prompt. Coding is matched to clips by name. Figures are computed within each subject;
-the mean over subjects has a bootstrap interval from six subjects on. Writes three tables, as CSV and Parquet: `aus` (a
-row per AU and similarity), `subjects` (the same for each subject) and `clips` (what was matched, and what was not and
-why). Columns `status` and `reason` say what a figure is worth.
+Two similarities are compared: those of the frozen backbone, the cosine of face and phrase, which `clipautt predict`
+shows, and those of the trained model, which its classifier reads. Coding is matched to clips by name. Figures are
+computed within each subject; the mean over subjects has a bootstrap interval from six subjects on. Writes three tables,
+as CSV and Parquet: `aus` (a row per AU and similarity), `subjects` (the same for each subject) and `clips` (what was
+matched, and what was not and why). Columns `status` and `reason` say what a figure is worth.
+
+Videos are named as for `clipautt predict`: the first folder is the subject, or `names=` says who it is.
 
 Example:
-    clipautt validate-aus coding.csv dataset=folder root=people out=validation
-    clipautt validate-aus ELAN manifest=people.parquet checkpoint=runs/train/hard out=validation facs.coder=anna
-    clipautt validate-aus DISFA/ActionUnit_Labels dataset=folder root=DISFA/videos out=disfa facs.present_from=2
+    clipautt validate-aus coding.csv people out=validation
+    clipautt validate-aus ELAN 'videos/*.mp4' 'names="{subject}_{}"' checkpoint=runs/train/hard out=validation
+    clipautt validate-aus DISFA/ActionUnit_Labels DISFA/videos out=disfa facs.present_from=2 facs.coder=anna
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from clipautt.adaptation.driver import centre_clips
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, facts_of, load_backbone
 from clipautt.clips import Clip
+from clipautt.datasets.inputs import find_inputs
 from clipautt.evaluation.facs_coding.coding import FacsSettings
 from clipautt.evaluation.facs_coding.comparison import SIMILARITIES, CodedClip, compare
 from clipautt.evaluation.facs_coding.matching import Coding, Matched, match_coding, read_coding
@@ -36,18 +39,18 @@ from clipautt.files import refuse_uri, write_json, write_table, write_text
 from clipautt.footage import is_rendered_clip, other_footage
 from clipautt.manifest import by_subject
 from clipautt.model.checkpoint import Checkpoint, footage_seen, load_checkpoint
+from clipautt.video.face_check import faces_warning
 from clipautt.video.faces import few_faces
 from ray_jobs.platform.cluster import connect
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import ExtractionConfig, ExtractSummary, extract, report_failures
+from ray_jobs.platform.extraction.extract import ExtractSummary, checkpoint_extraction, extract, report_failures
 from ray_jobs.platform.extraction.faces_seen import report_faces
-from ray_jobs.platform.footage import uncropped_warning, warn
-from ray_jobs.platform.manifests import load_manifest
+from ray_jobs.platform.footage import warn
 from ray_jobs.platform.predictors import chosen_checkpoint
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import code_version
 
-POSITIONAL = "coding"
+POSITIONAL = "coding videos…"
 TABLES = ("aus", "subjects", "clips")
 FACTS = "validation.json"
 CLIP_COLUMNS = [
@@ -97,7 +100,7 @@ def main(cfg: DictConfig) -> int:
     task = make_task(cfg)
     with connect(instantiate(cfg.cluster)):
         store, summary = with_features(task, cfg)
-    warnings = [*filter(None, (_footage_warning(task), uncropped_warning(task.coded, store.spec.frames)))]
+    warnings = [*filter(None, (_footage_warning(task), faces_warning(summary.face_sides)))]
     source = Source(task.checkpoint, load_backbone(task.backbone))
     compared, clips = windows_of(task, source, store, summary)
     columns = action_unit_columns(task.checkpoint.spec.phrases)
@@ -141,12 +144,22 @@ def make_task(cfg: DictConfig) -> Task:
     settings: FacsSettings = instantiate(cfg.facs)
     coding = read_coding(cfg.coding, settings)
     checkpoint = load_checkpoint(chosen_checkpoint(cfg.checkpoint))
-    clips = load_manifest(cfg, classes=checkpoint.spec.classes).clips
+    clips = _clips(cfg)
     matched = match_coding(coding, clips, settings)
     if not matched.codings:
         raise ValueError(_no_match(coding, clips, matched))
     backbone = instantiate(cfg.backbone) or checkpoint.spec.backbone
     return Task(tuple(clips), coding, matched, settings, checkpoint, backbone)
+
+
+def _clips(cfg: DictConfig) -> list[Clip]:
+    """The clips; where nobody says who is in one, it counts as a subject of its own."""
+    inputs = find_inputs([str(video) for video in cfg.videos], names=cfg.names)
+    unknown = sum(not clip.subject_id for clip in inputs.clips)
+    nobody = f"nothing says who is in {unknown} of {len(inputs.clips)} videos: each counts as a subject of its own"
+    for note in (*inputs.notes, *[nobody] * bool(unknown)):
+        print(note)
+    return [replace(clip, subject_id=clip.subject_id or clip.clip_id) for clip in inputs.clips]
 
 
 def _no_match(coding: Coding, clips: Sequence[Clip], matched: Matched) -> str:
@@ -162,17 +175,7 @@ def _no_match(coding: Coding, clips: Sequence[Clip], matched: Matched) -> str:
 
 def with_features(task: Task, cfg: DictConfig) -> tuple[FeatureStore, ExtractSummary]:
     """Extract the missing features of the coded clips on the connected Ray."""
-    frames = task.checkpoint.spec.features.frames
-    config = ExtractionConfig(
-        task.backbone,
-        str(Path(cfg.store).absolute()),
-        sampling=frames.sampling,
-        faces=frames.faces,
-        limits=instantiate(cfg.limits),
-        pipeline=instantiate(cfg.pipeline),
-        cluster=instantiate(cfg.cluster),
-        manifest=str(cfg.manifest),
-    )
+    config = checkpoint_extraction(cfg, task.backbone, task.checkpoint.spec.features.frames, manifest=None)
     store, summary = extract(task.coded, config)
     report_failures(summary)
     report_faces(summary)

@@ -3,9 +3,8 @@
 In: the windows of each clip with their similarities, and its `ClipCoding`. Out: a row per AU, similarity and subject,
 and a row per AU and similarity with means over subjects and intervals.
 
-Two similarities are compared, since training may take away what the backbone knows: the AU similarities of the trained
-model, which `predict` shows and the classifier reads, and those of the frozen backbone, the cosine of a frame's feature
-and a prompt's text feature.
+Two similarities are compared, since training may take away what the backbone knows: those of the frozen backbone, the
+cosine of a frame's feature and a prompt's text feature, and those of the trained model, which its classifier reads.
 
 A window's coding is that of its frames: it shows an AU if at least half of its codable frames do, and its intensity is
 their mean. Windows of which most frames could not be coded, or that do not show the face, are left out and counted.
@@ -17,14 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clipautt.action_units import title_of
@@ -108,8 +106,7 @@ class CodedClip:
         views, spec = source.views(clip), source.window
         with torch.no_grad():
             model = source.model.similarities(views.embeddings, source.au_embeddings).cpu().numpy()
-            frames = F.normalize((clip.features + centre).to(source.text_features.device), dim=-1)
-            backbone = (frames @ F.normalize(source.text_features, dim=-1).T).cpu().numpy()
+            backbone = source.face_similarities(replace(clip, features=clip.features + centre))
         used = -(-len(clip.times) // spec.stride)
         members = views.starts[:, None] + spec.stride * np.arange(min(spec.length, used))
         return cls(

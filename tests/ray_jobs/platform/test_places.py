@@ -13,7 +13,7 @@ from ray_jobs.platform.jobs import find_job, jobs
 from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
-    "predict": ["video=v.mp4", "checkpoint=c", "prompts=p"],
+    "predict": ["videos=[v.mp4,s]", "checkpoint=c", "prompts=p", "out=t.csv"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
@@ -24,11 +24,11 @@ GIVEN = {
     "report": ["run=[a,b]"],
     "serve": ["checkpoint=c", "prompts=p"],
     "store": ["manifests=[m.csv]"],
-    "validate-aus": ["manifest=m.csv", "coding=c", "out=o", "checkpoint=c"],
+    "validate-aus": ["videos=[v]", "coding=c", "out=o", "checkpoint=c"],
 }
 FOUND = {
     "demo": {"runs"},
-    "predict": {"video", "checkpoint", "prompts"},
+    "predict": {"videos", "checkpoint", "prompts", "out", "store"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},
     "synth": {"out"},
@@ -41,7 +41,7 @@ FOUND = {
     "report": {"run"},
     "sweep": {"manifest", "store", "runs"},
     "serve": {"checkpoint", "prompts"},
-    "validate-aus": {"manifest", "coding", "out", "checkpoint", "store"},
+    "validate-aus": {"videos", "coding", "out", "checkpoint", "store"},
 }
 
 

@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def validate(world: World, coding: Path, out: Path, *words: str) -> int:
-    options = [f"manifest={world.manifest()}", f"checkpoint={world.checkpoint}", f"store={world.folder / 'store'}"]
+    options = [f"videos=[{world.manifest()}]", f"checkpoint={world.checkpoint}", f"store={world.folder / 'store'}"]
     return cli.main(["validate-aus", str(coding), *options, f"out={out}", *words])
 
 
