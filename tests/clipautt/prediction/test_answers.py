@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec
+from clipautt.prediction import answers
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.cautions import CODES
 from clipautt.prediction.columns import columns_of
@@ -138,3 +140,14 @@ def test_columns_are_those_that_are_documented() -> None:
         assert made == [column.name for column in columns]
         assert len({column.name for column in columns}) == len(columns) and all(one.about for one in columns)
     assert set(found.cautions) <= set(CODES)
+
+
+def test_the_readme_describes_every_column_and_every_code() -> None:
+    text = (Path(answers.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for table in ("clips", "windows", "frames"):
+        rows = [
+            f"| `{column.name}` | {column.about} | {column.unit} |"
+            for column in columns_of(table, classes=["<class>"], action_units=["<AU>"])
+        ]
+        assert "\n".join(rows) in text, f"the table of {table}"
+    assert all(f"| `{code}` | {meaning} |" in text for code, meaning in CODES.items())
