@@ -7,6 +7,7 @@ However many clips there are, one part is in memory.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ _TYPES = {"text": pa.string(), "number": pa.float64(), "count": pa.int64(), "fla
 _DIGITS = "%.7g"
 
 
-def check_name(path: str, name: str = "out") -> None:
-    """Refuse a file name that says no format.
+def check_place(path: str, name: str = "out") -> None:
+    """Refuse a file that cannot be written, before anything is computed for it; its folder is made.
 
     Args:
         path: the file that is to be written.
@@ -34,12 +35,20 @@ def check_name(path: str, name: str = "out") -> None:
 
     Raises:
         ValueError: if the name ends otherwise than with `.csv` or `.parquet`, or a folder lies there.
+        OSError: if nothing can be written there; the message names the place.
     """
     if Path(path).suffix.lower() not in FORMATS:
         better = setting(name, f"{path}.csv")
         raise ValueError(f"{name}={path}: a table is written as {' or '.join(FORMATS)}; for instance {better}")
     if Path(path).is_dir():
         raise ValueError(f"{name}={path} is a folder; name a file")
+    folder = Path(path).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{name}={path} cannot be written ({error.strerror}); name another folder") from error
 
 
 def write_rows(path: str | Path, columns: Sequence[Column], tables: Iterable[pd.DataFrame]) -> int:

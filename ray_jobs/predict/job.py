@@ -30,7 +30,7 @@ from clipautt.adaptation.personalization import Personalization
 from clipautt.commands import setting, word
 from clipautt.datasets.inputs import Inputs, find_inputs
 from clipautt.prediction.answers import VideoPrediction
-from clipautt.prediction.tables import check_name, write_rows
+from clipautt.prediction.tables import check_place, write_rows
 from clipautt.predictor import Predictor
 from clipautt.video.faces import hints
 from clipautt.video.reader import NoFaceError
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> int:
 def _rows(cfg: DictConfig) -> Rows | None:
     """What a row of the table is; None for the default."""
     if cfg.out:
-        check_name(str(cfg.out))
+        check_place(str(cfg.out))
     if cfg.frames and cfg.windows:
         raise ValueError("frames=true and windows=true: a table has a row per frame or per window; give one of them")
     if cfg.subject is not None and cfg.personalized:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipautt.prediction.columns import Column
-from clipautt.prediction.tables import check_name, unknown_row, write_rows
+from clipautt.prediction.tables import check_place, unknown_row, write_rows
 
 COLUMNS = [
     Column("clip", "Name"),
@@ -67,7 +67,11 @@ def test_what_fails_midway_leaves_the_old_table(tmp_path: Path, name: str) -> No
 
 def test_a_name_says_the_format(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out=t\.xlsx: a table is written as \.csv or \.parquet; .* out=t\.xlsx\.csv"):
-        check_name("t.xlsx")
+        check_place("t.xlsx")
     (tmp_path / "x.csv").mkdir()
     with pytest.raises(ValueError, match="is a folder; name a file"):
-        check_name(str(tmp_path / "x.csv"))
+        check_place(str(tmp_path / "x.csv"))
+    with pytest.raises(OSError, match=r"out=/proc/none/t\.csv cannot be written \(.*\); name another folder"):
+        check_place("/proc/none/t.csv")
+    check_place(str(tmp_path / "new" / "t.csv"))
+    assert list((tmp_path / "new").iterdir()) == []
