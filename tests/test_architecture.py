@@ -81,7 +81,7 @@ METHOD = {
         "driver",
         "personalization",
     ],
-    "prediction": ["columns", "cautions", "answers", "tables"],
+    "prediction": ["columns", "cautions", "answers", "comparison", "tables"],
     "evaluation": ["results", "au_tables", "facs_coding", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
