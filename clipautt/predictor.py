@@ -7,7 +7,7 @@ print(Predictor.load("runs/train/demo").predict("face.mp4"))
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -29,6 +29,7 @@ from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.footage import is_rendered, other_footage
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
+from clipautt.personalizing import Saving, personalize_videos
 from clipautt.tables import nfc
 from clipautt.video.faces import few_faces, make_detector
 from clipautt.video.reader_process import ReadLimits
@@ -209,16 +210,19 @@ class Predictor:
             described = _describe(session, shown, video, prediction, after, subject)
         else:
             described = _without_label(self.source, clip, video, prediction.status.removeprefix(NO_PREDICTION), subject)
-        return replace(described, warnings=(*self._warnings(clip, video), *clip.notes))
+        return replace(described, warnings=(*self._warnings(clip, video, personalization), *clip.notes))
 
-    def _warnings(self, clip: ClipFeatures, video: str) -> Iterator[str]:
-        """What speaks against an answer: footage that the model has never seen, and too few frames with the face."""
+    def _warnings(self, clip: ClipFeatures, video: str, personalization: Personalization | None) -> Iterator[str]:
+        """What speaks against an answer: footage that the model has never seen, and too few frames with the face, in
+        the video or behind the personalization."""
         unseen = other_footage(self.source.footage, [is_rendered(video)] if video else [])
         few = few_faces(clip.face_share, self.source.checkpoint.spec.features.frames.faces)
         if unseen:
             yield unseen
         if few:
             yield f"{few[0].upper()}{few[1:]}, when extracting and training."
+        if personalization and personalization.basis and personalization.basis.too_few:
+            yield personalization.basis.too_few
 
     def _personalized(self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor) -> Prediction:
         why = session.source.why_no_window(clip, whole=session.config.readout == "whole_clip")
@@ -226,6 +230,35 @@ class Predictor:
             return Prediction.missing(clip, why, num_classes=len(self.source.classes))
         (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
         return prediction
+
+    def personalize(
+        self,
+        subject: str,
+        videos: Sequence[str | Path] | str | Path,
+        *,
+        config: AdaptConfig | None = None,
+        face: str | None = None,
+        save: bool | str | Path = False,
+        replace: bool = False,
+    ) -> Personalization:
+        """Personalize to one person from unlabelled videos; see `personalize_videos` for arguments and errors.
+
+            anna = predictor.personalize("anna", ["rest.mp4"])
+            predictor.predict("interview.mp4", subject=anna)
+
+        Args:
+            save: True writes the person's file into the predictor's folder, a path into that folder, as `clipautt
+                adapt` does; `predict(subject="anna")` then finds it.
+            replace: whether an earlier file may be replaced that rests on clips which are not given again.
+        """
+        if save is True and self.personalizations is None:
+            raise ValueError("save=True needs a predictor with a folder of adapted prompts; give save=FOLDER")
+        folder = self.personalizations if save is True else Path(save) if save else None
+        saving = None if folder is None else Saving(folder, replace)
+        given = [videos] if isinstance(videos, str | Path) else videos
+        return personalize_videos(
+            self.source, subject, given, config=config, face=face, limits=self.limits, saving=saving
+        )
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.

@@ -30,6 +30,7 @@ METHOD = {
         "model",
         "adaptation",
         "evaluation",
+        "personalizing",
         "predictor",
     ],
     "video": [
@@ -73,6 +74,7 @@ METHOD = {
         "methods",
         "agreement",
         "omissions",
+        "basis",
         "driver",
         "personalization",
     ],

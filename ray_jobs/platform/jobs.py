@@ -29,6 +29,7 @@ EXIT_NO_READER = 141
 ORDER = (
     "demo",
     "predict",
+    "personalize",
     "faces",
     "manifest",
     "synth",

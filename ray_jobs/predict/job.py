@@ -1,6 +1,7 @@
 """Predict one video: label, probabilities, the most expressive window and the action units in it.
 
-With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them.
+With `subject=` the adapted prompts of that subject are used, as `clipautt personalize` or `clipautt
+adapt` wrote them.
 
 Example:
     clipautt predict face.mp4
@@ -58,13 +59,13 @@ def main(cfg: DictConfig) -> int:
     """Run the job; the exit code is 1 where the video has no label."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
+    subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
     predictor = load_predictor(
         chosen_checkpoint(cfg.checkpoint),
-        chosen_personalizations(cfg.prompts),
+        chosen_personalizations(cfg.prompts, subject),
         backbone=instantiate(cfg.backbone),
         limits=instantiate(cfg.limits),
     )
-    subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
     settings = predictor.source.checkpoint.spec.features.frames.faces
     try:
         prediction = predictor.predict(cfg.video, subject=subject, face=face)
