@@ -70,7 +70,9 @@ def personalize_videos(
     Args:
         source: the frozen model.
         subject: name of the person.
-        videos: paths of videos or of folders of frames; some seconds of a face at rest are enough for the default.
+        videos: paths of videos or of folders of frames, `FEWEST_FRAMES` together or more. Best are several everyday
+            ones in which the person also shows what is to be recognized: from a face at rest alone, decisions lean
+            towards the expression, as in training half of a subject's clips showed it.
         config: method and settings; None removes the resting face as the checkpoint was trained with it, and tunes
             nothing (`adapt=default`).
         face: whose face to follow where there are several, as `faces.which`; None: as in training.
@@ -99,7 +101,9 @@ def personalize_videos(
         raise ValueError(_nothing_left(subject, omitted))
     (result,) = adapt(source, features, config, tuning=tuning).values()
     made = Personalization.of(result, config)
-    omitted |= {clip_id: why.partition(";")[0] for clip_id, why in made.omitted.items()}  # what follows is for `predict`
+    omitted |= {
+        clip_id: why.partition(";")[0] for clip_id, why in made.omitted.items()
+    }  # what follows is for `predict`
     if not (made.basis and made.basis.num_clips):
         raise ValueError(_nothing_left(subject, omitted))
     sentences = dict.fromkeys([*notes, *copies, *_notes(source, clips, features)])
@@ -194,7 +198,7 @@ def _encoded(
         try:
             outcome = encode_clip(clip, source.backbone, source.checkpoint.spec.features.frames, limits=limits)
         except (DecodeError, NoFaceError, OSError) as error:
-            outcome = failed[clip.clip_id] = str(error)
+            outcome = failed[clip.clip_id] = str(error).removeprefix(f"clip {clip.clip_id!r}: ")
         if isinstance(outcome, ClipFeatures):
             twin = next((one for one in features if torch.equal(one.features, outcome.features)), None)
             if twin is None:

@@ -63,12 +63,12 @@ class Personalization:
     @property
     def num_frames(self) -> int | None:
         """Frames of the face that it rests on; None if unknown."""
-        return self.basis and self.basis.num_frames
+        return None if self.basis is None else self.basis.num_frames
 
     @property
     def seconds(self) -> float | None:
         """Time that these frames stand for; None if unknown."""
-        return self.basis and self.basis.seconds
+        return None if self.basis is None else self.basis.seconds
 
     @property
     def warnings(self) -> tuple[str, ...]:

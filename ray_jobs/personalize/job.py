@@ -1,14 +1,16 @@
 """Personalize to one person from a few unlabelled videos; `clipautt predict` then uses it by name.
 
-Some seconds of the person's face at rest are enough for the default, which removes that face from all that follows. The
-file is the one that `clipautt adapt` writes for a subject of a manifest. Videos that cannot be used are left out and
-listed, and the exit code is then 1. The same name again replaces the file if all clips of the earlier one are given
-again, alone or with others; else it is refused unless `replace=true`, so that no footage is lost unnoticed. This runs
-in one process, without Ray.
+By default the person's resting face, the median of all frames given, is removed from what follows. Eight seconds or
+more are needed to gain anything, and several everyday clips in which the person also shows what is to be recognized
+give most: from a face at rest alone, the model calls the expression too often. Nothing here needs a label.
+
+The file is the one that `clipautt adapt` writes for a subject. Videos that cannot be used are listed, and the exit code
+is then 1. The same name again replaces the file if all clips of the earlier one are given again, alone or with others;
+else it is refused unless `replace=true`, so that no footage is lost unnoticed. This runs in one process, without Ray.
 
 Example:
-    clipautt personalize anna rest.mp4
-    clipautt personalize anna rest.mp4 interviews/ checkpoint=runs/train/hard prompts=people
+    clipautt personalize anna monday.mp4 tuesday.mp4
+    clipautt personalize anna monday.mp4 interviews/ checkpoint=runs/train/hard prompts=people
     clipautt predict face.mp4 subject=anna
 """
 
@@ -43,12 +45,12 @@ def main(cfg: DictConfig) -> int:
     """Run the job; the exit code is 1 where a video could not be used."""
     subject, videos = nfc(str(cfg.subject)), expanded([cfg.videos] if isinstance(cfg.videos, str) else cfg.videos)
     if os.path.isfile(subject):
-        raise ValueError(f"subject={subject} is a file; the name of the person comes first: `clipautt personalize NAME …`")
+        raise ValueError(
+            f"subject={subject} is a file; the name of the person comes first: `clipautt personalize NAME …`"
+        )
     own: AdaptConfig = instantiate(cfg.adapt)
     checkpoint = _checkpoint(cfg.checkpoint, own)
-    predictor = load_predictor(
-        checkpoint, None, backbone=instantiate(cfg.backbone), limits=instantiate(cfg.limits)
-    )
+    predictor = load_predictor(checkpoint, None, backbone=instantiate(cfg.backbone), limits=instantiate(cfg.limits))
     path = Path(cfg.prompts) / subject_file(subject)
     earlier = None if cfg.replace and not _readable(path) else clips_of_personalization(path)
     made = personalize_videos(

@@ -67,7 +67,9 @@ def load_predictor(
         ValueError: if backbone and checkpoint do not belong together.
     """
     if personalizations is not None and not personalizations.is_dir():
-        raise FileNotFoundError(f"prompts={personalizations}: no such folder; `clipautt adapt` or `clipautt personalize` makes one")
+        raise FileNotFoundError(
+            f"prompts={personalizations}: no such folder; `clipautt adapt` or `clipautt personalize` makes one"
+        )
     return Predictor.load(
         checkpoint, backbone=backbone, personalizations=personalizations, limits=limits, device=device
     )

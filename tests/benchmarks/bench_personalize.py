@@ -4,13 +4,14 @@
 
 New synthetic people of several seeds are rendered, whom neither the backbone nor the checkpoint has seen. Each person's
 clips are divided into two halves. The resting face (the median of the features) is taken from N frames of clips of one
-half, the clips of the other half are predicted with it, and the other way round, so that no frame that a personalization
-rests on is evaluated. Gains are against predicting every video with its own median, as `predict` without `subject=` does.
+half, the clips of the other half are predicted with it, and the other way round, so that no frame that a
+personalization rests on is evaluated. Gains are against predicting every video with its own median, as `predict`
+without `subject=` does.
 
-What is given is of five kinds: the first N frames of neutral clips (a face at rest, with everyday movements), of neutral
-clips and clips of the expression in turn, of clips of the expression alone (most of their frames are at rest), frames
-drawn at random from all clips of the half, and the frames of the expression alone, by the true intensities. Fewer frames
-than a window has are below what `clipautt personalize` accepts; the table shows them all the same.
+What is given is of five kinds: the first N frames of neutral clips (a face at rest, with everyday movements), of
+neutral clips and clips of the expression in turn, of clips of the expression alone (most of their frames are at rest),
+frames drawn at random from all clips of the half, and the frames of the expression alone, by the true intensities.
+Fewer frames than a window has are below what `clipautt personalize` accepts; the table shows them all the same.
 """
 
 from __future__ import annotations
@@ -191,7 +192,9 @@ def main(words: Sequence[str]) -> int:
     seeds, count = [int(seed) for seed in given.get("seeds", "101,102,103").split(",")], int(given.get("people", 30))
     config = AdaptConfig(ClipAUTT(), subject_baseline=source.checkpoint.spec.subject_baseline)
     people = [person for seed in seeds for person in people_of(source, seed, count)]
-    print(f"{machine()}; {len(people)} people of {len(seeds)} seeds, {_CLIPS} clips each; window {source.window.length}")
+    print(
+        f"{machine()}; {len(people)} people of {len(seeds)} seeds, {_CLIPS} clips each; window {source.window.length}"
+    )
     lines = [references(source, plain, person) for person in people]
     others = {name: np.array([line[name] for line in lines]) for name in lines[0]}
     alone = others["of every video by itself"]

@@ -63,46 +63,47 @@ def personalize(*words: object) -> int:
 
 def read(path: Path) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["personalization"]), {name: file.get_tensor(name) for name in file.keys()}
+        names = list(file.keys())
+        return json.loads(file.metadata()["personalization"]), {name: file.get_tensor(name) for name in names}
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(
-    "method",
-    [
-        ["adapt=default"],
-        ["adapt=infomax_kl", "adapt.method.steps=2", "adapt.method.learning_rate=0.1"],
-        ["adapt=tda"],
-    ],
-    ids=lambda words: words[0],
-)
 def test_the_file_is_the_one_that_adapt_writes(
-    tmp_path: Path, train: Path, people: Path, capsys: pytest.CaptureFixture[str], method: list[str]
+    tmp_path: Path, train: Path, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Bit for bit and for other methods: `tests/clipautt/test_personalizing.py`."""
     words = ["dataset=folder", f"root={people}", f"manifest={tmp_path / 'm.parquet'}", "name=p", "cohorts=[]"]
-    assert cli.main(["adapt", *words, f"checkpoint={train}", "compare=[]", *method]) == 0
-    assert personalize("anna", people / "anna", f"checkpoint={train}", "prompts=mine", *method) == 0
+    assert cli.main(["adapt", *words, f"checkpoint={train}", "compare=[]"]) == 0
+    assert personalize("anna", people / "anna", f"checkpoint={train}", "prompts=mine") == 0
     theirs, mine = Path("runs/adapt/p/prompts/anna.safetensors"), Path("mine/anna.safetensors")
     (facts, tensors), (other_facts, other_tensors) = read(mine), read(theirs)
-    assert facts == other_facts and facts["clips"] and facts["basis"] == {
-        "num_clips": 2,
-        "num_frames": 24,
-        "seconds": 0.96,
-        "face_share": 1.0,
-    }
-    assert tensors.keys() == other_tensors.keys() and all(torch.equal(tensors[n], other_tensors[n]) for n in tensors)
+    assert "was trained on rendered faces only" in facts.pop("notes")[0] and other_facts.pop("notes") == []
+    assert (
+        facts == other_facts
+        and facts["clips"]
+        and facts["basis"]
+        == {
+            "num_clips": 2,
+            "num_frames": 24,
+            "seconds": 0.96,
+            "face_share": 1.0,
+        }
+    )
+    # Extraction encodes frames in other batches, which rounds otherwise.
+    torch.testing.assert_close(tensors, other_tensors, atol=1e-5, rtol=1e-5)
     answers = []
     for folder in (mine.parent, theirs.parent):
         capsys.readouterr()
-        checkpoint = checkpoint_folder(train, "median" if method == ["adapt=default"] else "none")
-        predicting = ["predict", str(people / "anna" / "a.mp4"), "subject=anna", f"checkpoint={checkpoint}"]
+        predicting = ["predict", str(people / "anna" / "a.mp4"), "subject=anna", f"checkpoint={train}"]
         assert cli.main([*predicting, f"prompts={folder}"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and "personalized for: anna" in answers[0]
-    assert f"warning: The personalization rests on 24 frames (1.0 s), and with fewer than {FEWEST_FRAMES} " in answers[0]
+    assert (
+        f"warning: The personalization rests on 24 frames (1.0 s); with fewer than {FEWEST_FRAMES} it is " in answers[0]
+    )
 
 
-@pytest.mark.parametrize("subject", ["Zoe\u0308 & b", "../a/b", "-7", "007", "null"])
+@pytest.mark.parametrize("subject", ["Zoe\u0308 & b", "../a/b", "-7", "007"])
 def test_what_it_says_and_the_command_that_it_names(
     train: Path, people: Path, capsys: pytest.CaptureFixture[str], subject: str
 ) -> None:
@@ -114,15 +115,16 @@ def test_what_it_says_and_the_command_that_it_names(
         f"personalized to {name}: 1 clip, 14 frames that show the face (100 % of all), 0.6 s; CLIP-AU, best window, "
         "median baseline"
     )
-    assert lines[1].startswith("warning: The personalization rests on 14 frames (0.6 s), and with fewer than ")
-    assert lines[2] == f"prompts: runs/personalize/prompts/{subject_file(name)}" and Path(lines[2][9:]).is_file()
-    assert lines[-1].startswith("next: clipautt predict VIDEO subject=")
+    assert lines[1].startswith("warning: The personalization rests on 14 frames (0.6 s); with fewer than ")
+    path = f"runs/personalize/prompts/{subject_file(name)}"
+    assert lines[-2] == f"prompts: {path}" and Path(path).is_file()
+    assert lines[-1].startswith("next: clipautt predict VIDEO ")
     video = people / "anna" / "a.mp4"
     assert cli.main(shlex.split(lines[-1].removeprefix("next: clipautt ").replace("VIDEO", str(video)))) == 0
     assert f"personalized for: {name}" in capsys.readouterr().out
     os.mkdir("runs/prompts")  # newer, and without this person
-    found = [w for w in shlex.split(lines[-1]) if w.startswith(("subject=", "checkpoint="))]
-    assert cli.main(["predict", str(video), *found]) == 0
+    words = [word for word in shlex.split(lines[-1]) if word.startswith(("subject=", "checkpoint="))]
+    assert cli.main(["predict", str(video), *words]) == 0
 
 
 def test_what_cannot_be_used_is_left_out_and_the_rest_is_kept(
@@ -138,16 +140,22 @@ def test_what_cannot_be_used_is_left_out_and_the_rest_is_kept(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("a.mp4: 10 of 10 frames show the face") and lines[2].startswith("clips/damaged.mp4: left ")
     start = next(i for i, line in enumerate(lines) if line.startswith("personalized to anna: 1 clip, 10 frames"))
-    assert [line.split()[0] for line in lines[start + 3 : start + 6]] == [f"anna/{n}" for n in ("damaged", "nobody", "short")]
+    assert [line.split()[0] for line in lines[start + 3 : start + 6]] == [
+        f"anna/{n}" for n in ("damaged", "nobody", "short")
+    ]
     assert "no face was found in 12 frames" in lines[start + 4]
     assert lines[start + 5].endswith("shows it in 80 % of them (faces.min_share)")
     assert "warning: a was given 2 times and counts once." in lines
     assert f"warning: {clips / 'copy.mp4'} shows the same frames as 'anna/a', and they count once." in lines
     facts, _ = read(Path("runs/personalize/prompts/anna.safetensors"))
-    assert facts["clips"] == ["anna/a", "anna/short"] and set(facts["omitted"]) == {"anna/damaged", "anna/nobody", "anna/short"}
+    assert facts["clips"] == ["anna/a", "anna/short"] and set(facts["omitted"]) == {
+        "anna/damaged",
+        "anna/nobody",
+        "anna/short",
+    }
     assert personalize("bob", clips / "nobody.mp4", clips / "damaged.mp4", f"checkpoint={train}") == 2
     said = capsys.readouterr().err
-    assert "no video can be used to personalize to 'bob':\n  bob/nobody: no face" in said and "\n  bob/damaged: " in said
+    assert "no video can be used to personalize to 'bob':\n  bob/nobody: /" in said and "\n  bob/damaged: " in said
     assert not Path("runs/personalize/prompts/bob.safetensors").exists()
 
 

@@ -14,6 +14,7 @@ from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
     "predict": ["video=v.mp4", "checkpoint=c", "prompts=p"],
+    "personalize": ["subject=s", "videos=[v.mp4]", "checkpoint=c"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
@@ -28,6 +29,7 @@ GIVEN = {
 FOUND = {
     "demo": {"runs"},
     "predict": {"video", "checkpoint", "prompts"},
+    "personalize": {"videos", "checkpoint", "prompts"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},
     "synth": {"out"},
