@@ -86,8 +86,9 @@ def personalize_videos(
 
     Raises:
         FileNotFoundError: naming all videos that are missing.
-        ValueError: without a video that can be used, with the reason of each; for a name that is none, a method that
-            cannot run here or keeps nothing of a person, or an earlier file whose clips would be lost.
+        ValueError: without a video that can be used, with the reason of each; for a name that is none, or a method
+            that cannot run here or keeps nothing of a person.
+        FileExistsError: for an earlier file of this person that would be lost, see `Saving`.
     """
     config = config or AdaptConfig(ClipAUTT(), subject_baseline=source.checkpoint.spec.subject_baseline)
     subject = _checked_subject(subject)
@@ -129,8 +130,8 @@ def check_keeps_something(source: Source, config: AdaptConfig) -> None:
         )
     if not config.transductive:
         raise ValueError(
-            f"{config.name!r} adapts nothing to a person; take adapt=default, with a checkpoint that was trained with a "
-            "subject baseline, or a method that adapts, such as adapt=infomax_kl"
+            f"{config.name!r} adapts nothing to a person; take adapt=default, with a checkpoint that was trained with "
+            "a subject baseline, or a method that adapts, such as adapt=infomax_kl"
         )
 
 
@@ -229,6 +230,8 @@ def _nothing_left(subject: str, omitted: Mapping[str, str]) -> str:
 def _refuse_loss(saving: Saving, subject: str, given: set[str], source: Source) -> None:
     """Refuse to replace a file that rests on clips which are not given, or on another checkpoint, unless told to."""
     path = saving.folder / subject_file(subject)
+    if saving.folder.exists() and not saving.folder.is_dir():
+        raise NotADirectoryError(f"{saving.folder} is a file; the person's file needs a folder (prompts=FOLDER)")
     earlier = None if saving.replace else clips_of_personalization(path)
     if earlier is None:
         return

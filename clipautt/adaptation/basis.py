@@ -14,9 +14,9 @@ from clipautt.features.clip_features import ClipFeatures
 
 FEWEST_FRAMES = 100
 """With fewer frames of the face than this a warning says so. Measured on 90 synthetic people by `make
-bench-personalize` (tests/benchmarks/README.md): 100 frames in a row, 8 s of a person's other clips, are the fewest with
-which UAR is clearly higher than without a subject, where `predict` removes the median of the video itself: by 3.5 points
-(+1.2 to +5.8), as against -1.9 (-4.2 to +0.3) with 50 frames and +5.6 with all 384."""
+bench-personalize` (tests/benchmarks/README.md): 100 frames in a row, 8 s of a person's other clips, are the fewest
+with which UAR is clearly higher than without a subject, where `predict` removes the median of the video itself: by 3.5
+points (+1.2 to +5.8), as against -1.9 (-4.2 to +0.3) with 50 frames and +5.6 with all 384."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class Basis:
         """A sentence where the frames are fewer than `FEWEST_FRAMES`; None elsewhere."""
         if self.num_frames >= FEWEST_FRAMES:
             return None
+        frames = f"{_counted(self.num_frames, 'frame')} ({self.seconds:.1f} s)"
         return (
-            f"The personalization rests on {_counted(self.num_frames, 'frame')} ({self.seconds:.1f} s); with fewer than"
-            f" {FEWEST_FRAMES} it is not clearly better than none: give `clipautt personalize` more video of the person."
+            f"The personalization rests on {frames}; with fewer than {FEWEST_FRAMES} it is not clearly better than none:"
+            " give `clipautt personalize` more video of the person."
         )
 
 
