@@ -43,8 +43,9 @@ bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects, co
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning compared with the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)
 
-bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, compared with a bare import of torch
-	$(BIN)/python -m tests.benchmarks.bench_predict $(ARGS)
+bench-predict: $(STAMP) ## One prediction by stage; a folder of videos compared with their extraction and with one command per video; memory
+	$(BIN)/python -m tests.benchmarks.bench_predict
+	$(BIN)/python -m tests.benchmarks.bench_predict_many $(ARGS)
 
 gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

@@ -12,17 +12,22 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipautt.predictor import Predictor, VideoPrediction
+    from clipautt.prediction.answers import VideoPrediction
+    from clipautt.predictor import Predictor
 
 __all__ = ["Predictor", "VideoPrediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Load on first use, so that importing the package costs nothing."""
-    if name in ("Predictor", "VideoPrediction"):
-        from clipautt import predictor
+    if name == "Predictor":
+        from clipautt.predictor import Predictor
 
-        return getattr(predictor, name)
+        return Predictor
+    if name == "VideoPrediction":
+        from clipautt.prediction.answers import VideoPrediction
+
+        return VideoPrediction
     if name == "__version__":
         return metadata.version("clipautt")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,10 +30,9 @@ from clipautt.clips import Clip
 from clipautt.commands import is_utf8
 from clipautt.datasets.files import name_parts, path_parts
 from clipautt.features.clip_features import ClipFeatures, encode_clip
-from clipautt.footage import is_rendered, other_footage
+from clipautt.prediction.cautions import cautions
 from clipautt.tables import nfc
 from clipautt.video.decoding import DecodeError
-from clipautt.video.faces import few_faces
 from clipautt.video.reader import NoFaceError
 from clipautt.video.reader_process import ReadLimits
 
@@ -212,14 +211,12 @@ def _encoded(
 
 
 def _notes(source: Source, clips: Sequence[Clip], features: Sequence[ClipFeatures]) -> Iterator[str]:
-    """What `predict` would warn of in these videos: unseen footage, few frames with the face, small or other faces."""
-    encoded = {one.clip_id: one for one in features}
-    unseen = other_footage(source.footage, [is_rendered(clip.source) for clip in clips if clip.clip_id in encoded])
-    if unseen:
-        yield unseen
-    for clip_id, one in encoded.items():
-        few = few_faces(one.face_share, source.checkpoint.spec.features.frames.faces)
-        yield from (f"{clip_id}: {note}" for note in (*((f"{few}.",) if few else ()), *one.notes))
+    """What `predict` would warn of in these videos, with the clip where it is about one."""
+    sources = {clip.clip_id: clip for clip in clips}
+    for one in features:
+        clip = sources[one.clip_id]
+        for code, sentence in cautions(source, one, video=clip.source, face=clip.face, centred=True).items():
+            yield sentence if code == "unseen_footage" else f"{one.clip_id}: {sentence}"
 
 
 def _nothing_left(subject: str, omitted: Mapping[str, str]) -> str:

@@ -6,18 +6,16 @@ print(Predictor.load("runs/train/demo").predict("face.mp4"))
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from clipautt.action_units import action_unit_columns, title_of
-from clipautt.adaptation.driver import SubjectState, adapt, predict_clips, prompts_after
+from clipautt.action_units import action_unit_columns
+from clipautt.adaptation.driver import SubjectState, Unit, adapt_units, predict_clips, prompts_after
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
@@ -26,77 +24,14 @@ from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
-from clipautt.footage import is_rendered, other_footage
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
 from clipautt.personalizing import Saving, personalize_videos
+from clipautt.prediction.answers import Curves, VideoPrediction
+from clipautt.prediction.cautions import cautions
 from clipautt.tables import nfc
-from clipautt.video.faces import few_faces, make_detector
+from clipautt.video.faces import make_detector
 from clipautt.video.reader_process import ReadLimits
-
-
-@dataclass(frozen=True, eq=False)
-class VideoPrediction:
-    """What the model says about one video."""
-
-    video: str
-    """Path of the file."""
-    label: str | None
-    """The most probable class; None where the video cannot be predicted, which leaves the fields below without values:
-    no probabilities, window times that are nan, and no rows."""
-    probabilities: Mapping[str, float]
-    """Class name → probability; they sum to 1."""
-    window_start_seconds: float
-    """Start of the most expressive window, seconds from the start of the clip."""
-    window_end_seconds: float
-    """End of that window, seconds."""
-    action_units: pd.DataFrame
-    """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, V rows. Only
-    windows that count have a row: enough of their frames show the face."""
-    entropy: pd.Series
-    """Entropy of the class prediction of every window in nats, same index; lowest where the face is most expressive."""
-    personalized_for: str | None = None
-    """Subject whose prompts or centre were used."""
-    warnings: tuple[str, ...] = ()
-    """Sentences on why the answer may be worth little: footage that the model has never seen, no face that fills the
-    picture. Empty where nothing speaks against it."""
-    not_learned: tuple[str, ...] = ()
-    """Columns of `action_units` that the backbone never learned, so that they mean nothing; empty if that is not
-    known."""
-    reason: str = ""
-    """Why there is no label; empty if there is one."""
-    face_share: float = math.nan
-    """Share of the frames in which the face was found, 0..1; nan without a face detector."""
-    other_faces: int = 0
-    """Other faces that were followed through the video and left out."""
-
-    @property
-    def top_action_units(self) -> pd.DataFrame:
-        """The five AUs that rose most in the window, highest first, of those that the backbone has learned.
-
-        Returns:
-            Index `code`, such as `AU4`; columns `name`, such as `Brow lowerer`, and `rise`: mean similarity in the
-            window minus the median over the video, where similarities range from -5 to 5.
-        """
-        inside = (self.action_units.index >= self.window_start_seconds) & (
-            self.action_units.index <= self.window_end_seconds
-        )
-        rise = self.action_units[inside].mean() - self.action_units.median()
-        highest = rise.drop(list(self.not_learned)).dropna().sort_values(ascending=False).head(5)
-        names = [title_of(str(code)).removeprefix(f"{code} ") for code in highest.index]
-        return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
-
-    def __repr__(self) -> str:
-        warned = "".join(f"; warning: {sentence}" for sentence in self.warnings)
-        if self.label is None:
-            return f"VideoPrediction(None: {self.reason}{warned})"
-        shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
-        window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
-        units = ", ".join(f"{code} {name} {rise:+.2f}" for code, name, rise in self.top_action_units.itertuples())
-        return (
-            f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
-            f"similarity (-5 to 5): {units or 'none'}{warned})"
-        )
 
 
 class Predictor:
@@ -176,15 +111,20 @@ class Predictor:
             ValueError: if `face` is no name of a face, or the checkpoint uses no face detector.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
-        who = personalization.subject_id if personalization else "unknown"
+        who = personalization.subject_id if personalization else ""
         clip = Clip(Path(video).stem, who, str(video), "target", face=face)
         frames = self.source.checkpoint.spec.features.frames
         frames.faces.following(face)
         features = encode_clip(clip, self.source.backbone, frames, limits=self.limits)
-        return self.predict_features(features, video=str(video), personalization=personalization)
+        return self.predict_features(features, video=str(video), personalization=personalization, face=face)
 
     def predict_features(
-        self, clip: ClipFeatures, *, video: str = "", personalization: Personalization | None = None
+        self,
+        clip: ClipFeatures,
+        *,
+        video: str = "",
+        personalization: Personalization | None = None,
+        face: str | None = None,
     ) -> VideoPrediction:
         """Predict from stored features of one clip.
 
@@ -192,37 +132,87 @@ class Predictor:
             clip: its features.
             video: its file, which tells whether its faces are rendered; empty if it is not at hand.
             personalization: of the clip's subject; None predicts without.
+            face: whose face was asked for; None if nobody was named.
         """
-        if personalization is None:
-            result = adapt(self.source, [clip], self.config)[clip.subject_id]
-            session, after, centre = Session.open(self.source, self.config), result.after, result.centre
-            prediction, subject = result.predictions[0], None
-        else:
-            session, centre, subject = (
-                personalization.session(self.source),
-                personalization.centre,
-                personalization.subject_id,
-            )
-            after = personalization.after(session)
-            prediction = self._personalized(session, after, clip, centre)
-        if prediction.made:
-            shown = replace(clip, features=clip.features - centre)
-            described = _describe(session, shown, video, prediction, after, subject)
-        else:
-            described = _without_label(self.source, clip, video, prediction.status.removeprefix(NO_PREDICTION), subject)
-        return replace(described, warnings=(*self._warnings(clip, video, personalization), *clip.notes))
+        return self.predict_many([clip], videos=[video], personalization=personalization, faces=[face])[0]
 
-    def _warnings(self, clip: ClipFeatures, video: str, personalization: Personalization | None) -> Iterator[str]:
-        """What speaks against an answer: footage that the model has never seen, and too few frames with the face, in
-        the video or behind the personalization."""
-        unseen = other_footage(self.source.footage, [is_rendered(video)] if video else [])
-        few = few_faces(clip.face_share, self.source.checkpoint.spec.features.frames.faces)
-        if unseen:
-            yield unseen
-        if few:
-            yield f"{few[0].upper()}{few[1:]}, when extracting and training."
-        if personalization and personalization.basis and personalization.basis.too_few:
-            yield personalization.basis.too_few
+    def predict_many(
+        self,
+        clips: Sequence[ClipFeatures],
+        *,
+        videos: Sequence[str],
+        personalization: Personalization | None = None,
+        faces: Sequence[str | None] = (),
+    ) -> list[VideoPrediction]:
+        """`predict_features` of many clips, every one alone; together they take less time.
+
+        Args:
+            clips: their features.
+            videos: their files.
+            personalization: of the subject of all clips; None predicts without.
+            faces: whose faces were asked for; empty for nobody's.
+        """
+        session, answered = self._answered(clips, personalization)
+        made = [(clip, one) for clip, one in zip(clips, answered, strict=True) if one.prediction.made]
+        source = session.source.limited_to(None)
+        curves = dict(zip((clip for clip, _ in made), _curves(source, session, made), strict=True))
+        whose = faces or [None] * len(clips)
+        return [
+            self._described(
+                source, clip, one, curves.get(clip), video=video, face=face, personalization=personalization
+            )
+            for clip, one, video, face in zip(clips, answered, videos, whose, strict=True)
+        ]
+
+    def _answered(
+        self, clips: Sequence[ClipFeatures], personalization: Personalization | None
+    ) -> tuple[Session, list[_Answer]]:
+        """The prediction of every clip, with the state and the centre behind it."""
+        if personalization is None:
+            session = Session.open(self.source, self.config)
+            results = adapt_units(session, [Unit(clip.subject_id, (clip,)) for clip in clips])
+            return session, [_Answer(result.predictions[0], result.after, result.centre) for result in results]
+        session = personalization.session(self.source)
+        after, centre = personalization.after(session), personalization.centre
+        return session, [_Answer(self._personalized(session, after, clip, centre), after, centre) for clip in clips]
+
+    def _described(
+        self,
+        source: Source,
+        clip: ClipFeatures,
+        answer: _Answer,
+        curves: Curves | None,
+        *,
+        video: str,
+        face: str | None,
+        personalization: Personalization | None,
+    ) -> VideoPrediction:
+        prediction, made = answer.prediction, answer.prediction.made
+        codes = tuple(action_unit_columns(source.checkpoint.spec.phrases))
+        probabilities = zip(source.classes, prediction.probabilities.tolist(), strict=True)
+        return VideoPrediction(
+            video=video,
+            label=source.classes[prediction.label_index] if made else None,
+            probabilities=dict(probabilities) if made else {},
+            window_start_seconds=prediction.window_start_seconds,
+            window_end_seconds=prediction.window_end_seconds,
+            clip=clip,
+            spec=source.window,
+            classes=source.classes,
+            action_unit_codes=codes,
+            curves=curves,
+            personalized_for=personalization.subject_id if personalization else None,
+            cautions=cautions(
+                source,
+                clip,
+                video=video,
+                face=face,
+                centred=personalization is not None,
+                basis=personalization.basis if personalization else None,
+            ),
+            not_learned=source.backbone.facts.not_learned(list(codes)) if made else (),
+            reason="" if made else prediction.status.removeprefix(NO_PREDICTION),
+        )
 
     def _personalized(self, session: Session, after: SubjectState, clip: ClipFeatures, centre: Tensor) -> Prediction:
         why = session.source.why_no_window(clip, whole=session.config.readout == "whole_clip")
@@ -280,52 +270,30 @@ class Predictor:
         return load_personalization(path, self.source)
 
 
-def _without_label(source: Source, clip: ClipFeatures, video: str, reason: str, subject: str | None) -> VideoPrediction:
-    index = pd.Index([], dtype=float, name="time_seconds")
-    return VideoPrediction(
-        video=video,
-        label=None,
-        probabilities={},
-        window_start_seconds=math.nan,
-        window_end_seconds=math.nan,
-        action_units=pd.DataFrame(
-            index=index, columns=action_unit_columns(source.checkpoint.spec.phrases), dtype=float
-        ),
-        entropy=pd.Series(index=index, name="entropy", dtype=float),
-        personalized_for=subject,
-        reason=reason,
-        face_share=clip.face_share,
-        other_faces=clip.other_faces,
-    )
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """The prediction of a clip, and what it was made with."""
+
+    prediction: Prediction
+    """As the driver gives it."""
+    after: SubjectState
+    """The method's state."""
+    centre: Tensor
+    """What was subtracted from the clip's features, [d]."""
 
 
-def _describe(
-    session: Session,
-    clip: ClipFeatures,
-    video: str,
-    prediction: Prediction,
-    after: SubjectState,
-    subject: str | None,
-) -> VideoPrediction:
-    """Complete a prediction with its clip's AU similarities over time; the clip's centre is already removed."""
-    source, au_embeddings = session.source.limited_to(None), prompts_after(session, after.state)
-    views = source.views(clip)
-    with torch.no_grad():
-        similarities = source.model.similarities(views.embeddings, au_embeddings).cpu().numpy()
-        curve = entropy(source.logits(views.embeddings, au_embeddings)).cpu().numpy()
-    index = pd.Index((views.start_seconds + views.end_seconds) / 2, name="time_seconds")
-    probabilities = {name: float(p) for name, p in zip(source.classes, prediction.probabilities, strict=True)}
-    columns = action_unit_columns(source.checkpoint.spec.phrases)
-    return VideoPrediction(
-        video=video,
-        label=source.classes[prediction.label_index],
-        probabilities=probabilities,
-        window_start_seconds=prediction.window_start_seconds,
-        window_end_seconds=prediction.window_end_seconds,
-        action_units=pd.DataFrame(similarities, index=index, columns=columns),
-        entropy=pd.Series(curve, index=index, name="entropy"),
-        personalized_for=subject,
-        not_learned=source.backbone.facts.not_learned(columns),
-        face_share=clip.face_share,
-        other_faces=clip.other_faces,
-    )
+def _curves(source: Source, session: Session, made: Sequence[tuple[ClipFeatures, _Answer]]) -> Iterator[Curves]:
+    """The numbers of every window of the clips."""
+    shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
+    for (clip, one), views in zip(made, source.views_of(shown), strict=True):
+        au_embeddings = prompts_after(session, one.after.state)
+        with torch.no_grad():
+            evidence = source.model.similarities(views.embeddings, au_embeddings)
+            logits = source.logits(views.embeddings, au_embeddings)
+        yield Curves(
+            views.starts,
+            source.face_similarities(clip),
+            evidence.cpu().numpy(),
+            logits.softmax(-1).cpu().numpy(),
+            entropy(logits).cpu().numpy(),
+        )

@@ -30,6 +30,7 @@ METHOD = {
         "model",
         "adaptation",
         "evaluation",
+        "prediction",
         "personalizing",
         "predictor",
     ],
@@ -47,9 +48,12 @@ METHOD = {
         "reader",
         "reader_process",
     ],
-    "datasets": ["files", "label_files", "layout", "biovid", "stressid", "bah", "folder", "synthetic"],
+    "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
         "names",
+        "registry",
+        "publications",
+        "hub",
         "small_clip",
         "text_tower",
         "facts",
@@ -60,6 +64,7 @@ METHOD = {
         "tensor_files",
         "weight_files",
         "open_clip_models",
+        "fetching",
         "loading",
         "pretraining",
     ],
@@ -78,7 +83,8 @@ METHOD = {
         "driver",
         "personalization",
     ],
-    "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
+    "prediction": ["columns", "cautions", "answers", "tables"],
+    "evaluation": ["results", "au_tables", "facs_coding", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 

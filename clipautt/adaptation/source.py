@@ -24,7 +24,7 @@ from clipautt.features.clip_features import ClipFeatures
 from clipautt.footage import Footage
 from clipautt.memory import is_out_of_memory
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec, footage_seen
-from clipautt.model.windows import WindowSpec, clip_starts, why_no_window
+from clipautt.model.windows import WindowSpec, clip_starts, why_no_window, window_spans
 
 Need = Literal["views", "class_text", "text_tower", "subject_set", "pixels"]
 """What a method may ask for: windows, and the trained classifier's output for them; class descriptions as text
@@ -192,10 +192,7 @@ class Source:
             )
         for clip, spec, (embeddings, starts) in zip(clips, specs, embedded, strict=True):
             first = np.asarray(starts) * spec.stride
-            count = len(clip.times)
-            last = np.minimum(first + (min(spec.length, -(-count // spec.stride)) - 1) * spec.stride, count - 1)
-            period = float(np.median(np.diff(clip.times))) if count > 1 else 0.0
-            yield Views(embeddings, first, clip.times[first], clip.times[last] + period)
+            yield Views(embeddings, first, *window_spans(clip.times, first, spec))
 
     def whole_clip(self, clip: ClipFeatures) -> Views:
         """The clip as a single window."""
@@ -214,6 +211,21 @@ class Source:
     def logits(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
         """Class logits [..., V, C] of window embeddings [..., V, d]; under the source prompts by default."""
         return self.model.logits(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
+
+    @torch.no_grad()
+    def face_similarities(self, clip: ClipFeatures) -> npt.NDArray[np.float32]:
+        """How similar every frame is to every AU phrase for the frozen backbone: cosines, -1 to 1, [T, K].
+
+        Training does not change them, so they say what the face shows; the model's own similarities say what its
+        classifier makes of it. `clipautt validate-aus` compares both with human coding.
+
+        Args:
+            clip: features as they were encoded, with no centre removed.
+        """
+        phrases = self.kept("unit text", lambda: F.normalize(self.text_features, dim=-1))
+        frames = F.normalize(clip.features.to(phrases.device), dim=-1)
+        similarities: npt.NDArray[np.float32] = (frames @ phrases.T).cpu().numpy()
+        return similarities
 
     def hidden(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
         """The classifier's hidden layer z of window embeddings, [..., V, h]; arguments as for `logits`."""

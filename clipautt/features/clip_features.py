@@ -21,9 +21,9 @@ from torch import Tensor
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip
 from clipautt.video.decoding import VERSION, Sampling
-from clipautt.video.face_check import FrameSample, face_warning
+from clipautt.video.face_check import sample_of
 from clipautt.video.faces import FaceConfig
-from clipautt.video.reader import FrameChunk, FrameSpec
+from clipautt.video.reader import Boxes, FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
 
 SubjectBaseline = Literal["none", "mean", "median"]
@@ -85,12 +85,18 @@ class ClipFeatures:
     face_found: npt.NDArray[np.bool_] | None = None
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
     notes: tuple[str, ...] = ()
-    """Sentences on the footage that whoever reads the prediction must know, such as what could not be shown as it
-    should be; empty for features out of a store."""
+    """What could not be shown as it should be, see `FrameChunk.notes`."""
     min_share: float = 0.0
     """Share of a window's frames that must show the face, 0..1, see `FaceConfig.window_share`; 0 without a detector."""
     other_faces: int = 0
     """Faces beside the subject's that were followed through the clip and left out."""
+    boxes: Boxes | None = None
+    """Where the face is in each frame, see `reader.BOX`, [T, 5]; None where it was not recorded."""
+    brightness: npt.NDArray[np.float32] | None = None
+    """Mean luma of what each frame shows, 0..1, [T]; None where it was not recorded."""
+    face_sides: tuple[float, ...] = ()
+    """Without a detector: the side of the face as a share of the picture's in a few frames, see `face_check`; empty
+    where nothing was looked at."""
 
     @property
     def face_share(self) -> float:
@@ -134,43 +140,34 @@ def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:
 def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: ReadLimits | None = None) -> ClipFeatures:
     """Decode and encode one clip, without a store; one chunk of its frames is in memory at a time.
 
-    Without a face detector, a few frames are checked for a face that fills them; with one, a note counts the faces that
-    were left out, unless the clip names its face.
+    Without a face detector, a few frames are checked for a face that fills them.
 
     Raises:
         FileNotFoundError, DecodeError, NoFaceError: as `read_clip`.
     """
     encoded: list[tuple[FrameChunk, Tensor]] = []
-    sample = FrameSample()
+    sample = sample_of(clip, frames.faces)
     for chunk in read_clip(clip, frames, limits):
         if encoded and encoded[-1][0].decoder != chunk.decoder:  # the clip is read again from its start
-            sample = FrameSample()
-        if frames.faces.detector == "none":
-            sample.add(chunk.frames)
+            sample = sample_of(clip, frames.faces)
+        sample.add(chunk.frames)
         features = backbone.encode_frames(chunk.frames)
         encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
-    times, found = (np.concatenate([getattr(chunk, name) for chunk, _ in kept]) for name in ("times", "found"))
-    joined, others = torch.cat([features for _, features in kept]), kept[-1][0].other_faces
-    warnings = face_warning(sample.frames), None if clip.face else _left_out(others)
+    whole = FrameChunk.joined([chunk for chunk, _ in kept])
     return ClipFeatures(
         clip.clip_id,
         clip.subject_id,
-        joined,
-        times,
-        found,
-        notes=(*kept[-1][0].notes, *filter(None, warnings)),
+        torch.cat([features for _, features in kept]),
+        whole.times,
+        whole.found,
+        notes=whole.notes,
         min_share=frames.faces.window_share,
-        other_faces=others,
+        other_faces=whole.other_faces,
+        boxes=whole.boxes,
+        brightness=whole.brightness,
+        face_sides=sample.sides(),
     )
-
-
-def _left_out(others: int) -> str | None:
-    """A sentence on faces that were left out; None if there are none."""
-    if not others:
-        return None
-    were = "1 other face was" if others == 1 else f"{others} other faces were"
-    return f"{were} left out; `clipautt predict` follows another one with face=left, right, center or a number."
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

@@ -25,6 +25,7 @@ from clipautt.clips import Clip
 from clipautt.features.clip_features import clip_key, fingerprint_of
 from clipautt.features.references import References
 from clipautt.features.store import (
+    FRAMES,
     OK,
     SPAN,
     SPEC_FILE,
@@ -316,7 +317,7 @@ def _parts(folder: Path, facts: Mapping[str, Any], *, features: bool) -> list[_P
 
 def _read(file: Path, feature_dim: int | None, *, features: bool) -> _Part:
     stat = file.stat()
-    columns = [*_FACTS, "times", *(("face_found", "features", "other_faces") if features else ())]
+    columns = list(dict.fromkeys([*_FACTS, "times", *(FRAMES if features else ())]))
     try:
         table = read_part(file, columns, feature_dim=feature_dim)
         has_span = set(SPAN) - {"face"} <= set(pq.read_schema(file).names)  # earlier files have no faces to name

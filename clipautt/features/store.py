@@ -28,6 +28,7 @@ import torch
 from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key
 from clipautt.files import atomic, refuse_uri, sync_folder, write_json
+from clipautt.video.reader import BOX, Boxes
 
 OK = "ok"
 TRIED_AGAIN = frozenset({"lost", "not_encoded"})
@@ -36,12 +37,13 @@ SPEC_FILE = "_spec.json"
 """File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
 SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second", "face")
 """Columns that say which part of its file a clip is: its span, and whose face it shows."""
-_LATER = (*SPAN, "face_found", "other_faces", "content")
+_LATER = (*SPAN, "face_found", "other_faces", "boxes", "brightness", "face_sides", "content")
 """Columns that older files lack."""
 _ROWS_PER_GROUP = 8
 _PASSES = 8
 _STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
-_FRAMES = ("times", "face_found", "features", "other_faces")
+FRAMES = ("times", "face_found", "features", "other_faces", "boxes", "brightness", "face_sides", "reason")
+"""Columns that `stored_frames` reads."""
 _Read = TypeVar("_Read")
 
 
@@ -61,6 +63,14 @@ class StoredFrames:
     """Whether a face was found in the frame, [T]; None where it was not recorded."""
     other_faces: int = 0
     """Faces beside the subject's that were followed and left out."""
+    boxes: Boxes | None = None
+    """Where the face is in each frame, [T, 5]; None where it was not recorded."""
+    brightness: npt.NDArray[np.float32] | None = None
+    """Mean luma of what each frame shows, [T]; None where it was not recorded."""
+    face_sides: tuple[float, ...] = ()
+    """See `ClipFeatures.face_sides`."""
+    reason: str = ""
+    """Why there are none; of a clip with status `ok`, what could not be shown as it should be."""
 
     def __repr__(self) -> str:
         return f"StoredFrames({None if self.features is None else self.features.shape})"
@@ -70,7 +80,8 @@ class StoredFrames:
         """Why these are not valid frames of a clip with status `ok`; None if they are."""
         if self.features is None or not len(self.features):
             return "has no frames"
-        for name, values in (("times", self.times), ("face_found", self.face_found)):
+        for name in ("times", "face_found", "boxes", "brightness"):
+            values = getattr(self, name)
             if values is None and name == "times":
                 return "has no times"
             if values is not None and len(values) != len(self.features):
@@ -86,6 +97,8 @@ class FacesSeen:
     """Whether the subject's face was found in the frame, [T]."""
     other_faces: int
     """Faces beside it that were followed and left out."""
+    sides: tuple[float, ...] = ()
+    """See `ClipFeatures.face_sides`."""
 
     def __repr__(self) -> str:
         return f"FacesSeen(in {int(self.face_found.sum())} of {len(self.face_found)}, {self.other_faces} others)"
@@ -187,24 +200,23 @@ class FeatureStore:
                         frames.times,
                         frames.face_found,
                         min_share=self.spec.frames.faces.window_share,
+                        notes=(frames.reason,) * bool(frames.reason),
                         other_faces=frames.other_faces,
+                        boxes=frames.boxes,
+                        brightness=frames.brightness,
+                        face_sides=frames.face_sides,
                     )
         return dict(sorted(loaded.items()))
 
     def faces(self, clips: Iterable[Clip]) -> dict[str, FacesSeen]:
-        """What is known of the faces of the clips that have features, by `clip_id`; does not read the features.
-
-        Empty for a store without a face detector.
-        """
-        if self.spec.frames.faces.detector == "none":
-            return {}
-        columns = ("clip_key", "status", "face_found", "other_faces")
+        """What is known of the faces of the clips that have features, by `clip_id`; does not read the features."""
+        columns = ("clip_key", "status", "face_found", "other_faces", "face_sides")
         known: dict[str, FacesSeen] = {}
         for table in read_parts(self.path, lambda file: self._read(file, columns)):
             for row in table.to_pylist():
                 if row["status"] == OK and row["face_found"] is not None:
                     found = np.array(row["face_found"], bool)
-                    known[row["clip_key"]] = FacesSeen(found, row["other_faces"] or 0)
+                    known[row["clip_key"]] = FacesSeen(found, row["other_faces"] or 0, tuple(row["face_sides"] or ()))
         return {clip.clip_id: known[key] for clip in clips if (key := clip_key(clip)) in known}
 
     def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
@@ -218,7 +230,7 @@ class FeatureStore:
         chosen = [ok and key in keys for key, ok in self._keys[file]]
         if not any(chosen):
             return {}
-        table = self._read(file, ["clip_key", *_FRAMES], chosen)
+        table = self._read(file, ["clip_key", *FRAMES], chosen)
         stored = dict(zip(table["clip_key"].to_pylist(), stored_frames(table, self.spec.feature_dim), strict=True))
         for key, frames in stored.items():
             if frames.damage:
@@ -236,6 +248,9 @@ def store_schema(feature_dim: int) -> pa.Schema:
             ("times", pa.list_(pa.float64())),
             ("face_found", pa.list_(pa.bool_())),
             ("other_faces", pa.int64()),
+            ("boxes", pa.list_(pa.list_(pa.float32(), len(BOX)))),
+            ("brightness", pa.list_(pa.float32())),
+            ("face_sides", pa.list_(pa.float32())),
             ("features", pa.list_(pa.list_(pa.float32(), feature_dim))),
         ]
     )
@@ -359,21 +374,35 @@ def _width(schema: pa.Schema) -> int:
     return int(inner.list_size) if inner is not None and pa.types.is_fixed_size_list(inner) else 1
 
 
+def _numbers(values: Any, width: int | None = None) -> npt.NDArray[Any] | None:
+    """A copy of a list of numbers, or of lists of `width` numbers as [T, width]; None where it is null."""
+    if not values.is_valid:
+        return None
+    flat = values.values if width is None else values.values.flatten()
+    copied = np.array(flat.to_numpy(zero_copy_only=False))
+    return copied if width is None else copied.reshape(-1, width)
+
+
 def stored_frames(table: pa.Table, feature_dim: int) -> Iterator[StoredFrames]:
     """The frames of each row, copied out of the table.
 
     Args:
-        table: with the columns `times`, `face_found`, `features` and `other_faces`.
+        table: with the columns `FRAMES`.
         feature_dim: d.
     """
+
     for index in range(len(table)):
-        times, found, features, others = (table[name][index] for name in _FRAMES)
-        flat = features.values.flatten().to_numpy(zero_copy_only=False) if features.is_valid else None
+        row = {name: table[name][index] for name in FRAMES}
+        found = _numbers(row["face_found"])
         yield StoredFrames(
-            None if flat is None else np.array(flat.reshape(-1, feature_dim)),
-            np.array(times.values.to_numpy(zero_copy_only=False)) if times.is_valid else None,
-            np.array(found.values.to_numpy(zero_copy_only=False), bool) if found.is_valid else None,
-            others.as_py() or 0,
+            _numbers(row["features"], feature_dim),
+            _numbers(row["times"]),
+            None if found is None else found.astype(bool),
+            row["other_faces"].as_py() or 0,
+            _numbers(row["boxes"], len(BOX)),
+            _numbers(row["brightness"]),
+            tuple(row["face_sides"].as_py() or ()),
+            row["reason"].as_py() or "",
         )
 
 
@@ -394,7 +423,8 @@ def _check(row: dict[str, Any], feature_dim: int) -> None:
         shape = np.shape(row["features"])
         raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed: [T, {feature_dim}]")
     if row["status"] == OK:
-        frames = StoredFrames(row["features"], row.get("times"), row.get("face_found"))
+        per_frame = {name: row.get(name) for name in ("times", "face_found", "boxes", "brightness")}
+        frames = StoredFrames(row["features"], **per_frame)  # type: ignore[arg-type]
         if frames.damage:
             raise ValueError(f"clip {row['clip_id']!r} with status 'ok' {frames.damage}")
 
@@ -403,16 +433,17 @@ def _to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, feature_dim: in
     columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in schema.names}
     for name in SPAN:  # some tables turn None into NaN
         columns[name] = [None if value is None or value != value else value for value in columns[name]]
-    columns["features"] = _features_column([row["features"] for row in rows], feature_dim)
+    columns["features"] = _matrices([row["features"] for row in rows], feature_dim)
+    columns["boxes"] = _matrices([row.get("boxes") for row in rows], len(BOX))
     return pa.table(columns, schema=schema)
 
 
-def _features_column(features: Sequence[npt.NDArray[np.float32] | None], feature_dim: int) -> pa.Array:
-    """Arrays [T, d] as lists of lists of d numbers, over one flat array; None becomes null."""
-    lengths = [0 if frames is None else len(frames) for frames in features]
+def _matrices(matrices: Sequence[npt.NDArray[np.float32] | None], width: int) -> pa.Array:
+    """Arrays [T, width] as lists of lists of `width` numbers, over one flat array; None becomes null."""
+    lengths = [0 if rows is None else len(rows) for rows in matrices]
     ends = np.cumsum([0, *lengths]).tolist()
-    starts = [None if frames is None else start for frames, start in zip(features, ends, strict=False)]
-    given = [np.asarray(frames, np.float32).reshape(-1) for frames in features if frames is not None]
+    starts = [None if rows is None else start for rows, start in zip(matrices, ends, strict=False)]
+    given = [np.asarray(rows, np.float32).reshape(-1) for rows in matrices if rows is not None]
     flat = pa.array(np.concatenate(given) if given else np.empty(0, np.float32))
-    inner = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), feature_dim))
+    inner = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), width))
     return pa.ListArray.from_arrays(pa.array([*starts, ends[-1]], pa.int32()), inner)

@@ -72,6 +72,22 @@ def clip_starts(clip: ClipFeatures, spec: WindowSpec, *, offset: int = 0) -> lis
     return counted_starts(clip.face_found[offset :: spec.stride], spec, clip.min_share)
 
 
+def window_spans(
+    times: npt.NDArray[np.float64], starts: npt.NDArray[np.int64], spec: WindowSpec
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Start and end of windows, seconds from the start of the clip: from the first frame to the end of the last one.
+
+    Args:
+        times: of the stored frames, [T].
+        starts: first frame of each window, counted in stored frames, [V].
+        spec: how the clip is cut into windows.
+    """
+    count = len(times)
+    last = np.minimum(starts + (min(spec.length, -(-count // spec.stride)) - 1) * spec.stride, count - 1)
+    period = float(np.median(np.diff(times))) if count > 1 else 0.0
+    return times[starts], times[last] + period
+
+
 def why_no_window(face_found: npt.NDArray[np.bool_] | None, spec: WindowSpec, min_share: float) -> str | None:
     """Why no window of a clip counts, as a sentence; None if one does.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -20,12 +21,19 @@ from clipautt.video.preprocessing import Frames, Preprocessing, fit_frame
 from clipautt.video.tracks import FaceTrack, People, crop_face, follow_faces, too_small
 
 Seconds = npt.NDArray[np.float64]
+Boxes = npt.NDArray[np.float32]
+BOX = ("x", "y", "side", "tilt", "score")
+"""What is known of a face in a frame: the upper left corner and the side of its square box, without margin and without
+tilt, in pixels of the frame; degrees by which it is turned clockwise as seen; the detector's score, nan where the box
+is inferred from the frames around."""
 _CHUNK_FRAMES = 64
 _CHUNK_BYTES = 16 << 20
 _KEPT_BYTES = 128 << 20
 """Decoded frames up to this size are kept between the two passes; longer clips are decoded twice."""
 
 
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in luma, Rec. ITU-R BT.601."""
 _BLANK = 127
 """Grey of the picture that stands for a frame without the face."""
 _FACELESS, _SMALLEST_FACE = 8, 0.03
@@ -70,13 +78,31 @@ class FrameChunk:
     """Seconds from the start of the clip, float64 [n]."""
     found: npt.NDArray[np.bool_]
     """Whether a face was found in the frame, [n]; all True without a detector."""
+    boxes: Boxes
+    """Where the face is in the frame, see `BOX`, float32 [n, 5]; nan where no face is shown, and without a detector."""
+    brightness: npt.NDArray[np.float32]
+    """Mean luma of what is shown, 0 (black) to 1 (white), float32 [n]; nan where no face is shown."""
     notes: tuple[str, ...] = ()
     """What could not be shown as it should be, up to this chunk; the last chunk of a clip has all of it."""
     other_faces: int = 0
     """Faces that were followed through the clip beside the subject's."""
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> FrameChunk:
+        """The frames for which the mask, [n], is True."""
+        return replace(self, **{name: getattr(self, name)[mask] for name in OF_FRAMES})
+
+    @classmethod
+    def joined(cls, chunks: Sequence[FrameChunk]) -> FrameChunk:
+        """Consecutive chunks of one decoder as one; what is said of the clip as a whole is the last one's."""
+        of_frames = {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in OF_FRAMES}
+        return replace(chunks[-1], **of_frames)  # type: ignore[arg-type]
+
     def __repr__(self) -> str:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
+
+
+OF_FRAMES = ("frames", "times", "found", "boxes", "brightness")
+"""The fields of a `FrameChunk` that have a value per frame."""
 
 
 def decode_chunks(
@@ -114,15 +140,15 @@ def decode_chunks(
 
     shape, faces = spec.preprocessing, spec.faces.following(clip.face)
     others = 0
-    fitted: Iterator[tuple[float, Frames, bool]]
+    fitted: Iterator[_Fitted]
     if faces.detector == "none":
-        fitted = ((time, fit_frame(frame, shape), True) for time, frame in stream())
+        fitted = (_Fitted(time, fit_frame(frame, shape), found=True) for time, frame in stream())
     else:
         people, kept = follow_people(stream(), faces)
         others = people.others
         if people.subject is None:
             raise NoFaceError(people.why)
-        fitted = _face_crops(kept if kept is not None else stream(), people.subject, shape)
+        fitted = _face_crops(kept if kept is not None else stream(), people.subject, shape, margin=faces.margin)
     empty = True
     for chunk in _chunks(fitted, shape.size, decoder):
         empty = False
@@ -131,18 +157,49 @@ def decode_chunks(
         raise DecodeError("no frames in the span")
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class _Fitted:
+    """A frame as the image tower takes it."""
+
+    time: float
+    frame: Frames
+    found: bool
+    box: Boxes | None = None
+    """[5]; None where no face is shown, and without a detector."""
+    shown: bool = True
+    """Whether the frame shows anything; a blank one does not."""
+
+    @property
+    def brightness(self) -> float:
+        """Mean luma, 0 to 1; nan for a blank frame."""
+        return float(np.dot(cv2.mean(self.frame)[:3], _LUMA)) / 255 if self.shown else float("nan")
+
+
 def _face_crops(
-    frames: Iterable[tuple[float, Frames]], track: FaceTrack, shape: Preprocessing
-) -> Iterator[tuple[float, Frames, bool]]:
-    """Time, crop and whether the face was found, of every frame; far from any frame with the face it is blank."""
+    frames: Iterable[tuple[float, Frames]], track: FaceTrack, shape: Preprocessing, *, margin: float
+) -> Iterator[_Fitted]:
+    """The crop of every frame; far from any frame with the face it is blank."""
+    boxes = face_boxes(track, margin=margin)
     blank = np.full((shape.size, shape.size, 3), _BLANK, np.uint8)
     for index, (time, frame) in enumerate(frames):
         if track.shown[index]:
             where = track.centre[index], float(track.side[index]), float(track.angle[index])
             crop = crop_face(frame, *where, size=shape.size, interpolation=shape.interpolation)
-            yield time, crop, bool(track.found[index])
+            yield _Fitted(time, crop, bool(track.found[index]), boxes[index])
         else:
-            yield time, blank, False
+            yield _Fitted(time, blank, found=False, shown=False)
+
+
+def face_boxes(track: FaceTrack, *, margin: float) -> Boxes:
+    """The boxes of a track as `BOX`, float32 [T, 5].
+
+    Args:
+        track: where the crops are.
+        margin: `FaceConfig.margin`, by which a crop is wider than the box.
+    """
+    side = track.side / (1 + 2 * margin)
+    corner = track.centre - side[:, None] / 2
+    return np.column_stack([corner, side, np.degrees(track.angle), track.score]).astype(np.float32)
 
 
 def follow_people(
@@ -195,9 +252,9 @@ def _smaller_face(frames: Sequence[Frames], config: FaceConfig) -> float | None:
     return max((size for size in sizes if size < config.min_face), default=None)
 
 
-def _chunks(fitted: Iterable[tuple[float, Frames, bool]], size: int, decoder: Decoder) -> Iterator[FrameChunk]:
+def _chunks(fitted: Iterable[_Fitted], size: int, decoder: Decoder) -> Iterator[FrameChunk]:
     most = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // (size * size * 3)))
-    held: list[tuple[float, Frames, bool]] = []
+    held: list[_Fitted] = []
     for item in fitted:
         held.append(item)
         if len(held) == most:
@@ -207,6 +264,13 @@ def _chunks(fitted: Iterable[tuple[float, Frames, bool]], size: int, decoder: De
         yield _chunk(held, decoder)
 
 
-def _chunk(held: list[tuple[float, Frames, bool]], decoder: Decoder) -> FrameChunk:
-    times, frames, found = zip(*held, strict=True)
-    return FrameChunk(decoder, np.stack(frames), np.array(times), np.array(found, bool))
+def _chunk(held: list[_Fitted], decoder: Decoder) -> FrameChunk:
+    nowhere = np.full(len(BOX), np.nan, np.float32)
+    return FrameChunk(
+        decoder,
+        np.stack([one.frame for one in held]),
+        np.array([one.time for one in held]),
+        np.array([one.found for one in held], bool),
+        np.stack([nowhere if one.box is None else one.box for one in held]),
+        np.array([one.brightness for one in held], np.float32),
+    )

@@ -34,7 +34,7 @@ from pydantic import PositiveFloat, PositiveInt
 from clipautt.clips import Clip
 from clipautt.settings import settings
 from clipautt.video.decoding import DecodeError, Decoder, decoders_of
-from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError, decode_chunks
+from clipautt.video.reader import OF_FRAMES, FrameChunk, FrameSpec, NoFaceError, decode_chunks
 
 _START_SECONDS = 120.0
 _ALIVE_SECONDS = 0.5
@@ -138,7 +138,8 @@ def _ask_decoders(
 def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
     frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
     times, found = np.array(answer["times"], np.float64), np.array(answer["found"], bool)
-    return FrameChunk(decoder, frames, times, found, tuple(answer["notes"]), answer["other_faces"])
+    boxes, brightness = (np.array(answer[name], np.float32) for name in ("boxes", "brightness"))
+    return FrameChunk(decoder, frames, times, found, boxes, brightness, tuple(answer["notes"]), answer["other_faces"])
 
 
 def read_frames(
@@ -163,12 +164,10 @@ def read_frames(
         since = chunk.times - start_seconds
         inside = (since >= -1e-6) & ((chunk.times < end_seconds - 1e-6) | (since <= 1e-6))
         if inside.any():
-            values = chunk.frames[inside], chunk.times[inside], chunk.found[inside]
-            kept.append(FrameChunk(chunk.decoder, *values, chunk.notes))
+            kept.append(chunk.where(inside))
     if not kept:
         raise DecodeError(f"clip {clip.clip_id!r}: no frames from {start_seconds:g} to {end_seconds:g} s")
-    frames, times, found = (np.concatenate([getattr(c, name) for c in kept]) for name in ("frames", "times", "found"))
-    return FrameChunk(kept[-1].decoder, frames, times, found, kept[-1].notes, kept[-1].other_faces)
+    return FrameChunk.joined(kept)
 
 
 class _Child:
@@ -354,9 +353,8 @@ def _alive_teller(connection: Connection, limits: ReadLimits) -> Callable[[], No
 
 def _send_chunks(connection: Connection, chunks: Iterator[FrameChunk], on_frame: Callable[[], None]) -> None:
     for chunk in chunks:
-        facts = {"shape": chunk.frames.shape, "times": chunk.times.tolist(), "found": chunk.found.tolist()}
-        facts["notes"] = chunk.notes
-        facts["other_faces"] = chunk.other_faces
+        of_frames = {name: getattr(chunk, name).tolist() for name in OF_FRAMES if name != "frames"}
+        facts = of_frames | {"shape": chunk.frames.shape, "notes": chunk.notes, "other_faces": chunk.other_faces}
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
         _send(connection, {"kind": "chunk", **facts}, np.ascontiguousarray(chunk.frames).data.cast("B"))
         on_frame()

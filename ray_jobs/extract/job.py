@@ -5,7 +5,7 @@ costs one row with a reason. Started again after any interruption, the job does 
 
 Example:
     clipautt extract manifest=data/hard/manifest.parquet store=features
-    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
+    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from ray_jobs.platform.configuration import resolved
 from ray_jobs.platform.extraction.extract import ExtractSummary, extract, extraction_config, report_failures
 from ray_jobs.platform.extraction.faces_seen import face_lines, face_share, report_faces, shares_of
 from ray_jobs.platform.extraction.pipeline import Usage
-from ray_jobs.platform.footage import uncropped_warning, warn
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
 from ray_jobs.platform.runs import IGNORED, open_run
@@ -87,7 +86,6 @@ def main(cfg: DictConfig) -> int:
     with connect(config.cluster):
         store, summary = extract(clips, config)
     report_failures(summary)
-    warn(uncropped_warning(clips, store.spec.frames))
     report_faces(summary)
     counts = f"{summary.extracted} clips encoded, {summary.present} already in the store"
     print(f"{counts}, {len(summary.failures)} without features")

@@ -16,7 +16,6 @@ Example:
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.personalization import Personalization, clips_of_personalization, subject_file
 from clipautt.clips import Clip
 from clipautt.commands import setting
-from clipautt.datasets.files import VIDEOS
+from clipautt.datasets.inputs import TABLES, find_inputs
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.checkpoint import find_checkpoint, is_checkpoint
 from clipautt.personalizing import Saving, personalize_videos
@@ -71,14 +70,27 @@ def main(cfg: DictConfig) -> int:
 
 
 def expanded(words: Sequence[object]) -> list[str]:
-    """Words of the command line as videos and folders of frames: a folder of videos, or a pattern, as what is in it."""
+    """The videos and folders of frames that words of the command line mean; prints what is left out of folders.
+
+    Raises:
+        FileNotFoundError: naming every word that gives none.
+        ValueError: for a table of clips.
+    """
     paths: list[str] = []
+    missing: list[str] = []
     for word in map(str, words):
-        found = [word] if os.path.exists(word) else sorted(glob.glob(word)) or [word]
-        for path in found:
-            names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-            inside = [os.path.join(path, name) for name in names if Path(name).suffix.lower() in VIDEOS]
-            paths += inside or [path]
+        if Path(word).suffix.lower() in TABLES and os.path.isfile(word):
+            raise ValueError(f"{word} is a table of clips; `clipautt adapt manifest=…` personalizes to its subjects")
+        try:
+            inputs = find_inputs([word])
+        except FileNotFoundError as error:
+            missing.append(str(error))
+            continue
+        paths += [clip.source for clip in inputs.clips]
+        for note in inputs.notes:
+            print(note)
+    if missing:
+        raise FileNotFoundError("; ".join(missing))
     return paths
 
 

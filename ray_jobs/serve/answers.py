@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from clipautt.action_units import VOCABULARY, title_of
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
 from clipautt.adaptation.predictions import NotFiniteError
-from clipautt.predictor import Predictor, VideoPrediction
+from clipautt.prediction.answers import VideoPrediction
+from clipautt.predictor import Predictor
 from clipautt.video.decoding import DecodeError
 from clipautt.video.reader import NoFaceError
 from ray_jobs.serve.uploads import Limits, RefusedError, check_video, private_file, without_paths

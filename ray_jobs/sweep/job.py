@@ -31,7 +31,7 @@ from clipautt.manifest import Manifest
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import extract, extraction_config, refuse_lost, report_failures
-from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
+from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.progress import duration
 from ray_jobs.platform.runs import IGNORED, open_run
@@ -309,7 +309,6 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(clips, extraction)
         report_failures(summary)
         refuse_lost(summary)
-        warn(uncropped_warning(clips, store.spec.frames))
         footage, folder = training_footage(manifest, extraction.backbone), str(run.folder)
         job = SweepJob(extraction.backbone, store.spec, space, manifest.classes, manifest.fingerprint, folder, footage)
         options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}

@@ -50,7 +50,7 @@ from ray_jobs.platform.extraction.extract import (
     report_failures,
 )
 from ray_jobs.platform.extraction.faces_seen import left_out, report_faces, report_left_out
-from ray_jobs.platform.footage import training_footage, uncropped_warning, warn
+from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import check_sources, load_manifest
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import open_run
@@ -311,7 +311,6 @@ def main(cfg: DictConfig) -> int:
         report_left_out(summary, configs[0].window)
         failed = {failure.clip_id for failure in summary.failures}
         check_classes(clips, failed | {*left_out(summary, configs[0].window)})
-        warn(uncropped_warning(clips, store.spec.frames))
         footage = training_footage(manifest, extraction.backbone)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
         figures = train(job, workers=cfg.workers)

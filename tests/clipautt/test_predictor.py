@@ -141,7 +141,8 @@ def test_notes_on_the_footage_become_warnings(tmp_path: Path) -> None:
     predictor = Predictor(fake_source())
     (warning,) = predictor.predict(small).warnings
     assert "a face must fill the picture, but in 5 frames looked at it takes 2" in warning
-    assert predictor.predict_features(replace(fake_clip(), notes=("Dark.", "Shaky."))).warnings == ("Dark.", "Shaky.")
+    found = predictor.predict_features(replace(fake_clip(), notes=("HDR is shown dark", "a frame is gone")))
+    assert found.cautions == {"decoding": "HDR is shown dark; a frame is gone"}
 
 
 def test_the_top_five_are_those_that_the_backbone_has_learned_with_their_names() -> None:
@@ -157,7 +158,7 @@ def test_the_top_five_are_those_that_the_backbone_has_learned_with_their_names()
     assert top["name"].tolist() == [unit(code).name for code in top.index]
     assert top["rise"].tolist() == pytest.approx(rise[top.index].tolist())
     code, name, rise_of_first = top.index[0], top["name"].iloc[0], top["rise"].iloc[0]
-    assert f"; rise in AU similarity (-5 to 5): {code} {name} {rise_of_first:+.2f}, " in repr(found)
+    assert f"; rise in AU similarity (cosine): {code} {name} {rise_of_first:+.3f}, " in repr(found)
 
 
 def test_where_nothing_is_known_of_the_backbone_no_action_unit_is_left_out() -> None:
@@ -171,11 +172,13 @@ def test_too_few_frames_of_a_face_have_a_reason_and_no_label() -> None:
     assert found.label is None and found.probabilities == {} and np.isnan(found.window_start_seconds)
     assert found.reason.startswith("the face is found in 3 of 20 frames, and no window of 6 frames shows it in 80 %")
     assert found.face_share == 0.15 and found.other_faces == 2
-    (warning,) = found.warnings
-    assert warning.startswith("The face is found in only 15 % of the frames; YuNet finds more faces")
+    assert list(found.cautions) == ["few_faces", "other_faces"]
+    assert found.warnings[0].startswith("The face is found in only 15 % of the frames; YuNet finds more faces")
+    assert found.warnings[1].startswith("2 other faces were left out; ")
     assert found.action_units.empty and found.entropy.empty and len(found.action_units.columns) > 0
     assert found.top_action_units.empty
-    assert repr(found) == f"VideoPrediction(None: {found.reason}; warning: {warning})"
+    warned = "; warning: ".join(found.warnings)
+    assert repr(found) == f"VideoPrediction(None: {found.reason}; warning: {warned})"
 
 
 def test_a_short_clip_has_a_label_with_the_centre_of_its_subject(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from clipautt.clips import Clip
 from clipautt.features.contents import content_of
 from clipautt.video.augmentation import FrameChange
 from clipautt.video.decoding import DecodeError
+from clipautt.video.face_check import sample_of
 from clipautt.video.faces import make_detector
-from clipautt.video.reader import FrameChunk, FrameSpec, NoFaceError
+from clipautt.video.reader import BOX, FrameChunk, FrameSpec, NoFaceError
 from clipautt.video.reader_process import ReadLimits, read_clip
 
 Status = Literal["ok", "no_face", "missing", "unreadable", "not_finite", "not_encoded", "lost"]
@@ -55,6 +56,7 @@ class DecodeStage:
         """The rows of a clip in blocks; one is held back, because the last one carries the number of frames."""
         held: Batch | None = None
         attempt, number, decoder = -1, 0, ""
+        sample = sample_of(clip, self.frames.faces)
         change = self.augment(clip.clip_id) if self.augment else None
         try:
             check_readable(clip.source)
@@ -66,6 +68,8 @@ class DecodeStage:
             for chunk in read_clip(clip, self.frames, self.limits):
                 if chunk.decoder != decoder:  # the previous decoder failed midway
                     attempt, number, decoder, held = attempt + 1, 0, chunk.decoder, None
+                    sample = sample_of(clip, self.frames.faces)
+                sample.add(chunk.frames)
                 if held is not None:
                     yield held
                 changed = replace(chunk, frames=change(chunk.frames)) if change else chunk
@@ -78,11 +82,13 @@ class DecodeStage:
             raise AssertionError(f"{clip} ended without frames and without an error")
         held["total"][-1] = number
         held["content"] = np.full(len(held["total"]), content_of(clip.source))
+        held["face_sides"] = np.full(len(held["total"]), json.dumps(sample.sides()))
         yield held
 
     def _failure(self, index: int, status: Status, reason: str) -> Batch:
         size = self.frames.preprocessing.size
-        empty = FrameChunk("images", np.zeros((1, size, size, 3), np.uint8), np.zeros(1), np.zeros(1, np.bool_))
+        of_frames = np.zeros(1), np.zeros(1, np.bool_), np.zeros((1, len(BOX)), np.float32), np.zeros(1, np.float32)
+        empty = FrameChunk("images", np.zeros((1, size, size, 3), np.uint8), *of_frames)
         rows = _rows(index, 0, 0, empty, self.node)
         return rows | {"total": np.zeros(1, np.int64), "status": np.array([status]), "reason": np.array([reason])}
 
@@ -123,6 +129,9 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk, node: str) -
         "content": np.full(count, ""),
         "time": chunk.times,
         "found": chunk.found,
+        "box": chunk.boxes,
+        "brightness": chunk.brightness,
+        "face_sides": np.full(count, ""),
         "other_faces": np.full(count, chunk.other_faces),
         "frame": chunk.frames,
     }

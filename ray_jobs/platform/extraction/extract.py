@@ -10,7 +10,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from clipautt.features.rebase import known_elsewhere
 from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FacesSeen, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
+from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
@@ -82,6 +83,30 @@ def extraction_config(cfg: DictConfig) -> ExtractionConfig:
     )
 
 
+def checkpoint_extraction(
+    cfg: DictConfig, backbone: BackboneConfig, frames: FrameSpec, *, manifest: str | None
+) -> ExtractionConfig:
+    """The extraction of the features that a checkpoint works with, by a job's composed settings.
+
+    Args:
+        cfg: settings with `store`, `limits`, `pipeline` and `cluster`.
+        backbone: that of the checkpoint.
+        frames: how the checkpoint's clips become frames.
+        manifest: the manifest that the clips are from, for advice.
+    """
+    return ExtractionConfig(
+        backbone,
+        str(Path(cfg.store).absolute()),
+        sampling=frames.sampling,
+        faces=frames.faces,
+        limits=instantiate(cfg.limits),
+        pipeline=instantiate(cfg.pipeline),
+        cluster=instantiate(cfg.cluster),
+        retry_failed=cfg.get("retry_failed", False),
+        manifest=manifest,
+    )
+
+
 @dataclass(frozen=True)
 class ExtractSummary:
     """What an extraction did."""
@@ -100,6 +125,10 @@ class ExtractSummary:
     """What could not be shown as it should be → number of the requested clips."""
     faces: Mapping[str, FacesSeen] = field(default_factory=dict)
     """Clip id → what is known of its faces; empty without a face detector."""
+    frames: Mapping[str, int] = field(default_factory=dict)
+    """Clip id → number of its frames, of clips with features."""
+    face_sides: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Clip id → see `ClipFeatures.face_sides`; clips that were not looked at are omitted."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
     """How they were found."""
     named: frozenset[str] = frozenset()
@@ -157,6 +186,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
+    known = store.faces(clips)
     notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
     return store, ExtractSummary(
         extracted,
@@ -165,7 +195,9 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         usage,
         avoid,
         notes,
-        faces=store.faces(clips),
+        faces=known if config.faces.detector != "none" else {},
+        frames={clip_id: len(seen.face_found) for clip_id, seen in known.items()},
+        face_sides={clip_id: seen.sides for clip_id, seen in known.items() if seen.sides},
         face_settings=config.faces,
         named=frozenset(clip.clip_id for clip in clips if clip.face is not None),
     )
@@ -241,9 +273,9 @@ class _Writer:
 def _row(encoded: EncodedClip, key: str) -> dict[str, Any]:
     """The store's row of a clip."""
     of_clip = ("clip_id", "subject_id", "source", *SPAN)
-    of_frames = ("status", "reason", "decoder", "content", "times", "face_found", "other_faces", "features")
+    of_encoded = [field.name for field in fields(encoded) if field.name != "clip"]
     row = {name: getattr(encoded.clip, name) for name in of_clip}
-    return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_frames}
+    return {"clip_key": key} | row | {name: getattr(encoded, name) for name in of_encoded}
 
 
 def _note(stream: Pipeline) -> str:

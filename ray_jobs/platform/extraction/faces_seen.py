@@ -1,6 +1,6 @@
 """What an extraction says about faces: how often the subject's face was found, and whose were left out.
 
-In: an `ExtractSummary`. Out: printed lines; nothing without a face detector.
+In: an `ExtractSummary`. Out: printed lines.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from clipautt.model.windows import WindowSpec, why_no_window
+from clipautt.video.face_check import faces_warning
 from clipautt.video.faces import FEW_FACES, hints
 from ray_jobs.platform.extraction.extract import ExtractSummary
+from ray_jobs.platform.footage import warn
 from ray_jobs.platform.progress import table
 
 _SHOWN_CLIPS = 20
 
 
 def report_faces(summary: ExtractSummary) -> None:
-    """Print the share of the frames with a face, and the clips in which it is low or in which there are others."""
+    """Print the share of the frames with a face, the clips in which it is low or in which there are others, and without
+    a detector whether faces fill the pictures."""
     for line in face_lines(summary):
         print(line)
+    warn(faces_warning(summary.face_sides))
     low = sorted((share, clip_id) for clip_id, share in shares_of(summary).items() if share < FEW_FACES)
     if low:
         rows = [(clip_id, f"{100 * share:.0f} %") for share, clip_id in low[:_SHOWN_CLIPS]]

@@ -111,6 +111,12 @@ class EncodedClip:
     """Whether a face was found in the frame, [T]."""
     other_faces: int = 0
     """Faces beside the subject's that were followed and left out."""
+    boxes: npt.NDArray[np.float32] | None = None
+    """Where the face is in each frame, see `reader.BOX`, [T, 5]."""
+    brightness: npt.NDArray[np.float32] | None = None
+    """Mean luma of what each frame shows, [T]."""
+    face_sides: tuple[float, ...] = ()
+    """See `ClipFeatures.face_sides`."""
     features: npt.NDArray[np.float32] | None = None
     """Features, [T, d]; None unless `ok`."""
 
@@ -433,10 +439,20 @@ class _Assembly:
         self.any_encoded = True
         if not np.isfinite(joined["feature"]).all():
             return EncodedClip(clip, "not_finite", "the backbone gave features that are not finite")
-        decoder, content = str(joined["decoder"][0]), max(joined["content"].tolist())  # one of its rows has it
-        notes = str(end["reason"][-1])
-        of_frames = joined["time"], joined["found"], int(joined["other_faces"][0]), joined["feature"]
-        return EncodedClip(clip, "ok", notes, decoder, content, *of_frames)
+        return EncodedClip(
+            clip,
+            "ok",
+            reason=str(end["reason"][-1]),
+            decoder=str(joined["decoder"][0]),
+            content=max(joined["content"].tolist()),  # one of its rows has it, as `face_sides`
+            times=joined["time"],
+            face_found=joined["found"],
+            other_faces=int(joined["other_faces"].max()),
+            boxes=joined["box"],
+            brightness=joined["brightness"],
+            face_sides=tuple(json.loads(max(joined["face_sides"].tolist()) or "[]")),
+            features=joined["feature"],
+        )
 
 
 def _as_seen_here(encoded: EncodedClip) -> EncodedClip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from clipautt.clips import Clip
 from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.renderer import render
+from clipautt.datasets.synthetic.video import write_mp4
 from clipautt.features.clip_features import FeatureSpec, encode_clip
 from clipautt.video.decoding import Sampling
-from clipautt.video.face_check import FrameSample, face_sides, face_warning
+from clipautt.video.face_check import FrameSample, face_sides, face_warning, faces_warning
 from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Frames
 from tests.support.fakes import shared_backbone, write_video
@@ -31,9 +33,19 @@ def rendered_faces(count: int) -> list[Frames]:
 
 
 def test_no_warning_where_a_face_fills_the_picture() -> None:
-    assert face_sides([FILLED])[0] > 0.5 and face_warning([FILLED] * 5) is None
-    assert face_warning([FILLED, FILLED, EMPTY, EMPTY, FILLED]) is None
-    assert face_warning([]) is None
+    assert face_sides([FILLED])[0] > 0.5 and face_warning(face_sides([FILLED] * 5)) is None
+    assert face_warning(face_sides([FILLED, FILLED, EMPTY, EMPTY, FILLED])) is None
+    assert face_warning([]) is None and faces_warning({}) is None and faces_warning({"a": [0.6], "b": [0.5]}) is None
+
+
+def test_many_clips_are_counted_and_one_is_named() -> None:
+    said = faces_warning({"a": [0.6, 0.7], "b": [0.2, 0.3], "c": [0.0]})
+    assert said == (
+        "Faces are not cropped here (faces=none), so a face must fill the picture, but in 2 of 3 clips looked at it "
+        "does not (b: in 2 frames looked at it takes 25 % of the picture's side (50 % or more is expected)): crop the "
+        "video to the face, or train a checkpoint with faces=cascade."
+    )
+    assert faces_warning({"b": [0.2, 0.3]}) == face_warning([0.2, 0.3])
 
 
 def test_rendered_faces_fill_the_picture() -> None:
@@ -51,7 +63,7 @@ def test_rendered_faces_fill_the_picture() -> None:
 )
 def test_the_warning_gives_the_share(frames: list[Frames], words: str) -> None:
     with_words = rf"^Faces are not cropped here \(faces=none\), so a face must fill the picture, {words}"
-    said = face_warning(frames)
+    said = face_warning(face_sides(frames))
     assert said is not None
     with pytest.raises(ValueError, match=with_words):
         raise ValueError(said)
@@ -59,7 +71,9 @@ def test_the_warning_gives_the_share(frames: list[Frames], words: str) -> None:
 
 def test_opencv_without_cascades_costs_the_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("cv2.data.haarcascades")
-    said = face_warning([EMPTY])
+    sample = FrameSample()
+    sample.add(EMPTY[None])
+    said = face_warning(sample.sides())
     assert said is not None and said.startswith("Whether a face fills the picture was not checked: ")
 
 
@@ -80,6 +94,10 @@ def test_a_clip_is_checked_only_where_no_detector_crops(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", np.stack([photograph(scale=0.8)] * 20))
     clip = Clip("c", "s", str(path), "target")
     cropped = FeatureSpec.of(backbone, Sampling(12.5), FaceConfig(detector="cascade")).frames
-    assert encode_clip(clip, backbone, cropped).notes == ()
-    (note,) = encode_clip(clip, backbone, FeatureSpec.of(backbone, Sampling(12.5)).frames).notes
-    assert note.startswith("Faces are not cropped here")
+    assert encode_clip(clip, backbone, cropped).face_sides == ()
+    taken = FeatureSpec.of(backbone, Sampling(12.5)).frames
+    sides = encode_clip(clip, backbone, taken).face_sides
+    assert len(sides) == 5 and str(face_warning(sides)).startswith("Faces are not cropped here")
+    marked = tmp_path / "rendered.mp4"
+    write_mp4(marked, np.stack([photograph(scale=0.8)] * 20))
+    assert encode_clip(replace(clip, source=str(marked)), backbone, taken).face_sides == (), "rendered faces fill it"

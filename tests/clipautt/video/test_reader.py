@@ -31,8 +31,7 @@ EVERY = Sampling(None)
 def frames_of(clip: Clip, spec: FrameSpec) -> FrameChunk:
     """The whole clip as one chunk."""
     chunks = list(decode_chunks(clip, spec, decoder=decoders_of(clip.source)[0]))
-    joined = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("frames", "times", "found"))
-    return FrameChunk(chunks[0].decoder, *joined)
+    return FrameChunk.joined(chunks)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,10 @@ def test_what_cannot_be_used_is_left_out_and_the_rest_is_kept(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["anna", "gone.mp4", "{a}", "lost/*.mp4"], "no such video or folder of frames: gone.mp4, lost/*.mp4"),
+        (
+            ["anna", "gone.mp4", "{a}", "lost/*.mp4"],
+            "gone.mp4: no such file or folder; lost/*.mp4: no file matches this pattern",
+        ),
         (["anna", "videos=[]"], "no videos of subject 'anna': give videos, or folders of frames"),
         (["{a}", "{b}"], "is a file; the name of the person comes first: `clipautt personalize NAME …`"),
         (["", "{a}"], "subject=''; allowed: a name that is not empty, in UTF-8"),
