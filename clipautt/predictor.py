@@ -26,6 +26,7 @@ from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
+from clipautt.personalizing import Saving, personalize_videos
 from clipautt.prediction.answers import Curves, VideoPrediction
 from clipautt.prediction.cautions import cautions
 from clipautt.tables import nfc
@@ -201,7 +202,14 @@ class Predictor:
             action_unit_codes=codes,
             curves=curves,
             personalized_for=personalization.subject_id if personalization else None,
-            cautions=cautions(source, clip, video=video, face=face, centred=personalization is not None),
+            cautions=cautions(
+                source,
+                clip,
+                video=video,
+                face=face,
+                centred=personalization is not None,
+                basis=personalization.basis if personalization else None,
+            ),
             not_learned=source.backbone.facts.not_learned(list(codes)) if made else (),
             reason="" if made else prediction.status.removeprefix(NO_PREDICTION),
         )
@@ -212,6 +220,35 @@ class Predictor:
             return Prediction.missing(clip, why, num_classes=len(self.source.classes))
         (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
         return prediction
+
+    def personalize(
+        self,
+        subject: str,
+        videos: Sequence[str | Path] | str | Path,
+        *,
+        config: AdaptConfig | None = None,
+        face: str | None = None,
+        save: bool | str | Path = False,
+        replace: bool = False,
+    ) -> Personalization:
+        """Personalize to one person from unlabelled videos; see `personalize_videos` for arguments and errors.
+
+            anna = predictor.personalize("anna", ["rest.mp4"])
+            predictor.predict("interview.mp4", subject=anna)
+
+        Args:
+            save: True writes the person's file into the predictor's folder, a path into that folder, as `clipautt
+                adapt` does; `predict(subject="anna")` then finds it.
+            replace: whether an earlier file may be replaced that rests on clips which are not given again.
+        """
+        if save is True and self.personalizations is None:
+            raise ValueError("save=True needs a predictor with a folder of adapted prompts; give save=FOLDER")
+        folder = self.personalizations if save is True else Path(save) if save else None
+        saving = None if folder is None else Saving(folder, replace)
+        given = [videos] if isinstance(videos, str | Path) else videos
+        return personalize_videos(
+            self.source, subject, given, config=config, face=face, limits=self.limits, saving=saving
+        )
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.

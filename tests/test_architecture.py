@@ -31,6 +31,7 @@ METHOD = {
         "adaptation",
         "evaluation",
         "prediction",
+        "personalizing",
         "predictor",
     ],
     "video": [
@@ -78,6 +79,7 @@ METHOD = {
         "methods",
         "agreement",
         "omissions",
+        "basis",
         "driver",
         "personalization",
     ],

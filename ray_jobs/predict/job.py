@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> int:
         inputs = replace(inputs, clips=tuple(replace(clip, face=str(cfg.face)) for clip in inputs.clips))
     predictor = load_predictor(
         chosen_checkpoint(cfg.checkpoint),
-        chosen_personalizations(cfg.prompts),
+        chosen_personalizations(cfg.prompts, None if cfg.subject is None else str(cfg.subject)),
         backbone=instantiate(cfg.backbone),
         limits=instantiate(cfg.limits),
     )

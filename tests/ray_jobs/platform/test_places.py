@@ -14,6 +14,7 @@ from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
     "predict": ["videos=[v.mp4,s]", "checkpoint=c", "prompts=p", "out=t.csv"],
+    "personalize": ["subject=s", "videos=[v.mp4]", "checkpoint=c"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
@@ -29,6 +30,7 @@ GIVEN = {
 FOUND = {
     "demo": {"runs"},
     "predict": {"videos", "checkpoint", "prompts", "out", "store"},
+    "personalize": {"videos", "checkpoint", "prompts"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},
     "synth": {"out"},
