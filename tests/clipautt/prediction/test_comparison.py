@@ -29,17 +29,18 @@ def write_openface(path: Path, truth: pd.DataFrame) -> Path:
 
 def test_similarities_follow_the_intensities_of_another_tool(tmp_path: Path) -> None:
     """The truth written as OpenFace's table: what the backbone has learned rises and falls with it."""
-    config = SyntheticConfig(source_subjects=0, source_val_subjects=0, target_subjects=1, clips_per_target_subject=4)
+    config = SyntheticConfig(source_subjects=0, source_val_subjects=0, target_subjects=1, clips_per_target_subject=8)
     clips = read_manifest(generate(config, tmp_path / "data")).clips
     predictor = Predictor(fake_source(backbone=load_backbone(BackboneConfig()), phrases=phrases()))
-    tables = []
+    moved = []
     for clip in clips:
-        table = write_openface(tmp_path / f"{Path(clip.source).stem}.csv", read_truth(clip.source))
-        tables.append(compare(predictor.predict(clip.source), table))
-    both = tables[0]
+        truth = read_truth(clip.source)
+        table = write_openface(tmp_path / f"{Path(clip.source).stem}.csv", truth)
+        both = compare(predictor.predict(clip.source), table)
+        moved += [row.spearman for row in both.itertuples() if np.ptp(truth[row.Index]) > 0.4]
     assert both.index.tolist() == ["AU4", "AU6", "AU7", "AU9", "AU10", "AU12", "AU25"] and both["learned"].all()
     assert both.loc["AU4", ["name", "tool"]].tolist() == ["Brow lowerer", "OpenFace 2"]
     assert set(both["windows"]) == {43}
-    assert np.nanmean([table["spearman"] for table in tables]) > 0.4
+    assert len(moved) >= 5 and min(moved) > 0.3
     with pytest.raises(FileNotFoundError):
         compare(predictor.predict(clips[0].source), tmp_path / "none.csv")
