@@ -17,7 +17,7 @@ from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.footage import is_rendered, other_footage
 from clipautt.video.face_check import face_warning
-from clipautt.video.faces import few_faces
+from clipautt.video.faces import FEW_FACES, few_faces
 
 Code = Literal[
     "unseen_footage",
@@ -31,7 +31,7 @@ Code = Literal[
 ]
 CODES: dict[Code, str] = {
     "unseen_footage": "Backbone or checkpoint were trained on another kind of faces, rendered or real, only",
-    "few_faces": "The face is found in fewer than half of the frames",
+    "few_faces": f"The face is found in fewer than {100 * FEW_FACES:.0f} % of the frames",
     "small_face": "Without a face detector, and no face fills the picture",
     "other_faces": "Other faces were followed and left out, and nothing says whose face is meant",
     "decoding": "The video could not be shown as it should be",

@@ -56,7 +56,7 @@ def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, 
 def _fewer(summary: ExtractSummary) -> Iterator[str]:
     low = sum(share < FEW_FACES for share in shares_of(summary).values())
     others = sum(seen.other_faces > 0 for seen in summary.faces.values())
-    yield f"below half in {low} clip{'s' * (low != 1)}"
+    yield f"below {100 * FEW_FACES:.0f} % in {low} clip{'s' * (low != 1)}"
     yield f"other faces in {others} clip{'s' * (others != 1)}"
 
 
