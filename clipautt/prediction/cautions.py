@@ -41,9 +41,21 @@ CODES: dict[Code, str] = {
 }
 """Code of a warning → what it means."""
 MIN_WINDOWS = 2.0
-"""Windows, laid end to end, that a clip without a personalization should have at least."""
+"""Windows, laid end to end, that a clip without a personalization should have at least.
+
+`make bench-validity` (part `length`) cuts clips of three windows, of 90 unseen rendered people. Cut around the
+expression, UAR falls by 32 points at one window and by 5 at 1.25; cut anywhere, by 4.8 (2.0 to 7.6) at 1.5 and by 1.6
+(-0.7 to 3.8) at two. With a resting face from the person's other clips, one window is enough. Where the expression
+hardly ends, length is no help: if it fills 90 % of three windows, 9 points are lost, if all of them 24. Stillness does
+not tell such a clip from one at rest, so only the length is looked at.
+"""
 MIN_BRIGHTNESS = 0.15
-"""Mean luma below which footage is too dark."""
+"""Mean luma, 0..1, below which footage is too dark.
+
+`make bench-validity` (part `picture`) darkens clips of 60 unseen rendered people. Mean change of UAR with less light,
+and with darker tones: +0.8 and -5.8 points at a brightness of 0.2, 0.0 and -5.8 at 0.15, -1.7 and -8.3 at 0.1, -9.2 and
+-20.0 at 0.05. Overexposed frames lose 8 points at 0.9, where the picture is nearly white; no warning is given for them.
+"""
 
 
 def cautions(

@@ -38,7 +38,7 @@ def clip(num_frames: int = 20, *, light: float = 0.5, found: float = 1.0, **chan
 
 def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
     assert cautions(source(), clip()) == {}
-    assert cautions(source(), clip(light=0.1, found=0.7, face_sides=(0.5, 0.5, 0.5, 0, 0))) == {}
+    assert cautions(source(), clip(light=0.15, found=0.7, face_sides=(0.55, 0.55, 0.55, 0, 0))) == {}
     assert cautions(source(), clip(12)) == {}
 
 
@@ -48,7 +48,7 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
         ("few_faces", clip(found=0.65), "The face is found in only 65 % of the frames; YuNet finds more faces"),
         (
             "small_face",
-            clip(face_sides=(0.49,) * 5),
+            clip(face_sides=(0.54,) * 5),
             "Faces are not cropped here (faces=none), so a face must fill the",
         ),
         ("other_faces", clip(other_faces=1), "1 other face was left out; `clipautt predict` follows another one with"),
@@ -61,9 +61,9 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
         ),
         (
             "too_dark",
-            clip(light=0.09),
-            "The picture is dark: its brightness is 0.09 on a scale from 0 to 1, and below 0.1 answers are unreliable; "
-            "use brighter footage.",
+            clip(light=0.14),
+            "The picture is dark: its brightness is 0.14 on a scale from 0 to 1, and below 0.15 answers are unreliable"
+            "; use brighter footage.",
         ),
     ],
 )
