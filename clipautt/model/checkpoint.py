@@ -58,6 +58,8 @@ class CheckpointSpec:
     """Shares of the classes among the training clips; equal if unknown, which is the default."""
     footage: Footage = field(default_factory=Footage)
     """What it was trained on: which kind of faces, and which data sets; how they were cropped is part of `features`."""
+    clip_frames: int = 0
+    """Frames of a training clip, median; 0 if unknown."""
 
     def __post_init__(self) -> None:
         if not self.class_shares:
@@ -89,7 +91,9 @@ class Checkpoint:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         facts = asdict(self.spec) | {"features": self.spec.features.facts}
-        used = {k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone", "footage")}
+        used = {
+            k: v for k, v in facts.items() if k not in ("training", "metrics", "backbone", "footage", "clip_frames")
+        }
         digest.update(json.dumps(used, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 

@@ -124,6 +124,7 @@ def make_checkpoint(
     backbone: BackboneConfig,
     context_tokens: int,
     footage: Footage,
+    clip_frames: Sequence[int],
     manifest: str,
     metrics: Mapping[str, float] | None = None,
 ) -> Checkpoint:
@@ -138,6 +139,7 @@ def make_checkpoint(
         backbone: how the backbone was loaded.
         context_tokens: M, the tokens of `config.context`.
         footage: what the training clips show.
+        clip_frames: number of frames of each of them, as far as it is known.
         manifest: fingerprint of the training clips' manifest.
         metrics: figures on source-validation subjects.
     """
@@ -155,6 +157,7 @@ def make_checkpoint(
         backbone=backbone,
         class_shares=class_shares(labels, num_classes=len(classes)),
         footage=footage,
+        clip_frames=round(float(np.median(clip_frames))) if len(clip_frames) else 0,
     )
     return Checkpoint(model.cpu().eval().requires_grad_(False), spec)
 

@@ -26,6 +26,7 @@ Code = Literal[
     "other_faces",
     "decoding",
     "too_short",
+    "too_long",
     "too_dark",
     "few_personal_frames",
 ]
@@ -36,6 +37,7 @@ CODES: dict[Code, str] = {
     "other_faces": "Other faces were followed and left out, and nothing says whose face is meant",
     "decoding": "The video could not be shown as it should be",
     "too_short": "The clip is hardly longer than one window, so that there is no resting face to compare with",
+    "too_long": "The clip is much longer than those of training, so that some window shows anything by chance",
     "too_dark": "What the model sees is darker than footage on which it is reliable",
     "few_personal_frames": "The personalization that is used rests on few frames",
 }
@@ -48,6 +50,13 @@ expression, UAR falls by 32 points at one window and by 5 at 1.25; cut anywhere,
 (-0.7 to 3.8) at two. With a resting face from the person's other clips, one window is enough. Where the expression
 hardly ends, length is no help: if it fills 90 % of three windows, 9 points are lost, if all of them 24. Stillness does
 not tell such a clip from one at rest, so only the length is looked at.
+"""
+MAX_LENGTH, USUAL_WINDOWS = 2.0, 3
+"""How many times as long as a training clip a clip may be; and the windows of a training clip whose length is not known.
+
+`make bench-validity` (part `long`) cuts clips of twelve windows, of 90 unseen rendered people. Against three windows, the
+length of the training clips, UAR falls by 2.2 points (-2.8 to 7.2) at four, by 5.0 (-0.6 to 10.6) at six and by 15.6 (9.4
+to 21.7) at twelve, where half of the neutral clips are called expressive.
 """
 MIN_BRIGHTNESS = 0.15
 """Mean luma, 0..1, below which footage is too dark.
@@ -102,10 +111,11 @@ def _cautions(
         )
     if clip.notes:
         yield "decoding", "; ".join(clip.notes)
-    yield from _too_little(source, clip, centred)
+    yield from _length(source, clip, centred)
+    yield from _light(clip)
 
 
-def _too_little(source: Source, clip: ClipFeatures, centred: bool) -> Iterator[tuple[Code, str]]:
+def _length(source: Source, clip: ClipFeatures, centred: bool) -> Iterator[tuple[Code, str]]:
     frames = len(clip.times[:: source.window.stride])
     least = round(MIN_WINDOWS * source.window.length)
     if source.checkpoint.spec.subject_baseline != "none" and not centred and frames < least:
@@ -114,6 +124,16 @@ def _too_little(source: Source, clip: ClipFeatures, centred: bool) -> Iterator[t
             "tell it from the expression: use other clips of the person as well (`clipautt personalize`)."
         )
         yield "too_short", short
+    usual = source.checkpoint.spec.clip_frames or USUAL_WINDOWS * source.window.length * source.window.stride
+    if len(clip.times) > MAX_LENGTH * usual:
+        long = (
+            f"The clip has {len(clip.times)} frames, and those of training had about {usual}: the label rests on its "
+            "most certain window, and among so many some look expressive by chance. Cut it into clips of that length."
+        )
+        yield "too_long", long
+
+
+def _light(clip: ClipFeatures) -> Iterator[tuple[Code, str]]:
     light = brightness_of(clip)
     if light < MIN_BRIGHTNESS:
         dark = (

@@ -191,6 +191,7 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
         backbone=job.backbone,
         context_tokens=prompts.num_context,
         footage=job.footage,
+        clip_frames=[len(clip.times) for clip in clips],
         manifest=job.manifest,
     )
     _keep(checkpoint, folder)

@@ -158,16 +158,17 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     held_out = load_examples(job.manifest, store, job.manifest.of_split("source_val"), config)
     metrics = dict(validate(model.eval(), text, held_out, config))
     if rank == 0:
-        manifest = job.manifest
+        manifest, sources = job.manifest, job.manifest.of_split("source_train")
         checkpoint = make_checkpoint(
             model,
             config,
-            labels=[manifest.label_index(clip) for clip in manifest.of_split("source_train")],
+            labels=[manifest.label_index(clip) for clip in sources],
             classes=manifest.classes,
             features=job.features,
             backbone=job.extraction.backbone,
             context_tokens=prompts.num_context,
             footage=job.footage,
+            clip_frames=[len(seen.face_found) for seen in store.faces(sources).values()],
             manifest=manifest.fingerprint,
             metrics=metrics,
         )

@@ -39,7 +39,9 @@ def clip(num_frames: int = 20, *, light: float = 0.5, found: float = 1.0, **chan
 def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
     assert cautions(source(), clip()) == {}
     assert cautions(source(), clip(light=0.15, found=0.7, face_sides=(0.55, 0.55, 0.55, 0, 0))) == {}
-    assert cautions(source(), clip(12)) == {}
+    assert cautions(source(), clip(12)) == {} and cautions(source(), clip(36)) == {}
+    assert cautions(source(clip_frames=30), clip(60)) == {}
+    assert list(cautions(source(clip_frames=30), clip(61))) == ["too_long"]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,12 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
             clip(11),
             "The clip has 11 frames, and its resting face is estimated from them; 12 or more are needed to tell it "
             "from the expression: use other clips of the person as well (`clipautt personalize`).",
+        ),
+        (
+            "too_long",
+            clip(37),
+            "The clip has 37 frames, and those of training had about 18: the label rests on its most certain window, and "
+            "among so many some look expressive by chance. Cut it into clips of that length.",
         ),
         (
             "too_dark",
