@@ -29,8 +29,8 @@ METHOD = {
         "features",
         "model",
         "adaptation",
-        "evaluation",
         "prediction",
+        "evaluation",
         "predictor",
     ],
     "video": [
@@ -78,7 +78,7 @@ METHOD = {
         "personalization",
     ],
     "prediction": ["columns", "cautions", "answers"],
-    "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
+    "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "study", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 

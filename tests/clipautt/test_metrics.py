@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from clipautt.metrics import Scores, bootstrap, confusion, detectable_effect, rank_correlation, roc_auc, score
+from clipautt.metrics import (
+    Scores,
+    bootstrap,
+    bootstraps,
+    confusion,
+    detectable_effect,
+    rank_correlation,
+    roc_auc,
+    score,
+)
 
 
 def test_literal_scores() -> None:
@@ -136,3 +145,12 @@ def test_the_detectable_effect_follows_size_and_certainty_and_not_the_mean() -> 
 def test_the_detectable_effect_needs_two_finite_values(values: list[float]) -> None:
     with pytest.raises(ValueError, match="detectable_effect needs at least two finite values, got"):
         detectable_effect(values)
+
+
+def test_bootstraps_are_those_of_every_column() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    for found, column in zip(bootstraps(values), values.T, strict=True):
+        alone = bootstrap(column)
+        assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high), abs=1e-12)
+    with pytest.raises(ValueError, match="bootstraps needs finite values"):
+        bootstraps(np.array([[0.5, np.nan]]))

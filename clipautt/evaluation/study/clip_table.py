@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipautt.prediction.columns import CLIP, CLIPS_BEFORE, CLIPS_BETWEEN, VALIDITY
+from clipautt.prediction.columns import CLIPS_BEFORE, CLIPS_BETWEEN, VALIDITY
 from clipautt.tables import is_index, point, read_sheet
 
 NOT_LEARNED = "not_learned"
@@ -24,7 +24,7 @@ NOT_LEARNED = "not_learned"
 NUMBERS = (*(one.name for one in CLIPS_BETWEEN), "other_faces")
 """Columns of numbers that every table of clips has."""
 _PROBABILITY, _MEAN, _RISE = "probability_", "_mean", "_rise"
-_NEEDED = tuple(one.name for one in (*CLIP, *CLIPS_BEFORE, *CLIPS_BETWEEN, *VALIDITY))
+_NEEDED = tuple(one.name for one in (*CLIPS_BEFORE, *CLIPS_BETWEEN, *VALIDITY) if one.name != NOT_LEARNED)
 _OTHER_TABLES = {"chosen": "windows", "frame": "frames"}
 """A column by which another table of `predict` is known → that table."""
 _NAMED = 3

@@ -35,7 +35,12 @@ class Conditions:
     @property
     def names(self) -> tuple[str, ...]:
         """A name for every condition."""
-        return tuple(_BETWEEN.join(cell) or ALL for cell in self.cells)
+        return tuple(map(name_of, self.cells))
+
+
+def name_of(cell: Sequence[str]) -> str:
+    """Name of a condition from the values that define it."""
+    return _BETWEEN.join(cell) or ALL
 
 
 def natural(text: str) -> tuple[tuple[str, int, str], ...]:
@@ -70,10 +75,16 @@ def conditions_of(
         raise ValueError(f"by={list(given)} gives {len(cells)} conditions; allowed: at most {MOST}")
     if given and not cells:
         raise ValueError(f"by={list(given)}: no clip has a value there, so that there is no condition")
+    if len(set(map(name_of, cells))) < len(cells):
+        raise ValueError(
+            f"by={list(given)}: two conditions have the same name, as their values contain a comma; rename them"
+        )
     if reference is not None:
-        names = [_BETWEEN.join(cell) for cell in cells]
+        names = [name_of(cell) for cell in cells]
         if reference not in names:
-            raise ValueError(f"reference={reference!r} is no condition; allowed: {', '.join(names) or 'none without by'}")
+            raise ValueError(
+                f"reference={reference!r} is no condition; allowed: {', '.join(names) or 'none without by'}"
+            )
         cells.insert(0, cells.pop(names.index(reference)))
     places = {cell: number for number, cell in enumerate(cells)}
     numbers = [places.get(cell, -1) for cell in values.itertuples(index=False, name=None)] if given else 0
@@ -92,4 +103,6 @@ def _check(table: ClipTable, name: str, given: Sequence[str], taken: Collection[
         raise ValueError(f"by={name}: a study has a column of this name itself; rename it in the table")
     count = table.rows[name].nunique()
     if name not in fit:
-        raise ValueError(f"by={name} has {count} values, and a condition should have few; {allowed} (at most {MOST} values)")
+        raise ValueError(
+            f"by={name} has {count} values, and a condition should have few; {allowed} (at most {MOST} values)"
+        )

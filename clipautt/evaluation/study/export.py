@@ -242,9 +242,7 @@ def _spss_syntax(variables: Mapping[str, list[Variable]]) -> str:
 
 
 def _spss_table(file: str, columns: list[Variable]) -> str:
-    formats = "\n".join(
-        f"    {one.name} {_SPSS_FORMATS.get(one.kind, f'A{min(one.width, 32767)}')}" for one in columns
-    )
+    formats = "\n".join(f"    {one.name} {_SPSS_FORMATS.get(one.kind, f'A{min(one.width, 32767)}')}" for one in columns)
     labels = "\n".join(f"  /{one.name} '{_spss_text(one.label)}'" for one in columns).replace("  /", "  ", 1)
     flags = " ".join(one.name for one in columns if one.kind == "flag")
     values = f"VALUE LABELS {flags} 0 'no' 1 'yes'.\n" if flags else ""

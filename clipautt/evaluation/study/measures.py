@@ -91,7 +91,9 @@ def chosen_measures(every: list[Measure], names: Iterable[str] | None) -> list[M
     unknown = [name for name in wanted if name not in known]
     if unknown:
         shown = ", ".join(known[:_NAMED])
-        raise ValueError(f"measures={unknown[0]!r}: no such measure; allowed: {shown} and others, see the table's header")
+        raise ValueError(
+            f"measures={unknown[0]!r}: no such measure; allowed: {shown} and others, see the table's header"
+        )
     return [one for one in every if one.name in wanted or one.name in ALWAYS]
 
 

@@ -32,8 +32,8 @@ _FRONT = "v_"
 def portable_names(names: Iterable[str]) -> dict[str, str]:
     """Each name → its portable name; the same names in the same order give the same result.
 
-        portable_names(["AU4_rise", "probability_Ärger", "probability_Arger", "2nd visit", "by"])
-        # AU4_rise, probability_Arger, probability_Arger_2, v_2nd_visit, v_by
+    portable_names(["AU4_rise", "probability_Ärger", "probability_Arger", "2nd visit", "by"])
+    # AU4_rise, probability_Arger, probability_Arger_2, v_2nd_visit, v_by
     """
     found: dict[str, str] = {}
     taken: set[str] = set()

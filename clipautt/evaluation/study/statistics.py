@@ -112,5 +112,3 @@ def false_discovery(p: pd.Series[Any], families: pd.Series[Any]) -> pd.DataFrame
             table.loc[known.index, "q"] = false_discovery_control(known.to_numpy(float))
         table.loc[members.index, "tests"] = len(known)
     return table
-
-

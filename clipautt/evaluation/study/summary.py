@@ -15,7 +15,7 @@ from itertools import combinations
 import pandas as pd
 
 from clipautt.evaluation.study.clip_table import ClipTable, clip_table
-from clipautt.evaluation.study.conditions import Conditions, conditions_of, natural
+from clipautt.evaluation.study.conditions import Conditions, conditions_of, name_of, natural
 from clipautt.evaluation.study.measures import ALWAYS, Measure, chosen_measures, measures_of, values_of
 from clipautt.evaluation.study.statistics import false_discovery, over_subjects, paired_differences
 from clipautt.evaluation.study.validity import NO_CONDITION, NO_SUBJECT, clip_counts, exclusions, validity_table
@@ -25,7 +25,20 @@ SUBJECT, EXCLUDED = "subject", "excluded"
 FIRST, SECOND = "condition_first", "condition_second"
 _MEASURE = ("measure", "label", "unit", "group", "learned")
 _FIGURES = ("subjects", "mean", "sd", "low", "high", "interval")
-_CHANGES = ("subjects", "mean_first", "mean_second", "difference", "sd", "low", "high", "interval", "dz", "p", "q", "tests")
+_CHANGES = (
+    "subjects",
+    "mean_first",
+    "mean_second",
+    "difference",
+    "sd",
+    "low",
+    "high",
+    "interval",
+    "dz",
+    "p",
+    "q",
+    "tests",
+)
 _ONE_SIDED = ("subjects_first_only", "subjects_second_only")
 
 
@@ -91,7 +104,9 @@ def study(
     rows = given.rows.sort_values(["clip", "source"], kind="stable", ignore_index=True)
     given = ClipTable(rows, given.classes, given.action_units, given.extra)
     if not (rows[SUBJECT] != "").any():
-        raise ValueError("no clip names its subject, and without subjects there is no study; fill in the column subject")
+        raise ValueError(
+            "no clip names its subject, and without subjects there is no study; fill in the column subject"
+        )
     shown = chosen_measures(measures_of(given), measures)
     exclude = tuple(dict.fromkeys(exclude_warnings))
     taken = {SUBJECT, FIRST, SECOND, EXCLUDED, *_MEASURE, *_FIGURES, *_CHANGES, *_ONE_SIDED, "kind", "code", "about"}
@@ -116,6 +131,12 @@ def study(
         exclude_warnings=exclude,
         notes=tuple(_notes(given, conditions, excluded)),
     )
+
+
+def cell_names(table: pd.DataFrame, by: Sequence[str]) -> pd.Series[str]:
+    """Name of the condition of every row of a table that has the columns of `by`; as in `Study.names`."""
+    cells = [name_of(tuple(map(str, cell))) for cell in table[list(by)].itertuples(index=False, name=None)]
+    return pd.Series(cells if by else [name_of(())] * len(table), index=table.index, dtype=str)
 
 
 def _subjects(

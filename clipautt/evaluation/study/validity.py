@@ -94,7 +94,9 @@ def clip_counts(table: ClipTable, excluded: pd.Series[str], exclude_warnings: It
     return pd.DataFrame(counts).astype(int)
 
 
-def validity_table(table: ClipTable, excluded: pd.Series[str], *, by: Sequence[str], cells: pd.Series[int]) -> pd.DataFrame:
+def validity_table(
+    table: ClipTable, excluded: pd.Series[str], *, by: Sequence[str], cells: pd.Series[int]
+) -> pd.DataFrame:
     """How many clips of every condition are excluded for which reason, and how many that count carry which warning.
 
     Args:

@@ -21,7 +21,7 @@ GIVEN = {
     "adapt": ["manifest=m.csv"],
     "sweep": ["manifest=m.csv"],
     "import-checkpoint": ["weights=w.pth", "prompts=p.txt", "backbone.name=local-dir:b"],
-    "report": ["run=[a,b]"],
+    "report": ["run=[a,b]", "table=[c.csv,d.csv]"],
     "serve": ["checkpoint=c", "prompts=p"],
     "store": ["manifests=[m.csv]"],
 }
@@ -37,7 +37,7 @@ FOUND = {
     "train": {"manifest", "store", "runs", "backbone.weights"},
     "adapt": {"manifest", "store", "runs", "checkpoint"},
     "import-checkpoint": {"weights", "prompts", "out", "backbone.name"},
-    "report": {"run"},
+    "report": {"run", "table"},
     "sweep": {"manifest", "store", "runs"},
     "serve": {"checkpoint", "prompts"},
 }
