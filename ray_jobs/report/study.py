@@ -91,9 +91,10 @@ def main(cfg: DictConfig) -> int:
 
 def _show_validity(made: Study) -> None:
     """Print excluded clips and warnings, all conditions together."""
-    counts = made.validity.groupby(["kind", "code", "about"], sort=True)["clips"].sum()
+    names = ["kind", "code", "about"]
+    counts = made.validity.groupby(names, sort=True, as_index=False)["clips"].sum()
     if len(counts):
-        rows = [(str(count), str(kind), str(code), str(about)) for (kind, code, about), count in counts.items()]
+        rows = [tuple(map(str, row)) for row in counts[["clips", *names]].itertuples(index=False)]
         table(rows, ["clips", "", "code", "meaning"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,13 +55,14 @@ def _panel(axes: Axes, values: pd.DataFrame, means: pd.DataFrame, measure: Measu
         aside = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
         axes.plot(aside, np.sort(numbers[:, 0]), "o", color=_PERSON, ms=3.5, alpha=alpha, zorder=1)
     else:
-        axes.plot(places, numbers.T, "o-", color=_PERSON, lw=0.9, ms=2.6, alpha=alpha, zorder=1)
-    middle = means["mean"].to_numpy(float)
-    ends = np.vstack([middle - means["low"].to_numpy(float), means["high"].to_numpy(float) - middle])
-    style: dict[str, Any] = {"color": _MEAN, "zorder": 3}
-    axes.errorbar(places, middle, np.nan_to_num(ends).clip(min=0), fmt="o", ms=7, lw=2.4, capsize=5, **style)
-    if len(places) > 1:
-        axes.plot(places, middle, "-", lw=2.0, **style)
+        for row in numbers:
+            known = np.isfinite(row)
+            axes.plot(places[known], row[known], "o-", color=_PERSON, lw=0.9, ms=2.6, alpha=alpha, zorder=1)
+    middle, low, high = (means[name].to_numpy(float) for name in ("mean", "low", "high"))
+    axes.plot(places, middle, "o", color=_MEAN, ms=8, zorder=3)
+    sure = np.isfinite(low)
+    ends = np.vstack([middle - low, high - middle])[:, sure].clip(min=0)
+    axes.errorbar(places[sure], middle[sure], ends, fmt="none", color=_MEAN, lw=2.4, capsize=6, capthick=2, zorder=3)
     axes.set_xlim(-0.5, len(places) - 0.5)
     if measure.unit == "0 to 1":
         axes.set_ylim(-0.03, 1.03)

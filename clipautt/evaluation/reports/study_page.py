@@ -9,7 +9,7 @@ share of frames with the face, other faces.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from clipautt.files import write_text
 
 PAGE, FIGURES = "report.html", "figures"
 UNSEEN = "unseen_footage"
+_Row = Mapping[Hashable, Any]
+"""A row of a data frame."""
 _PANELS = 6
 """Panels of the figure of action units."""
 _ROWS = 12
@@ -37,7 +39,6 @@ _PAIRS = 12
 _VALIDITY = ("clips_usable", "clips_excluded", "clips_warned", "face_share", "other_faces")
 HEADS = ("clips that count", "excluded", "warned", "frames with face", "other faces")
 """Headings of the columns of `_VALIDITY`."""
-_FEW_SUBJECTS = f" *Fewer than {FEW} subjects: the interval is narrower than it should be."
 _DASH = "\N{EN DASH}"
 
 
@@ -105,9 +106,8 @@ def write_study_page(
 def headline(given: Study) -> str:
     """How many subjects, conditions and clips."""
     used, clips = _used(given), len(given.clips)
-    people = _people(given)
-    where = f"{len(given.names)} conditions" if len(given.names) != 1 else "1 condition"
-    return f"{people} subject{'s' * (people != 1)}, {where}, {used} of {clips} clips count"
+    people, conditions = _counted(_people(given), "subject"), _counted(len(given.names), "condition")
+    return f"{people}, {conditions}, {used} of {clips} clips count"
 
 
 def first_words(given: Study) -> list[str]:
@@ -115,23 +115,35 @@ def first_words(given: Study) -> list[str]:
     name = f"probability_{given.classes[-1]}"
     own = given.differences[given.differences["measure"] == name].head(_PAIRS)
     if len(own):
-        return [_difference_sentence(row, given.classes[-1]) for row in own.to_dict("records")]
+        told = [_difference_sentence(row, given.classes[-1]) for row in own.to_dict("records")]
+        return [*told, *_few(own)]
     means = given.conditions[given.conditions["measure"] == name].assign(cell=cell_names(given.conditions, given.by))
-    return [
-        f"Probability of {given.classes[-1]}, {row['cell']}: {_with_interval(row, 'mean')}, mean over {row['subjects']} "
-        f"subjects.{_FEW_SUBJECTS if row['interval'] == 'few_subjects' else ''}"
+    told = [
+        f"Probability of {given.classes[-1]}, {row['cell']}: {_with_interval(row, 'mean')}, mean over "
+        f"{_counted(row['subjects'], 'subject')}."
         for row in means.to_dict("records")
     ]
+    return [*told, *_few(means)]
 
 
-def _difference_sentence(row: Mapping[str, Any], name: str) -> str:
+def _few(rows: pd.DataFrame) -> list[str]:
+    """What the mark of an interval means, if one is marked."""
+    few = (rows["interval"] == "few_subjects").any()
+    return [f"*Fewer than {FEW} subjects: the interval is narrower than it should be."] if few else []
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _difference_sentence(row: _Row, name: str) -> str:
     first, second = row[FIRST], row[SECOND]
     if not row["subjects"]:
-        return f"{first} and {second}: no subject has clips that count in both, so that nothing can be compared within subjects."
+        return f"{first} and {second}: no subject has clips that count in both, so nothing is compared within subjects."
     return (
         f"Probability of {name}: {_number(row['mean_second'])} in {second}, {_number(row['mean_first'])} in {first}; "
-        f"difference within subjects {_with_interval(row, 'difference', signed=True)}, {row['subjects']} subjects."
-        f"{_FEW_SUBJECTS if row['interval'] == 'few_subjects' else ''}"
+        f"difference within subjects {_with_interval(row, 'difference', signed=True)}, "
+        f"{_counted(row['subjects'], 'subject')}."
     )
 
 
@@ -142,8 +154,8 @@ def top_warnings(given: Study) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} of {_used(given)} clips carry the warning {UNSEEN}: the model was trained on another kind of faces, rendered "
-        "or real, only, so that their figures mean nothing. exclude_warnings=[unseen_footage] leaves them out."
+        f"{count} of {_used(given)} clips carry the warning {UNSEEN}: the model was trained on another kind of faces, "
+        "rendered or real, only, so that their figures mean nothing. exclude_warnings=[unseen_footage] leaves them out."
     ]
 
 
@@ -161,7 +173,7 @@ def _tiles(given: Study) -> list[Tile]:
     warned = int((used["warnings"] != "").sum())
     both = given.subjects[given.subjects["clips_usable"] > 0].groupby(SUBJECT).size()
     least, most = (int(per.min()), int(per.max())) if len(per) else (0, 0)
-    spread = f"{least} clips each" if least == most else f"{least} to {most} clips each"
+    spread = f"{_counted(least, 'clip')} each" if least == most else f"{least} to {most} clips each"
     complete = (
         (f"{int((both == len(given.names)).sum())} with clips in every condition",) if len(given.names) > 1 else ()
     )
@@ -227,13 +239,13 @@ def _mirrored(given: Study) -> list[str]:
     return [f"{kind}_{given.classes[0]}" for kind in ("probability", "predicted")] if len(given.classes) == 2 else []
 
 
-def _change_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _change_cells(row: _Row) -> tuple[str, ...]:
     cells = (row["label"], str(row["subjects"]), _number(row["mean_first"]), _number(row["mean_second"]))
     tested = (_number(row["dz"], signed=True), _small(row["p"]), _small(row["q"]))
     return (*cells, _with_interval(row, "difference", signed=True), *tested, *_validity_cells(row))
 
 
-def _validity_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _validity_cells(row: _Row) -> tuple[str, ...]:
     counts = (str(int(row[name])) for name in _VALIDITY[:3])
     return (*counts, _percent(row["face_share"]), _number(row["other_faces"]))
 
@@ -314,12 +326,12 @@ def _settings(given: Study) -> dict[str, str]:
     return {
         "Conditions": f"by {', '.join(given.by)}: {', '.join(given.names)}" if given.by else "none",
         "Excluded warnings": ", ".join(given.exclude_warnings) or "none",
-        "Intervals": f"{INTERVALS['ok']}: percentiles of 10,000 resamples, seed 0; none for fewer than {FEWEST} subjects",
-        "Tests": "paired t tests over subjects, two-sided; q by Benjamini and Hochberg over all pairs of a kind of measure",
+        "Intervals": f"{INTERVALS['ok']}: percentiles of 10,000 resamples; none for fewer than {FEWEST} subjects",
+        "Tests": "paired t tests over subjects, two-sided; q by Benjamini and Hochberg over all tests of a kind",
     }
 
 
-def _with_interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
+def _with_interval(row: _Row, name: str, *, signed: bool = False) -> str:
     shown = _number(row[name], signed=signed)
     if row["interval"] == "none" or math.isnan(row["low"]):
         return f"{shown} (no interval)" if shown != _DASH else shown
@@ -328,7 +340,7 @@ def _with_interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -
 
 
 def _number(value: float, *, signed: bool = False) -> str:
-    if pd.isna(value):
+    if math.isnan(value):
         return _DASH
     shown = f"{value:+.2f}" if signed else f"{value:.2f}"
     return (shown if float(shown) else "0.00").replace("-", "\N{MINUS SIGN}")

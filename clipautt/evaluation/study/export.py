@@ -3,8 +3,8 @@
 In: a `Study`. Out: `subjects.csv`, `conditions.csv`, `differences.csv`, `validity.csv`, `clips_export.csv`,
 `codebook.csv`, `import.R` and `import.sps` in a folder.
 
-CSV is UTF-8 with a byte-order mark, for without one Excel and SPSS take it for another encoding; cells are separated by
-commas, decimals by points, true and false are 1 and 0, and what is not known is empty. `import.sps` was run in GNU PSPP,
+CSV is UTF-8 with a byte-order mark, for without one Excel and SPSS take it for another encoding. Cells are separated by
+commas, decimals by points; true and false are 1 and 0; what is not known is empty. `import.sps` was run in GNU PSPP,
 not in SPSS itself.
 """
 
@@ -109,14 +109,16 @@ def write_study(folder: Path, given: Study) -> dict[str, str]:
         VALIDITY: given.validity,
         CLIPS: given.clips,
     }
-    names = portable_names([*given.subjects, *(column for table in tables.values() for column in table)])
+    names = portable_names(str(name) for table in tables.values() for name in table.columns)
     for name in (CONDITIONS, DIFFERENCES):
         tables[name] = tables[name].assign(measure=tables[name]["measure"].map(names).astype(str))
     abouts, labels = _abouts(given), {one.name: one.label for one in given.measures}
     variables, book = {}, []
     for file, table in tables.items():
         plain = _plain(table)
-        variables[file] = [_variable(plain[column], names[column], table, abouts, labels) for column in plain]
+        variables[file] = [
+            _variable(plain[column], names[column], table, abouts, labels) for column in map(str, plain.columns)
+        ]
         _write_csv(folder / file, plain.rename(columns=names))
         book += [_entry(file, one, plain[one.original], given.measures) for one in variables[file]]
     _write_csv(folder / CODEBOOK, _plain(pd.DataFrame(book)))
@@ -131,8 +133,8 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """Text on one line, true and false as 1 and 0, whole numbers without decimals."""
-    made = {}
-    for column in table:
+    made: dict[str, pd.Series[Any]] = {}
+    for column in map(str, table.columns):
         values = table[column]
         if pd.api.types.is_bool_dtype(values):
             made[column] = values.astype("Int64")
@@ -151,8 +153,8 @@ def _abouts(given: Study) -> dict[str, tuple[str, str]]:
     abouts = {one.name: (one.about, one.unit) for one in columns_of("clips", classes=given.classes, action_units=codes)}
     abouts |= {one.name: (one.about, one.unit) for one in given.measures}
     abouts |= {name: ("Condition, as in the table of clips", "") for name in given.by}
-    for name in given.subjects:
-        start, _, code = str(name).partition("_")
+    for name in map(str, given.subjects):
+        start, _, code = name.partition("_")
         if start == "excluded":
             abouts[name] = f"Clips that do not count. {about_reason(code)}", "count"
         elif start == "warned":
@@ -228,7 +230,7 @@ def _r_script(variables: Mapping[str, list[Variable]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spss_syntax(variables: Mapping[str, list[Variable]]) -> str:
+def _spss_syntax(variables: dict[str, list[Variable]]) -> str:
     blocks = [
         "* Encoding: UTF-8.\n"
         "* Reads the tables of a study. First make the folder of this file the working directory: CD 'folder'.\n"

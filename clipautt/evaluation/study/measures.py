@@ -38,7 +38,7 @@ class Measure:
     group: Group
     """`recording` (what the clips are like), `classes` or `action_units`; tests of a group are adjusted together."""
     learned: bool | None = None
-    """For an AU, whether the backbone has learned it; where it has not, its figures mean nothing. None: not recorded."""
+    """For an AU, whether the backbone has learned it; where not, its figures mean nothing. None: not recorded."""
 
 
 def measures_of(table: ClipTable) -> list[Measure]:

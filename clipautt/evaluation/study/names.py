@@ -18,13 +18,10 @@ _LETTERS = {
     **{"đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i", "ħ": "h", "Ħ": "H"},
 }
 """Letters that Unicode does not take apart into a Latin letter and a mark."""
-_RESERVED = frozenset(
-    # SPSS
-    "all and by eq ge gt le lt ne not or to with "
-    # R
-    "if else repeat while function for next break true false null inf nan na in na_integer_ na_real_ na_complex_ "
-    "na_character_".split()
-)
+_SPSS = {"all", "and", "by", "eq", "ge", "gt", "le", "lt", "ne", "not", "or", "to", "with"}
+_R = {"if", "else", "repeat", "while", "function", "for", "next", "break", "in", "true", "false", "null", "inf", "nan"}
+_RESERVED = _SPSS | _R | {"na", "na_integer_", "na_real_", "na_complex_", "na_character_"}
+"""Words of either language's grammar, in lower case."""
 _FRONT = "v_"
 """Begins a name that would otherwise begin with a digit, or be a reserved word."""
 

@@ -37,8 +37,8 @@ def over_subjects(values: pd.DataFrame) -> pd.DataFrame:
         values: a row per subject, a column per measure; nan where a subject has no value.
 
     Returns:
-        Index: the measures; columns `subjects` (those with a value), `mean`, `sd` (standard deviation over subjects, nan
-        for fewer than two), `low`, `high` (95 % bootstrap interval) and `interval`, a code of `INTERVALS`.
+        Index: the measures; columns `subjects` (those with a value), `mean`, `sd` (standard deviation over subjects,
+        nan for fewer than two), `low`, `high` (95 % bootstrap interval) and `interval`, a code of `INTERVALS`.
     """
     numbers = values.to_numpy(float)
     known = np.isfinite(numbers)
@@ -72,8 +72,8 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
 
     Returns:
         Index: the measures; columns `subjects`, `mean_first` and `mean_second` (over these subjects), `difference`,
-        `sd` (of the differences), `low`, `high`, `interval`, `dz` (difference divided by `sd`; Cohen, *Statistical Power
-        Analysis*, 1988, section 2.3.5) and `p` (paired t test, two-sided; nan for fewer than three subjects or
+        `sd` (of the differences), `low`, `high`, `interval`, `dz` (difference divided by `sd`; Cohen, *Statistical
+        Power Analysis*, 1988, section 2.3.5) and `p` (paired t test, two-sided; nan for fewer than three subjects or
         differences that are all equal).
     """
     both = sorted(set(first.index) & set(second.index))

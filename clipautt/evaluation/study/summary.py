@@ -2,8 +2,8 @@
 
 In: a table of clips. Out: a `Study` of data frames.
 
-**The unit is the person.** A subject's clips are averaged first, so that a person with a hundred clips weighs as much as
-one with two, and intervals and tests are over subjects; clips of one person are never taken for independent.
+**The unit is the person.** A subject's clips are averaged first, so that a person with a hundred clips weighs as much
+as one with two. Intervals and tests are over subjects; clips of one person are never taken for independent.
 """
 
 from __future__ import annotations
@@ -114,14 +114,15 @@ def study(
     conditions = conditions_of(given, by, reference=reference, taken=taken)
     excluded = exclusions(given, by=conditions.by, exclude_warnings=exclude)
     counts = clip_counts(given, excluded, exclude)
+    counted = [str(name) for name in counts.columns]
     subjects = _subjects(given, conditions, counts, values_of(given, shown), excluded)
     pairs = list(combinations(range(len(conditions.cells)), 2))
     return Study(
         clips=rows.assign(excluded=excluded),
         subjects=_named(subjects, conditions),
-        conditions=_condition_rows(subjects, conditions, shown, list(counts)),
+        conditions=_condition_rows(subjects, conditions, shown, counted),
         differences=_difference_rows(
-            subjects, conditions, shown, list(counts), [p for p in pairs if reference is None or p[0] == 0]
+            subjects, conditions, shown, counted, [p for p in pairs if reference is None or p[0] == 0]
         ),
         validity=validity_table(given, excluded, by=conditions.by, cells=conditions.numbers),
         measures=tuple(shown),
@@ -201,8 +202,8 @@ def _difference_rows(
         has = [set(side.index[side["clips_usable"] > 0]) for side in (first, second)]
         both = sorted(has[0] & has[1])
         sides = {FIRST: conditions.names[pair[0]], SECOND: conditions.names[pair[1]]}
-        sides |= dict(zip(_ONE_SIDED, (len(has[0] - has[1]), len(has[1] - has[0])), strict=True))
-        behind = _behind(pd.concat([first.loc[both], second.loc[both]]), counts)
+        alone = dict(zip(_ONE_SIDED, (len(has[0] - has[1]), len(has[1] - has[0])), strict=True))
+        behind = alone | _behind(pd.concat([first.loc[both], second.loc[both]]), counts)
         blocks.append(pd.concat([_described(measures), figures], axis=1).assign(**sides, **behind))
     table = pd.concat(blocks, ignore_index=True)
     meaningless = table["learned"].eq(False).fillna(False).astype(bool)

@@ -62,7 +62,9 @@ def exclusions(table: ClipTable, *, by: Sequence[str], exclude_warnings: Iterabl
     rows, flags = table.rows, warning_flags(table)
     unknown = [code for code in exclude_warnings if code not in flags]
     if unknown:
-        raise ValueError(f"exclude_warnings={unknown[0]!r}: no such warning; allowed: {', '.join(flags)}")
+        raise ValueError(
+            f"exclude_warnings={unknown[0]!r}: no such warning; allowed: {', '.join(map(str, flags.columns))}"
+        )
     empty = (rows[list(by)] == "").any(axis=1) if by else pd.Series(False, index=rows.index)
     reasons = rows["status"].where(rows["status"] != "ok", "")
     checks = {NO_SUBJECT: rows["subject"] == "", NO_CONDITION: empty}
@@ -119,7 +121,7 @@ def validity_table(
             count = int((excluded[here] == code).sum())
             found.append({**names, "kind": "excluded", "code": code, "about": about_reason(code), "clips": count})
             found[-1]["of_clips"] = int(here.sum())
-        for code in flags:
+        for code in map(str, flags.columns):
             count = int(np.sum(flags[code] & here & good))
             if count:
                 found.append({**names, "kind": "warned", "code": code, "about": about_warning(code), "clips": count})

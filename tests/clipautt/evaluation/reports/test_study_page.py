@@ -90,7 +90,7 @@ def test_any_number_of_conditions_has_a_page(tmp_path: Path, conditions: int) ->
     text = written(tmp_path, table)
     made = study(table)
     assert headline(made).startswith(f"4 subjects, {max(1, conditions)} condition")
-    assert len(first_words(made)) == {0: 1, 1: 1, 3: 3}[conditions]
+    assert len(first_words(made)) == {0: 2, 1: 2, 3: 4}[conditions]
     name = "all clips" if not conditions else names[0]
     if conditions < 2:
         assert f"Probability of pain, {name}: 0.25 (0.25 to 0.25)*, mean over 4 subjects." in text

@@ -90,7 +90,8 @@ def test_spss_syntax_names_every_variable_once_and_closes_every_quote(folder: Pa
 
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed")
 def test_r_reads_the_files(folder: Path) -> None:
-    code = 'source("import.R", encoding = "UTF-8"); cat(subjects$subject, sum(subjects$probability_pain), nrow(clips_export))'
+    shown = "cat(subjects$subject, sum(subjects$probability_pain), nrow(clips_export))"
+    code = f'source("import.R", encoding = "UTF-8"); {shown}'
     done = subprocess.run(["Rscript", "-e", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "001 001 002 002 003 003 3 7"
 

@@ -107,8 +107,8 @@ def test_excluded_clips_and_warnings_are_counted_where_they_stand() -> None:
     assert (a["warned_too_dark"], a["warned_few_faces"], a["warned_decoding"], b["clips_personalized"]) == (1, 1, 0, 1)
     assert a["probability_pain"] == pytest.approx(0.5)
     assert kept.notes == (
-        "1 of 3 clips are personalized and the others are not, so that their figures are not comparable; predict all of "
-        "them in one way.",
+        "1 of 3 clips are personalized and the others are not, so that their figures are not comparable; predict all "
+        "of them in one way.",
     )
     counted = kept.validity.set_index(["condition", "kind", "code"])[["clips", "of_clips"]].T.to_dict("list")
     assert counted == {
