@@ -147,8 +147,9 @@ def test_the_detectable_effect_needs_two_finite_values(values: list[float]) -> N
         detectable_effect(values)
 
 
-def test_bootstraps_are_those_of_every_column() -> None:
-    values = np.random.default_rng(0).normal(size=(7, 3))
+@pytest.mark.parametrize("subjects", [1, 7, 1500])  # with many, not all resamples are in memory at once
+def test_bootstraps_are_those_of_every_column(subjects: int) -> None:
+    values = np.random.default_rng(0).normal(size=(subjects, 2))
     for found, column in zip(bootstraps(values), values.T, strict=True):
         alone = bootstrap(column)
         assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high), abs=1e-12)

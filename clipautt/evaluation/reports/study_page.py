@@ -155,7 +155,7 @@ def top_warnings(given: Study) -> list[str]:
         return []
     return [
         f"{count} of {_used(given)} clips carry the warning {UNSEEN}: the model was trained on another kind of faces, "
-        "rendered or real, only, so that their figures mean nothing. exclude_warnings=[unseen_footage] leaves them out."
+        "rendered or real, only, so that their figures mean nothing. exclude_warnings=unseen_footage leaves them out."
     ]
 
 

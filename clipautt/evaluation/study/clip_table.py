@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipautt.commands import setting
 from clipautt.prediction.columns import CLIPS_BEFORE, CLIPS_BETWEEN, VALIDITY
 from clipautt.tables import is_index, point, read_sheet
 
@@ -95,7 +96,7 @@ def clip_table(frame: pd.DataFrame, *, name: str = "table") -> ClipTable:
     Raises:
         ValueError: as `read_clips`.
     """
-    frame = frame[[column for column in frame.columns if not is_index(str(column))]]
+    frame = frame.loc[:, [not is_index(str(column)) for column in frame.columns]]
     columns = [str(column) for column in frame.columns]
     _check_columns(columns, name)
     classes = tuple(column.removeprefix(_PROBABILITY) for column in columns if column.startswith(_PROBABILITY))
@@ -122,7 +123,9 @@ def _read(path: Path) -> pd.DataFrame:
     if path.is_dir():
         raise ValueError(f"table={path} is a folder; name the table of clips in it, such as {path / 'clips.csv'}")
     if not path.is_file():
-        raise FileNotFoundError(f"table={path}: no such file; `clipautt predict FOLDER out={path.name}` writes one")
+        raise FileNotFoundError(
+            f"table={path}: no such file; `clipautt predict FOLDER {setting('out', path.name)}` writes one"
+        )
     if path.suffix.lower() == ".parquet":
         try:
             return pd.read_parquet(path, dtype_backend="numpy_nullable")

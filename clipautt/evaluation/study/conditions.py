@@ -57,14 +57,14 @@ def conditions_of(
 
     Args:
         table: the clips.
-        by: columns; None: `condition` if there is one, and otherwise none.
+        by: columns; None: `condition` if there is one with values, and otherwise none.
         reference: name of the condition that comes first.
         taken: names that a column of conditions may not have.
 
     Raises:
         ValueError: if a column does not exist, is no condition or has too many values, or there is no such reference.
     """
-    given = (DEFAULT,) * (DEFAULT in table.extra) if by is None else (by,) if isinstance(by, str) else tuple(by)
+    given = _default(table) if by is None else (by,) if isinstance(by, str) else tuple(by)
     for name in given:
         _check(table, name, given, taken)
     values = table.rows[list(given)]
@@ -82,13 +82,15 @@ def conditions_of(
     if reference is not None:
         names = [name_of(cell) for cell in cells]
         if reference not in names:
-            raise ValueError(
-                f"reference={reference!r} is no condition; allowed: {', '.join(names) or 'none without by'}"
-            )
+            raise ValueError(f"reference={reference!r} is no condition; allowed: {', '.join(names)}")
         cells.insert(0, cells.pop(names.index(reference)))
     places = {cell: number for number, cell in enumerate(cells)}
     numbers = [places.get(cell, -1) for cell in values.itertuples(index=False, name=None)] if given else 0
     return Conditions(given, tuple(cells), pd.Series(numbers, index=table.rows.index, dtype=int))
+
+
+def _default(table: ClipTable) -> tuple[str, ...]:
+    return (DEFAULT,) if DEFAULT in table.extra and (table.rows[DEFAULT] != "").any() else ()
 
 
 def _check(table: ClipTable, name: str, given: Sequence[str], taken: Collection[str]) -> None:

@@ -107,6 +107,8 @@ def study(
         raise ValueError(
             "no clip names its subject, and without subjects there is no study; fill in the column subject"
         )
+    if EXCLUDED in given.extra:
+        raise ValueError(f"the table has a column {EXCLUDED!r}, which a study writes itself; rename or remove it")
     shown = chosen_measures(measures_of(given), measures)
     exclude = tuple(dict.fromkeys(exclude_warnings))
     taken = {SUBJECT, FIRST, SECOND, EXCLUDED, *_MEASURE, *_FIGURES, *_CHANGES, *_ONE_SIDED, "kind", "code", "about"}

@@ -96,3 +96,11 @@ def test_any_number_of_conditions_has_a_page(tmp_path: Path, conditions: int) ->
         assert f"Probability of pain, {name}: 0.25 (0.25 to 0.25)*, mean over 4 subjects." in text
         assert "Differences within subjects" not in text and "Do the recordings differ" not in text
     assert (tmp_path / "figures" / "action_units.png").exists() == bool(conditions)
+
+
+def test_a_study_of_which_no_clip_counts_says_why(tmp_path: Path) -> None:
+    lost = {"status": "missing", "prediction": "", "probability_neutral": None, "probability_pain": None}
+    text = written(tmp_path, pd.DataFrame([clip_row(name, c, 0.0, **lost) for name in "abc" for c in "xy"]))
+    assert "0 subjects, 2 conditions, 0 of 6 clips count" in text
+    assert "x and y: no subject has clips that count in both, so nothing is compared within subjects." in text
+    assert "excluded | missing | The video was not there | 3 of 3 | 3 of 3 | – |" in text

@@ -150,7 +150,7 @@ def test_conditions_come_from_any_column_that_was_added() -> None:
     assert study(table, by="day").names == ("day 2", "day 10"), "in the order in which people count"
     assert study(table, by=["condition", "day"]).names == ("x, day 2", "x, day 10", "y, day 2", "y, day 10")
     assert study(table, by=[]).names == ("all clips",) and study(table, by=[]).differences.empty
-    assert study(table.drop(columns="condition")).by == (), "without a column of conditions"
+    assert study(table.drop(columns="condition")).by == () == study(table.assign(condition="")).by, "if there are none"
     assert names(study(table, by=["condition", "day"], reference="y, day 2")) == [
         ("y, day 2", "x, day 2"),
         ("y, day 2", "x, day 10"),
@@ -177,6 +177,8 @@ def test_a_wrong_choice_says_what_is_allowed(options: dict[str, Any], message: s
     rows = [clip_row("a", "xy"[n % 2], 0.5, n, take=str(n), mean="m") for n in range(30)]
     with pytest.raises(ValueError, match=message):
         study(pd.DataFrame(rows), **options)
+    with pytest.raises(ValueError, match=r"the table has a column 'excluded', which a study writes itself; rename"):
+        study(pd.DataFrame(rows).assign(excluded=""))
     with pytest.raises(ValueError, match="no clip names its subject"):
         study(pd.DataFrame([clip_row("", "x", 0.5)]))
 
