@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict gpu-check test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity gpu-check test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,18 @@ bench-adapt-job: $(STAMP) ## The adaptation job at 1,000 and 10,000 subjects, co
 bench-modes: $(STAMP) ## Accuracy of the cheap modes of prompt tuning compared with the exact one, five seeds; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_modes $(ARGS)
 
-bench-predict: $(STAMP) ## Processor and wall time of one prediction by stage, compared with a bare import of torch
-	$(BIN)/python -m tests.benchmarks.bench_predict $(ARGS)
+bench-predict: $(STAMP) ## One prediction by stage; a folder of videos compared with their extraction and with one command per video; memory
+	$(BIN)/python -m tests.benchmarks.bench_predict
+	$(BIN)/python -m tests.benchmarks.bench_predict_many $(ARGS)
+
+bench-aus: $(STAMP) ## What AU similarities are worth on the demo's faces, whose true intensities are known; one minute
+	$(BIN)/python -m tests.benchmarks.bench_aus $(ARGS)
+
+bench-personalize: $(STAMP) ## How many frames of a person personalization needs, on the demo's faces
+	$(BIN)/python -m tests.benchmarks.bench_personalize $(ARGS)
+
+bench-validity: $(STAMP) ## How short and how dark a video may be before the answer suffers, on the demo's faces
+	$(BIN)/python -m tests.benchmarks.bench_validity $(ARGS)
 
 gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

@@ -52,6 +52,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield a new hidden folder inside `folder`, for files that `move` then puts into place; removed afterwards."""
+    temporary = folder / f".scratch.{uuid.uuid4().hex}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name without using space where the disk allows it, else copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def move(source: Path, target: Path) -> None:
     """Rename a finished file or folder on the same disk, and flush its content and name to disk."""
     if source.is_dir():

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -176,6 +176,56 @@ def read_manifest(path: str | Path, *, classes: tuple[str, ...] | None = None) -
     return Manifest(tuple(clips), names, tuple(table.attrs.get("notes", ())))
 
 
+def read_clips(path: Path) -> tuple[list[Clip], dict[str, dict[str, str]], list[str]]:
+    """Read a table of clips that are only looked at: a manifest, or any table with the column `source`.
+
+    Clips without a `clip_id` are called by their sources, without suffix; subjects may be unknown, and labels, splits
+    and other columns are kept as facts.
+
+    Args:
+        path: as for `read_manifest`.
+
+    Returns:
+        The clips in the order of their ids; clip id → further column → text; and notes for a person.
+
+    Raises:
+        ManifestError: as `read_manifest`.
+    """
+    table, _ = read_table(path)
+    others, noted = table.attrs["others"], table.attrs
+    if "source" not in table:
+        there = ", ".join(noted["columns"]) or "none"
+        lacking = f"no column source, with the paths of the videos; there are: {there}"
+        raise _many(path, [lacking, *noted["problems"]])
+    nobody = "subject_id" not in table
+    filled = table.assign(
+        clip_id=_names_of(table) if "clip_id" not in table else table["clip_id"],
+        subject_id="?" if nobody else table["subject_id"].fillna("?"),
+        split=table["split"].fillna("target") if "split" in table else "target",
+    )
+    filled.attrs = noted
+    labels = tuple(sorted(set(table["label"].dropna()))) if "label" in table else ()
+    problems = [*noted["problems"], *find_problems(filled.assign(split="target"), classes=labels)]
+    if problems:
+        raise _many(path, problems)
+    clips, facts = [], {}
+    for number, row in enumerate(filled.to_dict("records")):
+        clip = _clip(row, path.parent)
+        clips.append(replace(clip, subject_id="" if clip.subject_id == "?" else clip.subject_id))
+        known = {"label": clip.label or "", "split": clip.split} if "label" in table else {}
+        facts[clip.clip_id] = known | {name: others[name][number] or "" for name in others}
+    return sorted(clips, key=lambda clip: clip.clip_id), facts, []
+
+
+def _names_of(table: pd.DataFrame) -> pd.Series:
+    """Ids for clips without one: their sources without suffix, with it where that is not unique, else with a number."""
+    sources = table["source"].map(lambda source: str(source).replace("\\", "/"))
+    names = sources.map(lambda source: str(Path(source).with_suffix("")) if Path(source).name else source)
+    names = names.where(~names.duplicated(keep=False), sources)
+    repeated = names.duplicated(keep=False)
+    return names.where(~repeated, names + "#" + names.groupby(names).cumcount().add(1).astype(str))
+
+
 def _class_problems(labels: pd.Series, *, learned: bool) -> list[str]:
     """What is doubtful about labels where nobody says which classes there are."""
     counts = {str(label): int(count) for label, count in labels.value_counts().items()}
@@ -215,8 +265,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     of whole numbers is undone: `7.0` is `7` where it is a number or its whole column is like that.
 
     Returns:
-        The table, with its `columns` as written, `problems` of them and `notes` on what is not used in its `attrs`; and
-        the classes.
+        The table, with its `columns` as written, `problems` of them, `notes` on what is not used and the `others` that
+        are not used in its `attrs`; and the classes.
 
     Raises:
         ManifestError: if it cannot be read.
@@ -227,13 +277,14 @@ def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     table, noted = (_read_csv(path), ()) if kind in (".csv", ".tsv", ".txt") else _read_parquet(path)
     columns = [str(name) for name in table.columns]
     problems, unused = column_problems(columns, _COLUMNS, also=_ALSO)
+    others = pd.DataFrame({name: _texts(table[name]) for name in unused if columns.count(name) == 1}, dtype=object)
     table = table.loc[:, np.array([name in _COLUMNS for name in columns], bool) & ~table.columns.duplicated()]
     as_text = {name: _texts(table[name]) for name in _TEXT if name in table}
     table = table.assign(**as_text)
     spans = {name: _seconds(table[name]) for name in _SECONDS if name in table}
     table = table.assign(**spans).reset_index(drop=True)
     notes = [f"columns that are not used: {', '.join(unused)}"] if unused else []
-    table.attrs = {"problems": problems, "notes": notes, "columns": columns}
+    table.attrs = {"problems": problems, "notes": notes, "columns": columns, "others": others.reset_index(drop=True)}
     return table, noted
 
 

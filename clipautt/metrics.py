@@ -1,4 +1,4 @@
-"""WAR, UAR, macro F1, intervals, detectable effects, rank correlation and the area under the ROC curve. Pure functions.
+"""WAR, UAR, macro F1, intervals, detectable effects, and agreement: rank correlation, ROC-AUC, ICC. Pure functions.
 
 WAR (weighted average recall) is the accuracy; UAR is the unweighted mean of the recalls of the classes that occur. In
 the evaluation the unit is the video, figures are computed per target subject, and the headline is their mean.
@@ -81,6 +81,40 @@ def roc_auc(values: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, values)) if 0 < positive.sum() < len(positive) else math.nan
+
+
+def roc_aucs(values: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """`roc_auc` of each column of `values`, [N, K] → [K], by the sums of ranks (Mann and Whitney, 1947)."""
+    from scipy.stats import rankdata
+
+    count = int(positive.sum())
+    if not 0 < count < len(positive):
+        return np.full(values.shape[1], math.nan)
+    sums = rankdata(values, axis=0)[positive].sum(axis=0)
+    return np.asarray((sums - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def intraclass_correlation(ratings: npt.NDArray[np.floating]) -> float:
+    """ICC(3,1), the consistency of single ratings by fixed raters.
+
+    Shrout and Fleiss, *Intraclass Correlations*, Psychological Bulletin 86(2), 1979, doi:10.1037/0033-2909.86.2.420:
+    (BMS - EMS) / (BMS + (k - 1) EMS), with the mean squares between targets and of the error. A constant difference
+    between raters does not count; a difference in scale does.
+
+    Args:
+        ratings: a row per target, a column per rater, [N, k].
+
+    Returns:
+        At most 1; NaN for fewer than two targets or raters, and where all ratings are the same.
+    """
+    count, raters = ratings.shape
+    if count < 2 or raters < 2:
+        return math.nan
+    centred = ratings - ratings.mean(axis=0)
+    between = raters * float((centred.mean(axis=1) ** 2).sum()) / (count - 1)
+    error = float(((centred - centred.mean(axis=1, keepdims=True)) ** 2).sum()) / ((count - 1) * (raters - 1))
+    total = between + (raters - 1) * error
+    return (between - error) / total if total > 0 else math.nan
 
 
 def confusion(predictions: Labels, labels: Labels, *, num_classes: int) -> npt.NDArray[np.int64]:

@@ -26,6 +26,7 @@ from clipautt.clips import Clip
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
+from clipautt.personalizing import Saving, personalize_videos
 from clipautt.prediction.answers import Curves, VideoPrediction
 from clipautt.prediction.cautions import cautions
 from clipautt.tables import nfc
@@ -110,7 +111,7 @@ class Predictor:
             ValueError: if `face` is no name of a face, or the checkpoint uses no face detector.
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
-        who = personalization.subject_id if personalization else "unknown"
+        who = personalization.subject_id if personalization else ""
         clip = Clip(Path(video).stem, who, str(video), "target", face=face)
         frames = self.source.checkpoint.spec.features.frames
         frames.faces.following(face)
@@ -153,11 +154,8 @@ class Predictor:
         """
         session, answered = self._answered(clips, personalization)
         made = [(clip, one) for clip, one in zip(clips, answered, strict=True) if one.prediction.made]
-        shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
         source = session.source.limited_to(None)
-        curves = dict(
-            zip((clip for clip, _ in made), _curves(source, session, shown, [o.after for _, o in made]), strict=True)
-        )
+        curves = dict(zip((clip for clip, _ in made), _curves(source, session, made), strict=True))
         whose = faces or [None] * len(clips)
         return [
             self._described(
@@ -204,7 +202,14 @@ class Predictor:
             action_unit_codes=codes,
             curves=curves,
             personalized_for=personalization.subject_id if personalization else None,
-            cautions=cautions(source, clip, video=video, face=face, centred=personalization is not None),
+            cautions=cautions(
+                source,
+                clip,
+                video=video,
+                face=face,
+                centred=personalization is not None,
+                basis=personalization.basis if personalization else None,
+            ),
             not_learned=source.backbone.facts.not_learned(list(codes)) if made else (),
             reason="" if made else prediction.status.removeprefix(NO_PREDICTION),
         )
@@ -215,6 +220,35 @@ class Predictor:
             return Prediction.missing(clip, why, num_classes=len(self.source.classes))
         (prediction,) = predict_clips(session, after, [replace(clip, features=clip.features - centre)])
         return prediction
+
+    def personalize(
+        self,
+        subject: str,
+        videos: Sequence[str | Path] | str | Path,
+        *,
+        config: AdaptConfig | None = None,
+        face: str | None = None,
+        save: bool | str | Path = False,
+        replace: bool = False,
+    ) -> Personalization:
+        """Personalize to one person from unlabelled videos; see `personalize_videos` for arguments and errors.
+
+            anna = predictor.personalize("anna", ["rest.mp4"])
+            predictor.predict("interview.mp4", subject=anna)
+
+        Args:
+            save: True writes the person's file into the predictor's folder, a path into that folder, as `clipautt
+                adapt` does; `predict(subject="anna")` then finds it.
+            replace: whether an earlier file may be replaced that rests on clips which are not given again.
+        """
+        if save is True and self.personalizations is None:
+            raise ValueError("save=True needs a predictor with a folder of adapted prompts; give save=FOLDER")
+        folder = self.personalizations if save is True else Path(save) if save else None
+        saving = None if folder is None else Saving(folder, replace)
+        given = [videos] if isinstance(videos, str | Path) else videos
+        return personalize_videos(
+            self.source, subject, given, config=config, face=face, limits=self.limits, saving=saving
+        )
 
     def find_personalization(self, subject: str) -> Personalization:
         """A subject's adapted prompts in the predictor's folder.
@@ -248,18 +282,18 @@ class _Answer:
     """What was subtracted from the clip's features, [d]."""
 
 
-def _curves(
-    source: Source, session: Session, clips: Sequence[ClipFeatures], after: Sequence[SubjectState]
-) -> Iterator[Curves]:
-    """The numbers of every window of the clips, whose centre is already removed."""
-    for views, state in zip(source.views_of(clips), after, strict=True):
-        au_embeddings = prompts_after(session, state.state)
+def _curves(source: Source, session: Session, made: Sequence[tuple[ClipFeatures, _Answer]]) -> Iterator[Curves]:
+    """The numbers of every window of the clips."""
+    shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
+    for (clip, one), views in zip(made, source.views_of(shown), strict=True):
+        au_embeddings = prompts_after(session, one.after.state)
         with torch.no_grad():
-            similarities = source.model.similarities(views.embeddings, au_embeddings)
+            evidence = source.model.similarities(views.embeddings, au_embeddings)
             logits = source.logits(views.embeddings, au_embeddings)
         yield Curves(
             views.starts,
-            similarities.cpu().numpy(),
+            source.face_similarities(clip),
+            evidence.cpu().numpy(),
             logits.softmax(-1).cpu().numpy(),
             entropy(logits).cpu().numpy(),
         )

@@ -7,6 +7,9 @@ import os
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported; a hub client would wait for a network
+os.environ["CLIPAUTT_WEIGHTS"] = os.path.join(
+    os.devnull, "none"
+)  # a registry of the developer would change what is found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

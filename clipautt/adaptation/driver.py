@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipautt.adaptation.basis import Basis
 from clipautt.adaptation.method import AdaptConfig, BatchedMethod, PromptMethod, Session, TuningConfig
 from clipautt.adaptation.omissions import omitted_clips
 from clipautt.adaptation.predictions import OK, ClipOutput, DegenerateError, NotFiniteError, Prediction
@@ -107,6 +108,8 @@ class SubjectResult:
     """Wall-clock time of adaptation and prediction; units processed together share it in proportion to their clips."""
     trace: Trace | None = None
     """Inputs behind the predictions; None unless requested."""
+    basis: Basis | None = None
+    """The clips behind `after` and `centre`, those of a resumed run included; None if that is not known."""
 
     @property
     def state(self) -> Any:
@@ -207,6 +210,7 @@ def adapt_units(
                 centre,
                 seconds * len(unit.clips) / total,
                 work.trace(steps) if trace else None,
+                one.basis(config),
             )
         )
     return results
@@ -224,6 +228,11 @@ class _Chosen:
     """Clip → why it does not."""
     history: History | None
     """The earlier run, with the clips that took part in it."""
+
+    def basis(self, config: AdaptConfig) -> Basis:
+        """What the state rests on; `per_video` starts at every clip, so that the last one alone is behind it."""
+        earlier = () if self.history is None else self.history.clips
+        return Basis.of(self.clips[-1:] if config.protocol == "per_video" else (*earlier, *self.clips))
 
     def without(self, clip: ClipFeatures, session: Session) -> Prediction:
         """What stands for the prediction of a clip that does not take part."""

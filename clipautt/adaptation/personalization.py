@@ -7,8 +7,8 @@ predict with or to resume. The method converts its own state (`Method.save`, `Me
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clipautt.adaptation.driver import SubjectResult, SubjectState
+from clipautt.adaptation.basis import Basis
+from clipautt.adaptation.driver import FALLBACK, SubjectResult, SubjectState
 from clipautt.adaptation.method import AdaptConfig, SavedState, Session, TuningConfig
+from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.adaptation.source import Source
 from clipautt.files import write_tensors
 
@@ -48,9 +50,37 @@ class Personalization:
     """Why adaptation to the subject has stopped; see `SubjectState`."""
     clips: tuple[str, ...] = ()
     """Ids of the clips it was made from, in visiting order."""
+    basis: Basis | None = None
+    """How much footage it rests on; None in files of before that was recorded."""
+    omitted: Mapping[str, str] = field(default_factory=dict)
+    """Clip id → why the clip was not used."""
+    notes: tuple[str, ...] = ()
+    """Sentences on the footage that whoever uses it must know."""
 
     def __repr__(self) -> str:
-        return f"Personalization({self.subject_id!r}, {self.config.name})"
+        return f"Personalization({self.subject_id!r}, {self.config.name}; {self.basis or 'footage unknown'})"
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of the face that it rests on; None if unknown."""
+        return None if self.basis is None else self.basis.num_frames
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that these frames stand for; None if unknown."""
+        return None if self.basis is None else self.basis.seconds
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on why it may be worth little; empty where nothing speaks against it."""
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        if self.basis is not None and self.basis.too_few:
+            yield self.basis.too_few
+        if self.fallback:
+            yield f"Adaptation went wrong, and predictions are made without it: {self.fallback.removeprefix(FALLBACK)}."
+        yield from self.notes
 
     @classmethod
     def of(cls, result: SubjectResult, config: AdaptConfig, *, earlier: Sequence[str] = ()) -> Personalization:
@@ -71,6 +101,8 @@ class Personalization:
             after.decisions,
             after.fallback,
             (*earlier, *(prediction.clip_id for prediction in result.predictions)),
+            result.basis,
+            {p.clip_id: p.status.removeprefix(NO_PREDICTION) for p in result.predictions if not p.made},
         )
 
     def session(self, source: Source, tuning: TuningConfig | None = None) -> Session:
@@ -105,6 +137,9 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
         "clips": personalization.clips,
         "decisions": personalization.decisions,
         "fallback": personalization.fallback,
+        "basis": personalization.basis and asdict(personalization.basis),
+        "omitted": dict(personalization.omitted),
+        "notes": personalization.notes,
     }
     write_tensors(path, tensors, {"personalization": json.dumps(facts)})
 
@@ -116,6 +151,15 @@ def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
         ValueError: if the file is damaged.
     """
     return tuple(_read(path, tensors=False)[0]["clips"]) if path.is_file() else None
+
+
+def checkpoint_of_personalization(path: Path) -> str:
+    """Fingerprint of the checkpoint that a file belongs to.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return str(_read(path, tensors=False)[0]["checkpoint"])
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -158,4 +202,7 @@ def load_personalization(path: Path, source: Source) -> Personalization:
         tuple((int(a), int(b)) for a, b in facts["decisions"]),
         facts["fallback"],
         tuple(facts["clips"]),
+        Basis(**facts["basis"]) if facts.get("basis") else None,  # files of before it was recorded lack the last three
+        facts.get("omitted", {}),
+        tuple(facts.get("notes", ())),
     )

@@ -212,6 +212,21 @@ class Source:
         """Class logits [..., V, C] of window embeddings [..., V, d]; under the source prompts by default."""
         return self.model.logits(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)
 
+    @torch.no_grad()
+    def face_similarities(self, clip: ClipFeatures) -> npt.NDArray[np.float32]:
+        """How similar every frame is to every AU phrase for the frozen backbone: cosines, -1 to 1, [T, K].
+
+        Training does not change them, so they say what the face shows; the model's own similarities say what its
+        classifier makes of it. `clipautt validate-aus` compares both with human coding.
+
+        Args:
+            clip: features as they were encoded, with no centre removed.
+        """
+        phrases = self.kept("unit text", lambda: F.normalize(self.text_features, dim=-1))
+        frames = F.normalize(clip.features.to(phrases.device), dim=-1)
+        similarities: npt.NDArray[np.float32] = (frames @ phrases.T).cpu().numpy()
+        return similarities
+
     def hidden(self, embeddings: Tensor, au_embeddings: Tensor | None = None) -> Tensor:
         """The classifier's hidden layer z of window embeddings, [..., V, h]; arguments as for `logits`."""
         return self.model.hidden(embeddings, self.au_embeddings if au_embeddings is None else au_embeddings)

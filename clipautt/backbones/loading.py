@@ -6,12 +6,16 @@ In: a `BackboneConfig`. Out: a `Backbone` (`frozen_clip`). `embedded` and `open_
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clipautt.backbones.embedded import EMBEDDED, embedded_weights, load_small_clip, small_clip_facts
 from clipautt.backbones.facts import BackboneFacts
 from clipautt.backbones.frozen_clip import Backbone, Precision, Prompts
 from clipautt.backbones.names import FOLDER, HUB
+from clipautt.backbones.registry import default_tag, registered
 from clipautt.settings import settings
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "Prompts",
     "facts_of",
     "load_backbone",
+    "recorded_backbone",
 ]
 
 
@@ -36,7 +41,8 @@ class BackboneConfig:
     """
     weights: str | None = None
     """A local `.pt` or `.safetensors` file, a pretrained tag of the model, `TAG:FILE`, or `hf-hub:ORGANISATION/MODEL`;
-    None: the weights that come with the model."""
+    None: the weights that come with the model, or those that `clipautt backbone fetch` got for it. Where the tag's file
+    is registered, this becomes `TAG:FILE`, so that every worker opens the same file."""
     precision: Precision = "fp32"
     """Arithmetic of the image tower; `tf32` is fp32 on CPUs. Prompts and losses are always fp32."""
 
@@ -45,6 +51,8 @@ class BackboneConfig:
             object.__setattr__(self, "name", FOLDER + absolute_path(self.name.removeprefix(FOLDER)))
         if self.weights:
             object.__setattr__(self, "weights", _absolute_weights(self.weights))
+        if self.name != EMBEDDED and not self.name.startswith((HUB, FOLDER)):
+            object.__setattr__(self, "weights", _registered_weights(self.name, self.weights))
 
 
 def _absolute_weights(weights: str) -> str:
@@ -53,6 +61,25 @@ def _absolute_weights(weights: str) -> str:
     if weights.startswith(HUB) or not colon or Path(weights).is_file():
         return absolute_path(weights)
     return f"{tag}:{absolute_path(file)}"
+
+
+def _registered_weights(name: str, weights: str | None) -> str | None:
+    """`TAG:FILE` if no file is named and that of the tag is registered, else the weights as given."""
+    tag = weights or default_tag(name)
+    file = registered(name, tag)
+    return f"{tag}:{file}" if file else weights
+
+
+def recorded_backbone(facts: Mapping[str, Any]) -> BackboneConfig:
+    """The backbone that a checkpoint recorded; a tag's file that is not here is taken from this machine's registry.
+
+    Nobody is misled by that: the fingerprint of the weights has to be that of the checkpoint.
+    """
+    config = BackboneConfig(**facts)
+    tag, colon, file = (config.weights or "").partition(":")
+    if not colon or tag == HUB.rstrip(":") or os.path.exists(file):
+        return config
+    return replace(config, weights=_registered_weights(config.name, tag)) if registered(config.name, tag) else config
 
 
 def absolute_path(path: str) -> str:

@@ -20,41 +20,29 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
-from open_clip.pretrained import (
-    download_pretrained_from_hf,
-    get_pretrained_cfg,
-    list_pretrained_tags_by_model,
-)
+from open_clip.pretrained import list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clipautt.backbones.frozen_clip import Backbone, Precision
-from clipautt.backbones.names import FOLDER, HUB
+from clipautt.backbones.hub import CONFIG_FILE, FOREIGN, NO_WAIT, from_hub
+from clipautt.backbones.names import FOLDER, HUB, SUFFIXES
+from clipautt.backbones.publications import (
+    QUICK,
+    WEIGHT_FILES,
+    Facts,
+    all_tags,
+    facts_of_tag,
+    publication,
+    split_repository,
+)
+from clipautt.backbones.registry import default_tag, is_inside, remember, verify
 from clipautt.backbones.text_tower import refuse, why_no_context
-from clipautt.backbones.weight_files import SUFFIXES, WeightFile, load_weights, read_weights
+from clipautt.backbones.weight_files import WeightFile, load_weights, read_weights
 from clipautt.video.preprocessing import Preprocessing
 
-CONFIG_FILE = "open_clip_config.json"
-_WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
-"""Names under which repositories publish weights, in order of preference."""
-_NO_WAIT = "HF_HUB_OFFLINE=1 saves the wait for a network"
-_QUICK = "-quickgelu"
 _CROPS = {"shortest": "centre", "squash": "squash"}
 _NOT_TOLD = frozenset({"timm_model_pretrained", "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_kwargs"})
 """Keys that may differ between configurations of the same architecture: where weights and tokenizer are."""
-_FOREIGN = (
-    "a folder or repository without it, such as one in the format of transformers, is not an open_clip model: "
-    "give backbone.name and backbone.weights of an open_clip model instead"
-)
-
-Facts = Mapping[str, Any]
-"""What is known about weights: `mean`, `std`, `interpolation`, `resize_mode` and, where it is known, `quick_gelu`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +68,8 @@ class _Weights:
 
     path: Path
     facts: Facts | None
+    unknown: bool = False
+    """Whether it lies in the registry, and no hash of it is known yet."""
 
 
 def load_open_clip(name: str, weights: str | None = None, *, precision: Precision = "fp32") -> Backbone:
@@ -109,6 +99,8 @@ def load_open_clip(name: str, weights: str | None = None, *, precision: Precisio
     preprocessing = preprocessing_of(arch, facts)
     model = build_model(arch)
     load_weights(model, file, name=arch.name)
+    if where.unknown:
+        remember(where.path, published="")
     return Backbone(model, name=name, preprocessing=preprocessing, precision=precision, tokenizer=tokenizer)
 
 
@@ -143,10 +135,10 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER)) / CONFIG_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"backbone.name {name!r}: there is no file {path}; {_FOREIGN}")
+            raise FileNotFoundError(f"backbone.name {name!r}: there is no file {path}; {FOREIGN}")
         return _described(name, path)
     if name.startswith(HUB):
-        return _described(name, _from_hub(name.removeprefix(HUB), CONFIG_FILE, f"backbone.name {name!r}"))
+        return _described(name, from_hub(name.removeprefix(HUB), CONFIG_FILE, f"backbone.name {name!r}"))
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
@@ -226,84 +218,86 @@ def _find_weights(arch: Architecture, weights: str | None) -> _Weights:
             )
         return _Weights(_own_weights(arch.name), arch.facts)
     if not weights:
-        raise ValueError(f"backbone.weights is empty: give {arch.name} a local file or a pretrained tag{_tags(arch)}")
+        raise ValueError(
+            f"backbone.weights is empty: {_ways(arch)}give {arch.name} a local file or a pretrained tag{_tags(arch)}"
+        )
     if Path(weights).is_file():
         return _Weights(Path(weights), None)
     if weights.startswith(HUB):
         return _hub_weights(arch, weights)
     tag, _, file = weights.partition(":")
-    facts = _facts_of_tag(arch.name, tag)
+    facts = facts_of_tag(arch.name, tag)
     if not facts:
         raise _unknown_weights(arch, weights)
     check_activation(arch, facts, weights=weights)
     if not file:
         return _Weights(_tagged_weights(arch, tag, facts), facts)
     if not Path(file).is_file():
-        raise FileNotFoundError(f"backbone.weights {weights!r}: there is no file {file}")
-    return _Weights(Path(file), facts)
+        raise FileNotFoundError(f"backbone.weights {weights!r}: there is no file {file}{_fetch(arch, tag)}")
+    return _Weights(Path(file), facts, _is_unknown(arch, tag, Path(file)))
+
+
+def _is_unknown(arch: Architecture, tag: str, path: Path) -> bool:
+    """Verify a file of the registry; whether no hash of it is known yet.
+
+    Raises:
+        ValueError: if it is not the file that was published or registered.
+    """
+    if not is_inside(path, arch.name, tag):
+        return False
+    known = publication(arch.name, tag)
+    try:
+        return verify(path, published=known.sha256 if known else "") is None
+    except ValueError as error:
+        raise ValueError(f"backbone.weights: {error}{_fetch(arch, tag)}") from error
+
+
+def _ways(arch: Architecture) -> str:
+    """How the weights that a model gets without `backbone.weights` come to this machine."""
+    usual, facts = publication(arch.name, default_tag(arch.name)), facts_of_tag(arch.name, default_tag(arch.name))
+    if usual is None or facts is None or facts["quick_gelu"] != arch.quick_gelu:
+        return ""
+    return (
+        f"`clipautt backbone fetch {usual.word}` gets them where the network allows; without one, put "
+        f"{usual.file_name} from {usual.address} into {usual.folder}; or "
+    )
+
+
+def _fetch(arch: Architecture, tag: str) -> str:
+    known = publication(arch.name, tag)
+    return f"; `clipautt backbone fetch {known.word}` gets it, then {known.settings} finds it" if known else ""
 
 
 def _own_weights(name: str) -> Path:
     """The weights of a repository or of a local folder."""
     if name.startswith(HUB):
-        return _from_hub(name.removeprefix(HUB), None, f"backbone.name {name!r}")
+        return from_hub(name.removeprefix(HUB), None, f"backbone.name {name!r}")
     folder = Path(name.removeprefix(FOLDER))
-    known = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()]
+    known = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
     others = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not known and len(others) != 1:
         there = f"several: {', '.join(path.name for path in others)}" if others else "none"
-        raise FileNotFoundError(
-            f"backbone.name {name!r} needs a file of weights, one of {_WEIGHT_FILES}; found {there}"
-        )
+        raise FileNotFoundError(f"backbone.name {name!r} needs a file of weights, one of {WEIGHT_FILES}; found {there}")
     return (known or others)[0]
 
 
 def _hub_weights(arch: Architecture, weights: str) -> _Weights:
     """Weights of a repository for a model that open_clip knows by name."""
-    repository, file = _split_repository(weights.removeprefix(HUB))
+    repository, file = split_repository(weights.removeprefix(HUB))
     facts = _facts_of_repository(arch, repository)
     if facts:
         check_activation(arch, facts, weights=weights)
-    return _Weights(_from_hub(repository, file, f"backbone.weights {weights!r}", give="backbone.weights=FILE"), facts)
-
-
-def _split_repository(address: str) -> tuple[str, str | None]:
-    """`org/repo` or `org/repo/file`, as open_clip writes it."""
-    parts = address.strip("/").split("/")
-    return "/".join(parts[:2]), "/".join(parts[2:]) or None
+    return _Weights(from_hub(repository, file, f"backbone.weights {weights!r}", give="backbone.weights=FILE"), facts)
 
 
 def _tagged_weights(arch: Architecture, tag: str, facts: Facts) -> Path:
-    repository, file = _split_repository(facts["hf_hub"])
-    return _from_hub(repository, file, f"backbone.weights {tag!r}", give=f"backbone.weights={tag}:FILE")
-
-
-def _from_hub(repository: str, file: str | None, setting: str, *, give: str | None = None) -> Path:
-    """A file of a repository, from the cache or the network.
-
-    Args:
-        repository: `org/repo`.
-        file: None for the weights under one of their usual names.
-        setting: what asked for it, for the message.
-        give: the setting that takes the file where there is no network.
-    """
-    try:
-        return Path(download_pretrained_from_hf(repository, filename=file))
-    except Exception as error:  # the hub's client raises many types, for a missing file as for a missing network
-        what = file or f"{_WEIGHT_FILES[0]} or {_WEIGHT_FILES[2]}"
-        other = f"{_FOREIGN}; or " if file == CONFIG_FILE else ""
-        reason = str(error).partition("Last error: ")[2].strip() or type(error).__name__
-        raise ValueError(
-            f"{setting}: {what} of the hub repository {repository} is not in the cache and could not be fetched "
-            f"({reason.splitlines()[0][:100]}); {other}download it from https://huggingface.co/{repository} on a "
-            f"machine with internet and give {give or f'all of its files as backbone.name={FOLDER}FOLDER'}, "
-            f"or copy that machine's cache and set HF_HOME to it. {_NO_WAIT}"
-        ) from error
+    repository, file = split_repository(facts["hf_hub"])
+    return from_hub(repository, file, f"backbone.weights {tag!r}", give=f"backbone.weights={tag}:FILE")
 
 
 def _unknown_weights(arch: Architecture, weights: str) -> Exception:
     if "/" in weights or Path(weights).suffix.lower() in SUFFIXES:
-        return FileNotFoundError(f"backbone.weights: there is no file {weights}")
+        return FileNotFoundError(f"backbone.weights: there is no file {weights}{_fetch(arch, default_tag(arch.name))}")
     return ValueError(
         f"backbone.weights {weights!r} is neither a file nor a pretrained tag of {arch.name}{_tags(arch)}"
     )
@@ -314,25 +308,12 @@ def _tags(arch: Architecture) -> str:
     return f"; its tags are {', '.join(tags)}" if tags else "; it has no tags"
 
 
-def _facts_of_tag(name: str, tag: str) -> Facts | None:
-    """Configuration of the model's tag, or of the same tag of the model with the other activation, which is then
-    refused by name."""
-    facts: Facts = get_pretrained_cfg(name, tag) or get_pretrained_cfg(name.removesuffix(_QUICK), tag)
-    return {"quick_gelu": False, **facts} if facts else None
-
-
-def _all_tags(name: str) -> dict[str, Facts]:
-    """The facts of every tag of a model, those of the other activation included."""
-    names = (name.removesuffix(_QUICK), name)
-    return {tag: _facts_of_tag(model, tag) or {} for model in names for tag in list_pretrained_tags_by_model(model)}
-
-
 def _facts_of_repository(arch: Architecture, repository: str) -> Facts | None:
-    for facts in _all_tags(arch.name).values():
-        if _split_repository(facts["hf_hub"])[0] == repository:
+    for facts in all_tags(arch.name).values():
+        if split_repository(facts["hf_hub"])[0] == repository:
             return facts
     try:
-        path = _from_hub(repository, CONFIG_FILE, "backbone.weights")
+        path = from_hub(repository, CONFIG_FILE, "backbone.weights")
     except ValueError:  # some repositories hold weights and nothing else
         return None
     return _facts_beside(arch, path)
@@ -346,11 +327,11 @@ def _facts_of_file(arch: Architecture, file: WeightFile) -> Facts:
     default: Facts = merge_preprocess_dict(PreprocessCfg(), {})
     if file.openai:
         return default
-    for tag, facts in _all_tags(arch.name).items():
+    for tag, facts in all_tags(arch.name).items():
         if Path(facts["url"]).name == file.path.name and tag != "openai":  # OpenAI's file names are too common
             return facts
     _refuse_unknown_activation(arch, file)
-    tagged = [_facts_of_tag(arch.name, tag) or {} for tag in list_pretrained_tags_by_model(arch.name)]
+    tagged = [facts_of_tag(arch.name, tag) or {} for tag in list_pretrained_tags_by_model(arch.name)]
     shared: list[Facts] = [merge_preprocess_dict(PreprocessCfg(), dict(facts)) for facts in tagged] or [default]
     if any(facts != shared[0] for facts in shared):
         raise ValueError(
@@ -370,7 +351,7 @@ def _refuse_unknown_activation(arch: Architecture, file: WeightFile) -> None:
     if other is None:
         return
     tags: dict[bool, list[str]] = {True: [], False: []}
-    for tag, facts in _all_tags(arch.name).items():
+    for tag, facts in all_tags(arch.name).items():
         tags[bool(facts["quick_gelu"])].append(tag)
     listed = [
         f"those with {kind} are {', '.join(tags[q])}" for q, kind in ((True, "QuickGELU"), (False, "GELU")) if tags[q]
@@ -388,7 +369,7 @@ def _refuse_unknown_activation(arch: Architecture, file: WeightFile) -> None:
 
 def _sibling(arch: Architecture) -> str | None:
     """The same model with the other activation, where open_clip has it."""
-    other = arch.name.removesuffix(_QUICK) if arch.quick_gelu else arch.name + _QUICK
+    other = arch.name.removesuffix(QUICK) if arch.quick_gelu else arch.name + QUICK
     return other if other != arch.name and other in open_clip.list_models() else None
 
 
@@ -473,5 +454,5 @@ def load_tokenizer(arch: Architecture) -> Any:
         raise ValueError(
             f"backbone.name {arch.name!r}: the tokenizer {source} is not {place}; on a machine with internet run "
             f"`hf download {source}` and copy {'its files there' if local else 'the cache, with HF_HOME set to it'}. "
-            f"{_NO_WAIT}"
+            f"{NO_WAIT}"
         ) from error

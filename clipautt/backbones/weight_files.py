@@ -21,10 +21,9 @@ from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_d
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipautt.backbones.names import SUFFIXES
 from clipautt.backbones.tensor_files import OtherObjectsError, read_tensors
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""Suffixes of the files that can be read."""
 _TENSORS = '{k: v for k, v in c.get("state_dict", c).items() if isinstance(v, torch.Tensor)}'
 OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's files hold among the weights."""

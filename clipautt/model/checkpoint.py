@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clipautt.backbones.loading import BackboneConfig, BackboneFacts
+from clipautt.backbones.loading import BackboneConfig, BackboneFacts, recorded_backbone
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
 from clipautt.files import newest, write_json, write_tensors
 from clipautt.footage import Footage
@@ -161,7 +161,7 @@ def _spec_from_json(facts: dict[str, Any]) -> CheckpointSpec:
     return CheckpointSpec(
         **{
             **facts,
-            "backbone": BackboneConfig(**facts["backbone"]),
+            "backbone": recorded_backbone(facts["backbone"]),
             "classes": tuple(facts["classes"]),
             "class_shares": tuple(facts.get("class_shares") or earlier or ()),
             "phrases": tuple(facts["phrases"]),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,10 @@ class Curves:
 
     starts: npt.NDArray[np.int64]
     """First frame of each window, counted in stored frames, [V]."""
-    similarities: npt.NDArray[np.float32]
-    """AU similarities s, [V, K]."""
+    of_frames: npt.NDArray[np.float32]
+    """How similar every frame is to every AU phrase, see `Source.face_similarities`, [T, K]."""
+    evidence: npt.NDArray[np.float32]
+    """AU similarities s of the trained model, which its classifier reads, [V, K]."""
     probabilities: npt.NDArray[np.float32]
     """Class probabilities, [V, C]."""
     entropy: npt.NDArray[np.float32]
@@ -79,6 +82,11 @@ class VideoPrediction:
     """Why there is no label; empty if there is one."""
 
     @property
+    def status(self) -> Literal["ok", "no_prediction"]:
+        """Whether there is a label."""
+        return "ok" if self.label is not None else "no_prediction"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on why the answer may be worth little; empty where nothing speaks against it."""
         return tuple(self.cautions.values())
@@ -101,11 +109,28 @@ class VideoPrediction:
 
     @property
     def action_units(self) -> pd.DataFrame:
-        """AU similarities s over time: index `time_seconds` (middle of the window), a column per AU code, a row per
-        window that counts: enough of its frames show the face."""
-        index, curves = self._times(), self.curves
-        values = np.empty((0, len(self.action_unit_codes))) if curves is None else curves.similarities
-        return pd.DataFrame(values, index=index, columns=list(self.action_unit_codes))
+        """How similar the face is to each AU, for the frozen backbone: cosines from -1 to 1, means over a window.
+
+        Index `time_seconds` (middle of the window), a column per AU code, a row per window that counts: enough of its
+        frames show the face. Only changes within a video say something: every AU has a level of its own.
+        """
+        return pd.DataFrame(self._similarities(), index=self._times(), columns=list(self.action_unit_codes))
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """AU similarities s of the trained model, -5 to 5, which its classifier reads; index and columns as above.
+
+        They say what speaks for a class. Training bends them to that end, so they do not say whether an AU is there.
+        """
+        values = np.empty((0, len(self.action_unit_codes))) if self.curves is None else self.curves.evidence
+        return pd.DataFrame(values, index=self._times(), columns=list(self.action_unit_codes))
+
+    def _similarities(self) -> npt.NDArray[np.float64]:
+        if self.curves is None:
+            return np.empty((0, len(self.action_unit_codes)))
+        stride, grid = self.spec.stride, len(self.clip.times[:: self.spec.stride])
+        values = self.curves.of_frames[::stride].astype(np.float64)
+        return _means(values, self.curves.starts // stride, min(self.spec.length, grid))
 
     @property
     def entropy(self) -> pd.Series[float]:
@@ -122,9 +147,13 @@ class VideoPrediction:
         return pd.DataFrame(values, index=self._times(), columns=list(self.classes))
 
     def _times(self) -> pd.Index[float]:
+        return pd.Index(self._middles(), name="time_seconds", dtype=float)
+
+    def _middles(self) -> npt.NDArray[np.float64]:
+        """Middle of every window that counts, seconds, [V]."""
         starts = np.empty(0, np.int64) if self.curves is None else self.curves.starts
         start, end = window_spans(self.clip.times, starts, self.spec)
-        return pd.Index((start + end) / 2, name="time_seconds", dtype=float)
+        return (start + end) / 2
 
     @property
     def top_action_units(self) -> pd.DataFrame:
@@ -139,17 +168,24 @@ class VideoPrediction:
         return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
 
     def rises(self) -> pd.Series[float]:
-        """By how much each AU rose: mean similarity in the window minus the median over the video, where similarities
-        range from -5 to 5; index: AU code."""
-        units = self.action_units
-        inside = (units.index >= self.window_start_seconds) & (units.index <= self.window_end_seconds)
-        return units[inside].mean() - units.median()
+        """By how much each AU rose: mean of `action_units` in the window minus their median over the video; index: AU
+        code."""
+        return pd.Series(self._rises(), index=list(self.action_unit_codes), dtype=float)
+
+    def _rises(self) -> npt.NDArray[np.float64]:
+        if self.curves is None:
+            return np.full(len(self.action_unit_codes), math.nan)
+        times, values = self._middles(), self._similarities()
+        inside = (times >= self.window_start_seconds) & (times <= self.window_end_seconds)
+        mean = values[inside].mean(axis=0) if inside.any() else np.full(values.shape[1], math.nan)
+        rises: npt.NDArray[np.float64] = mean - np.median(values, axis=0)
+        return rises
 
     @property
     def row(self) -> dict[str, Any]:
         """The row of this video in the table of clips."""
         numbers: dict[str, Any] = {
-            "status": "ok" if self.label is not None else "no_prediction",
+            "status": self.status,
             "reason": self.reason,
             "source": self.video,
             "prediction": self.label or _NONE,
@@ -163,12 +199,24 @@ class VideoPrediction:
             "face_share": self.face_share,
             "brightness": brightness_of(self.clip),
         }
-        units = self.action_units
-        means = {f"{code}_mean": value for code, value in units.mean().items()}
-        rises = {f"{code}_rise": value for code, value in self.rises().items()}
         chances = {f"probability_{name}": self.probabilities.get(name, math.nan) for name in self.classes}
-        values = numbers | chances | means | rises | self._validity()
-        return {column.name: values[column.name] for column in self._columns("clips")}
+        values = numbers | chances | self._units() | self._validity()
+        return {name: values[name] for name in _names("clips", self.classes, self.action_unit_codes)}
+
+    def _units(self) -> dict[str, float]:
+        """The numbers of every AU for the row of the clip."""
+        nothing = np.full(len(self.action_unit_codes), math.nan)
+        mean, evidence = nothing, nothing
+        if self.curves is not None:
+            mean, times = self._similarities().mean(axis=0), self._middles()
+            chosen = np.abs(times - (self.window_start_seconds + self.window_end_seconds) / 2).argmin()
+            evidence = self.curves.evidence[chosen].astype(np.float64)
+        figures = {"mean": mean, "rise": self._rises(), "evidence": evidence}
+        return {
+            f"{code}_{name}": float(value)
+            for name, values in figures.items()
+            for code, value in zip(self.action_unit_codes, values, strict=True)
+        }
 
     @property
     def windows(self) -> pd.DataFrame:
@@ -196,7 +244,8 @@ class VideoPrediction:
 
     @property
     def frames(self) -> pd.DataFrame:
-        """A row per frame, with the columns `columns.FRAMES` and the numbers of the window around the frame."""
+        """A row per frame, with the columns `columns.FRAMES`, the frame's similarity to each AU, and the class
+        probabilities and the evidence of the window around it."""
         spec, clip = self.spec, self.clip
         count, grid = len(clip.times), len(clip.times[:: spec.stride])
         starts = np.array(window_starts(grid, spec), np.int64)
@@ -214,14 +263,16 @@ class VideoPrediction:
         }
         boxes = np.full((count, len(BOX)), math.nan) if clip.boxes is None else clip.boxes
         values |= dict(zip(_FACE, boxes.T, strict=True)) | self._numbers(counted)
+        if self.curves is not None:
+            shown = (counted >= 0) & (np.ones(count, bool) if clip.brightness is None else np.isfinite(clip.brightness))
+            own = np.where(shown[:, None], self.curves.of_frames, math.nan)
+            values |= dict(zip(self.action_unit_codes, own.T, strict=True))
         return self._table("frames", values, count)
-
-    def _columns(self, table: str) -> list[Any]:
-        return columns_of(table, classes=self.classes, action_units=self.action_unit_codes)
 
     def _table(self, name: str, values: dict[str, Any], rows: int) -> pd.DataFrame:
         every = values | self._validity()
-        return pd.DataFrame({one.name: every[one.name] for one in self._columns(name)}, index=range(rows))
+        names = _names(name, self.classes, self.action_unit_codes)
+        return pd.DataFrame({one: every[one] for one in names}, index=range(rows))
 
     def _validity(self) -> dict[str, Any]:
         return {
@@ -229,6 +280,7 @@ class VideoPrediction:
             "subject": self.clip.subject_id,
             "other_faces": self.other_faces,
             "personalized_for": self.personalized_for or _NONE,
+            "not_learned": ";".join(self.not_learned),
             "warnings": ";".join(self.cautions),
         }
 
@@ -240,12 +292,16 @@ class VideoPrediction:
         return np.where(self.curves.starts[place] == starts, place, -1)
 
     def _numbers(self, counted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
-        """Entropy, probabilities and similarities of windows; nan for those that do not count."""
-        names = ["entropy", *(f"probability_{name}" for name in self.classes), *self.action_unit_codes]
+        """Entropy, probabilities, similarities and evidence of windows; nan for those that do not count."""
+        codes = self.action_unit_codes
+        chances, evidence = (f"probability_{name}" for name in self.classes), (f"{code}_evidence" for code in codes)
+        names = ["entropy", *chances, *codes, *evidence]
         if self.curves is None:
             return {name: np.full(len(counted), math.nan) for name in names}
         curves = self.curves
-        every = np.column_stack([curves.entropy, curves.probabilities, curves.similarities]).astype(np.float64)
+        every = np.column_stack([curves.entropy, curves.probabilities, self._similarities(), curves.evidence]).astype(
+            np.float64
+        )
         taken = np.where(counted[:, None] >= 0, every[counted], math.nan)
         return dict(zip(names, taken.T, strict=True))
 
@@ -265,11 +321,16 @@ class VideoPrediction:
             return f"VideoPrediction(None: {self.reason}{warned})"
         shares = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
         window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
-        units = ", ".join(f"{code} {name} {rise:+.2f}" for code, name, rise in self.top_action_units.itertuples())
+        units = ", ".join(f"{code} {name} {rise:+.3f}" for code, name, rise in self.top_action_units.itertuples())
         return (
             f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
-            f"similarity (-5 to 5): {units or 'none'}{warned})"
+            f"similarity (cosine): {units or 'none'}{warned})"
         )
+
+
+@cache
+def _names(table: str, classes: tuple[str, ...], codes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns_of(table, classes=classes, action_units=codes))
 
 
 def _nearest(places: npt.NDArray[np.floating], middles: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:

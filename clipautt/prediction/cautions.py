@@ -12,21 +12,32 @@ from typing import Literal
 
 import numpy as np
 
+from clipautt.adaptation.basis import Basis
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.footage import is_rendered, other_footage
 from clipautt.video.face_check import face_warning
-from clipautt.video.faces import few_faces
+from clipautt.video.faces import FEW_FACES, few_faces
 
-Code = Literal["unseen_footage", "few_faces", "small_face", "other_faces", "decoding", "too_short", "too_dark"]
+Code = Literal[
+    "unseen_footage",
+    "few_faces",
+    "small_face",
+    "other_faces",
+    "decoding",
+    "too_short",
+    "too_dark",
+    "few_personal_frames",
+]
 CODES: dict[Code, str] = {
     "unseen_footage": "Backbone or checkpoint were trained on another kind of faces, rendered or real, only",
-    "few_faces": "The face is found in fewer than half of the frames",
+    "few_faces": f"The face is found in fewer than {100 * FEW_FACES:.0f} % of the frames",
     "small_face": "Without a face detector, and no face fills the picture",
     "other_faces": "Other faces were followed and left out, and nothing says whose face is meant",
     "decoding": "The video could not be shown as it should be",
     "too_short": "The clip is hardly longer than one window, so that there is no resting face to compare with",
     "too_dark": "What the model sees is darker than footage on which it is reliable",
+    "few_personal_frames": "The personalization that is used rests on few frames",
 }
 """Code of a warning → what it means."""
 MIN_WINDOWS = 2.0
@@ -36,7 +47,13 @@ MIN_BRIGHTNESS = 0.15
 
 
 def cautions(
-    source: Source, clip: ClipFeatures, *, video: str = "", face: str | None = None, centred: bool = False
+    source: Source,
+    clip: ClipFeatures,
+    *,
+    video: str = "",
+    face: str | None = None,
+    centred: bool = False,
+    basis: Basis | None = None,
 ) -> dict[Code, str]:
     """What speaks against the numbers of a clip.
 
@@ -46,8 +63,11 @@ def cautions(
         video: its file, which tells whether its faces are rendered; empty if it is not at hand.
         face: whose face was asked for; None if nobody was named.
         centred: whether the resting face comes from elsewhere than from this clip.
+        basis: what the personalization rests on that is used; None without one, or if that is not known.
     """
-    return dict(_cautions(source, clip, video, face, centred))
+    found = dict(_cautions(source, clip, video, face, centred))
+    few = basis and basis.too_few
+    return found | {"few_personal_frames": few} if few else found
 
 
 def _cautions(

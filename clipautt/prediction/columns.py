@@ -1,7 +1,8 @@
 """Every column of the tables of predictions: its name, what it means, and its unit.
 
 In: nothing. Out: `Column` records in the order of the tables. Names are stable: in a table of another version, the same
-name means the same. `probability_<class>`, `<AU>`, `<AU>_mean` and `<AU>_rise` occur once per class or action unit.
+name means the same. `probability_<class>` occurs once per class; `<AU>`, `<AU>_mean`, `<AU>_rise` and `<AU>_evidence`
+once per action unit.
 
 A value that is not known is empty in CSV and null in Parquet.
 """
@@ -10,8 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from clipautt.action_units import title_of
+
+_FLAG, _COSINE = "true or false", "cosine, -1 to 1"
+_MEANS = "mean over the window's frames; of the frame itself in a table of frames"
+_BENT = "it says what speaks for a class, not whether the action unit is there"
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,14 @@ class Column:
     about: str
     """What it says, as a sentence without its full stop."""
     unit: str = ""
-    """Unit or range; empty for text."""
+    """Unit or range; empty for text, `count` for whole numbers, `true or false`."""
+
+    @property
+    def kind(self) -> Literal["text", "number", "count", "flag"]:
+        """What its values are."""
+        if self.unit in ("", "count"):
+            return "count" if self.unit else "text"
+        return "flag" if self.unit == _FLAG else "number"
 
 
 CLIP = (
@@ -34,6 +47,9 @@ CLIP = (
 VALIDITY = (
     Column("other_faces", "Other faces that were followed through the clip and left out", "count"),
     Column("personalized_for", "Subject whose resting face or prompts were used; empty for none"),
+    Column(
+        "not_learned", "Action units that the backbone never learned, whose numbers mean nothing: codes, by semicolons"
+    ),
     Column(
         "warnings", "What speaks against the numbers of this clip: codes, separated by semicolons; empty for nothing"
     ),
@@ -76,7 +92,7 @@ WINDOWS = (
         "face_share", "Share of the window's frames in which the face was found; empty without a detector", "0 to 1"
     ),
     *(Column(one.name, f"{one.about}, mean over the window's frames", one.unit) for one in _FACE),
-    Column("chosen", "Whether it is the most expressive window, on which the prediction of the clip rests"),
+    Column("chosen", "Whether it is the most expressive window, on which the prediction of the clip rests", _FLAG),
     Column("entropy", "Entropy of the class probabilities; low where the face is expressive", "nats"),
 )
 FRAMES = (
@@ -84,7 +100,7 @@ FRAMES = (
     Column("frame", "Number of the frame among those that were looked at, from 0", "count"),
     Column("time_seconds", "Time of the frame, from the start of the clip", "seconds"),
     Column("status", "ok, or no_face where no window around the frame shows the face often enough"),
-    Column("face_found", "Whether the face was found in this frame; empty without a detector"),
+    Column("face_found", "Whether the face was found in this frame; empty without a detector", _FLAG),
     *_FACE,
     Column("window", "Number of the window around the frame, from which the numbers that follow are taken", "count"),
     Column("entropy", "Entropy of the class probabilities; low where the face is expressive", "nats"),
@@ -96,17 +112,34 @@ def probability(name: str) -> Column:
     return Column(f"probability_{name}", f"Probability of the class {name}", "0 to 1")
 
 
-def similarity(code: str) -> Column:
-    """The column with the similarity of an action unit."""
-    return Column(code, f"Similarity between the face and {title_of(code)}", "-5 to 5")
+def units_of_moments(code: str) -> tuple[Column, Column]:
+    """The columns of an action unit in the tables of windows and frames."""
+    unit = title_of(code)
+    return (
+        Column(code, f"Similarity of the face to {unit} for the frozen backbone, {_MEANS}", _COSINE),
+        Column(
+            f"{code}_evidence", f"Similarity to {unit} after training, which the classifier reads; {_BENT}", "-5 to 5"
+        ),
+    )
 
 
-def similarity_of_clip(code: str) -> tuple[Column, Column]:
+def units_of_clip(code: str) -> tuple[Column, Column, Column]:
     """The columns of an action unit in the table of clips."""
     unit = title_of(code)
     return (
-        Column(f"{code}_mean", f"Similarity between the face and {unit}, mean over the windows that count", "-5 to 5"),
-        Column(f"{code}_rise", f"By how much it rises in the most expressive window, above its median for {unit}", ""),
+        Column(
+            f"{code}_mean", f"Similarity of the face to {unit} for the frozen backbone, mean over the windows", _COSINE
+        ),
+        Column(
+            f"{code}_rise",
+            f"Similarity to {unit} in the most expressive window minus its median over the clip",
+            "-2 to 2",
+        ),
+        Column(
+            f"{code}_evidence",
+            f"Similarity to {unit} after training, in the most expressive window; {_BENT}",
+            "-5 to 5",
+        ),
     )
 
 
@@ -123,7 +156,8 @@ def columns_of(table: str, *, classes: Iterable[str], action_units: Iterable[str
     """
     chances = [probability(name) for name in classes]
     if table == "clips":
-        units = [column for code in action_units for column in similarity_of_clip(code)]
+        units = [column for code in action_units for column in units_of_clip(code)]
         return [*CLIPS_BEFORE, *chances, *CLIPS_BETWEEN, *units, *VALIDITY]
     before = {"windows": WINDOWS, "frames": FRAMES}[table]
-    return [*before, *chances, *map(similarity, action_units), *VALIDITY]
+    units = [column for code in action_units for column in units_of_moments(code)]
+    return [*before, *chances, *units, *VALIDITY]

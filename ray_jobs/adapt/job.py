@@ -45,7 +45,7 @@ from ray_jobs.adapt.run import AdaptJob, AdaptRun
 from ray_jobs.platform.actor_pool import Done, PoolConfig, run_pool
 from ray_jobs.platform.cluster import connect, gpu_share, num_cpus, num_gpus, usable_nodes
 from ray_jobs.platform.configuration import instantiate, resolved
-from ray_jobs.platform.extraction.extract import ExtractionConfig, extract, report_failures
+from ray_jobs.platform.extraction.extract import checkpoint_extraction, extract, report_failures
 from ray_jobs.platform.extraction.faces_seen import report_faces
 from ray_jobs.platform.footage import warn
 from ray_jobs.platform.manifests import load_manifest
@@ -134,17 +134,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
 
 def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     """Extract the missing features on the connected Ray; returns the run with its feature spec and why clips failed."""
-    frames = run.job.features.frames
-    config = ExtractionConfig(
-        run.job.backbone,
-        run.job.store,
-        sampling=frames.sampling,
-        faces=frames.faces,
-        limits=instantiate(cfg.limits),
-        pipeline=instantiate(cfg.pipeline),
-        cluster=run.cluster,
-        manifest=str(cfg.manifest),
-    )
+    config = checkpoint_extraction(cfg, run.job.backbone, run.job.features.frames, manifest=str(cfg.manifest))
     store, summary = extract(run.clips, config)
     report_failures(summary)
     report_faces(summary)

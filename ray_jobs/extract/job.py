@@ -5,7 +5,7 @@ costs one row with a reason. Started again after any interruption, the job does 
 
 Example:
     clipautt extract manifest=data/hard/manifest.parquet store=features
-    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
+    clipautt extract dataset=biovid root=/data/biovid backbone=ViT-B-32-quickgelu
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_report(folder: Path, store: FeatureStore, summary: ExtractSummary, *, 
 def _fewer(summary: ExtractSummary) -> Iterator[str]:
     low = sum(share < FEW_FACES for share in shares_of(summary).values())
     others = sum(seen.other_faces > 0 for seen in summary.faces.values())
-    yield f"below half in {low} clip{'s' * (low != 1)}"
+    yield f"below {100 * FEW_FACES:.0f} % in {low} clip{'s' * (low != 1)}"
     yield f"other faces in {others} clip{'s' * (others != 1)}"
 
 

@@ -5,8 +5,8 @@ CLIP it was trained with. The checkpoint then works in `adapt`, `predict` and `s
 choose a method without one, for instance `adapt=paper` or `adapt=infomax`.
 
 Example:
-    clipautt import-checkpoint weights=source.pth prompts=prompts.txt out=runs/published \\
-        backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt
+    clipautt backbone fetch ViT-B-32-quickgelu
+    clipautt import-checkpoint weights=source.pth prompts=prompts.txt out=runs/published backbone=ViT-B-32-quickgelu
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipautt.adaptation.personalization import subject_file
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.files import newest
 from clipautt.model.checkpoint import find_checkpoint, newest_checkpoint
 from clipautt.predictor import Predictor
+from clipautt.tables import nfc
 from clipautt.video.reader_process import ReadLimits
 
 _RUNS = "runs"
@@ -30,9 +32,17 @@ def chosen_checkpoint(named: str | Path | None) -> Path:
     return folder
 
 
-def chosen_personalizations(named: str | Path | None) -> Path | None:
-    """The folder of adapted prompts that the user names, or the newest one below `runs`; None where there is none."""
-    return Path(named) if named else newest(_RUNS, "**/prompts")
+def chosen_personalizations(named: str | Path | None, subject: str | None = None) -> Path | None:
+    """The folder of adapted prompts that the user names, or the newest one below `runs`; None where there is none.
+
+    Args:
+        named: the folder; None looks for one.
+        subject: whose prompts are needed: the folder of the newest ones, if any are there.
+    """
+    if named:
+        return Path(named)
+    file = subject and newest(_RUNS, f"**/prompts/{subject_file(nfc(subject))}")
+    return file.parent if file else newest(_RUNS, "**/prompts")
 
 
 def load_predictor(
@@ -57,7 +67,9 @@ def load_predictor(
         ValueError: if backbone and checkpoint do not belong together.
     """
     if personalizations is not None and not personalizations.is_dir():
-        raise FileNotFoundError(f"prompts={personalizations}: no such folder; `clipautt adapt` makes one")
+        raise FileNotFoundError(
+            f"prompts={personalizations}: no such folder; `clipautt adapt` or `clipautt personalize` makes one"
+        )
     return Predictor.load(
         checkpoint, backbone=backbone, personalizations=personalizations, limits=limits, device=device
     )

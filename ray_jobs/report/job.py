@@ -142,7 +142,7 @@ def faces_found(rows: pd.DataFrame) -> list[str]:
     if shares.empty:
         return []
     low = int((shares < FEW_FACES).sum())
-    few = f"; in {low} of {len(shares)} clips in fewer than half of them" if low else ""
+    few = f"; in {low} of {len(shares)} clips in fewer than {100 * FEW_FACES:.0f} % of them" if low else ""
     return [f"The face was found in {100 * shares.mean():.1f} % of the frames, mean over clips{few}."]
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from clipautt.evaluation.reports.study_page import PAGE, first_words, headline, top_warnings, write_study_page
-from clipautt.evaluation.study import Study, read_clips, study
-from clipautt.evaluation.study.export import FILES
 from clipautt.footage import is_rendered
+from clipautt.study import Study, read_clips, study
+from clipautt.study.export import FILES
+from clipautt.study.page import PAGE, first_words, headline, top_warnings, write_study_page
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 

@@ -77,15 +77,15 @@ class TopActionUnit(BaseModel):
     name: str = Field(description="FACS name", examples=["Brow lowerer"])
     phrase: str = Field(description="What is seen, in words", examples=["eyebrows lowered and pulled together"])
     rise: float = Field(
-        description="Mean similarity in the window minus the median over the clip; similarities range from -5 to 5"
+        description="Mean similarity in the window minus the median over the clip; similarities are cosines"
     )
 
 
 class ActionUnitCurves(BaseModel):
-    """Similarity of the face to each action unit over time."""
+    """Similarity of the face to each action unit over time, as the frozen backbone sees it."""
 
     time_seconds: list[float] = Field(description="Middle of each window, seconds from the first frame")
-    codes: dict[str, list[float]] = Field(description="FACS code → similarity in each window, -5 to 5")
+    codes: dict[str, list[float]] = Field(description="FACS code → similarity in each window, a cosine")
     names: dict[str, str] = Field(description="FACS code → code and name", examples=[{"AU4": "AU4 Brow lowerer"}])
     not_learned: list[str] = Field(
         description="Codes that the backbone never learned, whose curves mean nothing; empty if that is not known"

@@ -44,7 +44,7 @@ marks.append(("  import of torch", spent()))
 from ray_jobs.platform import configuration
 from ray_jobs.predict import job
 marks.append(("  import of the rest", spent()))
-words = ["video=" + configuration.quoted(sys.argv[1]), "checkpoint=" + configuration.quoted(sys.argv[2])]
+words = ["videos=[" + configuration.quoted(sys.argv[1]) + "]", "checkpoint=" + configuration.quoted(sys.argv[2])]
 cfg = configuration.complete("predict", words)
 predictor = job.load_predictor(
     job.chosen_checkpoint(cfg.checkpoint),

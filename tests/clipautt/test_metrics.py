@@ -13,8 +13,10 @@ from clipautt.metrics import (
     bootstraps,
     confusion,
     detectable_effect,
+    intraclass_correlation,
     rank_correlation,
     roc_auc,
+    roc_aucs,
     score,
 )
 
@@ -155,3 +157,20 @@ def test_bootstraps_are_those_of_every_column(subjects: int) -> None:
         assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high), abs=1e-12)
     with pytest.raises(ValueError, match="bootstraps needs finite values"):
         bootstraps(np.array([[0.5, np.nan]]))
+
+
+def test_icc_of_the_example_of_shrout_and_fleiss() -> None:
+    """Table 2 of the paper: four judges rate six targets; ICC(3,1) is .71."""
+    judges = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
+    assert intraclass_correlation(judges) == pytest.approx(0.7148, abs=1e-4)
+    first = judges[:, :1]
+    assert intraclass_correlation(np.hstack([first, first + 3])) == pytest.approx(1.0)  # a constant difference
+    assert intraclass_correlation(np.hstack([first, 2 * first])) == pytest.approx(0.8)  # a scale: 2 · 2 / (1 + 4)
+    assert np.isnan(intraclass_correlation(np.ones((4, 2)))) and np.isnan(intraclass_correlation(judges[:1]))
+
+
+def test_roc_aucs_of_columns_are_those_of_each() -> None:
+    values = np.random.default_rng(0).integers(0, 5, (40, 3)).astype(float)  # with ties
+    positive = values[:, 0] + values[:, 1] > 4
+    assert roc_aucs(values, positive) == pytest.approx([roc_auc(column, positive) for column in values.T])
+    assert np.isnan(roc_aucs(values, np.ones(40, bool))).all()

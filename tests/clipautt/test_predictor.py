@@ -158,7 +158,7 @@ def test_the_top_five_are_those_that_the_backbone_has_learned_with_their_names()
     assert top["name"].tolist() == [unit(code).name for code in top.index]
     assert top["rise"].tolist() == pytest.approx(rise[top.index].tolist())
     code, name, rise_of_first = top.index[0], top["name"].iloc[0], top["rise"].iloc[0]
-    assert f"; rise in AU similarity (-5 to 5): {code} {name} {rise_of_first:+.2f}, " in repr(found)
+    assert f"; rise in AU similarity (cosine): {code} {name} {rise_of_first:+.3f}, " in repr(found)
 
 
 def test_where_nothing_is_known_of_the_backbone_no_action_unit_is_left_out() -> None:

@@ -13,6 +13,7 @@ _COLUMNS = [one.name for one in columns_of("clips", classes=CLASSES, action_unit
 _FIXED = {"status": "ok", "duration_seconds": 4.0, "frames": 50, "windows": 9, "windows_counted": 9, "other_faces": 0}
 _FIXED |= {"face_share": 0.9, "brightness": 0.5, "window_start_seconds": 1.0, "window_end_seconds": 2.0, "entropy": 0.4}
 _FIXED |= {"AU4_mean": 0.1, "AU4_rise": 1.0, "AU6_mean": 0.2, "AU6_rise": 0.5}
+_FIXED |= {"AU4_evidence": 2.0, "AU6_evidence": -1.0}
 
 
 def clip_row(subject: str, condition: str, pain: float, number: int = 0, **given: Any) -> dict[str, Any]:

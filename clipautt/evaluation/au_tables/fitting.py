@@ -55,7 +55,7 @@ def read_au_table_of(path: Path, clip: Clip, *, seconds: float | None = None, wh
         FileNotFoundError: if there is no such file.
         ValueError: as `read_au_table`; or if the table's duration or rate is not that of the video, by more than 10 %.
     """
-    footage = _footage(clip.source)
+    footage = footage_of(clip.source)
     table = read_au_table(path, frames_per_second=footage.frames_per_second if footage else clip.frames_per_second)
     of_video = nfc(path.stem) in names_of_video(clip)
     is_span = any(edge is not None for edge in (clip.start_seconds, clip.end_seconds, clip.start_frame, clip.end_frame))
@@ -72,7 +72,7 @@ def read_au_table_of(path: Path, clip: Clip, *, seconds: float | None = None, wh
 
 
 @lru_cache(maxsize=64)
-def _footage(source: str) -> Footage | None:
+def footage_of(source: str) -> Footage | None:
     """The length of a video, read without decoding; None for folders of frames, and where it is not there."""
     if not Path(source).is_file():
         return None

@@ -1,5 +1,5 @@
 """The report of a run: tables, figures and one self-contained page, from result rows and a few explained clips.
 
 Open `page` first: `write_report` writes everything. `tables` and `sentences` compute what the page says, `figures`
-draws what it shows. `study_page` writes the page of predicted clips.
+draws what it shows.
 """

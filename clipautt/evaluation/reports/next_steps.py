@@ -18,7 +18,7 @@ class Step:
     """What to know first."""
 
 
-_WEIGHTS = "backbone=ViT-B-32-quickgelu backbone.weights=ViT-B-32.pt"
+_BACKBONE = "ViT-B-32-quickgelu"
 _SYNTHETIC = (
     Step(
         "Look at one video",
@@ -35,8 +35,9 @@ _SYNTHETIC = (
 _OWN_DATA = Step(
     "Use your own videos",
     (
+        f"clipautt backbone fetch {_BACKBONE}",
         "clipautt faces VIDEO.mp4 out=FOLDER",
-        f"clipautt train dataset=folder root=DATA faces=cascade {_WEIGHTS}",
+        f"clipautt train dataset=folder root=DATA faces=cascade backbone={_BACKBONE}",
         "clipautt adapt dataset=folder root=DATA",
         "clipautt predict VIDEO.mp4",
     ),

@@ -25,6 +25,7 @@ from clipautt.features.rebase import known_elsewhere
 from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FacesSeen, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
+from clipautt.video.reader import FrameSpec
 from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
@@ -82,6 +83,30 @@ def extraction_config(cfg: DictConfig) -> ExtractionConfig:
     )
 
 
+def checkpoint_extraction(
+    cfg: DictConfig, backbone: BackboneConfig, frames: FrameSpec, *, manifest: str | None
+) -> ExtractionConfig:
+    """The extraction of the features that a checkpoint works with, by a job's composed settings.
+
+    Args:
+        cfg: settings with `store`, `limits`, `pipeline` and `cluster`.
+        backbone: that of the checkpoint.
+        frames: how the checkpoint's clips become frames.
+        manifest: the manifest that the clips are from, for advice.
+    """
+    return ExtractionConfig(
+        backbone,
+        str(Path(cfg.store).absolute()),
+        sampling=frames.sampling,
+        faces=frames.faces,
+        limits=instantiate(cfg.limits),
+        pipeline=instantiate(cfg.pipeline),
+        cluster=instantiate(cfg.cluster),
+        retry_failed=cfg.get("retry_failed", False),
+        manifest=manifest,
+    )
+
+
 @dataclass(frozen=True)
 class ExtractSummary:
     """What an extraction did."""
@@ -100,6 +125,8 @@ class ExtractSummary:
     """What could not be shown as it should be → number of the requested clips."""
     faces: Mapping[str, FacesSeen] = field(default_factory=dict)
     """Clip id → what is known of its faces; empty without a face detector."""
+    frames: Mapping[str, int] = field(default_factory=dict)
+    """Clip id → number of its frames, of clips with features."""
     face_sides: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Clip id → see `ClipFeatures.face_sides`; clips that were not looked at are omitted."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
@@ -169,6 +196,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         avoid,
         notes,
         faces=known if config.faces.detector != "none" else {},
+        frames={clip_id: len(seen.face_found) for clip_id, seen in known.items()},
         face_sides={clip_id: seen.sides for clip_id, seen in known.items() if seen.sides},
         face_settings=config.faces,
         named=frozenset(clip.clip_id for clip in clips if clip.face is not None),

@@ -43,7 +43,7 @@ def face_lines(summary: ExtractSummary) -> Iterator[str]:
     yield f"face found in {100 * face_share(summary):.1f} % of the frames of {len(shares)} clips"
     low = sum(share < FEW_FACES for share in shares)
     where = [f"{_clips(none)} no face"] * bool(none)
-    where += [f"{_clips(low)} the face in fewer than half of the frames"] * bool(low)
+    where += [f"{_clips(low)} the face in fewer than {100 * FEW_FACES:.0f} % of the frames"] * bool(low)
     if where:
         yield f"{', '.join(where)}; {hints(summary.face_settings)}"
     crowded = sum(seen.other_faces > 0 for clip_id, seen in summary.faces.items() if clip_id not in summary.named)

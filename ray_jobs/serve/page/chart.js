@@ -50,7 +50,7 @@ function render(answer, width, seek) {
   const times = answer.action_units.time_seconds;
   const rises = risesOf(answer);
   const end = Math.max(answer.duration_seconds, answer.window_end_seconds, times[times.length - 1], 0.1);
-  const highest = Math.max(0.1, ...rises.flatMap((curve) => curve.values));
+  const highest = Math.max(0.01, ...rises.flatMap((curve) => curve.values));
   const lowest = Math.min(0, ...rises.flatMap((curve) => curve.values));
   const most = Math.log(Math.max(2, Object.keys(answer.probabilities).length));
   const wide = width >= NARROW; // On a narrow screen the codes stand alone; the list above the chart has their names.
@@ -135,7 +135,7 @@ function shorten(text) {
   return text.length > 26 ? `${text.slice(0, 25)}…` : text;
 }
 
-export function signed(value, digits = 2) {
+export function signed(value, digits = 3) {
   const text = Math.abs(value).toFixed(digits);
   return +text === 0 ? "0" : `${value < 0 ? "−" : "+"}${text}`;
 }

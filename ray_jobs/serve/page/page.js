@@ -105,8 +105,8 @@ function show(given, file) {
   const single = answer.action_units.time_seconds.length < 2;
   $("moved").textContent = single
     ? "The clip is a single moment, so nothing in it rises over anything else."
-    : "How much better each description fits than it usually does in this clip, strongest first. The fit is the model's own "
-      + "measure (similarity, −5 to 5), learned to tell its classes apart; it does not measure muscles.";
+    : "How much better each description fits than it usually does in this clip, strongest first. The fit is what CLIP sees "
+      + "(cosine of picture and words); it does not measure muscles.";
   const left = answer.action_units.not_learned.length;
   if (left) {
     const all = Object.keys(answer.action_units.codes).length;

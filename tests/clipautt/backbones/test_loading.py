@@ -30,7 +30,13 @@ def test_embedded_takes_another_file_of_its_kind(tmp_path: Path) -> None:
         (BackboneConfig("embeded"), r"backbone\.name 'embeded' is neither 'embedded' nor an open_clip model$"),
         (
             BackboneConfig("ViT-B-32-quickgelu"),
-            r"backbone\.weights is empty: give ViT-B-32-quickgelu a local file or a pretrained tag; its tags are o",
+            r"backbone\.weights is empty: `clipautt backbone fetch ViT-B-32-quickgelu` gets them where the network "
+            r"allows; without one, put ViT-B-32\.pt from https://\S+/ViT-B-32\.pt into "
+            r"/dev/null/none/ViT-B-32-quickgelu/openai; or give ViT-B-32-quickgelu a local file or a pretrained tag; ",
+        ),
+        (
+            BackboneConfig("ViT-L-14-336"),
+            r"backbone\.weights is empty: give ViT-L-14-336 a local file or a pretrained tag",
         ),
         (BackboneConfig("ViT-S-32"), r"give ViT-S-32 a local file or a pretrained tag; it has no tags"),
         (

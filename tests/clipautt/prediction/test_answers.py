@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec
+from clipautt.prediction import answers
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.cautions import CODES
 from clipautt.prediction.columns import columns_of
@@ -47,16 +49,31 @@ def test_every_window_has_a_row_and_those_that_do_not_count_no_numbers() -> None
     assert table["face_x"].tolist() == pytest.approx([2.5, 6.5, 10.5, 14.5, 16.5]), "the mean over the frames"
     assert table["face_score"].tolist() == pytest.approx([0.9] * 5), "where the face was found"
     assert table["brightness"].tolist() == pytest.approx([0.425, 0.465, 0.505, 0.545, 0.565])
-    numbers = [*found.action_unit_codes, "entropy", "probability_neutral", "probability_pain"]
+    codes = list(found.action_unit_codes)
+    numbers = [*codes, *(f"{code}_evidence" for code in codes), "entropy", "probability_neutral", "probability_pain"]
     assert table[numbers].isna().all(axis=1).tolist() == [False, True, True, False, False]
     counted = table[table["status"] == "ok"]
     assert counted["entropy"].tolist() == pytest.approx(found.entropy.tolist())
-    assert counted[list(found.action_unit_codes)].to_numpy() == pytest.approx(found.action_units.to_numpy())
+    assert counted[codes].to_numpy() == pytest.approx(found.action_units.to_numpy())
+    assert counted[[f"{code}_evidence" for code in codes]].to_numpy() == pytest.approx(found.evidence.to_numpy())
     assert (counted["probability_neutral"] + counted["probability_pain"]).tolist() == pytest.approx([1.0] * 3)
     assert (
         table["chosen"].sum() == 1 and table.loc[table["chosen"], "start_seconds"].item() == found.window_start_seconds
     )
     assert set(table["warnings"]) == {"other_faces"} and set(table["other_faces"]) == {1}
+
+
+def test_similarities_are_cosines_of_the_frozen_backbone() -> None:
+    """Neither training nor a subject's centre changes what is said of the face."""
+    source, clip = fake_source(), seen_clip()
+    found = answer(clip)
+    frames = clip.features / clip.features.norm(dim=1, keepdim=True)
+    phrases = source.text_features / source.text_features.norm(dim=1, keepdim=True)
+    cosines = (frames @ phrases.T).numpy()
+    assert found.action_units.iloc[1].to_numpy() == pytest.approx(cosines[12:18].mean(0), abs=1e-6)
+    own = found.frames[list(found.action_unit_codes)].to_numpy()
+    assert own[:5] == pytest.approx(cosines[:5], abs=1e-6) and np.isnan(own[5:13]).all()
+    assert found.evidence.abs().to_numpy().max() <= 5 and not np.allclose(found.evidence, found.action_units)
 
 
 def test_every_frame_has_the_numbers_of_the_window_around_it() -> None:
@@ -79,6 +96,10 @@ def test_the_window_around_a_frame_contains_it(stride: int) -> None:
     assert (table["start_seconds"] <= table["time_seconds"] + 1e-9).all() and late.max() < 0.08 * stride
 
 
+def _middle(found: VideoPrediction) -> float:
+    return float(found.windows.loc[found.windows["chosen"], "time_seconds"].item())
+
+
 def test_the_row_of_a_clip() -> None:
     found = answer(seen_clip())
     row = found.row
@@ -87,6 +108,7 @@ def test_the_row_of_a_clip() -> None:
     assert (row["frames"], row["windows"], row["windows_counted"], row["face_share"]) == (20, 5, 3, 0.8)
     assert row["duration_seconds"] == pytest.approx(0.8) and row["brightness"] == pytest.approx(0.495)
     code = found.action_unit_codes[0]
+    assert row[f"{code}_evidence"] == pytest.approx(found.evidence[code].loc[_middle(found)])
     assert row[f"{code}_mean"] == pytest.approx(found.action_units[code].mean())
     assert row[f"{code}_rise"] == pytest.approx(found.rises()[code])
     assert row["warnings"] == "other_faces" and row["personalized_for"] == ""
@@ -118,3 +140,14 @@ def test_columns_are_those_that_are_documented() -> None:
         assert made == [column.name for column in columns]
         assert len({column.name for column in columns}) == len(columns) and all(one.about for one in columns)
     assert set(found.cautions) <= set(CODES)
+
+
+def test_the_readme_describes_every_column_and_every_code() -> None:
+    text = (Path(answers.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for table in ("clips", "windows", "frames"):
+        rows = [
+            f"| `{column.name}` | {column.about} | {column.unit} |"
+            for column in columns_of(table, classes=["<class>"], action_units=["<AU>"])
+        ]
+        assert "\n".join(rows) in text, f"the table of {table}"
+    assert all(f"| `{code}` | {meaning} |" in text for code, meaning in CODES.items())

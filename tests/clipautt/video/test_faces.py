@@ -258,7 +258,7 @@ def test_a_clip_may_name_its_face() -> None:
 
 
 def test_few_faces_name_another_detector() -> None:
-    assert few_faces(0.5, CASCADE) is None and few_faces(math.nan, FaceConfig()) is None
+    assert few_faces(0.7, CASCADE) is None and few_faces(math.nan, FaceConfig()) is None
     said = few_faces(0.161, CASCADE)
     assert said is not None and said.startswith("the face is found in only 16 % of the frames; YuNet finds more faces")
     assert "faces=yunet faces.model=" in said and "https://" in said

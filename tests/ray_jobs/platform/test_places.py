@@ -13,7 +13,8 @@ from ray_jobs.platform.jobs import find_job, jobs
 from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
-    "predict": ["video=v.mp4", "checkpoint=c", "prompts=p"],
+    "predict": ["videos=[v.mp4,s]", "checkpoint=c", "prompts=p", "out=t.csv"],
+    "personalize": ["subject=s", "videos=[v.mp4]", "checkpoint=c"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
@@ -24,10 +25,12 @@ GIVEN = {
     "report": ["run=[a,b]", "table=[c.csv,d.csv]"],
     "serve": ["checkpoint=c", "prompts=p"],
     "store": ["manifests=[m.csv]"],
+    "validate-aus": ["videos=[v]", "coding=c", "out=o", "checkpoint=c"],
 }
 FOUND = {
     "demo": {"runs"},
-    "predict": {"video", "checkpoint", "prompts"},
+    "predict": {"videos", "checkpoint", "prompts", "out", "store"},
+    "personalize": {"videos", "checkpoint", "prompts"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},
     "synth": {"out"},
@@ -40,6 +43,7 @@ FOUND = {
     "report": {"run", "table"},
     "sweep": {"manifest", "store", "runs"},
     "serve": {"checkpoint", "prompts"},
+    "validate-aus": {"videos", "coding", "out", "checkpoint", "store"},
 }
 
 

@@ -32,7 +32,7 @@ def test_without_a_detector_nothing_is_said(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_shares_of_frames_and_other_faces() -> None:
-    assert list(face_lines(summary(1.0, 0.5))) == ["face found in 75.0 % of the frames of 2 clips"]
+    assert list(face_lines(summary(1.0, 0.7))) == ["face found in 85.0 % of the frames of 2 clips"]
     _, crowded = face_lines(summary(1.0, others=1))
     assert crowded.startswith(
         "1 clip shows other faces beside the one that is followed; faces.which, or a column `face`"
@@ -45,11 +45,11 @@ def test_few_faces_name_the_clips_and_another_detector(capsys: pytest.CaptureFix
     report_faces(summary(*[0.1] * 22, 1.0, failures=(gone,)))
     said = capsys.readouterr().out
     assert (
-        "1 clip shows no face, 22 clips show the face in fewer than half of the frames; YuNet finds more faces" in said
+        "1 clip shows no face, 22 clips show the face in fewer than 70 % of the frames; YuNet finds more faces" in said
     )
     assert "10 %" in said and "… and 2 more" in said and "c22" not in said
     _, low = face_lines(summary(0.1, 1.0))
-    assert low.startswith("1 clip shows the face in fewer than half of the frames; ")
+    assert low.startswith("1 clip shows the face in fewer than 70 % of the frames; ")
     (only,) = face_lines(summary(failures=(gone,)))
     assert only.startswith("YuNet finds more faces")
 

@@ -1,0 +1,118 @@
+"""Each code where its limit is passed, and none where it is just met."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipautt.adaptation.source import Source
+from clipautt.clips import Clip
+from clipautt.features.clip_features import ClipFeatures, encode_clip
+from clipautt.footage import Footage
+from clipautt.model.checkpoint import Checkpoint
+from clipautt.model.windows import WindowSpec
+from clipautt.prediction.cautions import CODES, Code, cautions
+from tests.support.fakes import fake_clip, fake_source, shared_backbone, write_video
+
+
+def source(**changes: Any) -> Source:
+    """Windows of 6 frames; the resting face is the median of the clip."""
+    checkpoint = fake_source(subject_baseline="median").checkpoint
+    return Source(Checkpoint(checkpoint.model, replace(checkpoint.spec, **changes)), shared_backbone())
+
+
+def clip(num_frames: int = 20, *, light: float = 0.5, found: float = 1.0, **changes: Any) -> ClipFeatures:
+    """A clip with nothing against it, unless something is changed."""
+    faces: dict[str, Any] = {
+        "face_found": np.arange(num_frames) < found * num_frames,
+        "min_share": 0.8,
+        "face_sides": (0.6,) * 5,
+    }
+    known = faces | {"brightness": np.full(num_frames, light, np.float32)}
+    return replace(fake_clip(num_frames=num_frames), **known | changes)
+
+
+def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
+    assert cautions(source(), clip()) == {}
+    assert cautions(source(), clip(light=0.1, found=0.7, face_sides=(0.5, 0.5, 0.5, 0, 0))) == {}
+    assert cautions(source(), clip(12)) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "changed", "sentence"),
+    [
+        ("few_faces", clip(found=0.65), "The face is found in only 65 % of the frames; YuNet finds more faces"),
+        (
+            "small_face",
+            clip(face_sides=(0.49,) * 5),
+            "Faces are not cropped here (faces=none), so a face must fill the",
+        ),
+        ("other_faces", clip(other_faces=1), "1 other face was left out; `clipautt predict` follows another one with"),
+        ("decoding", clip(notes=("HDR is shown dark", "a frame is gone")), "HDR is shown dark; a frame is gone"),
+        (
+            "too_short",
+            clip(11),
+            "The clip has 11 frames, and its resting face is estimated from them; 12 or more are needed to tell it "
+            "from the expression: use other clips of the person as well (`clipautt personalize`).",
+        ),
+        (
+            "too_dark",
+            clip(light=0.09),
+            "The picture is dark: its brightness is 0.09 on a scale from 0 to 1, and below 0.1 answers are unreliable; "
+            "use brighter footage.",
+        ),
+    ],
+)
+def test_beyond_its_limit_each_code_stands_alone(code: Code, changed: ClipFeatures, sentence: str) -> None:
+    found = cautions(source(), changed)
+    assert list(found) == [code] and code in CODES
+    assert found[code].startswith(sentence)
+
+
+def test_faces_of_a_kind_that_the_model_has_not_seen(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").touch()
+    video = str(tmp_path / "film.mp4")
+    found = cautions(source(footage=Footage("rendered")), clip(), video=video)
+    assert list(found) == ["unseen_footage"]
+    assert cautions(source(footage=Footage("rendered")), clip()) == {}, "nothing is known of the video"
+    assert cautions(source(footage=Footage("other")), clip(), video=video) == {}
+
+
+def test_a_resting_face_from_elsewhere_needs_no_long_clip() -> None:
+    assert cautions(source(), clip(1), centred=True) == {}
+    assert cautions(source(subject_baseline="none"), clip(1)) == {}
+    assert list(cautions(source(subject_baseline="mean"), clip(1))) == ["too_short"]
+
+
+def test_frames_are_counted_as_windows_take_them() -> None:
+    every_other = source(window=WindowSpec(length=6, stride=2))
+    assert cautions(every_other, clip(23)) == {}
+    assert cautions(every_other, clip(22))["too_short"].startswith("The clip has 11 frames, ")
+
+
+def test_whose_face_was_asked_for_leaves_no_doubt() -> None:
+    assert cautions(source(), clip(other_faces=2), face="left") == {}
+    assert cautions(source(), clip(other_faces=2))["other_faces"].startswith("2 other faces were left out; ")
+
+
+def test_brightness_is_the_mean_of_what_is_known() -> None:
+    light = np.full(20, np.nan, np.float32)
+    assert cautions(source(), clip(brightness=light)) == {} and cautions(source(), clip(brightness=None)) == {}
+    light[:2] = 0.04, 0.1
+    assert cautions(source(), clip(brightness=light))["too_dark"].startswith(
+        "The picture is dark: its brightness is 0.07"
+    )
+
+
+@pytest.mark.parametrize(("grey", "codes"), [(18, ["small_face", "too_dark"]), (90, ["small_face"])])
+def test_a_dark_video_is_measured_as_it_is_read(tmp_path: Path, grey: int, codes: list[str]) -> None:
+    path = write_video(tmp_path / "dark.mp4", np.full((30, 64, 64, 3), grey, np.uint8))
+    spec = source().checkpoint.spec.features.frames
+    seen = encode_clip(Clip("dark", "unknown", str(path), "target"), shared_backbone(), spec)
+    found = cautions(source(), seen, video=str(path))
+    assert list(found) == codes
+    assert seen.brightness == pytest.approx(np.full(15, grey / 255), abs=0.01)
