@@ -31,6 +31,7 @@ METHOD = {
         "adaptation",
         "evaluation",
         "prediction",
+        "study",
         "personalizing",
         "predictor",
     ],
@@ -84,7 +85,27 @@ METHOD = {
         "personalization",
     ],
     "prediction": ["columns", "cautions", "answers", "comparison", "tables"],
-    "evaluation": ["results", "au_tables", "facs_coding", "prompt_changes", "stories", "clip_stories", "reports"],
+    "evaluation": [
+        "results",
+        "au_tables",
+        "facs_coding",
+        "prompt_changes",
+        "stories",
+        "clip_stories",
+        "reports",
+    ],
+    "study": [
+        "clip_table",
+        "measures",
+        "names",
+        "statistics",
+        "conditions",
+        "validity",
+        "summary",
+        "export",
+        "figures",
+        "page",
+    ],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
 

@@ -1,1 +1,1 @@
-"""The report job: runs of `adapt` in, tables, figures and a page out. Open `job` first."""
+"""The report job: runs of `adapt` or tables of clips in; pages, figures and tables out. Open `job` first."""

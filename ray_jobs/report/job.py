@@ -1,11 +1,16 @@
-"""Draw the report of one or several adaptation runs: whom personalization helped, and what it looked at.
+"""Draw the report of adaptation runs, or of predicted clips as a study.
 
-Writes a self-contained HTML page, PNG figures, Parquet tables and Markdown. Several runs (other seeds, other people)
-make one report.
+`run=` tells whom personalization helped, and what it looked at: a self-contained HTML page, PNG figures, Parquet tables
+and Markdown. Several runs (other seeds, other people) make one report.
+
+`table=` takes tables of clips, as `clipautt predict FOLDER out=clips.csv` writes them: means per subject and condition
+with intervals over subjects, differences between conditions, and CSV files with a codebook for R and SPSS.
 
 Example:
     clipautt report run=runs/adapt/hard
     clipautt report 'run=[runs/adapt/seed0,runs/adapt/seed1]' out=report
+    clipautt report table=clips.csv by=condition out=study
+    clipautt report 'table=[day1.csv,day2.csv]' 'exclude_warnings=[few_faces,too_dark]' reference=baseline
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
+from ray_jobs.report import study
 
+DEFAULT_RUN = "runs/adapt/default"
 _NAMED_CLIPS = 5
 
 
@@ -201,13 +208,25 @@ def _facts(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
-    runs = [Path(run) for run in (cfg.run if isinstance(cfg.run, ListConfig) else [cfg.run])]
+    if cfg.table is not None:
+        if cfg.run is not None:
+            raise ValueError("run= and table= are two different reports; give one of them")
+        return study.main(cfg)
+    _refuse_of_tables(cfg)
+    chosen = cfg.run or DEFAULT_RUN
+    runs = [Path(run) for run in (chosen if isinstance(chosen, ListConfig) else [chosen])]
     out = Path(cfg.out) if cfg.out else runs[0] / "report"
     path = report(runs, out, backbone=instantiate(cfg.backbone), clips=cfg.clips)
     print(first_words(out))
     table(*uar_by_cohort(pd.read_parquet(out / "methods.parquet")))
     print(f"report: {path}")
     return 0
+
+
+def _refuse_of_tables(cfg: DictConfig) -> None:
+    given = [key for key in ("by", "exclude_warnings", "reference") if cfg[key]]
+    if given:
+        raise ValueError(f"{given[0]}={cfg[given[0]]} belongs to a report of clips: give table=clips.csv as well")
 
 
 def uar_by_cohort(figures: pd.DataFrame) -> tuple[list[tuple[str, ...]], list[str]]:

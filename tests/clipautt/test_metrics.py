@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from clipautt.metrics import (
     Scores,
     bootstrap,
+    bootstraps,
     confusion,
     detectable_effect,
     intraclass_correlation,
@@ -146,6 +147,16 @@ def test_the_detectable_effect_follows_size_and_certainty_and_not_the_mean() -> 
 def test_the_detectable_effect_needs_two_finite_values(values: list[float]) -> None:
     with pytest.raises(ValueError, match="detectable_effect needs at least two finite values, got"):
         detectable_effect(values)
+
+
+@pytest.mark.parametrize("subjects", [1, 7, 1500])  # with many, not all resamples are in memory at once
+def test_bootstraps_are_those_of_every_column(subjects: int) -> None:
+    values = np.random.default_rng(0).normal(size=(subjects, 2))
+    for found, column in zip(bootstraps(values), values.T, strict=True):
+        alone = bootstrap(column)
+        assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high), abs=1e-12)
+    with pytest.raises(ValueError, match="bootstraps needs finite values"):
+        bootstraps(np.array([[0.5, np.nan]]))
 
 
 def test_icc_of_the_example_of_shrout_and_fleiss() -> None:

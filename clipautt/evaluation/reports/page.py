@@ -5,7 +5,6 @@ It reads the columns of the result rows, never a method's name.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import pandas as pd
 
 from clipautt.evaluation.reports import figures, views
 from clipautt.evaluation.reports.next_steps import next_steps
+from clipautt.evaluation.reports.pictures import Picture, inline
 from clipautt.evaluation.reports.sentences import (
     MethodFacts,
     Verdict,
@@ -108,26 +108,6 @@ VERDICT = "verdict.json"
 """File with the verdict for other programs: the fields of `sentences.Verdict`, and `warnings`."""
 OPTIONAL = (*PRIORS, "tune", "position", "warnings", "face_share")
 """Columns that rows of earlier versions lack; the page can do without them."""
-_SHOWN = 0.74
-"""CSS pixels per pixel of a figure: sharp on dense displays, with letters as large as those of the text."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page."""
-
-    file: str
-    """Its name in the folder of figures."""
-    data: str
-    """PNG as a data URI."""
-    width: int
-    """Width on the page, CSS pixels."""
-    alt: str
-    """Text alternative."""
-    name: str = ""
-    """Title of its cohort."""
-    caption: str = ""
-    """Text below it."""
 
 
 @dataclass(frozen=True)
@@ -325,7 +305,7 @@ def _prior(folder: Path, rows: pd.DataFrame, content: _Content) -> dict[str, obj
     return {
         "positive": content.classes[-1],
         "sentences": prior_sentences(content.assumed, content.personalized, shared_people=content.shared_people),
-        "picture": _inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
+        "picture": inline(picture, alt, caption="Diamonds: the decisions as they stand. Orange: the true share."),
         "table": view,
         "markdown": views.prior_markdown(view),
         "unstated": f"{unstated} of {len(rows)} rows do not state the share of positives in training; "
@@ -358,7 +338,7 @@ def _pictures(
     for number, story in enumerate(stories, 1):
         words = views.story_words(story, reference=content.reference, positive=positive)
         path = figures.clip_story(folder / f"clip_{number:02d}.png", story)
-        told.append(words | {"figure": _inline(path, f"Frames, entropy and action units of clip {story.clip_id}")})
+        told.append(words | {"figure": inline(path, f"Frames, entropy and action units of clip {story.clip_id}")})
     groups = views.grouped(content.facts, list(content.table.index))
     bars = figures.method_bars(
         folder / "methods.png", content.table, groups, reference=content.reference, personalized=content.personalized
@@ -367,10 +347,10 @@ def _pictures(
     agreed = figures.agreement_bars(folder / "agreement.png", agreement) if agreement else None
     return {
         "who": [_who(folder, content, cohort) for cohort in content.cohorts],
-        "bars": _inline(bars, "Mean UAR of every method in every cohort", caption=caption),
+        "bars": inline(bars, "Mean UAR of every method in every cohort", caption=caption),
         "confusion": _confusion(folder, rows, content),
         "stories": told,
-        "agreement": _inline(agreed, "Rank correlation of every action unit with its truth") if agreed else None,
+        "agreement": inline(agreed, "Rank correlation of every action unit with its truth") if agreed else None,
     }
 
 
@@ -392,7 +372,7 @@ def _who(folder: Path, content: _Content, cohort: str) -> Picture:
     figures.subject_bars(path, uar=uar, war=war, against=content.reference, title=title)
     alt = f"Change of UAR and WAR of every subject, {cohort_title(cohort)}"
     caption = "Green bars to the right: helped. Orange bars to the left: hurt. In brackets: UAR before and after."
-    return _inline(path, alt, name=cohort_title(cohort), caption=caption)
+    return inline(path, alt, name=cohort_title(cohort), caption=caption)
 
 
 def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
@@ -405,13 +385,4 @@ def _confusion(folder: Path, rows: pd.DataFrame, content: _Content) -> Picture:
         counts.append((method, confusion(predicted, true, num_classes=len(index))))
     title = cohort_title(cohort)
     path = figures.confusion_matrices(folder / "confusion.png", counts, classes=content.classes, cohort=title)
-    return _inline(
-        path, "Confusion matrices", caption="Counts over all subjects, draws and seeds; percent of each row."
-    )
-
-
-def _inline(path: Path, alt: str, *, name: str = "", caption: str = "") -> Picture:
-    content = path.read_bytes()
-    pixels = int.from_bytes(content[16:20], "big")  # the width comes first in a PNG's header
-    data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return Picture(path.name, data, round(pixels * _SHOWN), alt, name, caption)
+    return inline(path, "Confusion matrices", caption="Counts over all subjects, draws and seeds; percent of each row.")
