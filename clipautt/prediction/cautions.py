@@ -52,11 +52,11 @@ hardly ends, length is no help: if it fills 90 % of three windows, 9 points are 
 not tell such a clip from one at rest, so only the length is looked at.
 """
 MAX_LENGTH, USUAL_WINDOWS = 2.0, 3
-"""How many times as long as a training clip a clip may be; and the windows of a training clip whose length is not known.
+"""How many times as long as a training clip a clip may be; and the windows of a training clip of unknown length.
 
-`make bench-validity` (part `long`) cuts clips of twelve windows, of 90 unseen rendered people. Against three windows, the
-length of the training clips, UAR falls by 2.2 points (-2.8 to 7.2) at four, by 5.0 (-0.6 to 10.6) at six and by 15.6 (9.4
-to 21.7) at twelve, where half of the neutral clips are called expressive.
+`make bench-validity` (part `long`) cuts clips of twelve windows, of 90 unseen rendered people. Against three windows,
+the length of the training clips, UAR falls by 2.2 points (-2.8 to 7.2) at four, by 5.0 (-0.6 to 10.6) at six and by
+15.6 (9.4 to 21.7) at twelve, where half of the neutral clips are called expressive.
 """
 MIN_BRIGHTNESS = 0.15
 """Mean luma, 0..1, below which footage is too dark.

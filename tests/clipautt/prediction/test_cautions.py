@@ -64,8 +64,8 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
         (
             "too_long",
             clip(37),
-            "The clip has 37 frames, and those of training had about 18: the label rests on its most certain window, and "
-            "among so many some look expressive by chance. Cut it into clips of that length.",
+            "The clip has 37 frames, and those of training had about 18: the label rests on its most certain window, "
+            "and among so many some look expressive by chance. Cut it into clips of that length.",
         ),
         (
             "too_dark",
