@@ -109,7 +109,10 @@ class _Found:
             for match in matches:
                 self._match(match)
         else:
-            raise FileNotFoundError(f"{word}: no such file or folder")
+            try:
+                os.lstat(given)  # a name that is too long, or a folder that may not be entered, says so itself
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{word}: no such file or folder") from None
 
     def _match(self, match: str) -> None:
         """Of what a pattern matches, folders without clips and files that are no videos are passed over."""
