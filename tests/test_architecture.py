@@ -77,7 +77,16 @@ METHOD = {
         "driver",
         "personalization",
     ],
-    "prediction": ["columns", "cautions", "answers"],
+    "prediction": [
+        "columns",
+        "cautions",
+        "lettering",
+        "figure",
+        "notebook",
+        "answers",
+        "overlay_frames",
+        "overlay",
+    ],
     "evaluation": ["results", "au_tables", "prompt_changes", "stories", "clip_stories", "reports"],
 }
 """Package of clipautt → its modules in the order in which data flows: each may import those before it."""
