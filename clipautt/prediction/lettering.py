@@ -11,6 +11,8 @@ from functools import lru_cache
 from matplotlib.font_manager import findfont, fontManager
 from PIL import ImageFont
 
+from clipautt.evaluation.reports.figures import shorten
+
 _WIDE = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "Arial Unicode MS")
 _POINT = 1.02 * 100 / 72
 """Pixels of a point, and a little more, as letters are set on whole pixels."""
@@ -44,19 +46,20 @@ def wrapped(text: str, width: float, size: float, *, most: int | None = None) ->
         size: points.
         most: number of lines; what does not fit is replaced by `…`.
     """
-    lines = [""]
-    for word in printable(text).split(" "):
-        if lines[-1] and length(f"{lines[-1]} {word}", size) > width:
-            lines.append("")
-        for part in _broken(word, width, size):
-            lines[-1:] = [f"{lines[-1]} {part}".strip()] if _goes(lines[-1], part, width, size) else [lines[-1], part]
-    if most is not None and len(lines) > most:
-        return [*lines[: most - 1], fitting(f"{lines[most - 1]} …", width, size, tail=True)]
-    return lines
-
-
-def _goes(line: str, part: str, width: float, size: float) -> bool:
-    return not line or length(f"{line} {part}", size) <= width
+    lines: list[str] = []
+    for word in printable(text).split():
+        first, *others = _broken(word, width, size)
+        if lines and length(f"{lines[-1]} {first}", size) <= width:
+            lines[-1] = f"{lines[-1]} {first}"
+        else:
+            lines.append(first)
+        lines += others
+    if most is None or len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and length(f"{last}…", size) > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
 
 
 def _broken(word: str, width: float, size: float) -> list[str]:
@@ -68,19 +71,12 @@ def _broken(word: str, width: float, size: float) -> list[str]:
     return parts
 
 
-def fitting(text: str, width: float, size: float, *, tail: bool = False) -> str:
-    """The text, its middle (with `tail`: what is before its last two letters) omitted where it is too wide."""
+def fitting(text: str, width: float, size: float) -> str:
+    """The text in one line, its middle omitted where it is wider than `width` pixels."""
     text = printable(text)
-    if length(text, size) <= width:
-        return text
-    kept = len(text) - 1
-    while kept > 1:
-        head = kept - 1 if tail else kept * 2 // 3
-        short = f"{text[:head].rstrip()}…{'' if tail else text[len(text) - (kept - head) :]}"
-        if length(short, size) <= width:
-            return short
-        kept -= 1
-    return "…"
+    return next(
+        (short for limit in range(len(text), 1, -1) if length(short := shorten(text, limit), size) <= width), "…"
+    )
 
 
 def length(text: str, size: float) -> float:

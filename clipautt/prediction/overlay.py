@@ -82,9 +82,14 @@ def check_overlay(path: str | Path, video: str | Path, *, name: str = "path") ->
         raise ValueError(f"{name}={path}: an overlay is an MP4 video; allowed: names that end in {SUFFIX}")
     if target.is_dir():
         raise ValueError(f"{name}={path} is a folder; give the name of a file, such as {target / ('overlay' + SUFFIX)}")
-    if target.exists() and Path(video).exists() and target.samefile(video):
-        raise ValueError(f"{name}={path} is the video itself, which would be overwritten; give another name")
+    refuse_source(target, video, name=name)
     return target
+
+
+def refuse_source(path: Path, video: str | Path, *, name: str) -> None:
+    """Refuse to write over the video; `name` as in `check_overlay`."""
+    if path.exists() and Path(video).exists() and path.samefile(video):
+        raise ValueError(f"{name}={path} is the video itself, which would be overwritten; give another name")
 
 
 def _plan(prediction: VideoPrediction) -> Plan:

@@ -39,7 +39,8 @@ _HIGHEST, _MOST_ENLARGED = 640, 8.0
 """Pixels of the picture's height at most, and the factor by which small frames are enlarged at most."""
 _LONGEST_GAP = 0.5
 """Seconds between two looks at the face up to which its box moves evenly from one place to the other."""
-_OPTIONS = {"crf": "20", "preset": "veryfast", "g": "60"}
+_OPTIONS = {"crf": "20", "preset": "veryfast", "g": "60", "bf": "0"}
+"""Without frames that refer to later ones, so that players show the last frame for as long as it is told."""
 _FAST_START = {"movflags": "+faststart"}
 """The index comes first, so that a browser begins before it has the whole file."""
 _TICKS = 90_000
@@ -132,6 +133,7 @@ class _Writer:
 
     def __init__(self, container: Any, first: Frames) -> None:
         self.container, self.shown, self.gap = container, -1, _TICKS // _USUAL_RATE
+        self.gaps: dict[int, int] = {}
         stream = self.stream = container.add_stream("libx264", rate=_USUAL_RATE, options=_OPTIONS)
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -147,12 +149,18 @@ class _Writer:
         stamp = 0 if self.shown < 0 else max(self.shown + 1, round(seconds * _TICKS))
         self.gap = stamp - self.shown if self.shown >= 0 else self.gap
         self.shown = frame.pts = stamp
-        frame.duration, frame.time_base = self.gap, Fraction(1, _TICKS)
-        self.container.mux(self.stream.encode(frame))
+        self.gaps[stamp], frame.time_base = self.gap, Fraction(1, _TICKS)
+        self._mux(self.stream.encode(frame))
 
     def finish(self) -> None:
         """Encode what is held back."""
-        self.container.mux(self.stream.encode(None))
+        self._mux(self.stream.encode(None))
+
+    def _mux(self, packets: Sequence[Any]) -> None:
+        """A picture stays for as long as the one before: what counts is the last, which would be gone at once."""
+        for packet in packets:
+            packet.duration = self.gaps.pop(packet.pts, self.gap)
+            self.container.mux(packet)
 
 
 class _Canvas:

@@ -1,9 +1,12 @@
 """Predict one video: label, probabilities, the most expressive window and the action units in it.
 
-With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them.
+With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them. With `overlay=` the video is
+written with the answer drawn around it: the face's box, the window, the action units and the class probabilities over
+time, and every warning; browsers play it, without sound. `figure=` draws the same as a picture.
 
 Example:
     clipautt predict face.mp4
+    clipautt predict face.mp4 overlay=overlay.mp4 figure=figure.pdf
     clipautt predict face.mp4 subject=target-003 prompts=runs/adapt/hard/prompts checkpoint=runs/train/hard
 """
 
@@ -15,12 +18,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.action_units import title_of
+from clipautt.clips import Clip
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.video.faces import hints
 from clipautt.video.reader import NoFaceError
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
+from ray_jobs.predict.pictures import Pictures
 
 POSITIONAL = "video"
 
@@ -58,11 +63,13 @@ def main(cfg: DictConfig) -> int:
     """Run the job; the exit code is 1 where the video has no label."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
+    pictures, limits = Pictures(cfg.overlay, cfg.figure), instantiate(cfg.limits)
+    pictures.check([Clip(Path(cfg.video).stem, "unknown", str(cfg.video), "target")])
     predictor = load_predictor(
         chosen_checkpoint(cfg.checkpoint),
         chosen_personalizations(cfg.prompts),
         backbone=instantiate(cfg.backbone),
-        limits=instantiate(cfg.limits),
+        limits=limits,
     )
     subject, face = (None if given is None else str(given) for given in (cfg.subject, cfg.face))
     settings = predictor.source.checkpoint.spec.features.frames.faces
@@ -71,4 +78,6 @@ def main(cfg: DictConfig) -> int:
     except NoFaceError as error:
         raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
     show(prediction)
+    for path in pictures.write(prediction, limits=limits):
+        print(f"  {path}")
     return 1 if prediction.label is None else 0

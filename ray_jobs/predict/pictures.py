@@ -1,0 +1,81 @@
+"""What `clipautt predict` draws of its answers: an overlay and a figure of each, where they are asked for.
+
+In: the settings `overlay` and `figure`, and answers. Out: files. For one video a setting is the file's name; for several
+it is a folder, which gets a file per clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from clipautt.clips import Clip
+from clipautt.evaluation.reports.figures import check_figure
+from clipautt.files import refuse_uri
+from clipautt.prediction.answers import VideoPrediction
+from clipautt.prediction.overlay import SUFFIX, check_overlay, refuse_source, write_overlay
+from clipautt.video.reader_process import ReadLimits
+
+_FIGURE = ".png"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of answers go."""
+
+    overlay: str | None
+    """The setting of this name; None: no overlays."""
+    figure: str | None
+    """The setting of this name; None: no figures."""
+    several: bool = False
+    """Whether several videos are predicted, so that both are folders."""
+
+    def check(self, clips: Sequence[Clip]) -> None:
+        """Check all names, before anything is decoded.
+
+        Raises:
+            ValueError: for a name of another kind, a video that would be overwritten, or two clips of one name.
+        """
+        for setting, suffix in (("overlay", SUFFIX), ("figure", _FIGURE)):
+            given: str | None = getattr(self, setting)
+            if given is None:
+                continue
+            refuse_uri(given, setting)
+            if self.several and (Path(given).is_file() or Path(given).suffix):
+                raise ValueError(
+                    f"{setting}={given}: {len(clips)} videos are predicted; give a folder, which gets a file per video"
+                )
+            paths = [self._path(given, clip.clip_id, suffix) for clip in clips]
+            twice = next((path for path in paths if paths.count(path) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{setting}={given}: two videos would be written to {twice}; predict them one by one")
+            for path, clip in zip(paths, clips, strict=True):
+                if setting == "overlay":
+                    check_overlay(path, clip.source, name=setting)
+                else:
+                    check_figure(path, name=setting)
+                    refuse_source(path, clip.source, name=setting)
+
+    def write(self, prediction: VideoPrediction, clip: Clip | None = None, limits: ReadLimits | None = None) -> list[Path]:
+        """Draw an answer, as `write_overlay` and `VideoPrediction.plot`.
+
+        Returns:
+            The files that were written.
+        """
+        written = []
+        if self.overlay is not None:
+            path = self._path(self.overlay, prediction.clip.clip_id, SUFFIX)
+            written.append(write_overlay(prediction, path, clip=clip, limits=limits))
+        if self.figure is not None:
+            path = self._path(self.figure, prediction.clip.clip_id, _FIGURE)
+            prediction.plot(path)
+            written.append(path)
+        return written
+
+    def _path(self, given: str, clip_id: str, suffix: str) -> Path:
+        if not self.several:
+            return Path(given)
+        inside = not Path(clip_id).is_absolute() and ".." not in Path(clip_id).parts
+        return Path(given, f"{clip_id if inside else quote(clip_id, safe='')}{suffix}")
