@@ -81,6 +81,7 @@ METHOD = {
         "columns",
         "cautions",
         "lettering",
+        "shown",
         "figure",
         "notebook",
         "answers",

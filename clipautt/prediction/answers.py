@@ -266,8 +266,8 @@ class VideoPrediction:
     def plot(self, path: str | Path | None = None) -> Figure:
         """The answer as a figure: label and warnings, then the face, the class probabilities and the AUs over time.
 
-        The most expressive window is marked, and stretches in which no window counts are hatched. `overlay.write_overlay`
-        puts the same around the frames of the video.
+        The most expressive window is marked, and stretches without a face are hatched. `overlay.write_overlay` puts the
+        same around the frames of the video.
 
         Args:
             path: file to write as well; its name ends in .png, .svg or .pdf.

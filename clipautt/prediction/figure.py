@@ -1,7 +1,7 @@
 """The figure of an answer: label and warnings as text, then the face, the class probabilities and the AUs over time.
 
-In: an answer, see `Answer`. Out: a matplotlib figure, made without pyplot; `rendered` gives its pixels and where the
-curves lie in them, which `overlay` puts around the frames of the video.
+In: an answer, see `shown.Answer`. Out: a matplotlib figure, made without pyplot; `rendered` gives its pixels and where
+the curves lie in them, which `overlay` puts around the frames of the video.
 
 Colours can be told apart by colour-blind readers: Okabe and Ito, *Color Universal Design* (2008),
 https://jfly.uni-koeln.de/color/. Classes are told apart by dashes as well, stretches without a face by hatching.
@@ -9,15 +9,15 @@ https://jfly.uni-koeln.de/color/. Classes are told apart by dashes as well, stre
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -29,6 +29,7 @@ from matplotlib.text import Text
 
 from clipautt.action_units import title_of
 from clipautt.prediction.lettering import FAMILIES, fitting, length, printable, wrapped
+from clipautt.prediction.shown import Answer, by_probability, describe, face_states, percent, why_no_units
 from clipautt.video.preprocessing import Frames
 
 WIDTH = 960
@@ -59,43 +60,6 @@ _MOST_POINTS = 40
 """Windows up to which every value has a dot."""
 
 
-class Answer(Protocol):
-    """What is shown of a `VideoPrediction`."""
-
-    @property
-    def video(self) -> str: ...
-    @property
-    def label(self) -> str | None: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def probabilities(self) -> Mapping[str, float]: ...
-    @property
-    def window_start_seconds(self) -> float: ...
-    @property
-    def window_end_seconds(self) -> float: ...
-    @property
-    def duration_seconds(self) -> float: ...
-    @property
-    def personalized_for(self) -> str | None: ...
-    @property
-    def cautions(self) -> Mapping[Any, str]: ...
-    @property
-    def not_learned(self) -> tuple[str, ...]: ...
-    @property
-    def action_unit_codes(self) -> tuple[str, ...]: ...
-    @property
-    def top_action_units(self) -> pd.DataFrame: ...
-    @property
-    def face_share(self) -> float: ...
-    @property
-    def other_faces(self) -> int: ...
-    @property
-    def windows(self) -> pd.DataFrame: ...
-    @property
-    def frames(self) -> pd.DataFrame: ...
-
-
 @dataclass(frozen=True, repr=False)
 class Curve:
     """A curve in the pixels of the rendered figure."""
@@ -121,7 +85,7 @@ class Rendered:
     end_seconds: float
     """The end of the video."""
     charts: list[tuple[int, int, bool]]
-    """First and last row of each chart's axes from top to bottom, and whether it shows anything over time."""
+    """First and last row of each chart from top to bottom, and whether it shows anything over time."""
     moments: list[float]
     """Middle of every window in seconds."""
     curves: list[Curve]
@@ -130,13 +94,15 @@ class Rendered:
 
 def draw(answer: Answer) -> Figure:
     """The figure of an answer: text, the face over time, the class probabilities, and the AUs that rose most."""
-    return _drawn(answer)[0]
+    with style.context("default"):  # whatever the notebook uses
+        return _drawn(answer)[0]
 
 
 def rendered(answer: Answer) -> Rendered:
     """The figure of an answer as pixels."""
-    figure, header, charts = _drawn(answer)
-    canvas = FigureCanvasAgg(figure)
+    with style.context("default"):
+        figure, header, charts = _drawn(answer)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib does not tell its types
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba(), np.uint8)[:, :, :3].copy()
     height, boxes = len(pixels), [axes.get_window_extent() for axes in charts]
@@ -149,53 +115,16 @@ def rendered(answer: Answer) -> Rendered:
         right=right,
         end_seconds=_end(answer),
         charts=[
-            (round(height - box.y1), round(height - box.y0), bool(axes.lines)) for axes, box in zip(charts, boxes, strict=True)
+            (
+                round(height - box.y1),
+                round(height - box.y0),
+                axes is charts[0] or any(one.axes is axes for one in lines),
+            )
+            for axes, box in zip(charts, boxes, strict=True)
         ],
         moments=answer.windows["time_seconds"].tolist(),
         curves=[Curve(_rows(line, height), rgb(str(line.get_color()))) for line in lines],
     )
-
-
-def describe(answer: Answer) -> list[str]:
-    """What is said below the label: the other classes, the window, and how much of the face was seen."""
-    others = [name for name in by_probability(answer) if name != answer.label]
-    said = [f"{name} {percent(answer.probabilities[name])}" for name in others]
-    if answer.label is not None:
-        window = f"{answer.window_start_seconds:.2f} to {answer.window_end_seconds:.2f} s"
-        said.append(f"most expressive window {window} of {answer.duration_seconds:.2f} s")
-    said.append(faces_seen(answer))
-    if answer.other_faces:
-        said.append(f"{answer.other_faces} other {'face' if answer.other_faces == 1 else 'faces'} left out")
-    if answer.personalized_for:
-        said.append(f"personalized for {answer.personalized_for}")
-    return said
-
-
-def faces_seen(answer: Answer) -> str:
-    """How much of the video shows the face."""
-    share = answer.face_share
-    return "no face detector" if math.isnan(share) else f"face found in {100 * share:.0f} % of the frames"
-
-
-def by_probability(answer: Answer) -> list[str]:
-    """The classes, the most probable first."""
-    return sorted(answer.probabilities, key=lambda name: -answer.probabilities[name])
-
-
-def why_no_units(answer: Answer) -> str:
-    """Why no AU has a curve; empty where some have."""
-    if answer.label is None:
-        return f"no curves: {answer.reason}"
-    if len(answer.top_action_units):
-        return ""
-    if set(answer.not_learned) >= set(answer.action_unit_codes):
-        return f"no curves: the backbone has learned none of the model's {len(answer.action_unit_codes)} action units"
-    return "no curves: no action unit has a value in the window"
-
-
-def percent(share: float) -> str:
-    """A share as text, such as `87.5 %`."""
-    return f"{100 * share:.1f} %"
 
 
 def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
@@ -205,7 +134,7 @@ def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
     height += height % 2
     figure = Figure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     header.draw(figure)
-    top, charts = header.height + _STATE, []
+    top, charts = header.height + _STATE, list[Axes]()
     for size in (_TRACK, _PROBABILITY, _SIMILARITY):
         place = (_LEFT / WIDTH, 1 - (top + size) / height, (_RIGHT - _LEFT) / WIDTH, size / height)
         charts.append(figure.add_axes(place, sharex=charts[0] if charts else None))
@@ -284,16 +213,6 @@ def _draw_track(axes: Axes, answer: Answer, frames: pd.DataFrame) -> None:
             axes.axvline(edge, color=INK, lw=1.1)
         handle = Patch(facecolor=WINDOW, edgecolor=INK, lw=0.8)
         _legend(axes, [handle], ["most expressive window"], above=0.72, columns=2)
-
-
-def face_states(frames: pd.DataFrame) -> list[str]:
-    """What is known of the face in each frame, keys of `_LOOK`."""
-    found, known = frames["face_found"], frames["face_x"].notna()
-    if found.isna().all():
-        return ["no face detector"] * len(frames)
-    return [
-        "found" if here else "inferred" if boxed else "not seen" for here, boxed in zip(found, known, strict=True)
-    ]
 
 
 _LOOK: dict[str, dict[str, Any]] = {
@@ -407,7 +326,7 @@ def _legend(axes: Axes, handles: Sequence[Any], labels: Sequence[str], *, above:
     axes.add_artist(legend)
 
 
-def _lonely(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _lonely(values: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Which values have no known neighbour, so that a line would not show them."""
     known = np.concatenate([[False], np.isfinite(values), [False]])
     return np.asarray(known[1:-1] & ~known[:-2] & ~known[2:])
@@ -430,12 +349,12 @@ def _say(axes: Axes, text: str) -> None:
     """A sentence in the middle of empty axes."""
     lines = "\n".join(wrapped(text, _RIGHT - _LEFT - 60, _PLAIN, most=_MOST_LINES))
     look = {"facecolor": "white", "edgecolor": "none", "pad": 3}
-    axes.text(0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", fontsize=_PLAIN, color=INK, bbox=look)
+    axes.text(
+        0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", fontsize=_PLAIN, color=INK, bbox=look
+    )
 
 
-def _runs(
-    states: Sequence[str], times: npt.NDArray[np.float64], end: float
-) -> list[tuple[str, float, float]]:
+def _runs(states: Sequence[str], times: npt.NDArray[np.float64], end: float) -> list[tuple[str, float, float]]:
     """Stretches of equal states with their start and end in seconds."""
     edges = [i for i in range(len(states)) if i == 0 or states[i] != states[i - 1]]
     stops = [*(float(times[i]) for i in edges[1:]), end]

@@ -1,6 +1,6 @@
 """An answer as HTML, which notebooks show by themselves: a table and the figure, without scripts.
 
-In: an answer, see `figure.Answer`. Out: HTML of one block; every text of the video or the model is escaped.
+In: an answer, see `shown.Answer`. Out: HTML of one block; every text of the video or the model is escaped.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from markupsafe import Markup
 from PIL import Image
 
 from clipautt.action_units import title_of
-from clipautt.prediction.figure import Answer, by_probability, describe, faces_seen, percent, rendered, why_no_units
+from clipautt.prediction.figure import rendered
+from clipautt.prediction.shown import Answer, by_probability, describe, faces_seen, percent, why_no_units
 
 _COLOURS = 256
 """Colours of the embedded PNG, which keep it small."""
 _BAR = 120
 """Width in pixels of the bar of probability 1."""
-_CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;background:none"
-_ROW = Markup('<tr style="background:none"><th style="{style};white-space:nowrap">{name}</th><td style="{style}">{value}</td></tr>')
+_CELL = "white-space:normal;text-align:left;vertical-align:top;padding:2px 12px 2px 0;background:none"
+_ROW = Markup(
+    '<tr style="background:none"><th style="{style};min-width:110px">{name}</th><td style="{style}">{value}</td></tr>'
+)
 _BLOCK = Markup(
     '<div style="max-width:960px;font-family:sans-serif;font-size:13px;line-height:1.5;color:#222222;'
     'background:#ffffff;padding:8px"><table style="border-collapse:collapse;border:none;color:#222222">{rows}</table>'
@@ -30,9 +33,7 @@ _SHARE = Markup(
     '<div><span style="display:inline-block;width:{full}px;background:#e6e6e6;margin-right:8px"><span '
     'style="display:inline-block;width:{width}px;height:10px;background:{colour}"></span></span>{name} {share}</div>'
 )
-_WARNING = Markup(
-    '<div style="background:#fff3c4;padding:1px 6px;margin-bottom:2px"><b>{code}</b>: {sentence}</div>'
-)
+_WARNING = Markup('<div style="background:#fff3c4;padding:1px 6px;margin-bottom:2px"><b>{code}</b>: {sentence}</div>')
 
 
 def html_of(answer: Answer) -> str:
@@ -45,7 +46,9 @@ def html_of(answer: Answer) -> str:
 def png_of(answer: Answer) -> bytes:
     """The figure as a small PNG: the charts without the text above, which the table says."""
     made = rendered(answer)
-    picture = Image.fromarray(made.pixels[made.header :]).quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture = Image.fromarray(made.pixels[made.header :]).quantize(
+        _COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return file.getvalue()

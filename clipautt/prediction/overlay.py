@@ -18,9 +18,10 @@ from PIL import Image
 from clipautt.clips import Clip
 from clipautt.files import atomic
 from clipautt.prediction.answers import VideoPrediction
-from clipautt.prediction.figure import FOUND, INFERRED, face_states, rendered, rgb
+from clipautt.prediction.figure import FOUND, INFERRED, rendered, rgb
 from clipautt.prediction.lettering import font_file
 from clipautt.prediction.overlay_frames import Plan, write_frames
+from clipautt.prediction.shown import face_states
 from clipautt.video.reader import BOX
 from clipautt.video.reader_process import ReadLimits, work_on_clip
 
@@ -39,9 +40,9 @@ def write_overlay(
     """Write the video with the answer drawn around it.
 
     Above the picture: label, probabilities and every warning. In it: the face's box, blue where the face was found,
-    orange where its place is inferred. Below: the face over time, the chosen window, the class probabilities and the AUs
-    that rose most, with a cursor; stretches in which no window counts are hatched. The file has all frames of the video
-    with their time stamps, and no sound; it appears when it is complete.
+    orange where its place is inferred. Below: the face over time, the chosen window, the class probabilities and the
+    AUs that rose most, with a cursor; stretches without a face are hatched. The file has all frames of the video with
+    their time stamps, and no sound; it appears when it is complete.
 
     Args:
         prediction: the answer.

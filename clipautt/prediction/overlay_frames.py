@@ -1,7 +1,7 @@
 """The frames of an overlay: the video with the face's box, between the text and the curves, with a cursor in them.
 
-In: a `Plan`, whose text and curves are drawn, and the frames of the video. Out: an MP4 file (H.264). Each frame is drawn
-and encoded alone, so memory does not grow with the length of the video.
+In: a `Plan`, whose text and curves are drawn, and the frames of the video. Out: an MP4 file (H.264). Each frame is
+drawn and encoded alone, so memory does not grow with the length of the video.
 
 `write_frames` runs in the decoding process, see `reader_process.work_on_clip`; this module imports neither torch nor
 matplotlib, which would delay that process.
@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.face_sheet import Colour, draw_lines, square_corners
-from clipautt.video.decoding import Sampling, stream_clip
+from clipautt.video.decoding import DecodeError, Decoder, Sampling, stream_clip
 from clipautt.video.preprocessing import Frames
 
 _INK, _PAPER = (34, 34, 34), (255, 255, 255)
@@ -87,26 +87,33 @@ class Plan:
         return red, green, blue
 
 
-def write_frames(clip: Clip, *, target: str, plan: dict[str, Any], **decoding: Any) -> int:
+def write_frames(clip: Clip, *, target: str, plan: dict[str, Any], decoder: Decoder, **decoding: Any) -> int:
     """The work of the decoding process: draw and encode all frames of the clip.
+
+    PyAV reads the files that decord would read, and gives the same frames: beside an encoder decord decodes ahead
+    without a limit, and memory grows by gigabytes.
 
     Args:
         clip: the video.
         target: MP4 file that is written; one of a decoder that failed is overwritten.
         plan: fields of a `Plan`.
-        decoding: `decoder`, `max_pixels` and `on_frame` of `stream_clip`.
+        decoder: of `stream_clip`, as are `max_pixels` and `on_frame` in `decoding`.
+        decoding: the latter two.
 
     Returns:
         The number of frames.
     """
+    decoder = "pyav" if decoder == "decord" else decoder
     canvas, writer, count = _Canvas(Plan(**plan)), None, 0
     with _written(target) as container:
-        for count, (seconds, frame) in enumerate(stream_clip(clip, Sampling(None), **decoding), start=1):
+        for seconds, frame in stream_clip(clip, Sampling(None), decoder=decoder, **decoding):
             drawn = canvas.draw(seconds, frame)
             writer = writer or _Writer(container, drawn)
             writer.write(seconds, drawn)
-        if writer is not None:
-            writer.finish()
+            count += 1
+        if writer is None:
+            raise DecodeError("no frames in the span")
+        writer.finish()
     decoding["on_frame"]()
     return count
 
@@ -225,8 +232,8 @@ class _Canvas:
             if curves:
                 room[ahead] = self.pale[ahead]
             cv2.line(room, (column, rows.start - 3), (column, rows.stop), _INK, 2)
-        for rows, ink in self.curves:
-            row = float(np.interp(seconds, self.moments, rows, left=math.nan, right=math.nan))
+        for values, ink in self.curves:
+            row = float(np.interp(seconds, self.moments, values, left=math.nan, right=math.nan))
             if math.isfinite(row):
                 cv2.circle(room, (round(place * 16), round(row * 16)), 5 * 16, _PAPER, -1, cv2.LINE_AA, 4)
                 cv2.circle(room, (round(place * 16), round(row * 16)), 4 * 16, ink, -1, cv2.LINE_AA, 4)

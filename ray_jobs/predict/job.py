@@ -1,8 +1,8 @@
 """Predict one video: label, probabilities, the most expressive window and the action units in it.
 
-With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them. With `overlay=` the video is
-written with the answer drawn around it: the face's box, the window, the action units and the class probabilities over
-time, and every warning; browsers play it, without sound. `figure=` draws the same as a picture.
+With `subject=` the adapted prompts of that subject are used, as `clipautt adapt` wrote them. With `overlay=` the video
+is written with the answer drawn around it: the face's box, the window, the action units and the class probabilities
+over time, and every warning; browsers play it, without sound. `figure=` draws the same as a picture.
 
 Example:
     clipautt predict face.mp4

@@ -1,7 +1,7 @@
 """What `clipautt predict` draws of its answers: an overlay and a figure of each, where they are asked for.
 
-In: the settings `overlay` and `figure`, and answers. Out: files. For one video a setting is the file's name; for several
-it is a folder, which gets a file per clip.
+In: the settings `overlay` and `figure`, and answers. Out: files. For one video a setting is the file's name; for
+several it is a folder, which gets a file per clip.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from clipautt.prediction.overlay import SUFFIX, check_overlay, refuse_source, wr
 from clipautt.video.reader_process import ReadLimits
 
 _FIGURE = ".png"
+_FILES = (SUFFIX, ".png", ".svg", ".pdf")
+"""Endings that no folder is expected to have."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Pictures:
             if given is None:
                 continue
             refuse_uri(given, setting)
-            if self.several and (Path(given).is_file() or Path(given).suffix):
+            if self.several and not Path(given).is_dir() and Path(given).suffix.lower() in _FILES:
                 raise ValueError(
                     f"{setting}={given}: {len(clips)} videos are predicted; give a folder, which gets a file per video"
                 )
@@ -58,7 +60,9 @@ class Pictures:
                     check_figure(path, name=setting)
                     refuse_source(path, clip.source, name=setting)
 
-    def write(self, prediction: VideoPrediction, clip: Clip | None = None, limits: ReadLimits | None = None) -> list[Path]:
+    def write(
+        self, prediction: VideoPrediction, clip: Clip | None = None, limits: ReadLimits | None = None
+    ) -> list[Path]:
         """Draw an answer, as `write_overlay` and `VideoPrediction.plot`.
 
         Returns:

@@ -113,7 +113,9 @@ def _even_size(width: int, height: int, longest: int) -> tuple[int, int]:
 
 def _draw_other(drawn: Frames, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> None:
     if track.found[index]:
-        draw_lines(drawn, crop_corners(track, index) * scale, _FAINT, max(1, round(max(drawn.shape) / 800)), closed=True)
+        draw_lines(
+            drawn, crop_corners(track, index) * scale, _FAINT, max(1, round(max(drawn.shape) / 800)), closed=True
+        )
 
 
 def _annotate(drawn: Frames, seconds: float, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> Frames:

@@ -51,7 +51,7 @@ def test_words_say_why_there_are_no_curves() -> None:
     nothing = replace(found, label=None, probabilities={}, curves=None, reason="too short: 3 frames")
     assert curves(nothing) == [[], [], []]
     assert {"no label", "too short: 3 frames", "no curves: too short: 3 frames"} <= set(words(nothing))
-    assert [one[2] for one in rendered(nothing).charts] == [False] * 3
+    assert [one[2] for one in rendered(nothing).charts] == [True, False, False]
     some = replace(found, not_learned=found.action_unit_codes[:2])
     assert "left out: 2 AUs that the\nbackbone never learned" in words(some)
     assert not any(code in name for code in some.not_learned for name in curves(some)[2])

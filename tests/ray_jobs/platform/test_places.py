@@ -13,7 +13,7 @@ from ray_jobs.platform.jobs import find_job, jobs
 from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
-    "predict": ["video=v.mp4", "checkpoint=c", "prompts=p"],
+    "predict": ["video=v.mp4", "checkpoint=c", "prompts=p", "overlay=o.mp4", "figure=f.png"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
     "extract": ["dataset=bah", "root=r"],
@@ -27,7 +27,7 @@ GIVEN = {
 }
 FOUND = {
     "demo": {"runs"},
-    "predict": {"video", "checkpoint", "prompts"},
+    "predict": {"video", "checkpoint", "prompts", "overlay", "figure"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},
     "synth": {"out"},
