@@ -22,7 +22,7 @@ _BAR = 120
 """Width in pixels of the bar of probability 1."""
 _CELL = "white-space:normal;text-align:left;vertical-align:top;padding:2px 12px 2px 0;background:none"
 _ROW = Markup(
-    '<tr style="background:none"><th style="{style};min-width:110px">{name}</th><td style="{style}">{value}</td></tr>'
+    '<tr style="background:none"><th style="{style};min-width:125px">{name}</th><td style="{style}">{value}</td></tr>'
 )
 _BLOCK = Markup(
     '<div style="max-width:960px;font-family:sans-serif;font-size:13px;line-height:1.5;color:#222222;'

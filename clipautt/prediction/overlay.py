@@ -54,15 +54,18 @@ def write_overlay(
         The path.
 
     Raises:
-        ValueError: as `check_overlay`.
+        ValueError: as `check_overlay`, and where neither prediction nor clip names the video.
         FileNotFoundError: if the video is gone.
         DecodeError: if no decoder reads it.
     """
     shown = clip or Clip(prediction.clip.clip_id, prediction.clip.subject_id, prediction.video, "target")
+    if not shown.source:
+        raise ValueError("the prediction does not say which video it is of; give clip=Clip(…) with its source")
     target = check_overlay(path, shown.source)
     plan = asdict(_plan(prediction))
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
+        temporary.touch()  # where no file can be written, that is not the decoder's fault
         work_on_clip(write_frames, shown, {"target": os.path.abspath(temporary), "plan": plan}, limits)
     return target
 

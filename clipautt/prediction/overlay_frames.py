@@ -33,7 +33,7 @@ from clipautt.video.decoding import DecodeError, Decoder, Sampling, stream_clip
 from clipautt.video.preprocessing import Frames
 
 _INK, _PAPER = (34, 34, 34), (255, 255, 255)
-_AHEAD = 0.45
+_AHEAD = 0.6
 """Strength of the charts right of the cursor: what is to come is pale."""
 _HIGHEST, _MOST_ENLARGED = 640, 8.0
 """Pixels of the picture's height at most, and the factor by which small frames are enlarged at most."""

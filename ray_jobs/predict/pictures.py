@@ -49,6 +49,9 @@ class Pictures:
                 raise ValueError(
                     f"{setting}={given}: {len(clips)} videos are predicted; give a folder, which gets a file per video"
                 )
+            folder = next(one for one in Path(given).absolute().parents if one.exists())
+            if not folder.is_dir():
+                raise ValueError(f"{setting}={given}: {folder} is a file, not a folder; give another name")
             paths = [self._path(given, clip.clip_id, suffix) for clip in clips]
             twice = next((path for path in paths if paths.count(path) > 1), None)
             if twice is not None:

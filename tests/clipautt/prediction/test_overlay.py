@@ -133,6 +133,11 @@ def test_a_video_that_cannot_be_decoded_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["v.mp4", "whole.mp4"]
 
 
+def test_a_prediction_from_features_needs_its_clip(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not say which video it is of; give clip=Clip\(…\) with its source"):
+        write_overlay(replace(answer(tmp_path), video=""), tmp_path / "o.mp4")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

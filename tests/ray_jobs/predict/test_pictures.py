@@ -41,6 +41,7 @@ def test_one_video_gives_the_named_files_and_several_a_file_each(tmp_path: Path)
     [
         ("o.mkv", None, "a", "overlay={}/o.mkv: an overlay is an MP4 video; allowed: names that end in .mp4"),
         (None, "f.jpg", "a", "figure={}/f.jpg: allowed for a figure: names that end in .png, .svg or .pdf"),
+        ("a.mp4/o.mp4", None, "a", "overlay={0}/a.mp4/o.mp4: {0}/a.mp4 is a file, not a folder; give another name"),
         ("a.mp4", None, "a", "overlay={}/a.mp4 is the video itself, which would be overwritten; give another name"),
         (
             "o.mp4",
