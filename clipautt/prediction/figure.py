@@ -58,6 +58,18 @@ _OTHER = "#7A828E"
 """Colour of the classes that are not the label."""
 _MOST_POINTS = 40
 """Windows up to which every value has a dot."""
+_LOOK: dict[str, dict[str, Any]] = {
+    "found": {"facecolor": FOUND, "lw": 0},
+    "inferred": {"facecolor": INFERRED, "lw": 0},
+    "not seen": {"facecolor": NOWHERE, "edgecolor": "#8A8A8A", "hatch": "//////", "lw": 0},
+    "no face detector": {"facecolor": FAINT, "lw": 0},
+}
+"""State of the face → how it looks in the bar above the charts."""
+_BEHIND: dict[str, dict[str, Any]] = {
+    "inferred": {"facecolor": INFERRED, "alpha": 0.14},
+    "not seen": {"facecolor": "#F6F6F6", "edgecolor": "#CFCFCF", "hatch": "////"},
+}
+"""State of the face → how it looks behind the curves."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,7 +173,9 @@ class _Header:
     def __init__(self, answer: Answer) -> None:
         self.video = printable(Path(answer.video).name)
         known = answer.label is not None
-        self.label = f"{answer.label} {percent(answer.probabilities[answer.label])}" if answer.label else "no label"
+        self.label = (
+            "no label" if answer.label is None else f"{answer.label} {percent(answer.probabilities[answer.label])}"
+        )
         room = WIDTH - 2 * _MARGIN
         facts = wrapped("  ·  ".join(describe(answer)), room, _PLAIN)
         self.lines = facts if known else [*wrapped(answer.reason, room, _PLAIN), *facts]
@@ -215,24 +229,17 @@ def _draw_track(axes: Axes, answer: Answer, frames: pd.DataFrame) -> None:
         _legend(axes, [handle], ["most expressive window"], above=0.72, columns=2)
 
 
-_LOOK: dict[str, dict[str, Any]] = {
-    "found": {"facecolor": FOUND, "lw": 0},
-    "inferred": {"facecolor": INFERRED, "lw": 0},
-    "not seen": {"facecolor": NOWHERE, "edgecolor": "#8A8A8A", "hatch": "//////", "lw": 0},
-    "no face detector": {"facecolor": FAINT, "lw": 0},
-}
-_BEHIND: dict[str, dict[str, Any]] = {
-    "inferred": {"facecolor": INFERRED, "alpha": 0.14},
-    "not seen": {"facecolor": "#F6F6F6", "edgecolor": "#CFCFCF", "hatch": "////"},
-}
-"""State of the face → how it looks behind the curves."""
-
-
 def _draw_probabilities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> None:
     ordered = by_probability(answer)
     curves = [
-        _Line(name, windows[f"probability_{name}"], INK if name == answer.label else _OTHER, dashes, percent(value))
-        for (name, value), dashes in zip(((one, answer.probabilities[one]) for one in ordered), _DASHES, strict=False)
+        _Line(
+            name,
+            windows[f"probability_{name}"],
+            INK if name == answer.label else _OTHER,
+            dashes,
+            percent(answer.probabilities[name]),
+        )
+        for name, dashes in zip(ordered, _DASHES, strict=False)
     ]
     heading = "class probability in the window around each moment"
     if len(ordered) > len(curves):

@@ -63,7 +63,8 @@ def main(cfg: DictConfig) -> int:
     """Run the job; the exit code is 1 where the video has no label."""
     if not Path(cfg.video).exists():
         raise FileNotFoundError(f"video={cfg.video}: no such file or folder")
-    pictures, limits = Pictures(cfg.overlay, cfg.figure), instantiate(cfg.limits)
+    overlay, figure = (None if given is None else str(given) for given in (cfg.overlay, cfg.figure))
+    pictures, limits = Pictures(overlay, figure), instantiate(cfg.limits)
     pictures.check([Clip(Path(cfg.video).stem, "unknown", str(cfg.video), "target")])
     predictor = load_predictor(
         chosen_checkpoint(cfg.checkpoint),

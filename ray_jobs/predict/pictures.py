@@ -6,20 +6,19 @@ several it is a folder, which gets a file per clip.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from clipautt.clips import Clip
-from clipautt.evaluation.reports.figures import check_figure
 from clipautt.files import refuse_uri
 from clipautt.prediction.answers import VideoPrediction
-from clipautt.prediction.overlay import SUFFIX, check_overlay, refuse_source, write_overlay
 from clipautt.video.reader_process import ReadLimits
 
-_FIGURE = ".png"
-_FILES = (SUFFIX, ".png", ".svg", ".pdf")
+_OVERLAY, _FIGURE = ".mp4", ".png"
+_FILES = (_OVERLAY, _FIGURE, ".svg", ".pdf")
 """Endings that no folder is expected to have."""
 
 
@@ -40,28 +39,32 @@ class Pictures:
         Raises:
             ValueError: for a name of another kind, a video that would be overwritten, or two clips of one name.
         """
-        for setting, suffix in (("overlay", SUFFIX), ("figure", _FIGURE)):
-            given: str | None = getattr(self, setting)
-            if given is None:
-                continue
-            refuse_uri(given, setting)
-            if self.several and not Path(given).is_dir() and Path(given).suffix.lower() in _FILES:
-                raise ValueError(
-                    f"{setting}={given}: {len(clips)} videos are predicted; give a folder, which gets a file per video"
-                )
-            folder = next(one for one in Path(given).absolute().parents if one.exists())
-            if not folder.is_dir():
-                raise ValueError(f"{setting}={given}: {folder} is a file, not a folder; give another name")
-            paths = [self._path(given, clip.clip_id, suffix) for clip in clips]
-            twice = next((path for path in paths if paths.count(path) > 1), None)
-            if twice is not None:
-                raise ValueError(f"{setting}={given}: two videos would be written to {twice}; predict them one by one")
-            for path, clip in zip(paths, clips, strict=True):
-                if setting == "overlay":
-                    check_overlay(path, clip.source, name=setting)
-                else:
-                    check_figure(path, name=setting)
-                    refuse_source(path, clip.source, name=setting)
+        for setting, given in (("overlay", self.overlay), ("figure", self.figure)):
+            if given is not None:
+                self._check(setting, given, clips)
+
+    def _check(self, setting: str, given: str, clips: Sequence[Clip]) -> None:
+        from clipautt.evaluation.reports.figures import check_figure  # matplotlib takes a second to import
+        from clipautt.prediction.overlay import check_overlay, refuse_source
+
+        refuse_uri(given, setting)
+        if self.several and not Path(given).is_dir() and Path(given).suffix.lower() in _FILES:
+            raise ValueError(
+                f"{setting}={given}: {len(clips)} videos are predicted; give a folder, which gets a file per video"
+            )
+        folder = next(one for one in Path(given).absolute().parents if one.exists())
+        if not folder.is_dir():
+            raise ValueError(f"{setting}={given}: {folder} is a file, not a folder; give another name")
+        paths = [self._path(given, clip.clip_id, _OVERLAY if setting == "overlay" else _FIGURE) for clip in clips]
+        twice = [path for path, count in Counter(paths).items() if count > 1]
+        if twice:
+            raise ValueError(f"{setting}={given}: two videos would be written to {twice[0]}; predict them one by one")
+        for path, clip in zip(paths, clips, strict=True):
+            if setting == "overlay":
+                check_overlay(path, clip.source, name=setting)
+            else:
+                check_figure(path, name=setting)
+                refuse_source(path, clip.source, name=setting)
 
     def write(
         self, prediction: VideoPrediction, clip: Clip | None = None, limits: ReadLimits | None = None
@@ -73,7 +76,9 @@ class Pictures:
         """
         written = []
         if self.overlay is not None:
-            path = self._path(self.overlay, prediction.clip.clip_id, SUFFIX)
+            from clipautt.prediction.overlay import write_overlay
+
+            path = self._path(self.overlay, prediction.clip.clip_id, _OVERLAY)
             written.append(write_overlay(prediction, path, clip=clip, limits=limits))
         if self.figure is not None:
             path = self._path(self.figure, prediction.clip.clip_id, _FIGURE)
