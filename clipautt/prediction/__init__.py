@@ -3,4 +3,5 @@
 In: windows of a clip and their numbers. Out: a `VideoPrediction`, whose tables have the columns of `columns`.
 
 Open `answers` first; `cautions` are the warnings, with a code each, `columns` describes every column of every table.
+`figure`, `notebook` and `overlay` show an answer as a figure, as HTML and around its video.
 """

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from clipautt.model.windows import WindowSpec, window_spans, window_starts
 from clipautt.prediction.cautions import Code, brightness_of
 from clipautt.prediction.columns import columns_of
 from clipautt.video.reader import BOX
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FACE = tuple(f"face_{name}" for name in BOX)
 _NONE = ""
@@ -314,6 +318,35 @@ class VideoPrediction:
         light = np.full(count, math.nan) if clip.brightness is None else clip.brightness
         columns = np.column_stack([found, boxes, light])[::stride].astype(np.float64)
         return dict(zip(("face_share", *_FACE, "brightness"), _means(columns, starts, length).T, strict=True))
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The answer as a figure: label and warnings, then the face, the class probabilities and the AUs over time.
+
+        The most expressive window is marked, and stretches without a face are hatched. `overlay.write_overlay` puts the
+        same around the frames of the video.
+
+        Args:
+            path: file to write as well; its name ends in .png, .svg or .pdf.
+
+        Returns:
+            The figure of matplotlib, which belongs to no window of pyplot. Its curves are named.
+
+        Raises:
+            ValueError: for a file of another kind.
+        """
+        from clipautt.evaluation.reports.figures import save  # matplotlib takes a second to import
+        from clipautt.prediction.figure import draw
+
+        figure = draw(self)
+        if path is not None:
+            save(figure, Path(path))
+        return figure
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        from clipautt.prediction.notebook import html_of
+
+        return html_of(self)
 
     def __repr__(self) -> str:
         warned = "".join(f"; warning: {sentence}" for sentence in self.warnings)

@@ -5,6 +5,9 @@ the feature store: each video is decoded and encoded once, and the same command 
 `out=` writes a table, CSV or Parquet: a row per window of one video, or per clip of several; `windows=true` and
 `frames=true` give a row per window or per frame of each. clipautt/prediction/README.md describes the columns.
 
+`overlay=` writes the video with the answer drawn around it: the face's box, the window, the action units and the class
+probabilities over time, and every warning; browsers play it, without sound. `figure=` draws the same as a picture.
+
 In a folder, the first folder is the subject and a second one the condition, as in study/anna/stress/07.mp4; `names=`
 reads them from file names instead. With `subject=` the adapted prompts of that subject are used, with
 `personalized=true` those of each clip's own subject, as `clipautt adapt` and `clipautt personalize` wrote them.
@@ -12,6 +15,7 @@ reads them from file names instead. With `subject=` the adapted prompts of that 
 Example:
     clipautt predict face.mp4
     clipautt predict face.mp4 out=face.csv frames=true
+    clipautt predict face.mp4 overlay=overlay.mp4 figure=figure.pdf
     clipautt predict study out=clips.csv checkpoint=runs/train/hard
     clipautt predict 'videos/*.mp4' out=windows.parquet windows=true 'names="{subject}_{condition}"'
     clipautt predict face.mp4 subject=target-003 prompts=runs/adapt/hard/prompts checkpoint=runs/train/hard
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -41,6 +46,7 @@ from ray_jobs.platform.extraction.faces_seen import report_faces
 from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
 from ray_jobs.platform.progress import table
 from ray_jobs.predict.many import Rows, Table, Tally
+from ray_jobs.predict.pictures import Pictures
 
 POSITIONAL = "videos…"
 _SHOWN = 20
@@ -54,6 +60,9 @@ def main(cfg: DictConfig) -> int:
         print(note)
     if cfg.face is not None:
         inputs = replace(inputs, clips=tuple(replace(clip, face=str(cfg.face)) for clip in inputs.clips))
+    overlay, figure = (None if given is None else str(given) for given in (cfg.overlay, cfg.figure))
+    pictures = Pictures(overlay, figure, several=not inputs.one)
+    pictures.check(inputs.clips)
     predictor = load_predictor(
         chosen_checkpoint(cfg.checkpoint),
         chosen_personalizations(cfg.prompts, None if cfg.subject is None else str(cfg.subject)),
@@ -61,7 +70,7 @@ def main(cfg: DictConfig) -> int:
         limits=instantiate(cfg.limits),
     )
     made = Table(predictor, inputs, rows or ("windows" if inputs.one else "clips"))
-    return _one(cfg, made) if inputs.one else _many(cfg, made)
+    return _one(cfg, made, pictures) if inputs.one else _many(cfg, made, pictures)
 
 
 def _rows(cfg: DictConfig) -> Rows | None:
@@ -82,7 +91,7 @@ def _rows(cfg: DictConfig) -> Rows | None:
     return None if cfg.windows is None else "windows" if cfg.windows else "clips"
 
 
-def _one(cfg: DictConfig, made: Table) -> int:
+def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     (clip,) = made.inputs.clips
     subject = _subject_of(cfg, clip.subject_id)
     settings = made.predictor.source.checkpoint.spec.features.frames.faces
@@ -93,6 +102,8 @@ def _one(cfg: DictConfig, made: Table) -> int:
     show(prediction)
     if cfg.out:
         print(f"{write_rows(cfg.out, made.columns, [made.of_answer(prediction)])} rows of {made.rows}: {cfg.out}")
+    for path in pictures.write(prediction, clip, made.predictor.limits):
+        print(f"picture: {path}")
     return 1 if prediction.label is None else 0
 
 
@@ -102,7 +113,7 @@ def _subject_of(cfg: DictConfig, own: str) -> str | None:
     return own if cfg.personalized else None if cfg.subject is None else str(cfg.subject)
 
 
-def _many(cfg: DictConfig, made: Table) -> int:
+def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     spec, clips = made.predictor.source.checkpoint.spec, made.inputs.clips
     known = _personalizations(cfg, made.predictor, made.inputs)
     backbone = instantiate(cfg.backbone) or spec.backbone
@@ -111,13 +122,16 @@ def _many(cfg: DictConfig, made: Table) -> int:
         store, summary = extract(clips, config)
     report_failures(summary)
     report_faces(summary)
+    made.on_answer = partial(pictures.write, limits=config.limits)
     parts = made.of_features(store, summary.failures, summary.frames, known)
     if cfg.out:
         count = write_rows(cfg.out, made.columns, parts)
     else:
         rows = [row for part in parts for row in part.to_dict("records")]
         _show_rows([{str(name): value for name, value in row.items()} for row in rows[:_SHOWN]], len(clips))
-    _show_tally(made.tally, cfg)
+    _show_tally(made.tally)
+    for folder in filter(None, (cfg.overlay, cfg.figure)):
+        print(f"pictures: {folder}")
     if cfg.out:
         print(f"{count} rows of {made.rows}: {cfg.out}")
         if made.rows == "clips":
@@ -164,7 +178,7 @@ def _show_rows(rows: list[dict[str, Any]], total: int) -> None:
         print(f"… and {total - len(rows)} more")
 
 
-def _show_tally(tally: Tally, cfg: DictConfig) -> None:
+def _show_tally(tally: Tally) -> None:
     labels = ", ".join(f"{name} {count}" for name, count in tally.labels.most_common())
     print(f"{tally.statuses['ok']} of {tally.statuses.total()} clips have a prediction: {labels or 'none'}")
     for status, count in tally.statuses.items():

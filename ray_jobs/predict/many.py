@@ -7,7 +7,7 @@ Started again, only what is missing in the store is decoded and encoded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,6 +78,8 @@ class Table:
         more = [Column(shown, f"{name}, as given with the input") for name, shown in self.others.items()]
         self.columns = [*own[: len(CLIP)], *more, *own[len(CLIP) :]]
         self.tally = Tally()
+        self.on_answer: Callable[[VideoPrediction, Clip], object] = lambda prediction, clip: None
+        """Called with every answer of `of_features`."""
 
     def of_features(
         self,
@@ -142,6 +144,8 @@ class Table:
                 faces=[clip.face for clip in together],
             )
             answers |= {clip.clip_id: one for clip, one in zip(together, made, strict=True)}
+        for clip in clips:
+            self.on_answer(answers[clip.clip_id], clip)
         return answers
 
     def _failed(self, clip: Clip, failure: Failure) -> _Part:

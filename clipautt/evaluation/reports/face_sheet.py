@@ -113,34 +113,42 @@ def _even_size(width: int, height: int, longest: int) -> tuple[int, int]:
 
 def _draw_other(drawn: Frames, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> None:
     if track.found[index]:
-        _line(drawn, crop_corners(track, index) * scale, _FAINT, max(1, round(max(drawn.shape) / 800)), closed=True)
+        draw_lines(
+            drawn, crop_corners(track, index) * scale, _FAINT, max(1, round(max(drawn.shape) / 800)), closed=True
+        )
 
 
 def _annotate(drawn: Frames, seconds: float, track: FaceTrack, index: int, scale: npt.NDArray[np.float64]) -> Frames:
     found = bool(track.found[index])
     colour, width = (_FOUND if found else _MISSING), max(1, round(max(drawn.shape) / 400))
     if track.shown[index]:
-        _line(drawn, crop_corners(track, index) * scale, colour, width, closed=True)
+        draw_lines(drawn, crop_corners(track, index) * scale, colour, width, closed=True)
     if np.isfinite(track.eyes[index]).all():
-        _line(drawn, track.eyes[index] * scale, colour, width)
+        draw_lines(drawn, track.eyes[index] * scale, colour, width)
         for eye in track.eyes[index] * scale:
-            _line(drawn, np.stack([eye, eye]), colour, 3 * width)
+            draw_lines(drawn, np.stack([eye, eye]), colour, 3 * width)
     text = f"{seconds:.2f} s" if found else f"{seconds:.2f} s   no face found"
     return _caption(drawn, text, colour)
 
 
 def crop_corners(track: FaceTrack, index: int) -> npt.NDArray[np.float64]:
     """Corners of a frame's crop in pixels, float64 [4, 2]: upper left, upper right, lower right, lower left."""
-    cos, sin = np.cos(track.angle[index]), np.sin(track.angle[index])
-    square = (np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5) * track.side[index]
-    turned: npt.NDArray[np.float64] = square @ np.array([[cos, sin], [-sin, cos]]) + track.centre[index]
+    return square_corners(track.centre[index], float(track.side[index]), float(track.angle[index]))
+
+
+def square_corners(centre: npt.NDArray[np.floating], side: float, angle: float) -> npt.NDArray[np.float64]:
+    """Corners of a square that is turned clockwise by `angle` radians, as `crop_corners`."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    square = (np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5) * side
+    turned: npt.NDArray[np.float64] = square @ np.array([[cos, sin], [-sin, cos]]) + centre
     return turned
 
 
-def _line(
+def draw_lines(
     picture: Frames, points: npt.NDArray[np.float64], colour: Colour, width: int, *, closed: bool = False
 ) -> None:
-    """Draw into the picture, dark below and coloured on top, so that it shows on any background."""
+    """Draw lines through points [n, 2] into the picture, dark below and coloured on top, so that they show on any
+    background."""
     fixed = np.round((points - 0.5) * 2**_FINE).astype(np.int32)
     for ink, extra in ((_INK, 2), (colour, 0)):
         cv2.polylines(picture, [fixed], closed, ink, width + extra, cv2.LINE_AA, _FINE)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +35,8 @@ _WITHOUT, _WITH, _INK, _FAINT = "#8C96A3", "#0072B2", "#222222", "#D9D9D9"
 _UNITS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BURST, _WINDOW = "#E69F00", "#56B4E9"
 _DPI = 150
+_UNSTABLE = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
+"""Kinds of files, and the fact in each that would differ between two writings."""
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 """Background of a label that a line may cross."""
 _MAX_NAMED_SUBJECTS = 40
@@ -44,12 +47,35 @@ _TICK_GAP = 0.45
 _STRIP = 8
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG; equal figures give equal files."""
+def save(figure: Figure, path: Path, *, name: str = "path") -> Path:
+    """Write a figure as PNG, SVG or PDF, as the file's name says; equal figures give equal files.
+
+    Raises:
+        ValueError: as `check_figure`.
+    """
+    kind = check_figure(path, name=name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    with atomic(path) as temporary, rc_context({"svg.hashsalt": "clipautt"}):
+        figure.savefig(temporary, format=kind, dpi=_DPI, facecolor="white", metadata={_UNSTABLE[kind]: None})
     return path
+
+
+def check_figure(path: Path, *, name: str = "path") -> str:
+    """The kind of file a figure is written as: `png`, `svg` or `pdf`.
+
+    Args:
+        path: file to write.
+        name: what the path is called in messages, such as the setting that has it.
+
+    Raises:
+        ValueError: for a name with another ending, and for a folder.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in _UNSTABLE:
+        raise ValueError(f"{name}={path}: allowed for a figure: names that end in .png, .svg or .pdf")
+    if path.is_dir():
+        raise ValueError(f"{name}={path} is a folder; give the name of a file, such as {path / 'figure.png'}")
+    return kind
 
 
 def shorten(text: str, limit: int) -> str:

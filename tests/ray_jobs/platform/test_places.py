@@ -13,7 +13,7 @@ from ray_jobs.platform.jobs import find_job, jobs
 from ray_jobs.platform.places import places, refuse_relative, refuse_uris
 
 GIVEN = {
-    "predict": ["videos=[v.mp4,s]", "checkpoint=c", "prompts=p", "out=t.csv"],
+    "predict": ["videos=[v.mp4,s]", "checkpoint=c", "prompts=p", "out=t.csv", "overlay=o.mp4", "figure=f.png"],
     "personalize": ["subject=s", "videos=[v.mp4]", "checkpoint=c"],
     "faces": ["video=v.mp4", "out=o", "faces=yunet", "faces.model=m.onnx"],
     "manifest": ["dataset=folder", "root=r"],
@@ -29,7 +29,7 @@ GIVEN = {
 }
 FOUND = {
     "demo": {"runs"},
-    "predict": {"videos", "checkpoint", "prompts", "out", "store"},
+    "predict": {"videos", "checkpoint", "prompts", "out", "store", "overlay", "figure"},
     "personalize": {"videos", "checkpoint", "prompts"},
     "faces": {"video", "out", "faces.model"},
     "manifest": {"root", "manifest"},

@@ -1,0 +1,119 @@
+"""The video of an answer: its label, warnings and curves around the frames, with the face's box and a cursor.
+
+In: an answer, and its video. Out: an MP4 file that browsers play, with every frame of the video at its time. The text
+and the curves are drawn once. Sound is not copied.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipautt.clips import Clip
+from clipautt.files import atomic
+from clipautt.prediction.answers import VideoPrediction
+from clipautt.prediction.figure import FOUND, INFERRED, rendered, rgb
+from clipautt.prediction.lettering import font_file
+from clipautt.prediction.overlay_frames import Plan, write_frames
+from clipautt.prediction.shown import face_states
+from clipautt.video.reader import BOX
+from clipautt.video.reader_process import ReadLimits, work_on_clip
+
+SUFFIX = ".mp4"
+_SAID = {
+    "found": ("face found", FOUND),
+    "inferred": ("face not found here, box inferred from other frames", INFERRED),
+    "not seen": ("face not found here", "#8A8A8A"),
+}
+"""State of the face → what is said of it, and the colour of the box; nothing without a detector."""
+
+
+def write_overlay(
+    prediction: VideoPrediction, path: str | Path, *, clip: Clip | None = None, limits: ReadLimits | None = None
+) -> Path:
+    """Write the video with the answer drawn around it.
+
+    Above the picture: label, probabilities and every warning. In it: the face's box, blue where the face was found,
+    orange where its place is inferred. Below: the face over time, the chosen window, the class probabilities and the
+    AUs that rose most, with a cursor; stretches without a face are hatched. The file has all frames of the video with
+    their time stamps, and no sound; it appears when it is complete.
+
+    Args:
+        prediction: the answer.
+        path: file to write, its name ending in .mp4.
+        clip: what was predicted, for a span of a video; None: the whole file `prediction.video`.
+        limits: limits for each decoder, as in `Predictor.load`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: as `check_overlay`, and where neither prediction nor clip names the video.
+        FileNotFoundError: if the video is gone.
+        DecodeError: if no decoder reads it.
+    """
+    shown = clip or Clip(prediction.clip.clip_id, prediction.clip.subject_id, prediction.video, "target")
+    if not shown.source:
+        raise ValueError("the prediction does not say which video it is of; give clip=Clip(…) with its source")
+    target = check_overlay(path, shown.source)
+    plan = asdict(_plan(prediction))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(target) as temporary:
+        temporary.touch()  # where no file can be written, that is not the decoder's fault
+        work_on_clip(write_frames, shown, {"target": os.path.abspath(temporary), "plan": plan}, limits)
+    return target
+
+
+def check_overlay(path: str | Path, video: str | Path, *, name: str = "path") -> Path:
+    """Check where an overlay goes, before anything is decoded.
+
+    Args:
+        path: file to write.
+        video: the video.
+        name: what the path is called in messages, such as the setting that has it.
+
+    Raises:
+        ValueError: if its name does not end in .mp4, it is a folder, or the video itself.
+    """
+    target = Path(path)
+    if target.suffix.lower() != SUFFIX:
+        raise ValueError(f"{name}={path}: an overlay is an MP4 video; allowed: names that end in {SUFFIX}")
+    if target.is_dir():
+        raise ValueError(f"{name}={path} is a folder; give the name of a file, such as {target / ('overlay' + SUFFIX)}")
+    refuse_source(target, video, name=name)
+    return target
+
+
+def refuse_source(path: Path, video: str | Path, *, name: str) -> None:
+    """Refuse to write over the video; `name` as in `check_overlay`."""
+    if path.exists() and Path(video).exists() and path.samefile(video):
+        raise ValueError(f"{name}={path} is the video itself, which would be overwritten; give another name")
+
+
+def _plan(prediction: VideoPrediction) -> Plan:
+    made, clip = rendered(prediction), prediction.clip
+    file = io.BytesIO()
+    Image.fromarray(made.pixels).save(file, format="PNG")
+    nowhere = np.full((len(clip.times), len(BOX)), np.nan)
+    boxes = nowhere if clip.boxes is None else clip.boxes.astype(np.float64)
+    return Plan(
+        png=base64.b64encode(file.getvalue()).decode(),
+        header=made.header,
+        left=made.left,
+        right=made.right,
+        end_seconds=made.end_seconds,
+        charts=made.charts,
+        moments=made.moments,
+        curves=[(curve.rows, curve.colour) for curve in made.curves],
+        times=clip.times.tolist(),
+        boxes=boxes[:, :4].tolist(),
+        states=[_SAID[state][0] if state in _SAID else "" for state in face_states(prediction.frames)],
+        colours={sentence: rgb(colour) for sentence, colour in _SAID.values()},
+        font=font_file(),
+    )
