@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
     header = _Header(answer)
     height = header.height + _STATE + _TRACK + _HEADING + _PROBABILITY + _HEADING + _SIMILARITY + _BELOW
     height += height % 2
-    figure = Figure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    figure = _ShownFigure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     header.draw(figure)
     top, charts = header.height + _STATE, list[Axes]()
     for size in (_TRACK, _PROBABILITY, _SIMILARITY):
@@ -274,6 +275,15 @@ def _draw_similarities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> Non
         note = f"left out: {len(answer.not_learned)} AUs that the\nbackbone never learned"
         place = (1 + (_LEGEND - _RIGHT) / (_RIGHT - _LEFT), -(_BELOW - 6) / _SIMILARITY)
         axes.text(*place, note, transform=axes.transAxes, fontsize=_SMALL, color=GREY, va="bottom")
+
+
+class _ShownFigure(Figure):
+    """A figure that a notebook shows by itself, without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
