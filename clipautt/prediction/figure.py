@@ -254,7 +254,7 @@ def _draw_probabilities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> No
 
 
 def _draw_similarities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> None:
-    heading = "AUs that rose most in the most expressive window: cosine of face and phrase above its median"
+    heading = "AUs that rose most in that window: cosine with their phrase, less its median"
     axes.set_title(heading, fontsize=_PLAIN, loc="left", color=INK, pad=5)
     why = why_no_units(answer)
     if why:
