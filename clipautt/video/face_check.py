@@ -12,6 +12,7 @@ on each side the box has 0.56 to 0.73; with a margin of half the face 0.43 to 0.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from clipautt.clips import Clip
 from clipautt.footage import is_rendered_clip
-from clipautt.video.faces import FaceConfig, make_detector
+from clipautt.video.faces import CascadeDetector, FaceConfig
 from clipautt.video.preprocessing import Frames
 
 MIN_SIDE = 0.55
@@ -29,13 +30,14 @@ MIN_SIDE = 0.55
 In `make bench-validity` (part `picture`) UAR falls by 3 points where rendered faces have 0.6, by 12 at 0.5.
 """
 _LOOKED_AT = 5
-"""Frames of a clip; the check takes less than 20 ms for each."""
+"""Frames of a clip; the check takes about 5 ms for each."""
 _BORDER = 0.3
 """Added around the picture, as a share of its side: the cascades overlook faces that touch the edge."""
 _PIXELS = 160
 """Side to which the widened picture is resized."""
 _NOT_CROPPED = "Faces are not cropped here (faces=none), so a face must fill the picture"
 _CROP = "crop the video to the face, or train a checkpoint with faces=cascade"
+_LOCAL = threading.local()
 _DETECTOR = FaceConfig(detector="cascade", detect_pixels=_PIXELS, min_face=0.1)
 
 
@@ -84,8 +86,8 @@ def face_sides(frames: list[Frames]) -> list[float]:
     Raises:
         ValueError: if OpenCV comes without cascades.
     """
-    detect = make_detector(_DETECTOR)
-    sides = []
+    detect = _detector()
+    sides: list[float] = []
     for frame in frames:
         border = round(_BORDER * frame.shape[0])
         widened = cv2.copyMakeBorder(frame, border, border, border, border, cv2.BORDER_REPLICATE)
@@ -95,6 +97,14 @@ def face_sides(frames: list[Frames]) -> list[float]:
         shares = [face.side / scale / frame.shape[0] for face in faces]
         sides.append(next((share for share in shares if share <= 1), 0.0))  # no face is larger than its picture
     return sides
+
+
+def _detector() -> CascadeDetector:
+    """This thread's detector: to make one takes as long as five frames."""
+    if not hasattr(_LOCAL, "detector"):
+        _LOCAL.detector = CascadeDetector(_DETECTOR, eyes=False)
+    detector: CascadeDetector = _LOCAL.detector
+    return detector
 
 
 def fills(sides: Sequence[float]) -> bool:

@@ -239,10 +239,14 @@ class CascadeDetector:
     """OpenCV's cascades: the frontal ones first, then profiles to either side; eyes are looked for within a face.
 
     Frontal faces are found up to about 15 degrees of tilt.
+
+    Args:
+        config: how small a face may be, and how large the picture is that is searched.
+        eyes: whether eyes are looked for, which takes most of the time.
     """
 
-    def __init__(self, config: FaceConfig) -> None:
-        self._config = config
+    def __init__(self, config: FaceConfig, *, eyes: bool = True) -> None:
+        self._config, self._with_eyes = config, eyes
         # The first gives the steadier boxes and fewer false alarms; the second finds more tilted and covered faces.
         self._steady, self._keen = _cascade("frontalface_alt2"), _cascade("frontalface_default")
         self._profile = _cascade("profileface")
@@ -265,7 +269,7 @@ class CascadeDetector:
         faces = []
         for left, top, width, height, score in boxes:
             box = (left * scale, top * scale, width * scale, height * scale)
-            faces.append(Face(*box, score, self._find_eyes(grey, box)))
+            faces.append(Face(*box, score, self._find_eyes(grey, box) if self._with_eyes else None))
         return tuple(faces)
 
     def _boxes(self, grey: Grey, counts: float) -> Boxes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.datasets.synthetic.video import write_mp4
 from clipautt.features.clip_features import FeatureSpec, encode_clip
+from clipautt.video import face_check
 from clipautt.video.decoding import Sampling
 from clipautt.video.face_check import FrameSample, face_sides, face_warning, faces_warning
 from clipautt.video.faces import FaceConfig
@@ -71,6 +73,7 @@ def test_the_warning_gives_the_share(frames: list[Frames], words: str) -> None:
 
 def test_opencv_without_cascades_costs_the_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("cv2.data.haarcascades")
+    monkeypatch.setattr(face_check, "_LOCAL", threading.local())
     sample = FrameSample()
     sample.add(EMPTY[None])
     said = face_warning(sample.sides())
