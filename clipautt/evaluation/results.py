@@ -105,6 +105,10 @@ class ResultRow:
     warnings: str = ""
     """Sentences on why the prediction may be worth little, such as footage that the model has never seen; empty where
     nothing speaks against it."""
+    cautions: str = ""
+    """The same as codes, separated by semicolons; see `clipautt.prediction.cautions`."""
+    other_faces: int = 0
+    """Faces beside the subject's that were followed through the clip and left out."""
     face_share: float = float("nan")
     """Share of the clip's frames in which the face was found, 0..1; NaN without a face detector or features."""
 

@@ -104,6 +104,16 @@ class ClipFeatures:
         return share_of(self.face_found) if self.min_share else float("nan")
 
     @property
+    def num_frames(self) -> int:
+        """Number of frames T."""
+        return len(self.times)
+
+    @property
+    def mean_brightness(self) -> float:
+        """Mean luma of what the frames show, 0..1; nan where it was not recorded."""
+        return mean_of(self.brightness)
+
+    @property
     def shown(self) -> Tensor:
         """Features of the frames that show the face, [N, d], for the subject's centre; all if it was never found."""
         if not self.min_share or self.face_found is None or not self.face_found.any():
@@ -117,6 +127,12 @@ class ClipFeatures:
 def share_of(face_found: npt.NDArray[np.bool_] | None) -> float:
     """Share of the frames with a face, 0..1; nan where it was not recorded."""
     return float("nan") if face_found is None else float(np.mean(face_found))
+
+
+def mean_of(brightness: npt.NDArray[np.float32] | None) -> float:
+    """Mean of the frames that show something; nan where nothing was recorded."""
+    known = brightness is not None and np.isfinite(brightness).any()
+    return float(np.nanmean(brightness)) if brightness is not None and known else float("nan")
 
 
 def clip_key(clip: Clip) -> str:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key, mean_of, share_of
 from clipautt.files import atomic, refuse_uri, sync_folder, write_json
 from clipautt.video.reader import BOX, Boxes
 
@@ -90,18 +90,31 @@ class StoredFrames:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FacesSeen:
-    """What is known of the faces of a clip."""
+class ClipFacts:
+    """What is known of a clip besides its features; the fields are those of `ClipFeatures`."""
 
-    face_found: npt.NDArray[np.bool_]
-    """Whether the subject's face was found in the frame, [T]."""
-    other_faces: int
+    num_frames: int
+    """Number of frames T."""
+    face_found: npt.NDArray[np.bool_] | None = None
+    """Whether the subject's face was found in the frame, [T]; None where it was not recorded."""
+    other_faces: int = 0
     """Faces beside it that were followed and left out."""
-    sides: tuple[float, ...] = ()
-    """See `ClipFeatures.face_sides`."""
+    face_sides: tuple[float, ...] = ()
+    """The side of the face in a few frames; empty where nothing was looked at."""
+    mean_brightness: float = float("nan")
+    """Mean luma of what the frames show, 0..1; nan where it was not recorded."""
+    notes: tuple[str, ...] = ()
+    """What could not be shown as it should be."""
+    min_share: float = 0.0
+    """Share of a window's frames that must show the face; 0 without a detector."""
+
+    @property
+    def face_share(self) -> float:
+        """Share of the frames in which the face was found, 0..1; nan without a detector."""
+        return share_of(self.face_found) if self.min_share else float("nan")
 
     def __repr__(self) -> str:
-        return f"FacesSeen(in {int(self.face_found.sum())} of {len(self.face_found)}, {self.other_faces} others)"
+        return f"ClipFacts({self.num_frames} frames, {self.other_faces} other faces)"
 
 
 class FeatureStore:
@@ -208,15 +221,25 @@ class FeatureStore:
                     )
         return dict(sorted(loaded.items()))
 
-    def faces(self, clips: Iterable[Clip]) -> dict[str, FacesSeen]:
-        """What is known of the faces of the clips that have features, by `clip_id`; does not read the features."""
-        columns = ("clip_key", "status", "face_found", "other_faces", "face_sides")
-        known: dict[str, FacesSeen] = {}
+    def facts(self, clips: Iterable[Clip]) -> dict[str, ClipFacts]:
+        """What is known of the clips that have features, by `clip_id`; does not read the features."""
+        columns = ("clip_key", "status", "times", "face_found", "other_faces", "face_sides", "brightness", "reason")
+        share = self.spec.frames.faces.window_share
+        known: dict[str, ClipFacts] = {}
         for table in read_parts(self.path, lambda file: self._read(file, columns)):
-            for row in table.to_pylist():
-                if row["status"] == OK and row["face_found"] is not None:
-                    found = np.array(row["face_found"], bool)
-                    known[row["clip_key"]] = FacesSeen(found, row["other_faces"] or 0, tuple(row["face_sides"] or ()))
+            for index in range(len(table)):
+                row = {name: table[name][index] for name in columns}
+                found, notes = _numbers(row["face_found"]), row["reason"].as_py()
+                if row["status"].as_py() == OK and row["times"].is_valid:
+                    known[row["clip_key"].as_py()] = ClipFacts(
+                        len(row["times"]),
+                        None if found is None else found.astype(bool),
+                        row["other_faces"].as_py() or 0,
+                        tuple(row["face_sides"].as_py() or ()),
+                        mean_of(_numbers(row["brightness"])),
+                        (notes,) * bool(notes),
+                        share,
+                    )
         return {clip.clip_id: known[key] for clip in clips if (key := clip_key(clip)) in known}
 
     def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:

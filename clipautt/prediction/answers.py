@@ -20,7 +20,7 @@ import pandas as pd
 from clipautt.action_units import title_of
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec, window_spans, window_starts
-from clipautt.prediction.cautions import Code, brightness_of
+from clipautt.prediction.cautions import Code
 from clipautt.prediction.columns import columns_of
 from clipautt.video.reader import BOX
 
@@ -201,7 +201,7 @@ class VideoPrediction:
             "windows": len(window_starts(len(self.clip.times[:: self.spec.stride]), self.spec)),
             "windows_counted": 0 if self.curves is None else len(self.curves.starts),
             "face_share": self.face_share,
-            "brightness": brightness_of(self.clip),
+            "brightness": self.clip.mean_brightness,
         }
         chances = {f"probability_{name}": self.probabilities.get(name, math.nan) for name in self.classes}
         values = numbers | chances | self._units() | self._validity()

@@ -7,15 +7,16 @@ The limits were measured, see `make bench-validity`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from clipautt.adaptation.basis import Basis
-from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
-from clipautt.footage import is_rendered, other_footage
+from clipautt.features.store import ClipFacts
+from clipautt.footage import Footage, is_rendered, other_footage
+from clipautt.model.checkpoint import Checkpoint
+from clipautt.model.windows import WindowSpec
 from clipautt.video.face_check import face_warning
 from clipautt.video.faces import FEW_FACES, few_faces
 
@@ -67,9 +68,32 @@ and with darker tones: +0.8 and -5.8 points at a brightness of 0.2, 0.0 and -5.8
 """
 
 
+class Model(Protocol):
+    """What is asked of a model: a `Source` has it, and `Unloaded`."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def window(self) -> WindowSpec: ...
+    @property
+    def footage(self) -> Mapping[str, Footage]: ...
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """A model of which the backbone is not loaded."""
+
+    checkpoint: Checkpoint
+    """The checkpoint."""
+    window: WindowSpec
+    """How its clips are cut into windows."""
+    footage: Mapping[str, Footage]
+    """What it was trained on, see `checkpoint.footage_seen`."""
+
+
 def cautions(
-    source: Source,
-    clip: ClipFeatures,
+    model: Model,
+    clip: ClipFeatures | ClipFacts,
     *,
     video: str = "",
     face: str | None = None,
@@ -79,25 +103,25 @@ def cautions(
     """What speaks against the numbers of a clip.
 
     Args:
-        source: the model.
-        clip: features of the clip.
+        model: the model.
+        clip: features of the clip, or what is known of it besides them.
         video: its file, which tells whether its faces are rendered; empty if it is not at hand.
         face: whose face was asked for; None if nobody was named.
         centred: whether the resting face comes from elsewhere than from this clip.
         basis: what the personalization rests on that is used; None without one, or if that is not known.
     """
-    found = dict(_cautions(source, clip, video, face, centred))
+    found = dict(_cautions(model, clip, video, face, centred))
     few = basis and basis.too_few
     return found | {"few_personal_frames": few} if few else found
 
 
 def _cautions(
-    source: Source, clip: ClipFeatures, video: str, face: str | None, centred: bool
+    model: Model, clip: ClipFeatures | ClipFacts, video: str, face: str | None, centred: bool
 ) -> Iterator[tuple[Code, str]]:
-    unseen = other_footage(source.footage, [is_rendered(video)] if video else [])
+    unseen = other_footage(model.footage, [is_rendered(video)] if video else [])
     if unseen:
         yield "unseen_footage", unseen
-    few = few_faces(clip.face_share, source.checkpoint.spec.features.frames.faces)
+    few = few_faces(clip.face_share, model.checkpoint.spec.features.frames.faces)
     if few:
         yield "few_faces", f"{few[0].upper()}{few[1:]}, when extracting and training."
     small = face_warning(clip.face_sides)
@@ -111,39 +135,33 @@ def _cautions(
         )
     if clip.notes:
         yield "decoding", "; ".join(clip.notes)
-    yield from _length(source, clip, centred)
+    yield from _length(model, clip, centred)
     yield from _light(clip)
 
 
-def _length(source: Source, clip: ClipFeatures, centred: bool) -> Iterator[tuple[Code, str]]:
-    frames = len(clip.times[:: source.window.stride])
-    least = round(MIN_WINDOWS * source.window.length)
-    if source.checkpoint.spec.subject_baseline != "none" and not centred and frames < least:
+def _length(model: Model, clip: ClipFeatures | ClipFacts, centred: bool) -> Iterator[tuple[Code, str]]:
+    frames = -(-clip.num_frames // model.window.stride)
+    least = round(MIN_WINDOWS * model.window.length)
+    if model.checkpoint.spec.subject_baseline != "none" and not centred and frames < least:
         short = (
             f"The clip has {frames} frames, and its resting face is estimated from them; {least} or more are needed to "
             "tell it from the expression: use other clips of the person as well (`clipautt personalize`)."
         )
         yield "too_short", short
-    usual = source.checkpoint.spec.clip_frames or USUAL_WINDOWS * source.window.length * source.window.stride
-    if len(clip.times) > MAX_LENGTH * usual:
+    usual = model.checkpoint.spec.clip_frames or USUAL_WINDOWS * model.window.length * model.window.stride
+    if clip.num_frames > MAX_LENGTH * usual:
         long = (
-            f"The clip has {len(clip.times)} frames, and those of training had about {usual}: the label rests on its "
+            f"The clip has {clip.num_frames} frames, and those of training had about {usual}: the label rests on its "
             "most certain window, and among so many some look expressive by chance. Cut it into clips of that length."
         )
         yield "too_long", long
 
 
-def _light(clip: ClipFeatures) -> Iterator[tuple[Code, str]]:
-    light = brightness_of(clip)
+def _light(clip: ClipFeatures | ClipFacts) -> Iterator[tuple[Code, str]]:
+    light = clip.mean_brightness
     if light < MIN_BRIGHTNESS:
         dark = (
             f"The picture is dark: its brightness is {light:.2f} on a scale from 0 to 1, and below "
             f"{MIN_BRIGHTNESS:g} answers are unreliable; use brighter footage."
         )
         yield "too_dark", dark
-
-
-def brightness_of(clip: ClipFeatures) -> float:
-    """Mean luma of what the model sees of a clip, 0..1; nan where it was not recorded."""
-    known = clip.brightness
-    return float(np.nanmean(known)) if known is not None and np.isfinite(known).any() else float("nan")

@@ -17,6 +17,7 @@ from clipautt.adaptation.method import AdaptConfig, check_needs
 from clipautt.backbones.loading import BackboneConfig, facts_of
 from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort, predicted, read_rows
+from clipautt.features.store import ClipFacts
 from clipautt.files import write_json, write_table
 from clipautt.footage import is_rendered_clip, other_footage
 from clipautt.manifest import SPLITS, Manifest, read_manifest, write_manifest
@@ -28,7 +29,9 @@ from clipautt.model.checkpoint import (
     is_checkpoint,
     load_checkpoint,
 )
+from clipautt.prediction.cautions import Code, Unloaded, cautions
 from ray_jobs.adapt.plan import changed_clips, result_file
+from ray_jobs.adapt.run import AdaptRun
 
 _SHOWN = 12
 
@@ -158,18 +161,23 @@ def check_earlier_clips(folder: Path, manifest: Manifest, clips: Sequence[Clip])
     write_manifest(clips, file, classes=manifest.classes)
 
 
-def footage_warnings(
-    clips: Sequence[Clip], spec: CheckpointSpec, backbone: BackboneConfig
-) -> tuple[str | None, dict[str, str]]:
-    """What to say of clips whose kind of footage the model has never seen.
+def footage_warning(clips: Sequence[Clip], spec: CheckpointSpec, backbone: BackboneConfig) -> str | None:
+    """A sentence on the clips whose kind of footage the model has never seen; None if there are none."""
+    return other_footage(footage_seen(spec, backbone.name, facts_of(backbone)), map(is_rendered_clip, clips))
 
-    Returns:
-        A sentence on all clips together, or None; and clip → its own sentence.
-    """
-    seen = footage_seen(spec, backbone.name, facts_of(backbone))
-    rendered = {clip.clip_id: is_rendered_clip(clip) for clip in clips}
-    every = {clip_id: other_footage(seen, [one]) for clip_id, one in rendered.items()}
-    return other_footage(seen, rendered.values()), {clip_id: said for clip_id, said in every.items() if said}
+
+def cautions_of(run: AdaptRun, known: Mapping[str, ClipFacts]) -> dict[str, dict[Code, str]]:
+    """Clip id → what speaks against its rows, for clips that have features."""
+    own = run.job.methods[0]
+    checkpoint = load_checkpoint(find_checkpoint(run.job.checkpoint, own.subject_baseline))
+    seen = footage_seen(checkpoint.spec, run.job.backbone.name, facts_of(run.job.backbone))
+    model = Unloaded(checkpoint, own.window or checkpoint.spec.window, seen)
+    centred = own.protocol != "per_video"
+    return {
+        clip.clip_id: cautions(model, known[clip.clip_id], video=clip.source, face=clip.face, centred=centred)
+        for clip in run.clips
+        if clip.clip_id in known
+    }
 
 
 def _files(clips: Sequence[Clip]) -> pd.DataFrame:

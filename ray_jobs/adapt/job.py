@@ -31,10 +31,11 @@ from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.adapt.actor import AdaptActor, Outcome
 from ray_jobs.adapt.agreement import FOLDER, read_agreement
 from ray_jobs.adapt.checks import (
+    cautions_of,
     check_earlier_clips,
     check_same_checkpoints,
     clips_of_splits,
-    footage_warnings,
+    footage_warning,
     load_checkpoints,
     make_cohorts,
     rows_that_can_be_made,
@@ -114,7 +115,7 @@ def make_run(cfg: DictConfig) -> AdaptRun:
     )
     if cfg.explain and not own.method.adapts:
         print(f"{own.name!r} does not adapt: the explanation shows the same before and after")
-    warning, warnings = footage_warnings(clips, spec, job.backbone)
+    warning = footage_warning(clips, spec, job.backbone)
     warn(warning)
     folder = open_run("adapt", cfg.name, cfg, root=cfg.runs, ignore=_MAY_DIFFER)
     check_same_checkpoints(folder.path("checkpoints.json"), checkpoints)
@@ -127,7 +128,6 @@ def make_run(cfg: DictConfig) -> AdaptRun:
         instantiate(cfg.cluster),
         instantiate(cfg.work),
         cfg.seed,
-        warnings=warnings,
         warning=warning,
     )
 
@@ -140,7 +140,10 @@ def with_features(run: AdaptRun, cfg: DictConfig) -> AdaptRun:
     report_faces(summary)
     reasons = {failure.clip_id: failure.reason for failure in summary.failures}
     job = replace(run.job, features=store.spec)
-    return replace(run, job=job, reasons=reasons, lost=summary.lost, avoid=summary.avoid)
+    others = {clip_id: known.other_faces for clip_id, known in summary.known.items() if known.other_faces}
+    against = cautions_of(run, summary.known)
+    left = {"reasons": reasons, "lost": summary.lost, "avoid": summary.avoid}
+    return replace(run, job=job, cautions=against, other_faces=others, **left)  # type: ignore[arg-type]
 
 
 def plan_run(run: AdaptRun) -> Plan:

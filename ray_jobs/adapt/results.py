@@ -139,8 +139,13 @@ class ResultBook:
         self._count(rows)
 
     def _write_rows(self, rows: pd.DataFrame, subject: str) -> None:
-        warnings = [self.run.warnings.get(clip_id, "") for clip_id in rows["clip_id"]]
-        write_rows(rows.assign(warnings=warnings), self.results / result_file(subject))
+        against = [self.run.cautions.get(clip_id, {}) for clip_id in rows["clip_id"]]
+        said = rows.assign(
+            warnings=[" ".join(one.values()) for one in against],
+            cautions=[";".join(one) for one in against],
+            other_faces=[self.run.other_faces.get(clip_id, 0) for clip_id in rows["clip_id"]],
+        )
+        write_rows(said, self.results / result_file(subject))
 
     def _count(self, rows: pd.DataFrame) -> None:
         """Count a subject whose rows are complete."""

@@ -21,6 +21,7 @@ from clipautt.evaluation.prompt_changes import FACTS_FILE
 from clipautt.evaluation.results import Cohort
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.manifest import Manifest
+from clipautt.prediction.cautions import Code
 from clipautt.settings import settings
 from ray_jobs.platform.cluster import ClusterConfig
 
@@ -110,8 +111,10 @@ class AdaptRun:
     """Number of clips without features for the fault of a worker or its node."""
     avoid: frozenset[str] = frozenset()
     """Ids of nodes that cannot see weights or store."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """Clip → what its rows warn of."""
+    cautions: Mapping[str, Mapping[Code, str]] = field(default_factory=dict)
+    """Clip → what speaks against its rows."""
+    other_faces: Mapping[str, int] = field(default_factory=dict)
+    """Clip → faces beside the subject's, where there are any."""
     warning: str | None = None
     """What is said of all clips together; None if there is nothing to warn of."""
 

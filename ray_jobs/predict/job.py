@@ -123,7 +123,7 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     report_failures(summary)
     report_faces(summary)
     made.on_answer = partial(pictures.write, limits=config.limits)
-    parts = made.of_features(store, summary.failures, summary.frames, known)
+    parts = made.of_features(store, summary, known)
     if cfg.out:
         count = write_rows(cfg.out, made.columns, parts)
     else:

@@ -7,7 +7,7 @@ Started again, only what is missing in the store is decoded and encoded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.columns import CLIP, Column, columns_of
 from clipautt.prediction.tables import unknown_row
 from clipautt.predictor import Predictor
+from ray_jobs.platform.extraction.extract import ExtractSummary
 from ray_jobs.platform.progress import Progress
 
 Rows = Literal["clips", "windows", "frames"]
@@ -84,21 +85,19 @@ class Table:
     def of_features(
         self,
         store: FeatureStore,
-        failures: Iterable[Failure],
-        frames: Mapping[str, int],
+        summary: ExtractSummary,
         personalizations: Mapping[str, Personalization],
     ) -> Iterator[pd.DataFrame]:
         """The rows of every clip, in the order of the clips.
 
         Args:
             store: has the features.
-            failures: the clips that have none, and why.
-            frames: clip id → number of its frames.
+            summary: says which clips have none, and why.
             personalizations: clip id → what it is predicted with; others without.
         """
-        failed = {failure.clip_id: failure for failure in failures}
+        failed = {failure.clip_id: failure for failure in summary.failures}
         with Progress("predict", len(self.inputs.clips)) as progress:
-            for part in _parts(self.inputs.clips, frames):
+            for part in _parts(self.inputs.clips, summary):
                 answers = self._answers([clip for clip in part if clip.clip_id not in failed], store, personalizations)
                 rows = [
                     self._failed(clip, failed[clip.clip_id])
@@ -160,12 +159,12 @@ class Table:
         return {shown: facts.get(name, "") for name, shown in self.others.items()}
 
 
-def _parts(clips: Sequence[Clip], frames: Mapping[str, int]) -> Iterator[list[Clip]]:
+def _parts(clips: Sequence[Clip], summary: ExtractSummary) -> Iterator[list[Clip]]:
     """The clips in parts of which the features fit into memory together."""
     part: list[Clip] = []
     size = 0
     for clip in clips:
-        own = frames.get(clip.clip_id, 0)
+        own = summary.known[clip.clip_id].num_frames if clip.clip_id in summary.known else 0
         if part and size + own > _FRAMES_AT_ONCE:
             yield part
             part, size = [], 0

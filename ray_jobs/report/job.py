@@ -15,6 +15,7 @@ Example:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from clipautt.features.store import FeatureStore
 from clipautt.footage import is_rendered_clip, other_footage, truth_path
 from clipautt.manifest import Manifest, read_manifest
 from clipautt.model.checkpoint import find_checkpoint, footage_seen, load_checkpoint
+from clipautt.prediction.cautions import CODES
 from clipautt.video.faces import FEW_FACES
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods
@@ -103,7 +105,7 @@ def report(runs: Sequence[Path], out: Path, *, backbone: BackboneConfig | None =
         stories=stories,
         agreement=agreement,
         facts=_facts(rows, names) | {"Trained on": "; ".join(f"{part}: {footage}" for part, footage in seen.items())},
-        notes=[*without_prediction([empty for _, empty in read]), *faces_found(rows), *notes],
+        notes=[*without_prediction([empty for _, empty in read]), *faces_found(rows), *cautioned(rows), *notes],
         warnings=[warning] if warning else [],
         synthetic=all(rendered),
     )
@@ -134,6 +136,19 @@ def without_prediction(runs: Sequence[dict[str, str]]) -> list[str]:
         return []
     more = f" and {len(every) - _NAMED_CLIPS} more" if len(every) > _NAMED_CLIPS else ""
     return [f"Omitted from the figures of methods that cannot predict them: {', '.join(every[:_NAMED_CLIPS])}{more}."]
+
+
+def cautioned(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each code of a caution, with the number of clips that carry it; none for earlier runs."""
+    if "cautions" not in rows:
+        return []
+    clips = rows.drop_duplicates(["subject_id", "clip_id"])["cautions"].fillna("")
+    counts = Counter(code for codes in clips for code in codes.split(";") if code)
+    meanings = {str(code): meaning for code, meaning in CODES.items()}
+    return [
+        f"{code} in {count} of {len(clips)} clips: {meanings.get(code, 'a code of another version')}."
+        for code, count in counts.most_common()
+    ]
 
 
 def faces_found(rows: pd.DataFrame) -> list[str]:

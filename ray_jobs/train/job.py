@@ -168,7 +168,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
             backbone=job.extraction.backbone,
             context_tokens=prompts.num_context,
             footage=job.footage,
-            clip_frames=[len(seen.face_found) for seen in store.faces(sources).values()],
+            clip_frames=[known.num_frames for known in store.facts(sources).values()],
             manifest=manifest.fingerprint,
             metrics=metrics,
         )

@@ -22,7 +22,7 @@ from clipautt.clips import Clip
 from clipautt.evaluation.reports.extraction import Failure
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.rebase import known_elsewhere
-from clipautt.features.store import OK, SPAN, TRIED_AGAIN, FacesSeen, FeatureStore
+from clipautt.features.store import OK, SPAN, TRIED_AGAIN, ClipFacts, FeatureStore
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader import FrameSpec
@@ -123,16 +123,24 @@ class ExtractSummary:
     """Ids of nodes that cannot see weights, store or clips."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What could not be shown as it should be → number of the requested clips."""
-    faces: Mapping[str, FacesSeen] = field(default_factory=dict)
-    """Clip id → what is known of its faces; empty without a face detector."""
-    frames: Mapping[str, int] = field(default_factory=dict)
-    """Clip id → number of its frames, of clips with features."""
-    face_sides: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Clip id → see `ClipFeatures.face_sides`; clips that were not looked at are omitted."""
+    known: Mapping[str, ClipFacts] = field(default_factory=dict)
+    """Clip id → what is known of it besides its features, of clips that have some."""
     face_settings: FaceConfig = field(default_factory=FaceConfig)
     """How they were found."""
     named: frozenset[str] = frozenset()
     """The clips that name whose face they show."""
+
+    @property
+    def faces(self) -> Mapping[str, ClipFacts]:
+        """Clip id → what is known of its faces; empty without a face detector."""
+        if self.face_settings.detector == "none":
+            return {}
+        return {clip_id: known for clip_id, known in self.known.items() if known.face_found is not None}
+
+    @property
+    def face_sides(self) -> dict[str, tuple[float, ...]]:
+        """Clip id → how large the face is in a few frames; clips that were not looked at are omitted."""
+        return {clip_id: known.face_sides for clip_id, known in self.known.items() if known.face_sides}
 
     @property
     def lost(self) -> int:
@@ -186,7 +194,6 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
     )
     asked = {clip.clip_id for clip in missing}
     extracted = len(missing) - sum(1 for failure in failures if failure.clip_id in asked)
-    known = store.faces(clips)
     notes = Counter(of_key[key][1] for key in keys.values() if of_key[key][0] == OK and of_key[key][1])
     return store, ExtractSummary(
         extracted,
@@ -195,9 +202,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         usage,
         avoid,
         notes,
-        faces=known if config.faces.detector != "none" else {},
-        frames={clip_id: len(seen.face_found) for clip_id, seen in known.items()},
-        face_sides={clip_id: seen.sides for clip_id, seen in known.items() if seen.sides},
+        known=store.facts(clips),
         face_settings=config.faces,
         named=frozenset(clip.clip_id for clip in clips if clip.face is not None),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from clipautt.features.clip_features import share_of
 from clipautt.model.windows import WindowSpec, why_no_window
 from clipautt.video.face_check import faces_warning
 from clipautt.video.faces import FEW_FACES, hints
@@ -60,12 +61,12 @@ def _clips(count: int) -> str:
 
 def shares_of(summary: ExtractSummary) -> dict[str, float]:
     """Clip id → share of its frames with the face, 0..1."""
-    return {clip_id: float(seen.face_found.mean()) for clip_id, seen in summary.faces.items()}
+    return {clip_id: share_of(seen.face_found) for clip_id, seen in summary.faces.items()}
 
 
 def face_share(summary: ExtractSummary) -> float:
     """Share of all frames of all clips in which the face was found, 0..1; nan without a detector."""
-    found = [seen.face_found for seen in summary.faces.values()]
+    found = [seen.face_found for seen in summary.faces.values() if seen.face_found is not None]
     return float(np.concatenate(found).mean()) if found else float("nan")
 
 

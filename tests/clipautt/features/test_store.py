@@ -500,14 +500,15 @@ def test_faces_are_known_without_their_features(tmp_path: Path) -> None:
     table = pyarrow.parquet.read_table(earlier).drop_columns(["other_faces"])
     pyarrow.parquet.write_table(table, earlier, write_page_checksum=True)
     store.append([row(clips[2], None, reason="broken")])
-    known = store.faces(clips)
+    known = store.facts(clips)
     assert {name: one.face_found.tolist() for name, one in known.items()} == found
     assert {name: one.other_faces for name, one in known.items()} == {"a": 2, "b": 0}
-    assert repr(known["a"]) == "FacesSeen(in 2 of 3, 2 others)"
+    assert repr(known["a"]) == "ClipFacts(3 frames, 2 other faces)"
     loaded = store.load(clips)
     assert {name: (clip.other_faces, clip.min_share) for name, clip in loaded.items()} == {"a": (2, 0.6), "b": (0, 0.6)}
     assert loaded["a"].face_share == pytest.approx(2 / 3)
-    assert FeatureStore(tmp_path / "features", SPEC).faces(clips) == {}
+    assert FeatureStore(tmp_path / "features", SPEC).facts(clips) == {}
+    assert known["a"].face_share == pytest.approx(2 / 3) and np.isnan(known["a"].mean_brightness)
 
 
 def test_two_faces_of_one_video_are_two_rows(tmp_path: Path, store: FeatureStore) -> None:

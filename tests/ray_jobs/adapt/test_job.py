@@ -536,11 +536,12 @@ def test_rows_and_summary_warn_of_footage_that_the_model_has_never_seen(
     seen = "warning: The backbone 'embedded' was trained on rendered faces only, and "
     said = capsys.readouterr().out
     assert said.count(f"{seen}3 of 4 clips are not marked as rendered: for the face of a real person") == 2
-    warnings = world.rows("unseen").groupby("clip_id")["warnings"].unique().map(list)
-    assert warnings[one.clip_id] == [""]
+    rows = world.rows("unseen").drop_duplicates("clip_id").set_index("clip_id")
+    assert rows.loc[one.clip_id, ["warnings", "cautions", "other_faces"]].tolist() == ["", "", 0]
     for clip in world.clips[1:4]:
-        (sentence,) = warnings[clip.clip_id]
-        assert sentence.startswith(f"{seen}this video is not marked as rendered".removeprefix("warning: "))
+        assert rows.loc[clip.clip_id, "cautions"] == "unseen_footage"
+        sentence = f"{seen}this video is not marked as rendered".removeprefix("warning: ")
+        assert rows.loc[clip.clip_id, "warnings"].startswith(sentence)
 
 
 @pytest.mark.usefixtures("here")

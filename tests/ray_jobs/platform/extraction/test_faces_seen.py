@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipautt.evaluation.reports.extraction import Failure
-from clipautt.features.store import FacesSeen
+from clipautt.features.store import ClipFacts
 from clipautt.model.windows import WindowSpec
 from clipautt.video.faces import FaceConfig
 from ray_jobs.platform.extraction.extract import ExtractSummary
@@ -20,8 +20,8 @@ CASCADE = FaceConfig(detector="cascade")
 
 def summary(*found: float, others: int = 0, failures: tuple[Failure, ...] = ()) -> ExtractSummary:
     """Clips of twenty frames that show the face in these shares of them, from the start."""
-    faces = {f"c{i}": FacesSeen(np.arange(20) < round(20 * share), others) for i, share in enumerate(found)}
-    return ExtractSummary(len(found), 0, failures, None, faces=faces, face_settings=CASCADE)
+    faces = {f"c{i}": ClipFacts(20, np.arange(20) < round(20 * share), others) for i, share in enumerate(found)}
+    return ExtractSummary(len(found), 0, failures, None, known=faces, face_settings=CASCADE)
 
 
 def test_without_a_detector_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
