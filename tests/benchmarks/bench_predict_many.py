@@ -5,7 +5,7 @@ is the job's time without the start-up of its encoders, until the first frames. 
 whole commands, on a few, and extrapolated. Memory is the peak of the whole command: its own process for a folder, and
 with the decoding process for a long video.
 
-    make bench-predict       # ARGS: rounds=3 clips=200 files=10 minutes=10, and any of: folder files memory
+    make bench-predict       # ARGS: rounds=3 clips=200 files=10 minutes=10, and any of: folder files memory long
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(memory_of_folder(arguments[1:])))
         return
     options = dict(word.split("=") for word in arguments if "=" in word)
-    chosen = {word for word in arguments if "=" not in word} or {"folder", "files", "memory"}
+    chosen = {word for word in arguments if "=" not in word} or {"folder", "files", "memory", "long"}
     clips, rounds = int(options.get("clips", 200)), int(options.get("rounds", 3))
     print(f"{machine()}; embedded backbone, videos of 3 s in 640 × 480", flush=True)
     with tempfile.TemporaryDirectory() as place:
@@ -233,11 +233,13 @@ def main(arguments: Sequence[str]) -> None:
             results = in_new_process("both", str(prepare(videos, folder / "many", clips)), checkpoint, str(rounds))
             show_folder(results, clips, files)
         if "memory" in chosen:
-            show_memory(videos, folder, checkpoint, float(options.get("minutes", 10)))
+            show_memory(videos, folder, checkpoint)
+        if "long" in chosen:
+            show_long(folder, checkpoint, float(options.get("minutes", 10)))
 
 
-def show_memory(videos: Sequence[Path], folder: Path, checkpoint: str, minutes: float) -> None:
-    """Print the tables of memory."""
+def show_memory(videos: Sequence[Path], folder: Path, checkpoint: str) -> None:
+    """Print the memory of folders of 100 and of 1,000 clips."""
     rows = []
     for count in (100, 1000):
         place = prepare(videos, folder / f"of{count}", count)
@@ -248,9 +250,13 @@ def show_memory(videos: Sequence[Path], folder: Path, checkpoint: str, minutes: 
             sizes = (f"{figures['driver']:.0f} MiB", f"{figures['store']:.0f} MiB", f"{figures['seconds']:.0f} s")
             rows.append((f"{count:,} clips, {kind}", *sizes))
     table(rows, ["predict FOLDER", "its process, peak", "object store, peak", "time"])
+
+
+def show_long(folder: Path, checkpoint: str, minutes: float) -> None:
+    """Print the memory of one long video, and of one of a tenth of its length."""
     rows = []
     for length in (minutes / 10, minutes):
-        video = write_long(folder / f"{length:g}.mp4", length)
+        video = write_long(folder / f"minutes-{length:g}.mp4", length)
         seconds, peak = command("predict", str(video), f"checkpoint={checkpoint}", f"out={folder}/long.csv")
         rows.append((f"{length:g} min", f"{peak:.0f} MiB", f"{seconds:.0f} s"))
     table(rows, ["predict VIDEO", "all its processes, peak", "time"])
