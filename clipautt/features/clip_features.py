@@ -168,7 +168,7 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
             sample = sample_of(clip, frames.faces)
         sample.add(chunk.frames)
         features = backbone.encode_frames(chunk.frames)
-        encoded.append((replace(chunk, frames=chunk.frames[:0]), features))
+        encoded.append((replace(chunk, frames=chunk.frames[:0].copy()), features))  # a view would keep all frames
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     whole = FrameChunk.joined([chunk for chunk, _ in kept])
     return ClipFeatures(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +25,7 @@ from clipautt.features.clip_features import (
 from clipautt.video.decoding import DecodeError, Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Preprocessing
-from clipautt.video.reader import FrameSpec
+from clipautt.video.reader import FrameChunk, FrameSpec
 from tests.support.fakes import FEATURE_DIM, numbered_frames, shared_backbone, write_video
 
 SPEC = FrameSpec(shared_backbone().preprocessing)
@@ -83,3 +86,24 @@ def test_median_stays_at_the_resting_face_where_the_mean_moves_away() -> None:
     frames = torch.cat([rest, rest[:30] + 10])
     assert subject_centre(frames, "median").abs().max() < 0.15
     assert subject_centre(frames, "mean").abs().min() > 2
+
+
+def test_only_one_chunk_of_frames_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long video takes no more memory than a short one: frames go when they are encoded."""
+    backbone = shared_backbone()
+    size, alive = backbone.preprocessing.size, []
+
+    def chunks(*_: object) -> Iterator[FrameChunk]:
+        kept: list[weakref.ref[np.ndarray]] = []
+        for number in range(4):
+            frames = np.zeros((3, size, size, 3), np.uint8)
+            kept.append(weakref.ref(frames))
+            boxes, light = np.zeros((3, 5), np.float32), np.zeros(3, np.float32)
+            yield FrameChunk("pyav", frames, np.arange(3) + 3.0 * number, np.ones(3, bool), boxes, light)
+            del frames
+            alive.append(sum(one() is not None for one in kept))
+
+    monkeypatch.setattr(clip_features, "read_clip", chunks)
+    spec = FeatureSpec.of(backbone, Sampling(None)).frames
+    assert encode_clip(Clip("c", "s", "v.mp4", "target"), backbone, spec).features.shape[0] == 12
+    assert alive == [1, 1, 1, 1], "the loop holds the last one"
