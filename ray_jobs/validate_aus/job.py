@@ -320,8 +320,9 @@ def _training_warning(aus: pd.DataFrame) -> str | None:
     if sure.empty or means["model"] >= means["backbone"] - _LOST or above.get("model", 0) >= above.get("backbone", 0):
         return None
     return (
-        "the trained model's AU similarities agree less with the coding than those of its frozen backbone. Training "
-        "for classes need not keep what a prompt means: see the column verdict before taking one for a measurement."
+        "the trained model's AU similarities (`<AU>_evidence` of `clipautt predict`) agree less with the coding than "
+        "those of its frozen backbone (`<AU>_mean`, `<AU>_rise`). Training for classes need not keep what a prompt "
+        "means: see the column verdict before taking one for a measurement."
     )
 
 
