@@ -247,7 +247,10 @@ def _differences(given: Study, group: str, *, limit: int | None = None) -> list[
             if len(own) and own[f"subjects_{side}_only"].max()
         ]
         left = f" ({', '.join(alone)}: left out)" if alone else ""
-        blocks.append(Block(f"{second} minus {first}{left}", tuple(map(_change_cells, own.to_dict("records")))))
+        cells = tuple(map(_change_cells, own.to_dict("records"))) if own["subjects"].any() else ()
+        blocks.append(
+            Block(f"{second} minus {first}{left}" if cells else f"{second}, {first}: no subject in both", cells)
+        )
     return blocks
 
 

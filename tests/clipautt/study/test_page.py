@@ -116,6 +116,8 @@ def test_groups_of_different_people_have_means_and_many_conditions_say_where_the
         "Probability of pain in patient: 0.50 (0.50 to 0.50)*, mean over 3 subjects.",
         "*Fewer than 10 subjects: the interval is narrower than it should be.",
     ]
+    text = written(tmp_path, groups)
+    assert "patient, control: no subject in both" in text and "probability of pain | 0" not in text
     many = study(pd.DataFrame([clip_row(who, f"day {n}", 0.5) for who in "abc" for n in range(6)]))
     assert (
         first_words(many)[12]
