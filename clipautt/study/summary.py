@@ -49,6 +49,8 @@ _CHANGES = (
     "q",
     "tests",
 )
+_SPLIT, _SOURCE = "split", ("source_train", "source_val")
+"""Column of a manifest, and its values for people whom training has seen."""
 _ONE_SIDED = ("subjects_first_only", "subjects_second_only")
 
 
@@ -240,6 +242,12 @@ def _notes(table: ClipTable, conditions: Conditions, excluded: pd.Series[str]) -
         counts = {str(name): int(count) for name, count in rows[column][rows[column] != ""].value_counts().items()}
         for name, meant in sorted(doubtful_labels(counts).items()):
             notes.append(f"{column} has {name!r} beside {meant!r}: two names, or one that is misspelt?")
+    trained = int((rows[_SPLIT][good].isin(_SOURCE)).sum()) if _SPLIT in table.extra else 0
+    if trained:
+        notes.append(
+            f"{trained} of {int(good.sum())} clips belong to the splits {' or '.join(_SOURCE)}: a model trained with "
+            "this manifest has seen them, and agrees better with their labels than with those of other people."
+        )
     whose = rows["personalized_for"][good]
     if (whose != "").any() and (whose == "").any():
         notes.append(

@@ -158,6 +158,16 @@ def test_conditions_come_from_any_column_that_was_added() -> None:
     ]
 
 
+def test_clips_of_the_training_are_named() -> None:
+    table = tiny_table()
+    mixed = table.assign(split=["source_train"] * 2 + ["source_val"] + ["target"] * (len(table) - 3))
+    assert study(mixed).notes == (
+        "3 of 10 clips belong to the splits source_train or source_val: a model trained with this manifest has "
+        "seen them, and agrees better with their labels than with those of other people.",
+    )
+    assert study(table.assign(split="target")).notes == ()
+
+
 @pytest.mark.parametrize("name", ["label", "group", "unit", "kind", "code", "interval", "split", "about"])
 def test_a_condition_may_have_a_common_name(name: str) -> None:
     """A manifest has `label`, and a study of patients and controls `group`."""
