@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import http.client
 import os
+import shlex
 import shutil
 import socket
 import ssl
@@ -202,7 +203,13 @@ def _verified_here(path: Path, published: Publication) -> Record:
     record = verify(path, published=published.sha256, again=True)
     if record is not None:
         return record
-    read_weights(path)  # a file that nobody published a hash of is at least complete
+    try:
+        read_weights(path)  # a file that nobody published a hash of is at least complete
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nIf it is broken, remove it ({shlex.join(['rm', str(path)])}) and run "
+            f"`clipautt backbone fetch {published.word}` again"
+        ) from error
     return remember(path, published="")
 
 

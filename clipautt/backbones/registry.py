@@ -64,11 +64,13 @@ def weights_folder() -> Path:
     """The registry's folder: `CLIPAUTT_WEIGHTS`, else `clipautt/weights` in the user's cache (`XDG_CACHE_HOME`).
 
     Raises:
-        ValueError: if the variable holds a URI, or there is neither variable nor home folder.
+        ValueError: if the variable holds a URI or the path of a file, or there is neither variable nor home folder.
     """
     folder = _folder()
     if folder is None:
         raise ValueError(f"this user has no home folder: set {VARIABLE} to a folder for weights")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{VARIABLE}={folder} is a file; name a folder for weights")
     return folder
 
 

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.text import Text
 
 from clipautt.action_units import title_of
-from clipautt.prediction.lettering import FAMILIES, fitting, length, printable, wrapped
+from clipautt.evaluation.reports.fonts import plain_text
+from clipautt.prediction.lettering import fitting, length, printable, wrapped
 from clipautt.prediction.shown import Answer, by_probability, describe, face_states, percent, why_no_units
 from clipautt.video.preprocessing import Frames
 
@@ -162,9 +162,7 @@ def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
         _shade(axes, answer, frames)
     charts[0].set_xlim(0, _end(answer))
     charts[-1].set_xlabel("seconds", fontsize=_PLAIN, color=INK, labelpad=2)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may contain dollar signs
-        text.set_fontfamily(FAMILIES)
+    plain_text(figure)
     return figure, header.height, charts
 
 

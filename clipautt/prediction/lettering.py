@@ -8,23 +8,13 @@ from __future__ import annotations
 import unicodedata
 from functools import lru_cache
 
-from matplotlib.font_manager import findfont, fontManager
+from matplotlib.font_manager import findfont
 from PIL import ImageFont
 
 from clipautt.evaluation.reports.figures import shorten
 
-_WIDE = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "Arial Unicode MS")
 _POINT = 1.02 * 100 / 72
 """Pixels of a point, and a little more, as letters are set on whole pixels."""
-
-
-def _families() -> list[str]:
-    there = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in _WIDE if name in there)]
-
-
-FAMILIES = _families()
-"""Fonts in the order in which they are asked for a letter; those of East Asia where they are installed."""
 
 
 def font_file() -> str:

@@ -7,7 +7,6 @@ and place.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,14 +159,15 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 
 
 def _text(values: pd.Series[Any]) -> pd.Series[str]:
-    """A column as text: whole numbers without decimals, and nothing where a value is missing."""
-    return values.map(_shown).astype(str).str.strip()
+    """A column as text: nothing where a value is missing, and whole numbers without decimals, for where one number is
+    missing, pandas writes 1.0 and 2.0."""
+    texts = values.map(_shown).astype(str).str.strip()
+    known = texts[texts != ""]
+    return texts.str.removesuffix(".0") if known.str.fullmatch(r"-?[0-9]+\.0").all() else texts
 
 
 def _shown(value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
+    return "" if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)) else str(value)
 
 
 def _numbers(values: pd.Series[Any], name: str) -> pd.Series[float]:

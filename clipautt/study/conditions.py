@@ -18,7 +18,8 @@ MOST = 20
 """Conditions that a study may have."""
 ALL = "all clips"
 """Name of the only condition where no column defines any."""
-_BETWEEN = ", "
+_BETWEEN = " / "
+"""Between the values of a name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,10 @@ def name_of(cell: Sequence[str]) -> str:
     return _BETWEEN.join(cell) or ALL
 
 
-def natural(text: str) -> tuple[tuple[str, int, str], ...]:
-    """Sorts `day 2` before `day 10`."""
+def natural(text: str) -> tuple[tuple[str, float, str], ...]:
+    """Sorts `day 2` before `day 10`, and numbers by their value: -10, 0.5, 1.25, 1.5."""
+    if re.fullmatch(r"[+-]?[0-9]{1,300}(\.[0-9]*)?", text):
+        return (("", float(text), text),)
     parts = re.split(r"([0-9]+)", text)
     numbered = ((part.casefold(), 0, part) if i % 2 == 0 else ("", int(part), part) for i, part in enumerate(parts))
     return tuple(numbered)
@@ -77,7 +80,8 @@ def conditions_of(
         raise ValueError(f"by={list(given)}: no clip has a value there, so that there is no condition")
     if len(set(map(name_of, cells))) < len(cells):
         raise ValueError(
-            f"by={list(given)}: two conditions have the same name, as their values contain a comma; rename them"
+            f"by={list(given)}: two conditions have the same name, as their values contain {_BETWEEN.strip()!r}; "
+            "rename them"
         )
     if reference is not None:
         names = [name_of(cell) for cell in cells]
@@ -94,7 +98,8 @@ def _default(table: ClipTable) -> tuple[str, ...]:
 
 
 def _check(table: ClipTable, name: str, given: Sequence[str], taken: Collection[str]) -> None:
-    fit = [one for one in table.extra if table.rows[one].nunique() <= MOST]
+    free = [one for one in table.extra if one not in taken]
+    fit = [one for one in free if table.rows[one].nunique() <= MOST]
     allowed = f"allowed: {', '.join(fit) or 'none in this table; by=[] reports on subjects alone'}"
     if name not in table.extra:
         kind = "describes the prediction and is no condition" if name in table.rows else "the table has no such column"
@@ -102,7 +107,7 @@ def _check(table: ClipTable, name: str, given: Sequence[str], taken: Collection[
     if given.count(name) > 1:
         raise ValueError(f"by={list(given)} names {name!r} more than once")
     if name in taken:
-        raise ValueError(f"by={name}: a study has a column of this name itself; rename it in the table")
+        raise ValueError(f"by={name}: a study writes columns of this name itself; rename it in the table")
     count = table.rows[name].nunique()
     if name not in fit:
         raise ValueError(

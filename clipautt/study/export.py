@@ -43,36 +43,38 @@ _OWN: dict[str, tuple[str, str]] = {
     EXCLUDED: ("Why the clip does not count: its status, no_subject, no_condition or warning_<code>", ""),
     "not_learned": ("AUs that the backbone never learned; their figures mean nothing", ""),
     "measure": ("Name of the variable that the row is about, as in subjects.csv", ""),
-    "label": ("The same in words", ""),
-    "unit": ("Unit or range of the figures", ""),
-    "group": (
+    "measure_label": ("The same in words", ""),
+    "measure_unit": ("Unit or range of the figures", ""),
+    "measure_group": (
         "recording, classes, action_units or evidence; tests of a group are adjusted together",
         "",
     ),
     "learned": ("Whether the backbone has learned the AU; where it has not, its figures mean nothing", "true or false"),
     "subjects": ("Subjects with a value; for differences, in both conditions", "count"),
-    "mean": ("Mean over subjects, each with the same weight", "as unit"),
-    "sd": ("Standard deviation over subjects; for differences, of the differences", "as unit"),
-    "low": ("Lower end of the 95 % bootstrap interval over subjects", "as unit"),
-    "high": ("Upper end of the interval", "as unit"),
-    "interval": ("ok, few_subjects (fewer than 10: narrower than it should be) or none (fewer than 3)", ""),
+    "mean": ("Mean over subjects, each with the same weight", "as measure_unit"),
+    "sd": ("Standard deviation over subjects; for differences, of the differences", "as measure_unit"),
+    "low": ("Lower end of the 95 % bootstrap interval over subjects", "as measure_unit"),
+    "high": ("Upper end of the interval", "as measure_unit"),
+    "interval_kind": ("ok, few_subjects (fewer than 10: narrower than it should be) or none (fewer than 3)", ""),
     FIRST: ("The condition that is subtracted", ""),
     SECOND: ("The condition from which it is subtracted", ""),
-    "mean_first": ("Mean in the first condition, over the subjects that have both", "as unit"),
-    "mean_second": ("Mean in the second condition, over the same subjects", "as unit"),
-    "difference": ("Mean difference within subjects, second minus first", "as unit"),
+    "mean_first": ("Mean in the first condition, over the subjects that have both", "as measure_unit"),
+    "mean_second": ("Mean in the second condition, over the same subjects", "as measure_unit"),
+    "difference": ("Mean difference within subjects, second minus first", "as measure_unit"),
     "dz": ("Difference divided by its standard deviation (Cohen's dz)", "standard deviations"),
     "p": ("Paired t test over subjects, two-sided; empty for fewer than 3 and for AUs never learned", "0 to 1"),
     "q": ("p adjusted for the tests of the same kind by Benjamini and Hochberg", "0 to 1"),
     "tests": ("Tests for which q is adjusted", "count"),
     "subjects_first_only": ("Subjects with clips that count in the first condition only; left out", "count"),
     "subjects_second_only": ("Subjects with clips that count in the second condition only; left out", "count"),
-    "kind": ("excluded, or warned for clips that count and carry a warning", ""),
-    "code": ("Reason or warning", ""),
-    "about": ("What the code means", ""),
+    "finding": ("excluded, or warned for clips that count and carry a warning", ""),
+    "finding_code": ("Reason or warning", ""),
+    "finding_about": ("What the code means", ""),
     "of_clips": ("All clips of the condition, or for warned those that count", "count"),
 }
 """Columns that a study adds → what they say, and their unit."""
+_NO_CLIPS = set(_OWN) - {EXCLUDED, "not_learned"}
+"""Those of other tables than that of clips, which may have columns of these names from a manifest."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ def write_study(folder: Path, given: Study) -> dict[str, str]:
     variables, book = {}, []
     for file, table in tables.items():
         plain = _plain(table)
+        said = abouts if file != CLIPS else {name: about for name, about in abouts.items() if name not in _NO_CLIPS}
         variables[file] = [
-            _variable(plain[column], names[column], table, abouts, labels) for column in map(str, plain.columns)
+            _variable(plain[column], names[column], table, said, labels) for column in map(str, plain.columns)
         ]
         _write_csv(folder / file, plain.rename(columns=names))
         book += [_entry(file, one, plain[one.original], given.measures) for one in variables[file]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _MEAN, _PERSON, _INK, _FAINT = "#0072B2", "#8C96A3", "#222222", "#D9D9D9"
 _IN_A_ROW = 3
 _CROWD = 40
 """Above this number of subjects their lines are fainter."""
+_TITLE = 26
+"""Letters of a line of a title."""
 _LONGEST_NAMES = 30
 """Letters of all conditions' names together that fit below a panel side by side."""
 
@@ -67,7 +70,7 @@ def _panel(axes: Axes, values: pd.DataFrame, means: pd.DataFrame, measure: Measu
     if measure.unit == "0 to 1":
         axes.set_ylim(-0.03, 1.03)
     _ticks(axes, list(values.columns), means["subjects"].astype(int).tolist())
-    axes.set_title(shorten(measure.label, 42), fontsize=10, fontweight="bold", loc="left")
+    axes.set_title(textwrap.fill(shorten(measure.label, 60), _TITLE), fontsize=10, fontweight="bold", loc="left")
     axes.set_ylabel(measure.unit.replace("-", "\N{MINUS SIGN}"), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=_FAINT, lw=0.6)

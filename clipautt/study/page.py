@@ -21,11 +21,12 @@ from clipautt.evaluation.reports.pictures import Picture, inline
 from clipautt.evaluation.reports.templates import render
 from clipautt.files import write_text
 from clipautt.prediction.columns import units_of_clip
-from clipautt.study.export import FILES, write_study
+from clipautt.study.export import DIFFERENCES, FILES, write_study
 from clipautt.study.figures import condition_panels
 from clipautt.study.measures import Measure
 from clipautt.study.statistics import FEW, FEWEST, INTERVALS
 from clipautt.study.summary import EXCLUDED, FIRST, SECOND, SUBJECT, Study, cell_names
+from clipautt.study.validity import FINDING
 
 PAGE, FIGURES = "report.html", "figures"
 UNSEEN = "unseen_footage"
@@ -117,12 +118,25 @@ def first_words(given: Study) -> list[str]:
     """The figures of the last class in every pair of conditions, or in the only condition."""
     name = f"probability_{given.classes[-1]}"
     own = given.differences[given.differences["measure"] == name].head(_PAIRS)
-    if len(own):
-        told = [_difference_sentence(row, given.classes[-1]) for row in own.to_dict("records")]
-        return [*told, *_few(own)]
+    if not own["subjects"].any():
+        none = ["No subject has clips that count in two conditions, so nothing is compared within subjects."]
+        return [*(none if len(own) else []), *_mean_sentences(given, name)]
+    told = [_difference_sentence(row, given.classes[-1]) for row in own.to_dict("records")]
+    return [*told, *_more_pairs(given), *_few(own)]
+
+
+def _more_pairs(given: Study) -> list[str]:
+    """Where the pairs are that the page does not show, if there are any."""
+    more = max(0, len(_pairs(given)) - _PAIRS)
+    where = f"{_counted(more, 'more pair')} of conditions: {DIFFERENCES}; reference=CONDITION compares with one only."
+    return [where] if more else []
+
+
+def _mean_sentences(given: Study, name: str) -> list[str]:
     means = given.conditions[given.conditions["measure"] == name].assign(cell=cell_names(given.conditions, given.by))
+    means = means[means["subjects"] > 0]
     told = [
-        f"Probability of {given.classes[-1]}, {row['cell']}: {_with_interval(row, 'mean')}, mean over "
+        f"Probability of {given.classes[-1]} in {row['cell']}: {_with_interval(row, 'mean')}, mean over "
         f"{_counted(row['subjects'], 'subject')}."
         for row in means.to_dict("records")
     ]
@@ -131,7 +145,7 @@ def first_words(given: Study) -> list[str]:
 
 def _few(rows: pd.DataFrame) -> list[str]:
     """What the mark of an interval means, if one is marked."""
-    few = (rows["interval"] == "few_subjects").any()
+    few = (rows["interval_kind"] == "few_subjects").any()
     return [f"*Fewer than {FEW} subjects: the interval is narrower than it should be."] if few else []
 
 
@@ -152,7 +166,7 @@ def _difference_sentence(row: _Row, name: str) -> str:
 
 def top_warnings(given: Study) -> list[str]:
     """What stands above everything else: clips of footage that the model has never seen."""
-    here = given.validity[(given.validity["kind"] == "warned") & (given.validity["code"] == UNSEEN)]
+    here = given.validity[(given.validity["finding"] == "warned") & (given.validity["finding_code"] == UNSEEN)]
     count = int(here["clips"].sum())
     if not count:
         return []
@@ -206,7 +220,7 @@ def _validity(given: Study) -> list[tuple[str, ...]]:
     """A row per reason and warning: code, what it means, clips in every condition, and in those without one."""
     cells = cell_names(given.validity, given.by)
     rows = []
-    for (kind, code, about), part in given.validity.groupby(["kind", "code", "about"], sort=True):
+    for (kind, code, about), part in given.validity.groupby(list(FINDING), sort=True):
         here = dict(zip(cells[part.index], zip(part["clips"], part["of_clips"], strict=True), strict=True))
         counts = [f"{here[name][0]} of {here[name][1]}" if name in here else "0" for name in given.names]
         rest = sum(count for name, (count, _) in here.items() if name not in given.names)
@@ -223,7 +237,7 @@ def _differences(given: Study, group: str, *, limit: int | None = None) -> list[
     blocks = []
     for first, second in _pairs(given)[:_PAIRS]:
         table = given.differences
-        own = table[(table[FIRST] == first) & (table[SECOND] == second) & (table["group"] == group)]
+        own = table[(table[FIRST] == first) & (table[SECOND] == second) & (table["measure_group"] == group)]
         own = own[~own["learned"].eq(False).fillna(False).astype(bool) & ~own["measure"].isin(_mirrored(given))]
         if limit is not None:
             own = own.sort_values("p", kind="stable").head(limit)
@@ -233,7 +247,10 @@ def _differences(given: Study, group: str, *, limit: int | None = None) -> list[
             if len(own) and own[f"subjects_{side}_only"].max()
         ]
         left = f" ({', '.join(alone)}: left out)" if alone else ""
-        blocks.append(Block(f"{second} minus {first}{left}", tuple(map(_change_cells, own.to_dict("records")))))
+        cells = tuple(map(_change_cells, own.to_dict("records"))) if own["subjects"].any() else ()
+        blocks.append(
+            Block(f"{second} minus {first}{left}" if cells else f"{second}, {first}: no subject in both", cells)
+        )
     return blocks
 
 
@@ -243,8 +260,8 @@ def _mirrored(given: Study) -> list[str]:
 
 
 def _change_cells(row: _Row) -> tuple[str, ...]:
-    means = (_number(row[name], unit=row["unit"]) for name in ("mean_first", "mean_second"))
-    cells = (row["label"], str(row["subjects"]), *means)
+    means = (_number(row[name], unit=row["measure_unit"]) for name in ("mean_first", "mean_second"))
+    cells = (row["measure_label"], str(row["subjects"]), *means)
     tested = (_number(row["dz"], signed=True), _small(row["p"]), _small(row["q"]))
     return (*cells, _with_interval(row, "difference", signed=True), *tested, *_validity_cells(row))
 
@@ -263,10 +280,10 @@ def _means(given: Study, measures: Sequence[Measure]) -> list[Block]:
         own = table[(table["cell"] == name) & table["measure"].isin(wanted)]
         rows = [
             (
-                row["label"],
+                row["measure_label"],
                 str(row["subjects"]),
                 _with_interval(row, "mean"),
-                _number(row["sd"], unit=row["unit"]),
+                _number(row["sd"], unit=row["measure_unit"]),
                 *_validity_cells(row),
             )
             for row in own.to_dict("records")
@@ -342,10 +359,10 @@ def _settings(given: Study) -> dict[str, str]:
 
 
 def _with_interval(row: _Row, name: str, *, signed: bool = False) -> str:
-    shown, low, high = (_number(row[one], unit=row["unit"], signed=signed) for one in (name, "low", "high"))
-    if row["interval"] == "none" or math.isnan(row["low"]):
+    shown, low, high = (_number(row[one], unit=row["measure_unit"], signed=signed) for one in (name, "low", "high"))
+    if row["interval_kind"] == "none" or math.isnan(row["low"]):
         return f"{shown} (no interval)" if shown != _DASH else shown
-    mark = "*" if row["interval"] == "few_subjects" else ""
+    mark = "*" if row["interval_kind"] == "few_subjects" else ""
     return f"{shown} ({low} to {high}){mark}"
 
 

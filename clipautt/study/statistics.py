@@ -27,7 +27,7 @@ INTERVALS = {
     "few_subjects": f"95 % bootstrap interval over fewer than {FEW} subjects, which is narrower than it should be",
     "none": f"no interval: fewer than {FEWEST} subjects",
 }
-"""Codes of the column `interval` → what they mean."""
+"""Codes of the column `interval_kind` → what they mean."""
 
 
 def over_subjects(values: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +38,7 @@ def over_subjects(values: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Index: the measures; columns `subjects` (those with a value), `mean`, `sd` (standard deviation over subjects,
-        nan for fewer than two), `low`, `high` (95 % bootstrap interval) and `interval`, a code of `INTERVALS`.
+        nan for fewer than two), `low`, `high` (95 % bootstrap interval) and `interval_kind`, a code of `INTERVALS`.
     """
     numbers = values.to_numpy(float)
     known = np.isfinite(numbers)
@@ -58,7 +58,7 @@ def over_subjects(values: pd.DataFrame) -> pd.DataFrame:
         "sd": values.std(ddof=1).to_numpy(float),
         "low": ends[0],
         "high": ends[1],
-        "interval": np.select([counts < FEWEST, counts < FEW], ["none", "few_subjects"], "ok"),
+        "interval_kind": np.select([counts < FEWEST, counts < FEW], ["none", "few_subjects"], "ok"),
     }
     return pd.DataFrame(table, index=values.columns)
 
@@ -72,7 +72,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
 
     Returns:
         Index: the measures; columns `subjects`, `mean_first` and `mean_second` (over these subjects), `difference`,
-        `sd` (of the differences), `low`, `high`, `interval`, `dz` (difference divided by `sd`; Cohen, *Statistical
+        `sd` (of the differences), `low`, `high`, `interval_kind`, `dz` (difference divided by `sd`; Cohen, *Statistical
         Power Analysis*, 1988, section 2.3.5) and `p` (paired t test, two-sided; nan for fewer than three subjects or
         differences that are all equal).
     """

@@ -18,13 +18,23 @@ from clipautt.study.clip_table import ClipTable, clip_table
 from clipautt.study.conditions import Conditions, conditions_of, name_of, natural
 from clipautt.study.measures import ALWAYS, Measure, chosen_measures, measures_of, values_of
 from clipautt.study.statistics import false_discovery, over_subjects, paired_differences
-from clipautt.study.validity import NO_CONDITION, NO_SUBJECT, clip_counts, exclusions, validity_table
+from clipautt.study.validity import (
+    COUNTED,
+    COUNTS,
+    FINDING,
+    MANY_COUNTS,
+    NO_CONDITION,
+    NO_SUBJECT,
+    clip_counts,
+    exclusions,
+    validity_table,
+)
 from clipautt.tables import doubtful_labels
 
 SUBJECT, EXCLUDED = "subject", "excluded"
 FIRST, SECOND = "condition_first", "condition_second"
-_MEASURE = ("measure", "label", "unit", "group", "learned")
-_FIGURES = ("subjects", "mean", "sd", "low", "high", "interval")
+_MEASURE = ("measure", "measure_label", "measure_unit", "measure_group", "learned")
+_FIGURES = ("subjects", "mean", "sd", "low", "high", "interval_kind")
 _CHANGES = (
     "subjects",
     "mean_first",
@@ -33,12 +43,14 @@ _CHANGES = (
     "sd",
     "low",
     "high",
-    "interval",
+    "interval_kind",
     "dz",
     "p",
     "q",
     "tests",
 )
+_SPLIT, _SOURCE = "split", ("source_train", "source_val")
+"""Column of a manifest, and its values for people whom training has seen."""
 _ONE_SIDED = ("subjects_first_only", "subjects_second_only")
 
 
@@ -53,8 +65,9 @@ class Study:
     `clips_excluded`, `excluded_<reason>`, and of those that count `clips_warned`, `warned_<code>`,
     `clips_personalized`), then every measure, mean over the clips that count."""
     conditions: pd.DataFrame
-    """A row per condition and measure: the columns of `by`, `measure`, `label`, `unit`, `group`, `learned`, `subjects`,
-    `mean`, `sd`, `low`, `high`, `interval`, and the counts of clips, `face_share` and `other_faces` behind them."""
+    """A row per condition and measure: the columns of `by`, `measure`, `measure_label`, `measure_unit`,
+    `measure_group`, `learned`, `subjects`, `mean`, `sd`, `low`, `high`, `interval_kind`, and the counts of clips,
+    `face_share` and `other_faces` behind them."""
     differences: pd.DataFrame
     """A row per pair of conditions and measure, second minus first over the subjects that have both; columns as
     `statistics.paired_differences`, with `q`, `tests` and the counts of clips of these subjects."""
@@ -111,9 +124,7 @@ def study(
         raise ValueError(f"the table has a column {EXCLUDED!r}, which a study writes itself; rename or remove it")
     shown = chosen_measures(measures_of(given), measures)
     exclude = tuple(dict.fromkeys(exclude_warnings))
-    taken = {SUBJECT, FIRST, SECOND, EXCLUDED, *_MEASURE, *_FIGURES, *_CHANGES, *_ONE_SIDED, "kind", "code", "about"}
-    taken |= {one.name for one in shown}
-    conditions = conditions_of(given, by, reference=reference, taken=taken)
+    conditions = conditions_of(given, by, reference=reference, taken=_own_columns(given, shown))
     excluded = exclusions(given, by=conditions.by, exclude_warnings=exclude)
     counts = clip_counts(given, excluded, exclude)
     counted = [str(name) for name in counts.columns]
@@ -134,6 +145,12 @@ def study(
         exclude_warnings=exclude,
         notes=tuple(_notes(given, conditions, excluded)),
     )
+
+
+def _own_columns(table: ClipTable, measures: Sequence[Measure]) -> set[str]:
+    """Columns that a study writes itself, so that no column of conditions may have their names."""
+    own = {SUBJECT, FIRST, SECOND, EXCLUDED, *_MEASURE, *_FIGURES, *_CHANGES, *_ONE_SIDED, *FINDING, *COUNTED, *COUNTS}
+    return own | {one.name for one in measures} | {name for name in table.extra if name.startswith(MANY_COUNTS)}
 
 
 def cell_names(table: pd.DataFrame, by: Sequence[str]) -> pd.Series[str]:
@@ -210,7 +227,7 @@ def _difference_rows(
     table = pd.concat(blocks, ignore_index=True)
     meaningless = table["learned"].eq(False).fillna(False).astype(bool)
     table["p"] = table["p"].mask(meaningless)
-    return table.join(false_discovery(table["p"], table["group"]))[columns]
+    return table.join(false_discovery(table["p"], table["measure_group"]))[columns]
 
 
 def _of_cell(subjects: pd.DataFrame, number: int) -> pd.DataFrame:
@@ -225,6 +242,12 @@ def _notes(table: ClipTable, conditions: Conditions, excluded: pd.Series[str]) -
         counts = {str(name): int(count) for name, count in rows[column][rows[column] != ""].value_counts().items()}
         for name, meant in sorted(doubtful_labels(counts).items()):
             notes.append(f"{column} has {name!r} beside {meant!r}: two names, or one that is misspelt?")
+    trained = int((rows[_SPLIT][good].isin(_SOURCE)).sum()) if _SPLIT in table.extra else 0
+    if trained:
+        notes.append(
+            f"{trained} of {int(good.sum())} clips belong to the splits {' or '.join(_SOURCE)}: a model trained with "
+            "this manifest has seen them, and agrees better with their labels than with those of other people."
+        )
     whose = rows["personalized_for"][good]
     if (whose != "").any() and (whose == "").any():
         notes.append(

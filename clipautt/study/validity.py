@@ -22,6 +22,13 @@ STATUSES = {
     "lost": "The clip was lost while it was processed",
 }
 """Status of a clip without a prediction → what it means."""
+FINDING = ("finding", "finding_code", "finding_about")
+"""Columns of `validity_table` that say what was found."""
+COUNTED = ("clips", "of_clips")
+"""Its columns of counts."""
+COUNTS = ("clips", "clips_usable", "clips_excluded", "clips_warned", "clips_personalized")
+"""Columns of `clip_counts` that it always has; the names of the others begin with those of `MANY_COUNTS`."""
+MANY_COUNTS = ("excluded_", "warned_")
 NO_SUBJECT, NO_CONDITION, WARNING = "no_subject", "no_condition", "warning_"
 _OTHER_REASONS = {
     NO_SUBJECT: "Nothing says who the person in the clip is",
@@ -96,6 +103,10 @@ def clip_counts(table: ClipTable, excluded: pd.Series[str], exclude_warnings: It
     return pd.DataFrame(counts).astype(int)
 
 
+def _finding(kind: str, code: str, about: str) -> dict[str, object]:
+    return dict(zip(FINDING, (kind, code, about), strict=True))
+
+
 def validity_table(
     table: ClipTable, excluded: pd.Series[str], *, by: Sequence[str], cells: pd.Series[int]
 ) -> pd.DataFrame:
@@ -108,8 +119,8 @@ def validity_table(
         cells: number of the condition of every clip, -1 for none.
 
     Returns:
-        Columns of `by`, `kind` (`excluded` or `warned`), `code`, `about`, `clips` and `of_clips` (all clips of the
-        condition, or those that count); only what occurs.
+        Columns of `by`, `finding` (`excluded` or `warned`), `finding_code`, `finding_about`, `clips` and `of_clips`
+        (all clips of the condition, or those that count); only what occurs.
     """
     rows, good = table.rows, excluded == ""
     flags = warning_flags(table)
@@ -119,11 +130,11 @@ def validity_table(
         names = dict(zip(by, rows.loc[here, list(by)].iloc[0], strict=True)) if cell >= 0 else dict.fromkeys(by, "")
         for code in sorted(set(excluded[here]) - {""}):
             count = int((excluded[here] == code).sum())
-            found.append({**names, "kind": "excluded", "code": code, "about": about_reason(code), "clips": count})
+            found.append({**names, **_finding("excluded", code, about_reason(code)), "clips": count})
             found[-1]["of_clips"] = int(here.sum())
         for code in map(str, flags.columns):
             count = int(np.sum(flags[code] & here & good))
             if count:
-                found.append({**names, "kind": "warned", "code": code, "about": about_warning(code), "clips": count})
+                found.append({**names, **_finding("warned", code, about_warning(code)), "clips": count})
                 found[-1]["of_clips"] = int((here & good).sum())
-    return pd.DataFrame(found, columns=[*by, "kind", "code", "about", "clips", "of_clips"])
+    return pd.DataFrame(found, columns=[*by, *FINDING, *COUNTED]).astype(dict.fromkeys(COUNTED, int))

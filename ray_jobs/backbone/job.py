@@ -35,7 +35,7 @@ from clipautt.backbones.fetching import (
     registered_publications,
 )
 from clipautt.backbones.publications import Publication
-from clipautt.backbones.registry import read_record, weights_folder
+from clipautt.backbones.registry import BY_HAND, read_record, weights_folder
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.progress import size_text, table
 
@@ -58,6 +58,7 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] not in _ACTIONS:
         raise ValueError(f"unknown action {words[0]!r}{suggestion(words[0], _ACTIONS)}" if words else _WHICH)
     action, names = words[0], words[1:]
+    weights_folder()  # refused here, once, where it is none
     if action == "list":
         return list_backbones(names)
     if not names:
@@ -107,7 +108,10 @@ def _show(published: Publication) -> None:
     print(f"{published.word}: {f'{path}, ' if path else ''}{state}")
     record = read_record(published.folder) if path else None
     if record:
-        print(f"{size_text(record.bytes)}, sha256 {record.sha256}, from {record.source}")
+        origin = record.source if record.source == BY_HAND else f"from {record.source}"
+        print(f"{size_text(record.bytes)}, sha256 {record.sha256}, {origin}")
         print(f"use it with {published.settings}")
+    elif path:
+        print(f"`clipautt backbone fetch {published.word}` verifies it")
     else:
         print(by_hand(published))

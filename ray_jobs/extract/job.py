@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(clips, config)
     report_failures(summary)
     report_faces(summary)
-    counts = f"{summary.extracted} clips encoded, {summary.present} already in the store"
+    counts = f"{summary.extracted} clip{'s' * (summary.extracted != 1)} encoded, {summary.present} already in the store"
     print(f"{counts}, {len(summary.failures)} without features")
     page = write_report(run.folder, store, summary, clips=len(clips))
     print(f"store: {store.path}\nreport: {page}")

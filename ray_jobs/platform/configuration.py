@@ -217,8 +217,8 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _missing(*keys: str) -> str:
-    verb = "has" if len(keys) == 1 else "have"
-    return f"{', '.join(keys)} {verb} no value; set it with {' '.join(f'{key}=…' for key in keys)}"
+    verb, them = ("has", "it") if len(keys) == 1 else ("have", "them")
+    return f"{', '.join(keys)} {verb} no value; set {them} with {' '.join(f'{key}=…' for key in keys)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from clipautt.footage import is_rendered
 from clipautt.study import Study, read_clips, study
 from clipautt.study.export import FILES
 from clipautt.study.page import PAGE, first_words, headline, top_warnings, write_study_page
+from clipautt.study.validity import FINDING
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 
@@ -91,10 +92,9 @@ def main(cfg: DictConfig) -> int:
 
 def _show_validity(made: Study) -> None:
     """Print excluded clips and warnings, all conditions together."""
-    names = ["kind", "code", "about"]
-    counts = made.validity.groupby(names, sort=True, as_index=False)["clips"].sum()
+    counts = made.validity.groupby(list(FINDING), sort=True, as_index=False)["clips"].sum()
     if len(counts):
-        rows = [tuple(map(str, row)) for row in counts[["clips", *names]].itertuples(index=False)]
+        rows = [tuple(map(str, row)) for row in counts[["clips", *FINDING]].itertuples(index=False)]
         table(rows, ["clips", "", "code", "meaning"])
 
 

@@ -87,6 +87,8 @@ class Task:
     """The model."""
     backbone: BackboneConfig
     """How its backbone is loaded."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against the figures, a sentence each."""
 
     @property
     def coded(self) -> list[Clip]:
@@ -100,7 +102,7 @@ def main(cfg: DictConfig) -> int:
     task = make_task(cfg)
     with connect(instantiate(cfg.cluster)):
         store, summary = with_features(task, cfg)
-    warnings = [*filter(None, (_footage_warning(task), faces_warning(summary.face_sides)))]
+    warnings = [*filter(None, (*task.warnings, _footage_warning(task), faces_warning(summary.face_sides)))]
     source = Source(task.checkpoint, load_backbone(task.backbone))
     compared, clips = windows_of(task, source, store, summary)
     columns = action_unit_columns(task.checkpoint.spec.phrases)
@@ -144,22 +146,26 @@ def make_task(cfg: DictConfig) -> Task:
     settings: FacsSettings = instantiate(cfg.facs)
     coding = read_coding(cfg.coding, settings)
     checkpoint = load_checkpoint(chosen_checkpoint(cfg.checkpoint))
-    clips = _clips(cfg)
+    clips, doubts = _clips(cfg)
     matched = match_coding(coding, clips, settings)
     if not matched.codings:
         raise ValueError(_no_match(coding, clips, matched))
     backbone = instantiate(cfg.backbone) or checkpoint.spec.backbone
-    return Task(tuple(clips), coding, matched, settings, checkpoint, backbone)
+    return Task(tuple(clips), coding, matched, settings, checkpoint, backbone, doubts)
 
 
-def _clips(cfg: DictConfig) -> list[Clip]:
-    """The clips; where nobody says who is in one, it counts as a subject of its own."""
+def _clips(cfg: DictConfig) -> tuple[list[Clip], tuple[str, ...]]:
+    """The clips, and what speaks against them; where nobody says who is in one, it counts as a subject of its own."""
     inputs = find_inputs([str(video) for video in cfg.videos], names=cfg.names)
     unknown = sum(not clip.subject_id for clip in inputs.clips)
-    nobody = f"nothing says who is in {unknown} of {len(inputs.clips)} videos: each counts as a subject of its own"
-    for note in (*inputs.notes, *[nobody] * bool(unknown)):
+    for note in inputs.notes:
         print(note)
-    return [replace(clip, subject_id=clip.subject_id or clip.clip_id) for clip in inputs.clips]
+    nobody = (
+        f"nothing says who is in {unknown} of {len(inputs.clips)} videos, and each counts as a subject of its own. "
+        "Where several show one person, intervals are too narrow; names= says who is in them."
+    )
+    clips = [replace(clip, subject_id=clip.subject_id or clip.clip_id) for clip in inputs.clips]
+    return clips, (nobody,) if unknown and len(clips) > 1 else ()
 
 
 def _no_match(coding: Coding, clips: Sequence[Clip], matched: Matched) -> str:
@@ -307,9 +313,14 @@ def _summary(which: str, rows: pd.DataFrame) -> str:
     """How many AUs a similarity recognizes."""
     learned = rows[rows["learned"] != "no"]
     counts = learned["verdict"].value_counts()
-    sure = f"{counts.get('above_chance', 0)} above chance and {counts.get('below_chance', 0)} below it"
+    judged = int((learned["verdict"] != "").sum())
+    sure = (
+        f"by their intervals {counts.get('above_chance', 0)} above chance and {counts.get('below_chance', 0)} below it"
+    )
+    if judged < len(learned):
+        sure = f"{sure}, {len(learned) - judged} without interval" if judged else "too few subjects for an interval"
     count = f"{len(learned)} action unit{'s' * (len(learned) != 1)}"
-    return f"{which}: mean ROC-AUC {_number(learned['roc_auc'].mean())} over {count}; by their intervals {sure}"
+    return f"{which}: mean ROC-AUC {_number(learned['roc_auc'].mean())} over {count}; {sure}"
 
 
 def _training_warning(aus: pd.DataFrame) -> str | None:
@@ -320,8 +331,9 @@ def _training_warning(aus: pd.DataFrame) -> str | None:
     if sure.empty or means["model"] >= means["backbone"] - _LOST or above.get("model", 0) >= above.get("backbone", 0):
         return None
     return (
-        "the trained model's AU similarities agree less with the coding than those of its frozen backbone. Training "
-        "for classes need not keep what a prompt means: see the column verdict before taking one for a measurement."
+        "the trained model's AU similarities (`<AU>_evidence` of `clipautt predict`) agree less with the coding than "
+        "those of its frozen backbone (`<AU>_mean`, `<AU>_rise`). Training for classes need not keep what a prompt "
+        "means: see the column verdict before taking one for a measurement."
     )
 
 

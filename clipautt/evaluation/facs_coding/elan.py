@@ -160,6 +160,10 @@ def _media(root: ElementTree.Element) -> tuple[str, ...]:
 
 def _slots(path: Path, root: ElementTree.Element) -> dict[str, float]:
     """Id of each time slot → seconds of the media; slots without a time lie evenly between their neighbours."""
+    header = root.find("HEADER")
+    unit = "milliseconds" if header is None else header.get("TIME_UNITS", "milliseconds")
+    if unit != "milliseconds":
+        raise ValueError(f"{path} has times in {unit}; open it in a current ELAN and save it, in milliseconds")
     slots = [(slot.get("TIME_SLOT_ID", ""), slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")]
     try:
         known = [(place, float(value)) for place, (_, value) in enumerate(slots) if value is not None]
@@ -189,6 +193,8 @@ def _tiers(path: Path, root: ElementTree.Element) -> dict[str, _Tier]:
     tiers = {}
     for element in root.iter("TIER"):
         name = element.get("TIER_ID", "")
+        if name in tiers:
+            raise ValueError(f"{path} has two tiers named {name!r}; rename one of them, such as {name}@2")
         rows = []
         for one in element.iterfind("ANNOTATION/*"):
             own = one.get("ANNOTATION_ID", "")

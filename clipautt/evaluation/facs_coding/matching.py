@@ -29,6 +29,12 @@ _TOLERANCE = 0.1
 """How far coding may reach beyond the end of its video, as a share of the video's length."""
 _SLACK_SECONDS = 0.5
 _SHOWN_PROBLEMS = 12
+_ADVICE = {
+    "frames": "; if its frames have another rate, give facs.frames_per_second",
+    "seconds": "; if its times are not in seconds, call the columns onset_ms and offset_ms, or onset_frame and "
+    "offset_frame",
+}
+"""What may be wrong with a table whose times reach beyond the end of its video."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ def read_coding(path: str | Path, settings: FacsSettings | None = None) -> Codin
     problems = []
     for file in files:
         try:
-            pieces += _read(file, settings.coder)
+            found = _read(file, settings.coder)
+            pieces += found
+            if not found:
+                not_read[str(file)] = f"{file} has a header and no rows"
         except UnknownTableError as error:
             not_read[str(file)] = str(error)
         except ValueError as error:
@@ -286,7 +295,7 @@ def _check_extent(
         return
     length = footage.seconds - start
     if last > length + max(_TOLERANCE * length, _SLACK_SECONDS):
-        advice = "; if its frames have another rate, give facs.frames_per_second" if piece.unit == "frames" else ""
+        advice = "" if piece.path.suffix.lower() == ".eaf" else _ADVICE[piece.unit]
         raise ValueError(
             f"{piece.path} codes until {last:.2f} s, and {clip.source} ends at {length:.2f} s, so it is not the coding "
             f"of clip {clip.clip_id!r}{advice}"

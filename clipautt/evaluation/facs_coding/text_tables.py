@@ -283,7 +283,10 @@ def _read_seconds(cell: str) -> float:
         return 3600 * float(clock[1] or 0) + 60 * float(clock[2]) + float(clock[3])
     if not re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", point(cell), re.IGNORECASE):
         raise ValueError(f"{cell!r} is no time; allowed: seconds such as 1.25, or 0:00:01.250")
-    return float(point(cell))
+    seconds = float(point(cell))
+    if math.isinf(seconds):
+        raise ValueError(f"{cell!r} is no time, it is infinite")
+    return seconds
 
 
 def _at(path: Path, line: int, read: Callable[[str], _Read], cell: str) -> _Read:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipautt.action_units import title_of
+from clipautt.evaluation.reports.fonts import plain_text
 from clipautt.evaluation.reports.tables import (
     ASSUMED_SHARES,
     cohort_title,
@@ -55,6 +56,7 @@ def save(figure: Figure, path: Path, *, name: str = "path") -> Path:
     """
     kind = check_figure(path, name=name)
     path.parent.mkdir(parents=True, exist_ok=True)
+    plain_text(figure)
     with atomic(path) as temporary, rc_context({"svg.hashsalt": "clipautt"}):
         figure.savefig(temporary, format=kind, dpi=_DPI, facecolor="white", metadata={_UNSTABLE[kind]: None})
     return path

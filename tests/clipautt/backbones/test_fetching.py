@@ -226,7 +226,7 @@ def test_disk_that_is_full(site: Site, weights: Path) -> None:
 
 def test_folder_that_cannot_be_made(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("CLIPAUTT_WEIGHTS", str(tmp_path / "file"))
+    monkeypatch.setenv("CLIPAUTT_WEIGHTS", str(tmp_path / "file" / "weights"))
     with pytest.raises(
         ValueError, match=r"file/.*/openai cannot be written \(Not a directory\); CLIPAUTT_WEIGHTS=FOLDER"
     ):

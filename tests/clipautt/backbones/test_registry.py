@@ -21,6 +21,10 @@ def test_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLIPAUTT_WEIGHTS", "s3://bucket/weights")
     with pytest.raises(ValueError, match=r"CLIPAUTT_WEIGHTS=s3://bucket/weights: URIs are not read yet"):
         weights_folder()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLIPAUTT_WEIGHTS", "file")
+    with pytest.raises(ValueError, match=rf"CLIPAUTT_WEIGHTS={tmp_path}/file is a file; name a folder for weights"):
+        weights_folder()
     monkeypatch.delenv("CLIPAUTT_WEIGHTS")
     monkeypatch.setenv("HOME", "~")  # what is left of it where a container's user has no entry
     assert registered("ViT-B-32", "openai") is None

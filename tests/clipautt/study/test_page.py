@@ -93,7 +93,7 @@ def test_any_number_of_conditions_has_a_page(tmp_path: Path, conditions: int) ->
     assert len(first_words(made)) == {0: 2, 1: 2, 3: 4}[conditions]
     name = "all clips" if not conditions else names[0]
     if conditions < 2:
-        assert f"Probability of pain, {name}: 0.25 (0.25 to 0.25)*, mean over 4 subjects." in text
+        assert f"Probability of pain in {name}: 0.25 (0.25 to 0.25)*, mean over 4 subjects." in text
         assert "Differences within subjects" not in text and "Do the recordings differ" not in text
     assert (tmp_path / "figures" / "action_units.png").exists() == bool(conditions)
 
@@ -102,5 +102,30 @@ def test_a_study_of_which_no_clip_counts_says_why(tmp_path: Path) -> None:
     lost = {"status": "missing", "prediction": "", "probability_neutral": None, "probability_pain": None}
     text = written(tmp_path, pd.DataFrame([clip_row(name, c, 0.0, **lost) for name in "abc" for c in "xy"]))
     assert "0 subjects, 2 conditions, 0 of 6 clips count" in text
-    assert "x and y: no subject has clips that count in both, so nothing is compared within subjects." in text
+    assert (
+        "No subject has clips that count in two conditions, so nothing is compared within subjects. These are" in text
+    )
     assert "excluded | missing | The video was not there | 3 of 3 | 3 of 3 | – |" in text
+
+
+def test_groups_of_different_people_have_means_and_many_conditions_say_where_the_rest_is(tmp_path: Path) -> None:
+    groups = pd.DataFrame([clip_row(f"{g}{n}", g, 0.5) for g in ("patient", "control") for n in range(3)])
+    assert first_words(study(groups)) == [
+        "No subject has clips that count in two conditions, so nothing is compared within subjects.",
+        "Probability of pain in control: 0.50 (0.50 to 0.50)*, mean over 3 subjects.",
+        "Probability of pain in patient: 0.50 (0.50 to 0.50)*, mean over 3 subjects.",
+        "*Fewer than 10 subjects: the interval is narrower than it should be.",
+    ]
+    text = written(tmp_path, groups)
+    assert "patient, control: no subject in both" in text and "probability of pain | 0" not in text
+    many = study(pd.DataFrame([clip_row(who, f"day {n}", 0.5) for who in "abc" for n in range(6)]))
+    assert (
+        first_words(many)[12]
+        == "3 more pairs of conditions: differences.csv; reference=CONDITION compares with one only."
+    )
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    names = ["$\\frac$", "$\\foo{$"]
+    text = written(tmp_path, pd.DataFrame([clip_row(who, c, 0.5) for who in ("$a$", "b", "c") for c in names]))
+    assert "difference within subjects 0.00 (0.00 to 0.00)*, 3 subjects" in text and "in $\\frac$" in text

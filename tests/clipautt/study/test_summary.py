@@ -29,7 +29,7 @@ def test_means_of_subjects_conditions_and_differences_are_those_worked_out_by_ha
     assert made.subjects["clips_usable"].tolist() == [3, 2, 1, 1, 1, 2]
     rest = figures(made.conditions, condition="rest")
     assert (rest["mean"], rest["subjects"], rest["clips"]) == (pytest.approx(0.3), 3, 5), "not 0.28, the mean of clips"
-    assert rest["sd"] == pytest.approx(0.1) and rest["interval"] == "few_subjects"
+    assert rest["sd"] == pytest.approx(0.1) and rest["interval_kind"] == "few_subjects"
     shares = figures(made.conditions, "predicted_pain", condition="pressure")
     assert shares["mean"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     change = figures(made.differences)
@@ -59,11 +59,11 @@ def test_statistics_are_those_of_scipy() -> None:
     change = figures(made.differences, condition_first="a", condition_second="c")
     test = stats.ttest_rel(means["c"], means["a"])
     assert change["p"] == pytest.approx(test.pvalue) and change["dz"] * math.sqrt(12) == pytest.approx(test.statistic)
-    assert change["interval"] == "ok" and change["subjects"] == 12
+    assert change["interval_kind"] == "ok" and change["subjects"] == 12
     resampled = stats.bootstrap((means["c"] - means["a"],), np.mean, method="percentile", rng=1, n_resamples=20_000)
     ends = tuple(resampled.confidence_interval)
     assert (change["low"], change["high"]) == pytest.approx(ends, abs=0.01)
-    units = made.differences[made.differences["group"] == "action_units"].dropna(subset="p")
+    units = made.differences[made.differences["measure_group"] == "action_units"].dropna(subset="p")
     assert len(units) == 6 and set(units["tests"]) == {6}, "two AUs that vary, three pairs"
     assert units["q"].tolist() == pytest.approx(stats.false_discovery_control(units["p"]).tolist())
     assert np.isnan(figures(made.differences, "AU4_mean", condition_first="a", condition_second="b")["p"]), "no spread"
@@ -81,7 +81,7 @@ def test_a_subject_with_a_hundred_clips_weighs_as_much_as_one_with_two() -> None
     rows += [clip_row("b", "x", 0.1, number) for number in range(2)]
     made = figures(study(pd.DataFrame(rows)).conditions)
     assert made["mean"] == pytest.approx(0.5) and made["subjects"] == 2 and made["clips"] == 102
-    assert made["interval"] == "none" and np.isnan(made["low"])
+    assert made["interval_kind"] == "none" and np.isnan(made["low"])
 
 
 def test_excluded_clips_and_warnings_are_counted_where_they_stand() -> None:
@@ -110,7 +110,7 @@ def test_excluded_clips_and_warnings_are_counted_where_they_stand() -> None:
         "1 of 3 clips are personalized and the others are not, so that their figures are not comparable; predict all "
         "of them in one way.",
     )
-    counted = kept.validity.set_index(["condition", "kind", "code"])[["clips", "of_clips"]].T.to_dict("list")
+    counted = kept.validity.set_index(["condition", "finding", "finding_code"])[["clips", "of_clips"]].T.to_dict("list")
     assert counted == {
         ("", "excluded", "no_condition"): [1, 1],
         ("x", "excluded", "no_face"): [1, 5],
@@ -148,33 +148,61 @@ def test_conditions_come_from_any_column_that_was_added() -> None:
     rows = [clip_row("a", c, 0.5, n, day=f"day {n}", camera="1") for c in "xy" for n in (2, 10)]
     table = pd.DataFrame(rows)
     assert study(table, by="day").names == ("day 2", "day 10"), "in the order in which people count"
-    assert study(table, by=["condition", "day"]).names == ("x, day 2", "x, day 10", "y, day 2", "y, day 10")
+    assert study(table, by=["condition", "day"]).names == ("x / day 2", "x / day 10", "y / day 2", "y / day 10")
     assert study(table, by=[]).names == ("all clips",) and study(table, by=[]).differences.empty
     assert study(table.drop(columns="condition")).by == () == study(table.assign(condition="")).by, "if there are none"
-    assert names(study(table, by=["condition", "day"], reference="y, day 2")) == [
-        ("y, day 2", "x, day 2"),
-        ("y, day 2", "x, day 10"),
-        ("y, day 2", "y, day 10"),
+    assert names(study(table, by=["condition", "day"], reference="y / day 2")) == [
+        ("y / day 2", "x / day 2"),
+        ("y / day 2", "x / day 10"),
+        ("y / day 2", "y / day 10"),
     ]
+
+
+def test_clips_of_the_training_are_named() -> None:
+    table = tiny_table()
+    mixed = table.assign(split=["source_train"] * 2 + ["source_val"] + ["target"] * (len(table) - 3))
+    assert study(mixed).notes == (
+        "3 of 10 clips belong to the splits source_train or source_val: a model trained with this manifest has "
+        "seen them, and agrees better with their labels than with those of other people.",
+    )
+    assert study(table.assign(split="target")).notes == ()
+
+
+@pytest.mark.parametrize("name", ["label", "group", "unit", "kind", "code", "interval", "split", "about"])
+def test_a_condition_may_have_a_common_name(name: str) -> None:
+    """A manifest has `label`, and a study of patients and controls `group`."""
+    made = study(tiny_table().rename(columns={"condition": name}), by=name)
+    assert made.names == ("pressure", "rest")
+    for table in (made.subjects, made.conditions, made.validity):
+        assert list(table).count(name) == 1
+    assert figures(made.differences)["difference"] == pytest.approx((-0.4 - 0.1 - 0.6) / 3)
+
+
+def test_numbers_are_conditions_in_the_order_of_their_values() -> None:
+    values = ["0.5", "1.25", "-10", "1.5", "2"]
+    rows = [clip_row("a", value, 0.5) for value in values]
+    assert study(pd.DataFrame(rows)).names == ("-10", "0.5", "1.25", "1.5", "2")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "weather"}, r"by=weather: the table has no such column; allowed: condition, mean$"),
+        ({"by": "weather"}, r"by=weather: the table has no such column; allowed: condition$"),
         (
             {"by": "prediction"},
-            r"by=prediction: describes the prediction and is no condition; allowed: condition, mean",
+            r"by=prediction: describes the prediction and is no condition; allowed: condition$",
         ),
         ({"by": "take"}, r"by=take has 30 values, and a condition should have few; .* \(at most 20 values\)"),
         ({"by": ["condition", "condition"]}, r"names 'condition' more than once"),
-        ({"by": "mean"}, r"by=mean: a study has a column of this name itself; rename it in the table"),
+        ({"by": "mean"}, r"by=mean: a study writes columns of this name itself; rename it in the table"),
+        ({"by": "clips"}, r"by=clips: a study writes columns of this name itself; rename it in the table"),
+        ({"by": "warned_x"}, r"by=warned_x: a study writes columns of this name itself; rename it in the table"),
         ({"reference": "z"}, r"reference='z' is no condition; allowed: x, y"),
         ({"measures": ["AU99_rise"]}, r"measures='AU99_rise': no such measure; allowed: face_share, brightness"),
     ],
 )
 def test_a_wrong_choice_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
-    rows = [clip_row("a", "xy"[n % 2], 0.5, n, take=str(n), mean="m") for n in range(30)]
+    rows = [clip_row("a", "xy"[n % 2], 0.5, n, take=str(n), mean="m", clips="1", warned_x="") for n in range(30)]
     with pytest.raises(ValueError, match=message):
         study(pd.DataFrame(rows), **options)
     with pytest.raises(ValueError, match=r"the table has a column 'excluded', which a study writes itself; rename"):

@@ -42,11 +42,22 @@ def test_without_a_network_it_says_how_to_bring_the_file(registry: Path, capsys:
     ]
     assert cli.main(["backbone", "show", NAME]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{NAME}: not here", *lines[1:]]
-    (registry / NAME / "openai" / "ViT-B-32.pt").write_bytes(b"another file")
+    file = registry / NAME / "openai" / "ViT-B-32.pt"
+    file.write_bytes(b"another file")
+    assert cli.main(["backbone", "show", NAME]) == 0
+    there = [f"{NAME}: {file}, here, not yet verified", f"`clipautt backbone fetch {NAME}` verifies it"]
+    assert capsys.readouterr().out.splitlines() == there, "it is not asked for again"
     assert cli.main(["backbone", "fetch", NAME]) == 2
     error = capsys.readouterr().err
     assert "ViT-B-32.pt is not the published file: it has 12 bytes with sha256 " in error
     assert "it was set aside as" in error and error.splitlines()[-1] == lines[-1]
+    broken = registry / "ViT-B-32" / "laion2b_s34b_b79k" / "open_clip_model.safetensors"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"hello")
+    assert cli.main(["backbone", "fetch", "ViT-B-32"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"If it is broken, remove it (rm {broken}) and run `clipautt backbone fetch ViT-B-32` again"
+    )
 
 
 def test_registered_weights_reach_every_job(registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,15 @@ def test_tables_and_what_they_say(world: World, tmp_path: Path, capsys: pytest.C
     assert re.search(r"coding\.csv +'zzz' is the name of no clip or video", said)
     assert "never_present, no window shows it: AU7" in said
     assert "warning: The backbone 'embedded' was trained on rendered faces only" in said
+    assert "mean ROC-AUC" in said and "without interval" not in said
+    nobody = tmp_path / "nobody.parquet"
+    pd.read_parquet(world.manifest()).assign(subject_id="").to_parquet(nobody)
+    options = [f"checkpoint={world.checkpoint}", f"store={world.folder / 'store'}", f"out={tmp_path / 'flat'}"]
+    assert cli.main(["validate-aus", str(coding), str(nobody), *options]) == 1, "features are kept per subject"
+    assert (
+        "warning: nothing says who is in 18 of 18 videos, and each counts as a subject of its own. Where several show "
+        "one person, intervals are too narrow; names= says who is in them." in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

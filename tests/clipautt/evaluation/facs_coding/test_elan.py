@@ -100,6 +100,7 @@ def test_references_take_their_times_and_give_intensities(tmp_path: Path) -> Non
         ([tier("AUs", ("a", "t0", "t1", "smile"))], "", "tier 'AUs' at 0 s: 'smile' is no action unit"),
         ([tier("AU4", ANNOTATOR="a"), tier("AU4@b", ANNOTATOR="b")], "", "coding of 2 people; choose one"),
         ([tier("AU4", PARTICIPANT="p"), tier("AU4@q", PARTICIPANT="q")], "", "codes 2 people (p, q); save the tiers"),
+        ([tier("AU4"), tier("AU4", ("a", "t0", "t1", ""))], "", "has two tiers named 'AU4'; rename one of them"),
     ],
 )
 def test_documents_that_are_refused(tmp_path: Path, tiers: list[str], before: str, said: str) -> None:
@@ -115,3 +116,7 @@ def test_a_coder_is_chosen_and_other_xml_is_refused(tmp_path: Path) -> None:
     other.write_text("<svg/>")
     with pytest.raises(ValueError, match=r"other\.eaf is no ELAN document: its root is 'svg'"):
         read_elan(other)
+    frames = document(tmp_path, tier("AU4", ("a", "t0", "t1", "")))
+    frames.write_text(frames.read_text().replace("<HEADER>", '<HEADER TIME_UNITS="NTSC-frames">'))
+    with pytest.raises(ValueError, match="has times in NTSC-frames; open it in a current ELAN and save it"):
+        read_elan(frames)

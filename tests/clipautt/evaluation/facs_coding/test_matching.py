@@ -103,6 +103,9 @@ def test_coding_that_cannot_be_of_its_clip(tmp_path: Path) -> None:
     assert problem.endswith("begins with frame 0, and facs.first_frame=1; give facs.first_frame=0")
     (problem,) = match_coding(long, [clip("/gone/c.mp4")]).problems.values()
     assert problem.endswith("does not tell its rate; give facs.frames_per_second=25")
+    milliseconds = read_coding(write(tmp_path / "t.csv", "clip,au,onset,offset\nc,AU4,200,900\n"))
+    (problem,) = match_coding(milliseconds, [clip(video)]).problems.values()
+    assert "if its times are not in seconds, call the columns onset_ms and offset_ms" in problem
 
 
 def test_what_is_no_coding(tmp_path: Path) -> None:
@@ -110,6 +113,13 @@ def test_what_is_no_coding(tmp_path: Path) -> None:
         read_coding(tmp_path / "none")
     with pytest.raises(ValueError, match=r"there is no \.eaf, \.csv, \.tsv or \.txt file in this folder"):
         read_coding(tmp_path)
+    empty = write(tmp_path / "empty" / "t.csv", "clip,au,onset,offset\n")
+    with pytest.raises(ValueError, match=r"t\.csv has a header and no rows"):
+        read_coding(empty)
+    write(tmp_path / "empty" / "u.csv", "clip,au,onset,offset\nc,AU4,0,1\n")
+    assert list(read_coding(empty.parent).not_read) == [str(empty)], "it is named, and the others are read"
+    for name in ("t.csv", "u.csv"):
+        (tmp_path / "empty" / name).unlink()
     write(tmp_path / "labels.csv", "subject,label\na,b\n")
     with pytest.raises(ValueError, match="has the columns subject, label; needed are"):
         read_coding(tmp_path)

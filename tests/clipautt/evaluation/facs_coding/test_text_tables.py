@@ -123,6 +123,7 @@ def test_a_column_per_au_over_seconds(tmp_path: Path) -> None:
             "coding of 2 people; choose one, as in facs.coder=anna",
         ),
         ("c.csv", "frame,AU4\n1,0\n1,1\n", "line 3: 1 comes after 1; frames must ascend, each once"),
+        ("c.csv", "clip,au,onset,offset\na,4,0,1e999\n", "line 2: '1e999' is no time, it is infinite"),
         ("c.csv", "frame,AU4\n1,7\n", "line 2: '7' is no intensity"),
         ("c.csv", "frame,AU4\n1.5,0\n", "line 2: '1.5' is no number of a frame"),
         ("c.csv", "frame,AU4,4\n1,0,0\n", "two columns are of the same action unit"),
