@@ -99,9 +99,11 @@ def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         prediction = made.predictor.predict(clip.source, subject=subject, face=clip.face)
     except NoFaceError as error:
         raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
+    named = replace(prediction.clip, clip_id=clip.clip_id, subject_id=clip.subject_id or prediction.clip.subject_id)
+    prediction = replace(prediction, clip=named)
     show(prediction)
     if cfg.out:
-        print(f"{write_rows(cfg.out, made.columns, [made.of_answer(prediction)])} rows of {made.rows}: {cfg.out}")
+        _show_count(write_rows(cfg.out, made.columns, [made.of_answer(prediction)]), made.rows, str(cfg.out))
     for path in pictures.write(prediction, clip, made.predictor.limits):
         print(f"picture: {path}")
     return 1 if prediction.label is None else 0
@@ -133,7 +135,7 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     for folder in filter(None, (cfg.overlay, cfg.figure)):
         print(f"pictures: {folder}")
     if cfg.out:
-        print(f"{count} rows of {made.rows}: {cfg.out}")
+        _show_count(count, made.rows, str(cfg.out))
         if made.rows == "clips":
             print(f"means per subject and condition: clipautt report {setting('table', str(cfg.out))}")
     else:
@@ -187,8 +189,12 @@ def _show_tally(tally: Tally) -> None:
     if tally.personalized:
         print(f"personalized: {tally.personalized}")
     for code, count in tally.cautions.most_common():
-        clips = "1 clip" if count == 1 else f"{count} clips"
-        print(f"warning {code} for {clips}, the first: {tally.sentences[code]}")
+        clips = "1 clip" if count == 1 else f"{count} clips, the first"
+        print(f"warning {code} for {clips}: {tally.sentences[code]}")
+
+
+def _show_count(rows: int, kind: Rows, path: str) -> None:
+    print(f"{path}: 1 row, for 1 {kind[:-1]}" if rows == 1 else f"{path}: {rows} rows, one per {kind[:-1]}")
 
 
 def show(prediction: VideoPrediction) -> None:
