@@ -50,6 +50,8 @@ from ray_jobs.predict.pictures import Pictures
 
 POSITIONAL = "videos…"
 _SHOWN = 20
+_CHOSEN = ("names", "checkpoint", "face", "subject", "prompts", "store")
+"""Settings without which a printed command would give other answers, or extract again."""
 
 
 def main(cfg: DictConfig) -> int:
@@ -77,18 +79,27 @@ def _rows(cfg: DictConfig) -> Rows | None:
     """What a row of the table is; None for the default."""
     if cfg.out:
         check_place(str(cfg.out))
-    if cfg.frames and cfg.windows:
+    windows = _flag(cfg.windows)
+    if cfg.frames and windows:
         raise ValueError("frames=true and windows=true: a table has a row per frame or per window; give one of them")
     if cfg.subject is not None and cfg.personalized:
         raise ValueError(
             f"{setting('subject', str(cfg.subject))} and personalized=true: give the subject of all clips, or let "
             "personalized=true use each clip's own"
         )
-    if not cfg.out and (cfg.frames or cfg.windows):
+    if not cfg.out and (cfg.frames or windows):
         raise ValueError("frames=true and windows=true are for a table; name its file, for instance with out=table.csv")
     if cfg.frames:
         return "frames"
-    return None if cfg.windows is None else "windows" if cfg.windows else "clips"
+    return None if windows is None else "windows" if windows else "clips"
+
+
+def _flag(given: object) -> bool | None:
+    """`windows`, which is text where it is given, as any setting is that is null by default."""
+    text = None if given is None else str(given).lower()
+    if text not in (None, "true", "false"):
+        raise ValueError(f"{setting('windows', str(given))}; allowed: true, false or null")
+    return None if text is None else text == "true"
 
 
 def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
@@ -139,8 +150,10 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         if made.rows == "clips":
             print(f"means per subject and condition: clipautt report {setting('table', str(cfg.out))}")
     else:
-        words = " ".join(word(str(video)) for video in cfg.videos)
-        print(f"all of it as a table: clipautt predict {words} out=clips.csv")
+        words = [word(str(video)) for video in cfg.videos]
+        chosen = [setting(name, str(cfg[name])) for name in _CHOSEN if cfg[name] is not None]
+        chosen += ["personalized=true"] if cfg.personalized else []
+        print(f"all of it as a table: clipautt predict {' '.join([*words, 'out=clips.csv', *chosen])}")
     return 1 if summary.lost or not made.tally.labels else 0
 
 
@@ -160,8 +173,8 @@ def _personalizations(cfg: DictConfig, predictor: Predictor, inputs: Inputs) -> 
             lacking.append(subject or "(nobody named)")
     if not known:
         raise FileNotFoundError(
-            f"personalized=true, and none of {len(lacking)} subjects has adapted prompts in "
-            f"{predictor.personalizations}; the first is {lacking[0]}"
+            f"personalized=true, and {predictor.personalizations} has adapted prompts of none of the subjects: "
+            f"{', '.join(lacking[:_SHOWN])}{'…' * (len(lacking) > _SHOWN)}"
         )
     if lacking:
         print(f"without adapted prompts, and predicted without: {', '.join(lacking[:_SHOWN])}")

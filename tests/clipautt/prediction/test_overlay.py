@@ -162,7 +162,9 @@ def test_only_overlays_are_replaced(made: tuple[Path, VideoPrediction], tmp_path
     overlay, video = made[0], tmp_path / "v.mp4"
     assert check_overlay(overlay, video) == overlay
     write_video(tmp_path / "other.mp4", np.full((3, 64, 64, 3), 90, np.uint8))
-    with pytest.raises(FileExistsError, match=r"path=.*/other\.mp4 is a file, but no overlay; give another name, or rem"):
+    with pytest.raises(
+        FileExistsError, match=r"path=.*/other\.mp4 is a file, but no overlay; give another name, or rem"
+    ):
         check_overlay(tmp_path / "other.mp4", video)
     with pytest.raises(ValueError, match=r"figure=.*/f\.png lies in .*, the folder of frames; give another name"):
         refuse_source(tmp_path / "f.png", tmp_path, name="figure")
