@@ -64,7 +64,7 @@ def _is_ours(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(start) + 1) == start + b","
     try:
-        return pq.read_schema(path).names[: len(names)] == names
+        return list(pq.read_schema(path).names)[: len(names)] == names
     except pa.ArrowInvalid:
         return False
 
