@@ -6,6 +6,7 @@ print(Predictor.load("runs/train/demo").predict("face.mp4"))
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from clipautt.adaptation.predictions import NO_PREDICTION, Prediction
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
+from clipautt.datasets.files import clip_name
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.windows import entropy
@@ -112,7 +114,7 @@ class Predictor:
         """
         personalization = self.find_personalization(subject) if isinstance(subject, str) else subject
         who = personalization.subject_id if personalization else ""
-        clip = Clip(Path(video).stem, who, str(video), "target", face=face)
+        clip = Clip(clip_name(os.path.basename(os.path.abspath(video))), who, str(video), "target", face=face)
         frames = self.source.checkpoint.spec.features.frames
         frames.faces.following(face)
         features = encode_clip(clip, self.source.backbone, frames, limits=self.limits)

@@ -123,7 +123,7 @@ class _Found:
         elif os.path.splitext(match)[1].lower() in files.VIDEOS:
             self.add(match)
         else:
-            self.notes.append(f"{match} is no video and is left out")
+            self.notes.append(f"{match} is not a video and is left out")
 
     def _folder(self, word: str, given: str) -> None:
         tree = files.walk(given, dataset="predict")
@@ -161,6 +161,10 @@ def _named(found: _Found, names: str | None) -> Inputs:
     twice = {name for name, count in Counter(without.values()).items() if count > 1}
     ids = {source: paths[source] if name in twice else name for source, name in without.items()}
     one = found.one and len(ids) == 1
+    same: dict[str, list[str]] = {}
+    for source in sorted(ids, key=ids.__getitem__):
+        same.setdefault(os.path.realpath(source), []).append(ids[source])
+    found.notes += [f"{' and '.join(several)} are the same file" for several in same.values() if len(several) > 1]
     facts, notes = _facts_in_names(sorted(without.values()), None if one and not names else names or "")
     clips = [
         Clip(clip_id, facts[without[source]].get(SUBJECT, ""), found.sources[source], "target")

@@ -144,7 +144,8 @@ def _length(model: Model, clip: ClipFeatures | ClipFacts, centred: bool) -> Iter
     least = round(MIN_WINDOWS * model.window.length)
     if model.checkpoint.spec.subject_baseline != "none" and not centred and frames < least:
         short = (
-            f"The clip has {frames} frames, and its resting face is estimated from them; {least} or more are needed to "
+            f"The clip has {frames} frame{'s' * (frames != 1)}, and its resting face is estimated from "
+            f"{'them' if frames != 1 else 'it'}; {least} or more are needed to "
             "tell it from the expression: use other clips of the person as well (`clipautt personalize`)."
         )
         yield "too_short", short

@@ -87,7 +87,11 @@ WINDOWS = (
     Column("time_seconds", "Middle of the window, from the start of the clip", "seconds"),
     Column("start_seconds", "Start of the window", "seconds"),
     Column("end_seconds", "End of the window", "seconds"),
-    Column("status", "ok, or no_face where too few frames show the face, so that the window gives no numbers"),
+    Column(
+        "status",
+        "ok; no_face where too few frames show the face, so that the window gives no numbers; that of the clip "
+        "where it has no prediction",
+    ),
     Column(
         "face_share", "Share of the window's frames in which the face was found; empty without a detector", "0 to 1"
     ),
@@ -99,7 +103,11 @@ FRAMES = (
     *CLIP,
     Column("frame", "Number of the frame among those that were looked at, from 0", "count"),
     Column("time_seconds", "Time of the frame, from the start of the clip", "seconds"),
-    Column("status", "ok, or no_face where no window around the frame shows the face often enough"),
+    Column(
+        "status",
+        "ok; no_face where the window around the frame does not show the face often enough; that of the clip "
+        "where it has no prediction",
+    ),
     Column("face_found", "Whether the face was found in this frame; empty without a detector", _FLAG),
     *_FACE,
     Column("window", "Number of the window around the frame, from which the numbers that follow are taken", "count"),

@@ -20,12 +20,14 @@ from clipautt.files import atomic
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.figure import FOUND, INFERRED, rendered, rgb
 from clipautt.prediction.lettering import font_file
-from clipautt.prediction.overlay_frames import Plan, write_frames
+from clipautt.prediction.overlay_frames import MADE, Plan, write_frames
 from clipautt.prediction.shown import face_states
 from clipautt.video.reader import BOX
 from clipautt.video.reader_process import ReadLimits, work_on_clip
 
 SUFFIX = ".mp4"
+_HEAD = 1 << 26
+"""Bytes of a file in which its comment is looked for; the index of a day's video before it takes up half of them."""
 _SAID = {
     "found": ("face found", FOUND),
     "inferred": ("face not found here, box inferred from other frames", INFERRED),
@@ -79,7 +81,8 @@ def check_overlay(path: str | Path, video: str | Path, *, name: str = "path") ->
         name: what the path is called in messages, such as the setting that has it.
 
     Raises:
-        ValueError: if its name does not end in .mp4, it is a folder, or the video itself.
+        ValueError: if its name does not end in .mp4, or it is a folder, the video itself or below it.
+        FileExistsError: if another video lies there that is no overlay, and would be lost.
     """
     target = Path(path)
     if target.suffix.lower() != SUFFIX:
@@ -87,11 +90,22 @@ def check_overlay(path: str | Path, video: str | Path, *, name: str = "path") ->
     if target.is_dir():
         raise ValueError(f"{name}={path} is a folder; give the name of a file, such as {target / ('overlay' + SUFFIX)}")
     refuse_source(target, video, name=name)
+    if target.exists() and target.stat().st_size and not _is_overlay(target):
+        raise FileExistsError(f"{name}={path} is a file, but no overlay; give another name, or remove it")
     return target
 
 
+def _is_overlay(path: Path) -> bool:
+    """Whether `write_frames` made a file: its head says so."""
+    with path.open("rb") as file:
+        return MADE.encode() in file.read(_HEAD)
+
+
 def refuse_source(path: Path, video: str | Path, *, name: str) -> None:
-    """Refuse to write over the video; `name` as in `check_overlay`."""
+    """Refuse to write over the video, or into a folder of frames, where a picture would count as one of them; `name`
+    as in `check_overlay`."""
+    if Path(video).is_dir() and path.parent.exists() and path.parent.samefile(video):
+        raise ValueError(f"{name}={path} lies in {video}, the folder of frames; give another name")
     if path.exists() and Path(video).exists() and path.samefile(video):
         raise ValueError(f"{name}={path} is the video itself, which would be overwritten; give another name")
 

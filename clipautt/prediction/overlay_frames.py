@@ -48,6 +48,8 @@ _TICKS = 90_000
 _USUAL_RATE = 25
 _BT709, _LIMITED = 1, 1
 """FFmpeg's numbers of the colours of BT.709 and of video levels, 16 to 235."""
+MADE = "clipautt overlay"
+"""The comment in the head of every file, by which it is known."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,6 +134,7 @@ def _written(target: str) -> Iterator[Any]:
         open(number, "wb", buffering=0) as file,
         av.open(file, "w", format="mp4", container_options=_FAST_START, io_open=again) as container,
     ):
+        container.metadata["comment"] = MADE
         yield container
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from clipautt.commands import setting
 from clipautt.files import atomic
-from clipautt.prediction.columns import Column
+from clipautt.prediction.columns import CLIP, Column
 
 FORMATS = (".csv", ".parquet")
 _DTYPES = {"text": "string", "number": "float64", "count": "Int64", "flag": "boolean"}
@@ -35,6 +35,7 @@ def check_place(path: str, name: str = "out") -> None:
 
     Raises:
         ValueError: if the name ends otherwise than with `.csv` or `.parquet`, or a folder lies there.
+        FileExistsError: if a file lies there that is no table of predictions, and would be lost.
         OSError: if nothing can be written there; the message names the place.
     """
     if Path(path).suffix.lower() not in FORMATS:
@@ -42,6 +43,8 @@ def check_place(path: str, name: str = "out") -> None:
         raise ValueError(f"{name}={path}: a table is written as {' or '.join(FORMATS)}; for instance {better}")
     if Path(path).is_dir():
         raise ValueError(f"{name}={path} is a folder; name a file")
+    if not _is_ours(Path(path)):
+        raise FileExistsError(f"{name}={path} is a file, but no table of predictions; name another file, or remove it")
     folder = Path(path).absolute().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +52,21 @@ def check_place(path: str, name: str = "out") -> None:
             pass
     except OSError as error:
         raise OSError(f"{name}={path} cannot be written ({error.strerror}); name another folder") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nothing is lost with a file: it is absent, empty or begins with the columns of every table here."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    names = [column.name for column in CLIP]
+    if path.suffix.lower() == ".csv":
+        start = ",".join(names).encode()
+        with path.open("rb") as file:
+            return file.read(len(start) + 1) == start + b","
+    try:
+        return list(pq.read_schema(path).names)[: len(names)] == names
+    except pa.ArrowInvalid:
+        return False
 
 
 def write_rows(path: str | Path, columns: Sequence[Column], tables: Iterable[pd.DataFrame]) -> int:

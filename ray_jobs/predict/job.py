@@ -50,6 +50,8 @@ from ray_jobs.predict.pictures import Pictures
 
 POSITIONAL = "videos…"
 _SHOWN = 20
+_CHOSEN = ("names", "checkpoint", "face", "subject", "prompts", "store")
+"""Settings without which a printed command would give other answers, or extract again."""
 
 
 def main(cfg: DictConfig) -> int:
@@ -77,18 +79,27 @@ def _rows(cfg: DictConfig) -> Rows | None:
     """What a row of the table is; None for the default."""
     if cfg.out:
         check_place(str(cfg.out))
-    if cfg.frames and cfg.windows:
+    windows = _flag(cfg.windows)
+    if cfg.frames and windows:
         raise ValueError("frames=true and windows=true: a table has a row per frame or per window; give one of them")
     if cfg.subject is not None and cfg.personalized:
         raise ValueError(
             f"{setting('subject', str(cfg.subject))} and personalized=true: give the subject of all clips, or let "
             "personalized=true use each clip's own"
         )
-    if not cfg.out and (cfg.frames or cfg.windows):
+    if not cfg.out and (cfg.frames or windows):
         raise ValueError("frames=true and windows=true are for a table; name its file, for instance with out=table.csv")
     if cfg.frames:
         return "frames"
-    return None if cfg.windows is None else "windows" if cfg.windows else "clips"
+    return None if windows is None else "windows" if windows else "clips"
+
+
+def _flag(given: object) -> bool | None:
+    """`windows`, which is text where it is given, as any setting is that is null by default."""
+    text = None if given is None else str(given).lower()
+    if text not in (None, "true", "false"):
+        raise ValueError(f"{setting('windows', str(given))}; allowed: true, false or null")
+    return None if text is None else text == "true"
 
 
 def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
@@ -99,9 +110,11 @@ def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         prediction = made.predictor.predict(clip.source, subject=subject, face=clip.face)
     except NoFaceError as error:
         raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
+    named = replace(prediction.clip, clip_id=clip.clip_id, subject_id=clip.subject_id or prediction.clip.subject_id)
+    prediction = replace(prediction, clip=named)
     show(prediction)
     if cfg.out:
-        print(f"{write_rows(cfg.out, made.columns, [made.of_answer(prediction)])} rows of {made.rows}: {cfg.out}")
+        _show_count(write_rows(cfg.out, made.columns, [made.of_answer(prediction)]), made.rows, str(cfg.out))
     for path in pictures.write(prediction, clip, made.predictor.limits):
         print(f"picture: {path}")
     return 1 if prediction.label is None else 0
@@ -133,12 +146,14 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     for folder in filter(None, (cfg.overlay, cfg.figure)):
         print(f"pictures: {folder}")
     if cfg.out:
-        print(f"{count} rows of {made.rows}: {cfg.out}")
+        _show_count(count, made.rows, str(cfg.out))
         if made.rows == "clips":
             print(f"means per subject and condition: clipautt report {setting('table', str(cfg.out))}")
     else:
-        words = " ".join(word(str(video)) for video in cfg.videos)
-        print(f"all of it as a table: clipautt predict {words} out=clips.csv")
+        words = [word(str(video)) for video in cfg.videos]
+        chosen = [setting(name, str(cfg[name])) for name in _CHOSEN if cfg[name] is not None]
+        chosen += ["personalized=true"] if cfg.personalized else []
+        print(f"all of it as a table: clipautt predict {' '.join([*words, 'out=clips.csv', *chosen])}")
     return 1 if summary.lost or not made.tally.labels else 0
 
 
@@ -158,8 +173,8 @@ def _personalizations(cfg: DictConfig, predictor: Predictor, inputs: Inputs) -> 
             lacking.append(subject or "(nobody named)")
     if not known:
         raise FileNotFoundError(
-            f"personalized=true, and none of {len(lacking)} subjects has adapted prompts in "
-            f"{predictor.personalizations}; the first is {lacking[0]}"
+            f"personalized=true, and {predictor.personalizations} has adapted prompts of none of the subjects: "
+            f"{', '.join(lacking[:_SHOWN])}{'…' * (len(lacking) > _SHOWN)}"
         )
     if lacking:
         print(f"without adapted prompts, and predicted without: {', '.join(lacking[:_SHOWN])}")
@@ -187,8 +202,12 @@ def _show_tally(tally: Tally) -> None:
     if tally.personalized:
         print(f"personalized: {tally.personalized}")
     for code, count in tally.cautions.most_common():
-        clips = "1 clip" if count == 1 else f"{count} clips"
-        print(f"warning {code} for {clips}, the first: {tally.sentences[code]}")
+        clips = "1 clip" if count == 1 else f"{count} clips, the first"
+        print(f"warning {code} for {clips}: {tally.sentences[code]}")
+
+
+def _show_count(rows: int, kind: Rows, path: str) -> None:
+    print(f"{path}: 1 row, for 1 {kind[:-1]}" if rows == 1 else f"{path}: {rows} rows, one per {kind[:-1]}")
 
 
 def show(prediction: VideoPrediction) -> None:

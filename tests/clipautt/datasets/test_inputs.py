@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -52,10 +53,17 @@ def test_several_words_share_the_folder_that_holds_them_all(study: Path) -> None
     assert found.notes == (f"{study}/bob/rest/1.mp4 is named twice and counts once",)
 
 
+def test_two_names_of_one_file_are_told(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study / "anna/rest", tmp_path / "s/anna")
+    (tmp_path / "s/anna/link.mp4").symlink_to("1.mp4")
+    found = find_inputs([str(tmp_path / "s")])
+    assert ids(found) == ["anna/1", "anna/link"] and found.notes == ("anna/1 and anna/link are the same file",)
+
+
 def test_a_pattern_passes_over_what_is_no_video(study: Path) -> None:
     found = find_inputs([str(study / "*/rest/*")])
     assert ids(found) == ["anna/rest/1", "bob/rest/1"] and not found.one
-    assert found.notes == (f"{study}/bob/rest/notes.txt is no video and is left out",)
+    assert found.notes == (f"{study}/bob/rest/notes.txt is not a video and is left out",)
     assert ids(find_inputs([str(study / "**/*.mp4")])) == ["anna/rest/1", "bob/rest/1"]
     with pytest.raises(FileNotFoundError, match=r"\*\.avi: no file matches this pattern"):
         find_inputs([str(study / "*.avi")])

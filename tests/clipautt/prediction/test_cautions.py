@@ -62,6 +62,11 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
             "from the expression: use other clips of the person as well (`clipautt personalize`).",
         ),
         (
+            "too_short",
+            clip(1),
+            "The clip has 1 frame, and its resting face is estimated from it; 12 or more are needed",
+        ),
+        (
             "too_long",
             clip(37),
             "The clip has 37 frames, and those of training had about 18: the label rests on its most certain window, "

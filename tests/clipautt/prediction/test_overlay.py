@@ -16,7 +16,7 @@ from clipautt.clips import Clip
 from clipautt.model.windows import WindowSpec
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.figure import Rendered, rendered
-from clipautt.prediction.overlay import check_overlay, write_overlay
+from clipautt.prediction.overlay import check_overlay, refuse_source, write_overlay
 from clipautt.predictor import Predictor
 from clipautt.video.containers import DecodeError
 from tests.support.browser import find_chromium, open_page
@@ -155,6 +155,19 @@ def test_names_that_cannot_be_written_are_refused(tmp_path: Path, name: str, sai
     with pytest.raises(ValueError) as caught:
         check_overlay(tmp_path / name, video)
     assert str(caught.value) == said.format(tmp_path)
+
+
+def test_only_overlays_are_replaced(made: tuple[Path, VideoPrediction], tmp_path: Path) -> None:
+    """Nor does a picture go into a folder of frames, where it would be one of them."""
+    overlay, video = made[0], tmp_path / "v.mp4"
+    assert check_overlay(overlay, video) == overlay
+    write_video(tmp_path / "other.mp4", np.full((3, 64, 64, 3), 90, np.uint8))
+    with pytest.raises(
+        FileExistsError, match=r"path=.*/other\.mp4 is a file, but no overlay; give another name, or rem"
+    ):
+        check_overlay(tmp_path / "other.mp4", video)
+    with pytest.raises(ValueError, match=r"figure=.*/f\.png lies in .*, the folder of frames; give another name"):
+        refuse_source(tmp_path / "f.png", tmp_path, name="figure")
 
 
 def test_a_browser_plays_it(made: tuple[Path, VideoPrediction], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from clipautt.prediction.columns import Column
+from clipautt.prediction.columns import CLIP, Column
 from clipautt.prediction.tables import check_place, unknown_row, write_rows
 
 COLUMNS = [
@@ -75,3 +75,18 @@ def test_a_name_says_the_format(tmp_path: Path) -> None:
         check_place("/proc/none/t.csv")
     check_place(str(tmp_path / "new" / "t.csv"))
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_only_tables_of_predictions_are_replaced(tmp_path: Path) -> None:
+    """A table of clips that is given as input, or labels beside the videos, would be lost."""
+    for name in ("t.csv", "t.parquet"):
+        write_rows(tmp_path / name, [*CLIP, *COLUMNS[1:]], PARTS)
+        check_place(str(tmp_path / name))
+    (tmp_path / "clips.csv").write_text("clip;subject;label\n1;a;b\n")
+    pd.DataFrame({"source": ["a.mp4"]}).to_parquet(tmp_path / "m.parquet")
+    (tmp_path / "no.parquet").write_text("text")
+    for name in ("clips.csv", "m.parquet", "no.parquet"):
+        with pytest.raises(FileExistsError, match=rf"out=.*{name} is a file, but no table of predictions; name anothe"):
+            check_place(str(tmp_path / name))
+    (tmp_path / "empty.csv").touch()
+    check_place(str(tmp_path / "empty.csv"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
@@ -141,14 +142,29 @@ def test_everybody_with_their_own_prompts(
 def test_without_a_table_the_first_are_printed_and_what_is_wrong_is_counted(
     done: Path, study: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The command that is printed gives the same answers."""
     assert predict(checkpoint, done / "store", study) == 0
     said = capsys.readouterr().out
     assert (
-        "3 of 7 clips have a prediction" in said
-        and "no_face: 1\n" in said
-        and "warning few_faces for 1 clip, the first: " in said
+        "3 of 7 clips have a prediction" in said and "no_face: 1\n" in said and "warning few_faces for 1 clip: " in said
     )
-    assert f"all of it as a table: clipautt predict {study} out=clips.csv" in said
+    chosen = f"checkpoint={checkpoint} store={done}/store"
+    assert f"all of it as a table: clipautt predict {study} out=clips.csv {chosen}\n" in said
+
+
+def test_the_name_of_one_video_says_who_it_is(
+    study: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "p07.stress"
+    frames = [photograph(150 + 4 * i, 180, 0.9) for i in range(14)]
+    video.mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(video / f"{number:02}.png")
+    words = [video, "names='{subject}.{condition}'", f"out={tmp_path}/t.csv"]
+    assert predict(checkpoint, tmp_path / "none", *words, "windows=false") == 0
+    assert f"{tmp_path}/t.csv: 1 row, for 1 clip\n" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table.loc[0, ["clip", "subject", "condition"]].tolist() == ["p07.stress", "p07", "stress"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +172,7 @@ def test_without_a_table_the_first_are_printed_and_what_is_wrong_is_counted(
     [
         (["out=t.xlsx"], "out=t.xlsx: a table is written as .csv or .parquet"),
         (["out=t.csv", "frames=true", "windows=true"], "a table has a row per frame or per window; give one of them"),
+        (["out=t.csv", "windows=some"], "windows=some; allowed: true, false or null"),
         (["frames=true"], "frames=true and windows=true are for a table; name its file, for instance with out="),
         (["subject=anna", "personalized=true"], "subject=anna and personalized=true: give the subject of all clips"),
         (["names={x}"], "names={x} fits none of 7 clips; the first is 'anna/rest/1'"),
