@@ -106,7 +106,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 
 VERDICT = "verdict.json"
 """File with the verdict for other programs: the fields of `sentences.Verdict`, and `warnings`."""
-OPTIONAL = (*PRIORS, "tune", "position", "warnings", "face_share")
+OPTIONAL = (*PRIORS, "tune", "position", "warnings", "face_share", "cautions", "other_faces")
 """Columns that rows of earlier versions lack; the page can do without them."""
 
 

@@ -79,7 +79,7 @@ def make_rows(
     rest |= {"window_length": 16, "window_stride": 1, "context_tokens": 4, "steps": 10, "learning_rate": 0.001}
     rest |= {"tune": "context", "prior": 0.5, "training_prior": 0.5, "position": 0}
     rest |= {"backbone": "tiny", "checkpoint": "c", "code_version": "0", "seconds": 0.04, "warnings": ""}
-    rest["face_share"] = np.nan
+    rest |= {"face_share": np.nan, "cautions": "", "other_faces": 0}
     rows = pd.concat(parts, ignore_index=True).assign(**rest)
     return rows[[field.name for field in fields(ResultRow)]]
 
