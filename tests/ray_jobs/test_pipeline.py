@@ -155,6 +155,6 @@ def test_predictor_and_command_agree(demo: Path, tmp_path: Path, capsys: pytest.
     assert "left out: 18 of 46 action units, which the backbone never learned" in said
     top = prediction.top_action_units
     first = next(line for line in said.splitlines() if line.startswith(f"{top.index[0]} "))
-    assert first.startswith(f"{top.index[0]} {top['name'].iloc[0]} ") and first.endswith(f" {top['rise'].iloc[0]:+.2f}")
+    assert first.startswith(f"{top.index[0]} {top['name'].iloc[0]} ") and first.endswith(f" {top['rise'].iloc[0]:+.3f}")
     assert cli.main(["predict", *words[:1], "subject=nobody", *words[2:]]) == 2
     assert "nobody" in capsys.readouterr().err
