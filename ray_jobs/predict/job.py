@@ -147,7 +147,7 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         print(f"pictures: {folder}")
     if cfg.out:
         _show_count(count, made.rows, str(cfg.out))
-        if made.rows == "clips":
+        if made.rows == "clips" and any(clip.subject_id for clip in clips):
             print(f"means per subject and condition: clipautt report {setting('table', str(cfg.out))}")
     else:
         words = [word(str(video)) for video in cfg.videos]
