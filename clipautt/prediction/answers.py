@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,7 +118,7 @@ class VideoPrediction:
         Index `time_seconds` (middle of the window), a column per AU code, a row per window that counts: enough of its
         frames show the face. Only changes within a video say something: every AU has a level of its own.
         """
-        return pd.DataFrame(self._similarities, index=self._times(), columns=list(self.action_unit_codes))
+        return pd.DataFrame(self._similarities(), index=self._times(), columns=list(self.action_unit_codes))
 
     @property
     def evidence(self) -> pd.DataFrame:
@@ -129,7 +129,6 @@ class VideoPrediction:
         values = np.empty((0, len(self.action_unit_codes))) if self.curves is None else self.curves.evidence
         return pd.DataFrame(values, index=self._times(), columns=list(self.action_unit_codes))
 
-    @cached_property
     def _similarities(self) -> npt.NDArray[np.float64]:
         if self.curves is None:
             return np.empty((0, len(self.action_unit_codes)))
@@ -145,10 +144,15 @@ class VideoPrediction:
             np.empty(0) if self.curves is None else self.curves.entropy, index=self._times(), name="entropy"
         )
 
-    def _times(self) -> pd.Index[float]:
-        return pd.Index(self._middles, name="time_seconds", dtype=float)
+    @property
+    def class_probabilities(self) -> pd.DataFrame:
+        """Class probabilities of every such window, same index, a column per class."""
+        values = np.empty((0, len(self.classes))) if self.curves is None else self.curves.probabilities
+        return pd.DataFrame(values, index=self._times(), columns=list(self.classes))
 
-    @cached_property
+    def _times(self) -> pd.Index[float]:
+        return pd.Index(self._middles(), name="time_seconds", dtype=float)
+
     def _middles(self) -> npt.NDArray[np.float64]:
         """Middle of every window that counts, seconds, [V]."""
         starts = np.empty(0, np.int64) if self.curves is None else self.curves.starts
@@ -175,7 +179,7 @@ class VideoPrediction:
     def _rises(self) -> npt.NDArray[np.float64]:
         if self.curves is None:
             return np.full(len(self.action_unit_codes), math.nan)
-        times, values = self._middles, self._similarities
+        times, values = self._middles(), self._similarities()
         inside = (times >= self.window_start_seconds) & (times <= self.window_end_seconds)
         mean = values[inside].mean(axis=0) if inside.any() else np.full(values.shape[1], math.nan)
         rises: npt.NDArray[np.float64] = mean - np.median(values, axis=0)
@@ -208,7 +212,7 @@ class VideoPrediction:
         nothing = np.full(len(self.action_unit_codes), math.nan)
         mean, evidence = nothing, nothing
         if self.curves is not None:
-            mean, times = self._similarities.mean(axis=0), self._middles
+            mean, times = self._similarities().mean(axis=0), self._middles()
             chosen = np.abs(times - (self.window_start_seconds + self.window_end_seconds) / 2).argmin()
             evidence = self.curves.evidence[chosen].astype(np.float64)
         figures = {"mean": mean, "rise": self._rises(), "evidence": evidence}
@@ -299,7 +303,7 @@ class VideoPrediction:
         if self.curves is None:
             return {name: np.full(len(counted), math.nan) for name in names}
         curves = self.curves
-        every = np.column_stack([curves.entropy, curves.probabilities, self._similarities, curves.evidence]).astype(
+        every = np.column_stack([curves.entropy, curves.probabilities, self._similarities(), curves.evidence]).astype(
             np.float64
         )
         taken = np.where(counted[:, None] >= 0, every[counted], math.nan)

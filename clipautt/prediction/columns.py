@@ -55,14 +55,13 @@ VALIDITY = (
     ),
 )
 """The last columns of every table."""
-_BRIGHTNESS = Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1")
 _FACE = (
     Column("face_x", "Left edge of the face's square box", "pixels of the frame"),
     Column("face_y", "Upper edge of the face's square box", "pixels of the frame"),
     Column("face_side", "Side of the face's square box", "pixels of the frame"),
     Column("face_tilt", "Angle by which the face is turned clockwise as seen", "degrees"),
     Column("face_score", "Certainty of the face detector; its scale depends on the detector", "score"),
-    _BRIGHTNESS,
+    Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),
 )
 CLIPS_BEFORE = (
     *CLIP,
@@ -80,7 +79,7 @@ CLIPS_BETWEEN = (
     Column("windows", "Windows that the clip was cut into", "count"),
     Column("windows_counted", "Windows in which enough frames show the face; only these give numbers", "count"),
     Column("face_share", "Share of the frames in which the face was found; empty without a face detector", "0 to 1"),
-    _BRIGHTNESS,
+    Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),
 )
 WINDOWS = (
     *CLIP,

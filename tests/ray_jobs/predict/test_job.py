@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clipautt.backbones.loading import BackboneConfig, load_backbone
+from clipautt.features.clip_features import FeatureSpec
+from clipautt.model.checkpoint import save_checkpoint
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
-from tests.support.fakes import numbered_frames, write_video
+from tests.support.fakes import fake_checkpoint, numbered_frames, write_video
 from tests.support.photograph import photograph
 
 PEOPLE = [np.concatenate([photograph(240, 180, 1.1), photograph(200 + 3 * i, 180, 0.8)], 1) for i in range(12)]
 BACKGROUND = np.full((360, 480, 3), 90, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of windows of six frames, of every frame, that was trained with a face detector."""
+    backbone, folder = load_backbone(BackboneConfig()), tmp_path_factory.mktemp("checkpoint")
+    made = fake_checkpoint(backbone=backbone, subject_baseline="median")
+    features = FeatureSpec.of(backbone, Sampling(None), FaceConfig("cascade"))
+    save_checkpoint(replace(made, spec=replace(made.spec, features=features)), folder)
+    return folder
 
 
 def predict(checkpoint: Path, video: Path, *words: str) -> int:

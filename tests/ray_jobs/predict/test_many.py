@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,30 @@ from PIL import Image
 
 from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
+from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
-from clipautt.features.clip_features import encode_clip
+from clipautt.features.clip_features import FeatureSpec, encode_clip
 from clipautt.features.store import FeatureStore
+from clipautt.model.checkpoint import save_checkpoint
 from clipautt.predictor import Predictor
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
 from tests.support.configs import adapt_config
-from tests.support.fakes import numbered_frames, write_video
+from tests.support.fakes import fake_checkpoint, numbered_frames, write_video
 from tests.support.photograph import photograph
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 BACKGROUND = np.full((360, 480, 3), 90, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backbone, folder = load_backbone(BackboneConfig()), tmp_path_factory.mktemp("checkpoint")
+    made = fake_checkpoint(backbone=backbone, subject_baseline="median")
+    features = FeatureSpec.of(backbone, Sampling(None), FaceConfig("cascade"))
+    save_checkpoint(replace(made, spec=replace(made.spec, features=features)), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
