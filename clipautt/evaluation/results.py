@@ -6,9 +6,10 @@ used here, to design the evaluation, and never in a method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,26 @@ class Cohort:
             for i in rng.permutation(len(group))[:n]
         ]
         return sorted(chosen, key=lambda clip: clip.clip_id)
+
+
+def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
+    """The cohorts that the settings describe.
+
+    Raises:
+        ValueError: for a key that a cohort does not have, or two cohorts with the same name.
+    """
+    allowed = [field.name for field in fields(Cohort)]
+    for one in settings:
+        if not isinstance(one, Mapping) or not set(one) <= set(allowed):
+            raise ValueError(
+                f"cohorts={one!r}: expected the keys {' and '.join(allowed)}, as in {{share: 0.2, draws: 1}}"
+            )
+    cohorts = [Cohort(**one) for one in settings]
+    names = [cohort.name for cohort in cohorts]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"cohorts lists {', '.join(duplicates)} twice; omit one, or ask for more draws of it")
+    return cohorts
 
 
 def cohorts_of(clips: Sequence[Clip], cohort: Cohort, *, positive: str, draw: int, seed: int) -> dict[str, list[Clip]]:

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from clipautt.adaptation.driver import check_baseline
 from clipautt.adaptation.method import AdaptConfig, check_needs
 from clipautt.backbones.loading import BackboneConfig, facts_of
 from clipautt.clips import Clip
-from clipautt.evaluation.results import Cohort, predicted, read_rows
+from clipautt.evaluation.results import predicted, read_rows
 from clipautt.features.store import ClipFacts
 from clipautt.files import write_json, write_table
 from clipautt.footage import is_rendered_clip, other_footage
@@ -34,26 +33,6 @@ from ray_jobs.adapt.plan import changed_clips, result_file
 from ray_jobs.adapt.run import AdaptRun
 
 _SHOWN = 12
-
-
-def make_cohorts(settings: Sequence[Any]) -> list[Cohort]:
-    """The cohorts that the settings describe.
-
-    Raises:
-        ValueError: for a key that a cohort does not have, or two cohorts with the same name.
-    """
-    allowed = [field.name for field in fields(Cohort)]
-    for one in settings:
-        if not isinstance(one, Mapping) or not set(one) <= set(allowed):
-            raise ValueError(
-                f"cohorts={one!r}: expected the keys {' and '.join(allowed)}, as in {{share: 0.2, draws: 1}}"
-            )
-    cohorts = [Cohort(**one) for one in settings]
-    names = [cohort.name for cohort in cohorts]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(f"cohorts lists {', '.join(duplicates)} twice; omit one, or ask for more draws of it")
-    return cohorts
 
 
 def clips_of_splits(manifest: Manifest, splits: Sequence[str]) -> list[Clip]:

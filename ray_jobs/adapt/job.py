@@ -25,7 +25,7 @@ from clipautt.commands import setting
 from clipautt.evaluation.au_tables.matching import match_au_tables
 from clipautt.evaluation.prompt_changes import read_explanations
 from clipautt.evaluation.reports.prompt_changes_page import write_explanation_page
-from clipautt.evaluation.results import EVERY, predicted, read_rows, subject_scores
+from clipautt.evaluation.results import EVERY, make_cohorts, predicted, read_rows, subject_scores
 from clipautt.manifest import Manifest, by_subject
 from clipautt.model.checkpoint import find_checkpoint, load_checkpoint
 from ray_jobs.adapt.actor import AdaptActor, Outcome
@@ -37,7 +37,6 @@ from ray_jobs.adapt.checks import (
     clips_of_splits,
     footage_warning,
     load_checkpoints,
-    make_cohorts,
     rows_that_can_be_made,
 )
 from ray_jobs.adapt.plan import SubjectPlan, SubjectWork, make_tasks, result_file

@@ -1,318 +1,259 @@
-"""Search window length, prompt tuning and readout on source-validation subjects.
+"""Search settings of training and personalization on source subjects, by Ray Tune and Optuna.
 
-Every trial trains CLIP-AU on the source subjects, personalizes to the validation subjects as if they were unseen, and
-is scored by its mean UAR over them; target subjects are never read. Trials run on Ray Tune, and Optuna chooses their
-values. A run that is started again does only the trials that are missing.
+The source subjects are divided into folds. A trial takes values from the space, trains CLIP-AU without the subjects of a
+fold, personalizes to them as if they were unseen, and is scored by its mean UAR over all folds. Features, and models of
+equal training settings, are shared by all trials. The chosen trial is then judged on source subjects that no trial saw.
+Target subjects are never read. A sweep that is started again does only the trials that are missing.
 
-The run folder then holds `best.yaml` (the settings, and the commands that use them), `trials.parquet`, `study.db` (the
-Optuna study) and `figures/`.
+The run folder then holds `report/report.html`, `best.yaml`, which `clipautt train` and `clipautt adapt` take,
+`trials.parquet`, a manifest per fold and, unless `storage` says otherwise, `study.db` with the Optuna study.
 
 Example:
-    clipautt sweep manifest=data/hard/manifest.parquet trials=30 name=hard
-    clipautt sweep manifest=data/hard/manifest.parquet '~space.steps' adapt.steps=10 space.window_length.high=24
+    clipautt sweep manifest=data/hard/manifest.parquet trials=100 stop=asha name=hard
+    clipautt sweep manifest=data/hard/manifest.parquet sweep=window name=window
+    clipautt sweep manifest=data/hard/manifest.parquet sweep=my_space.yaml objectives=[uar,seconds_per_video]
+    clipautt train @runs/sweep/hard/best.yaml
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 from omegaconf import DictConfig
 
-from clipautt.files import write_text
-from clipautt.manifest import Manifest
-from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
+from clipautt.clips import Clip
+from clipautt.evaluation.results import Cohort
+from clipautt.features.packed import PackedClips
+from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, by_subject
+from clipautt.selection.folds import Division, divide
+from clipautt.selection.page import HeldOut
+from clipautt.selection.scoring import clip_worth, draws_of
+from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import extract, extraction_config, refuse_lost, report_failures
 from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import load_manifest
-from ray_jobs.platform.progress import duration
 from ray_jobs.platform.runs import IGNORED, open_run
-from ray_jobs.sweep.results import write_results
-from ray_jobs.sweep.space import SearchSpace, SeededSampler, make_space
-from ray_jobs.sweep.trial import METRICS, SweepData, SweepJob, load_data, run_trial
+from ray_jobs.sweep.models import ShelvedModels, start_shelf
+from ray_jobs.sweep.progress import SweepProgress
+from ray_jobs.sweep.results import SweepRun, held_out_record, write_manifests, write_results
+from ray_jobs.sweep.samplers import make_sampler
+from ray_jobs.sweep.search import TuneConfig, run_trials, sweep_up
+from ray_jobs.sweep.settings import SweepConfig, make_config
+from ray_jobs.sweep.space import make_space
+from ray_jobs.sweep.storage import open_storage, shown
+from ray_jobs.sweep.study import TrialRecord, SweepStudy
+from ray_jobs.sweep.table import MINIMIZED, best_record, trial_table
+from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
 
-_FACTS = ("seconds", "trained", "fallbacks", "agreement")
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even with verbose=0.
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # We print one line per failed trial, and keep its reason.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run continues from there.
-}
-
-
-def open_study(folder: str | Path, name: str) -> Any:
-    """The Optuna study of a run, in `study.db`; trials that a stopped run left behind are closed as interrupted."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=_storage(folder), study_name=name, direction="maximize", load_if_exists=True)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING)):
-        study.set_user_attr(_fact_key(trial.number), {"status": "interrupted", "reason": "the run was stopped"})
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return study
+_MAY_DIFFER = (*IGNORED, "trials", "concurrent", "loggers", "storage")
 
 
-def _storage(folder: str | Path) -> Any:
-    from optuna.storages import RDBStorage
-
-    path = (Path(folder) / "study.db").absolute()
-    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-
-
-def _fact_key(number: int) -> str:
-    """Key of a trial's facts, which are kept with the study, as Optuna closes a trial before its reason is known."""
-    return f"trial {number}"
-
-
-def read_trials(study: Any, space: SearchSpace) -> pd.DataFrame:
-    """All trials of a study.
-
-    Returns:
-        One row per trial, by number: `number, status, reason, uar, war, f1, seconds, trained, fallbacks, agreement`,
-        and a column per dimension, empty where it did not matter. Status is `ok`, `failed`, or `interrupted` where the
-        run was stopped.
-    """
-    noted = study.user_attrs
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        facts = noted.get(_fact_key(trial.number), {})
-        ok = trial.state.name == "COMPLETE"
-        row = {"number": trial.number, "status": "ok" if ok else facts.get("status", "failed")}
-        row["reason"] = "" if ok else facts.get("reason", "unknown: the run was stopped before it was noted")
-        row["uar"] = trial.value if ok else None
-        row |= {name: facts.get(name) for name in (*METRICS[1:], *_FACTS)}
-        if row["seconds"] is None and trial.duration is not None:
-            row["seconds"] = trial.duration.total_seconds()
-        rows.append(row | {dimension.name: trial.params.get(dimension.name) for dimension in space.dimensions})
-    columns = ["number", "status", "reason", *METRICS, *_FACTS, *(dimension.name for dimension in space.dimensions)]
-    types = dict.fromkeys([*METRICS, "seconds", "agreement"], "float64") | {"trained": "boolean", "fallbacks": "Int64"}
-    types |= {dimension.name: dimension.dtype for dimension in space.dimensions}
-    return pd.DataFrame(rows, columns=columns).astype(types)
-
-
-class TrialLog:
-    """Notes what Optuna does not and prints one line per finished trial.
-
-    Args:
-        study: the sweep's Optuna study.
-        folder: where failing trials leave their reasons, see `reason_file`.
-        total: number of trials when all are done.
-        done: number of trials that were finished before.
-    """
-
-    def __init__(self, study: Any, folder: str | Path, *, total: int, done: int) -> None:
-        self.study, self.folder, self.total, self.before, self.done = study, Path(folder), total, done, done
-        self.began = time.monotonic()
-        good = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-        best = max(good, key=lambda trial: trial.value, default=None)
-        self.best: tuple[float, int] | None = None if best is None else (best.value, best.number)
-
-    def finished(self, number: int, result: Mapping[str, Any]) -> None:
-        """Note a finished trial's figures and print its line."""
-        self.study.set_user_attr(_fact_key(number), {name: result[name] for name in (*METRICS[1:], *_FACTS)})
-        uar = float(result["uar"])
-        if self.best is None or uar > self.best[0]:
-            self.best = uar, number
-        self._line(f"trial {number}: UAR {100 * uar:.1f} %")
-
-    def failed(self, number: int, reason: str) -> None:
-        """Note why a trial failed and print its line."""
-        self.study.set_user_attr(_fact_key(number), {"status": "failed", "reason": reason})
-        self._line(f"trial {number} failed: {reason}")
-
-    def _line(self, what: str) -> None:
-        self.done += 1
-        elapsed = time.monotonic() - self.began
-        left = elapsed / (self.done - self.before) * max(0, self.total - self.done)
-        best = "none yet" if self.best is None else f"{100 * self.best[0]:.1f} % (trial {self.best[1]})"
-        ending = f"{duration(left)} left" if self.done < self.total else duration(elapsed)
-        print(f"sweep: {self.done}/{self.total} trials, {what}, best {best}, {ending}", flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    """The error of a trial's code in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no reason given"
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _ending(error_file: str | None) -> str:
-    """Why a trial ended whose process left no reason: the first line that Ray noted below a headline with the time."""
-    text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
-    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    return lines[0] if lines else "its process ended without a reason"
-
-
-def reason_file(folder: str | Path, trial_id: str) -> Path:
-    """File in which a failing trial says why: Tune may not have its error yet when it reports the failure."""
-    return Path(folder) / f"{trial_id}.reason"
-
-
-def _explained_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData, scratch: Path) -> dict[str, Any]:
-    from ray import tune
-
-    try:
-        return run_trial(config, job=job, data=data)
-    except Exception as error:
-        write_text(reason_file(scratch, tune.get_context().get_trial_id()), _reason(error))
-        raise
-
-
-def _tune_callback(log: TrialLog) -> Any:
-    from ray.tune import Callback
-
-    class Finished(Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            log.finished(trial.config["number"], trial.last_result)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            told = reason_file(log.folder, trial.trial_id)
-            reason = told.read_text(encoding="utf-8") if told.is_file() else _ending(trial.error_file)
-            log.failed(trial.config["number"], reason)
-
-    return Finished()
-
-
-def sweep(
-    job: SweepJob,
-    data: SweepData,
-    *,
-    trials: int,
-    name: str,
-    seed: int = 0,
-    cluster: ClusterConfig,
-    concurrent: int | None = None,
-) -> pd.DataFrame:
-    """Run the trials that are missing, on the connected Ray.
-
-    Args:
-        job: the search space, and the run's folder.
-        data: features of the source subjects.
-        trials: finished trials to have at the end, including failed ones, but not interrupted ones.
-        name: name of the study.
-        seed: seed of the values that trials try.
-        cluster: gives the share of a GPU per trial.
-        concurrent: trials at a time; None: as many as fit. With one at a time, equal seeds try equal values, however
-            often the run was stopped; with more, what Optuna knows depends on which trial ends first.
-
-    Returns:
-        All trials of the run, see `read_trials`.
-    """
-    study = open_study(job.folder, name)
-    done = int(read_trials(study, job.space)["status"].isin(["ok", "failed"]).sum())
-    if done < trials:
-        _tune(job, data, study, seed=seed, total=trials, done=done, cluster=cluster, concurrent=concurrent)
-    return read_trials(study, job.space)
-
-
-def _tune(
-    job: SweepJob,
-    data: SweepData,
-    study: Any,
-    *,
-    seed: int,
-    total: int,
-    done: int,
-    cluster: ClusterConfig,
-    concurrent: int | None,
-) -> None:
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
-    from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
-
-    gpu = gpu_share(cluster)
-    fits = max(1, int(num_gpus() / gpu)) if gpu else num_cpus()
-    search = OptunaSearch(
-        job.space,
-        metric=METRICS[0],
-        mode="max",
-        sampler=SeededSampler(seed),
-        storage=_storage(job.folder),
-        study_name=study.study_name,
-    )
-    scratch = (Path(job.folder) / f".ray_tune.{uuid.uuid4().hex[:8]}").absolute()
-    trainable = tune.with_parameters(_explained_trial, job=job, data=data, scratch=scratch)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 0, "gpu": gpu} if gpu else {"cpu": 1}),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            metric=METRICS[0],
-            mode="max",
-            num_samples=total - done,
-            max_concurrent_trials=min(concurrent or fits, total - done),
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-            reuse_actors=True,  # A process that has loaded the backbone runs the next trial.
-        ),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(scratch),
-            verbose=0,
-            callbacks=[_tune_callback(TrialLog(study, scratch, total=total, done=done))],
-        ),
-    )
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # It repeats at the end which trials failed.
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # What Tune keeps there is also in the study.
-
-
-def check_counts(trials: int, concurrent: int | None) -> None:
-    """Refuse numbers of trials that make no sense.
+def source_manifest(manifest: Manifest) -> Manifest:
+    """The labelled source clips alone: nothing of target subjects goes further than this.
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: without source clips.
     """
-    for name, value in (("trials", trials), ("concurrent", concurrent)):
-        if value is not None and value < 1:
-            raise ValueError(
-                f"{name}={value}: expected a whole number, at least 1" + (", or null" * (name == "concurrent"))
-            )
+    clips = tuple(clip for clip in manifest.of_split("source_train", "source_val") if clip.label is not None)
+    if not clips:
+        raise ValueError("the manifest has no labelled source_train or source_val clips; a sweep works on them alone")
+    return Manifest(clips, manifest.classes)
 
 
-def check_splits(manifest: Manifest) -> None:
-    """Refuse a manifest without subjects to train or to select on.
+def load_data(
+    manifest: Manifest, store: FeatureStore, config: SweepConfig, cohorts: Sequence[Cohort]
+) -> tuple[Division, SweepData]:
+    """Divide the source subjects, and read their features.
+
+    Args:
+        manifest: labelled source clips.
+        store: their features.
+        config: folds, held-out share and seed.
+        cohorts: shares of positives to score at.
 
     Raises:
-        ValueError: naming the split.
+        ValueError: without features, or with too few subjects.
     """
-    for split in ("source_train", "source_val"):
-        if not any(clip.split == split for clip in manifest.clips):
-            raise ValueError(
-                f"the manifest has no {split} clips; a sweep trains on source_train and selects on source_val"
-            )
+    loaded = store.load(manifest.clips)
+    if not loaded:
+        raise ValueError(f"{len(manifest.clips)} source clips, none with features; see the failures above")
+    there = by_subject(clip for clip in manifest.clips if clip.clip_id in loaded)
+    scorable = {subject: clips for subject, clips in there.items() if len({clip.label for clip in clips}) > 1}
+    division = divide(
+        {clip.subject_id for clip in manifest.of_split("source_train") if clip.subject_id in there},
+        {clip.subject_id for clip in manifest.of_split("source_val") if clip.subject_id in there},
+        scorable=scorable,
+        folds=config.folds,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+    draws = draws_of(scorable, cohorts, classes=manifest.classes, seed=config.seed)
+    return division, SweepData(
+        PackedClips.of(loaded.values()),
+        {clip.clip_id: manifest.label_index(clip) for clips in there.values() for clip in clips},
+        {
+            subject: tuple(manifest.label_index(clip) for clip in clips)
+            for subject, clips in by_subject(manifest.clips).items()
+        },
+        {subject: tuple(draw for draw in draws if draw.subject_id == subject) for subject in scorable},
+    )
 
 
 def main(cfg: DictConfig) -> int:
     """Run the job."""
     settings = resolved(cfg)
-    manifest = load_manifest(cfg)
-    check_counts(cfg.trials, cfg.concurrent)
-    check_splits(manifest)
-    train = instantiate(cfg.train)
-    if train.features != "cached":
-        raise ValueError(f"train.features={train.features!r}: a sweep works on stored features; set it to cached")
-    space = make_space(settings.get("space") or {}, train=train, adapt=instantiate(cfg.adapt))
+    config, cohorts = make_config(settings)
+    manifest = source_manifest(load_manifest(cfg))
+    space = make_space(settings.get("space") or {}, train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
     extraction = extraction_config(cfg)
-    settings["manifest_fingerprint"] = manifest.fingerprint
-    run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=(*IGNORED, "trials", "concurrent"))
-    clips = manifest.of_split("source_train", "source_val")
+    settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage)}
+    run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=_MAY_DIFFER)
+    storage = open_storage(config.storage, run.folder)
     with connect(extraction.cluster):
-        store, summary = extract(clips, extraction)
+        store, summary = extract(manifest.clips, extraction)
         report_failures(summary)
         refuse_lost(summary)
-        footage, folder = training_footage(manifest, extraction.backbone), str(run.folder)
-        job = SweepJob(extraction.backbone, store.spec, space, manifest.classes, manifest.fingerprint, folder, footage)
-        options: dict[str, Any] = {"trials": cfg.trials, "name": cfg.name, "seed": cfg.seed}
-        trials = sweep(
-            job, load_data(manifest, store), cluster=extraction.cluster, concurrent=cfg.concurrent, **options
+        division, data = load_data(manifest, store, config, cohorts)
+        job = SweepJob(
+            extraction.backbone,
+            store.spec,
+            space,
+            manifest.classes,
+            manifest.fingerprint,
+            division,
+            tuple(cohort.name for cohort in cohorts),
+            config.repeats,
+            training_footage(manifest, extraction.backbone),
         )
-    return write_results(job, trials, open_study(run.folder, cfg.name), settings)
+        write_manifests(run.folder, manifest, job)
+        study = SweepStudy.open(
+            storage,
+            cfg.name,
+            directions=["minimize" if name in MINIMIZED else "maximize" for name in config.objectives],
+            sampler=make_sampler(config.sampler, config.seed, objectives=len(config.objectives)),
+            settings=deciding(settings, division),
+        )
+        with study:
+            sweep_up(run.folder, study.drivers.alive())
+            if config.sampler == "grid":
+                study.enqueue_all(space.grid())
+            return _search(job, data, study, config, cohorts, settings, extraction.cluster, run.folder)
+
+
+def deciding(settings: Mapping[str, Any], division: Division) -> dict[str, Any]:
+    """What drivers of one study must agree on, with the subjects' names left out."""
+    names = ("train", "adapt", "space", "cohorts", "objectives", "folds", "repeats", "held_out", "seed", "sampler")
+    more = ("stop", "grace_folds", "reduction", "sampling", "manifest_fingerprint")
+    sizes = {"subjects_per_fold": [len(fold) for fold in division.folds], "subjects_held_out": len(division.held_out)}
+    return {name: settings[name] for name in (*names, *more)} | sizes
+
+
+def _search(
+    job: SweepJob,
+    data: SweepData,
+    study: SweepStudy,
+    config: SweepConfig,
+    cohorts: tuple[Cohort, ...],
+    settings: Mapping[str, Any],
+    cluster: Any,
+    folder: Path,
+) -> int:
+    """Run the missing trials on the connected Ray, judge the chosen one, write the results."""
+    shelf = start_shelf(folder / "models")
+    scorer = Scorer(job, data, shelf, gpu_share(cluster))
+    clip_au = scorer.reference(study)
+    run_trials(
+        study,
+        job,
+        data,
+        shelf=shelf,
+        total=config.trials,
+        objectives=config.objectives,
+        stopping=config.stopping,
+        config=TuneConfig(cluster, config.concurrent, config.loggers),
+        folder=folder,
+        progress=SweepProgress(config.trials, config.objectives),
+    )
+    records = study.trials()
+    draws = [draw for subject in job.division.subjects for draw in data.draws[subject]]
+    run = SweepRun(
+        job, folder, settings, cohorts, config.objectives, clip_au, clip_worth(draws), len(data.packed.clip_ids)
+    )
+    size = len(job.division.subjects)
+    trials = trial_table(records, job.space, cohorts=job.cohorts, num_subjects=size, reference=clip_au)
+    held_out = judge(run, scorer, study, best_record(records, config.objectives[0]))
+    return write_results(run, trials, records, front=[record.number for record in study.front()], held_out=held_out)
+
+
+class Scorer:
+    """Scores settings on the connected Ray, outside of trials.
+
+    Args:
+        job: what trials share.
+        data: their features and labels.
+        shelf: handle of the `ModelShelf`.
+        gpu: share of a GPU per task; 0 without GPUs.
+    """
+
+    def __init__(self, job: SweepJob, data: SweepData, shelf: Any, gpu: float) -> None:
+        import ray
+
+        self.job, self.shelf = job, shelf
+        self.shared = ray.put((job, data))
+        self.options = {"num_cpus": 0, "num_gpus": gpu} if gpu else {"num_cpus": 1}
+
+    def scores(self, training: Any, adaptation: Any, folds: Sequence[int | None]) -> npt.NDArray[np.float64]:
+        """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects."""
+        import ray
+
+        task = ray.remote(_score).options(**self.options)
+        parts = ray.get(
+            [
+                task.remote(self.shared, self.shelf, training, adaptation, repeat, fold)
+                for repeat in range(self.job.repeats)
+                for fold in folds
+            ]
+        )
+        return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
+
+    def reference(self, study: SweepStudy) -> npt.NDArray[np.float64]:
+        """CLIP-AU's UAR for every subject of the folds; computed once per study."""
+        noted = study.study.user_attrs.get("reference")
+        if noted is None:
+            values = self.scores(*reference(self.job.space), range(len(self.job.division.folds)))
+            noted = [round(float(one), 6) for one in values]
+            study.study.set_user_attr("reference", noted)
+        return np.asarray(noted, float)
+
+
+def _score(shared: Any, shelf: Any, training: Any, adaptation: Any, repeat: int, fold: int | None) -> Any:
+    """A Ray task: one fold of one repeat."""
+    from dataclasses import replace
+
+    import ray
+
+    job, data = shared
+    models = ShelvedModels(shelf, holder=ray.get_runtime_context().get_task_id())
+    return score_part(
+        job, data, models, training=replace(training, seed=training.seed + repeat), adaptation=adaptation, fold=fold
+    )
+
+
+def judge(run: SweepRun, scorer: Scorer, study: SweepStudy, best: TrialRecord | None) -> HeldOut | None:
+    """The chosen trial on the held-out subjects; each choice is noted, as every further look makes the figure weaker."""
+    if best is None or not run.job.division.held_out:
+        return None
+    noted: dict[str, list[float]] = study.study.user_attrs.get("held_out", {})
+    for key, settings in (("reference", reference(run.job.space)), (str(best.number), run.job.space.configs(best.params))):
+        if key not in noted:
+            noted[key] = [round(float(one), 6) for one in scorer.scores(*settings, [None])]
+    study.study.set_user_attr("held_out", noted)
+    ours, clip_au = (np.asarray(noted[key], float) for key in (str(best.number), "reference"))
+    return held_out_record(run, best, ours, clip_au, looks=len(noted) - 1)

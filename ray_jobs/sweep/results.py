@@ -1,118 +1,232 @@
-"""The results of a sweep: the table of trials, the best settings as commands, the figures.
+"""What a sweep leaves in its run folder: the table of trials, the best settings as words for other jobs, the page.
 
-In: the trials, their study and the run's settings. Out: files in the run folder, and what is printed at the end.
+In: the trials, their study, the held-out judgement and the run's settings. Out: files, and what is printed at the end.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 
-from clipautt.commands import quoted
-from clipautt.evaluation.reports import sweep_figures
+from clipautt.clips import Clip
+from clipautt.commands import quoted, word
+from clipautt.evaluation.results import Cohort
 from clipautt.files import write_table, write_text
+from clipautt.manifest import Manifest, write_manifest
+from clipautt.selection.page import HeldOut, SweepReport, summary_lines, write_page
+from clipautt.selection.scoring import spread
 from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
-from ray_jobs.sweep.space import SearchSpace
-from ray_jobs.sweep.trial import METRICS, SweepJob, model_folder
+from ray_jobs.sweep.study import TrialRecord
+from ray_jobs.sweep.table import best_record
+from ray_jobs.sweep.trial import SweepJob, model_key
 
 _BEST_HEADER = """\
-# The best trial of a sweep: `commands` train and adapt with its settings; run them one after the other.
-# `train` and `adapt` are the words of these commands, `model` is the checkpoint that the trial itself used.
+# {title} of a sweep. `clipautt train @THIS_FILE` and `clipautt adapt @THIS_FILE` take its settings; words after
+# `@THIS_FILE` change them. `folds/` beside it has a manifest per fold, to repeat the trial's figures.
 """
-_SHOWN = 5
-_FEWEST_FOR_IMPORTANCES = 8
+_SHOWN_REASONS = 5
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
 
 
-def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Mapping[str, Any]) -> int:
-    """Write `trials.parquet`, `best.yaml` and the figures into the run folder, and print the best trials.
+@dataclass(frozen=True)
+class SweepRun:
+    """A sweep with everything that its results need."""
+
+    job: SweepJob
+    """What trials share."""
+    folder: Path
+    """The run folder."""
+    settings: Mapping[str, Any]
+    """The run's settings, plain, resolved and without secrets."""
+    cohorts: tuple[Cohort, ...]
+    """Shares of positives at which trials are scored."""
+    objectives: tuple[str, ...]
+    """Figures that are optimized."""
+    reference: npt.NDArray[np.float64]
+    """UAR of CLIP-AU for every subject of the folds, mean over the cohorts, [S]."""
+    clip_worth: tuple[float, float]
+    """By how much one decision changes the value: the median over clips and the largest, 0..1."""
+    num_clips: int
+    """Clips of the source subjects with features."""
+
+
+def held_out_record(
+    run: SweepRun, record: TrialRecord, ours: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], *, looks: int
+) -> HeldOut:
+    """How the chosen trial does on the subjects that no trial saw.
 
     Args:
-        job: what the trials shared.
-        trials: from `job.read_trials`.
-        study: the Optuna study, for the importances.
-        settings: the run's settings, plain and resolved.
+        run: the sweep.
+        record: the chosen trial.
+        ours: UAR of every held-out subject with the trial's settings, mean over the cohorts.
+        reference: that of CLIP-AU.
+        looks: number of choices that these subjects have judged so far.
+    """
+    found = spread(ours, reference)
+    return HeldOut(
+        number=record.number,
+        num_subjects=len(run.job.division.held_out),
+        uar=float(np.nanmean(ours)),
+        uar_low=found["uar_low"],
+        uar_high=found["uar_high"],
+        gain=found["gain"],
+        gain_low=found["gain_low"],
+        gain_high=found["gain_high"],
+        uar_in_trials=float(record.facts["uar"]),
+        looks=looks,
+    )
+
+
+def write_manifests(folder: Path, manifest: Manifest, job: SweepJob) -> None:
+    """Write a manifest per fold, `folds/fold-1.parquet` and so on, and `held_out.parquet`.
+
+    In each, the subjects to score are source_val and those that their model is trained on are source_train, so that
+    `clipautt train` and `clipautt adapt splits=[source_val]` repeat what a trial does.
+    """
+    parts: list[tuple[str, int | None, Sequence[str]]] = [
+        (f"fold-{number + 1}", number, subjects) for number, subjects in enumerate(job.division.folds)
+    ]
+    parts += [("held_out", None, job.division.held_out)] if job.division.held_out else []
+    for name, fold, scored in parts:
+        trained = set(job.division.trained_on(fold))
+        clips: list[Clip] = [
+            replace(clip, split="source_val" if clip.subject_id in scored else "source_train")
+            for clip in manifest.clips
+            if clip.subject_id in trained or clip.subject_id in scored
+        ]
+        path = folder / "folds" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(clips, path, classes=manifest.classes)
+
+
+def write_results(
+    run: SweepRun, trials: pd.DataFrame, records: Sequence[TrialRecord], *, front: Sequence[int], held_out: HeldOut | None
+) -> int:
+    """Write `trials.parquet`, `best.yaml` and the page into the run folder, and print what was found.
+
+    Args:
+        run: the sweep.
+        trials: from `trial_table`.
+        records: the same trials as the study has them.
+        front: numbers of the trials that no other one beats in all objectives.
+        held_out: the judgement of the chosen trial; None without held-out subjects.
 
     Returns:
         The exit code: 1 if no trial succeeded, else 0.
     """
-    folder = Path(job.folder)
-    write_table(folder / "trials.parquet", trials)
-    print_counts(trials, job.space)
-    best = best_trial(trials)
+    write_table(run.folder / "trials.parquet", trials)
+    print_counts(trials)
+    best = best_record(records, run.objectives[0])
+    commands: list[str] = []
+    if best is not None:
+        facts = best_settings(run, best, trials, held_out=held_out)
+        commands = facts["commands"]
+        write_settings(run.folder / "best.yaml", facts, title="The best trial")
+        for number in front if len(run.objectives) > 1 else ():
+            one = next(record for record in records if record.number == number)
+            title = f"Trial {number}, on the Pareto front"
+            write_settings(run.folder / "front" / f"{number}.yaml", best_settings(run, one, trials), title=title)
+    report = make_report(run, trials, records, front=front, held_out=held_out, commands=commands)
+    page = write_page(run.folder / "report", report)
+    for line in summary_lines(report):
+        print(line)
     if best is None:
-        print(f"no trial succeeded, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
-        return 1
-    facts = best_settings(job, best, settings)
-    text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
-    write_text(folder / "best.yaml", text)
-    for note in draw(job.space, trials, study, folder / "figures"):
-        print(note)
-    print_best(trials, job.space)
-    print(f"\nTo use the best one (also in {folder / 'best.yaml'}):")
-    for command in facts["commands"]:
-        print(f"  {command}")
-    print(f"\ntrials, study and figures: {folder}")
-    return 0
+        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / 'trials.parquet'}")
+    else:
+        print(f"\nTo use the best trial ({run.folder / 'best.yaml'}):")
+        for command in commands:
+            print(f"  {command}")
+    print(f"\npage: {page}")
+    return 0 if best is not None else 1
 
 
-def best_trial(trials: pd.DataFrame) -> pd.Series | None:
-    """The trial with the highest UAR, the first of equal ones; None if none succeeded."""
-    good = trials[trials["status"] == "ok"]
-    return None if good.empty else good.iloc[int(good["uar"].argmax())]
+def make_report(
+    run: SweepRun,
+    trials: pd.DataFrame,
+    records: Sequence[TrialRecord],
+    *,
+    front: Sequence[int],
+    held_out: HeldOut | None,
+    commands: Sequence[str],
+) -> SweepReport:
+    """What the page shows."""
+    raise NotImplementedError
 
 
-def values_of(trial: pd.Series, space: SearchSpace) -> dict[str, Any]:
-    """The values that a trial chose, as plain Python values, without dimensions that did not matter in it."""
-    names = [dimension.name for dimension in space.dimensions]
-    chosen = {name: trial[name] for name in names if not pd.isna(trial[name])}
-    return {name: value.item() if hasattr(value, "item") else value for name, value in chosen.items()}
+def write_settings(path: Path, facts: Mapping[str, Any], *, title: str) -> None:
+    """Write a trial's settings as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(facts), sort_keys=False, allow_unicode=True, width=1000)
+    write_text(path, _BEST_HEADER.format(title=title) + text)
 
 
-def best_settings(job: SweepJob, trial: pd.Series, settings: Mapping[str, Any]) -> dict[str, Any]:
+def best_settings(
+    run: SweepRun, record: TrialRecord, trials: pd.DataFrame, *, held_out: HeldOut | None = None
+) -> dict[str, Any]:
     """What `best.yaml` holds.
 
     Args:
-        job: what the trials shared.
-        trial: a row of the table of trials.
-        settings: the run's settings, plain and resolved.
+        run: the sweep.
+        record: the trial.
+        trials: from `trial_table`.
+        held_out: how it does on held-out subjects, if they judged it.
 
     Returns:
-        The trial's number, figures, values and model, the words for `clipautt train` and `clipautt adapt`, and the
-        commands made of them. Training includes a model without subject baseline, which `adapt` compares with.
+        The trial's number, figures, values and models, the words for `clipautt train` and `clipautt adapt`, and the
+        commands that take them from this file. Training includes a model without subject baseline, which `adapt`
+        compares with.
     """
-    values = values_of(trial, job.space)
-    training, adaptation = job.space.configs(values)
+    settings, job = run.settings, run.job
+    training, adaptation = job.space.configs(record.params)
     name = f"{settings['name']}-best"
-    shared = {key: settings[key] for key in ("manifest", "store", "runs")} | {"name": name}
+    shared = {key: settings[key] for key in ("manifest", "store", "runs") if key in settings} | {"name": name}
     frames = {key: settings[key] for key in ("backbone", "faces", "sampling")}
     own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
     baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
-    train = words_for("train", shared | frames | {"train": own, "baselines": baselines})
-    chosen = asdict(adaptation)
+    chosen = adaptation.facts
+    chosen["method"].pop("name")
     if not adaptation.method.adapts:
-        chosen["method"] = {"objective": chosen["method"]["objective"]}
-    checkpoint = str(Path(settings["runs"]) / "train" / name)
-    adapt = words_for("adapt", shared | {"checkpoint": checkpoint, "adapt": chosen}, ["adapt=clip_au"])
-    return {
-        "trial": int(trial["number"]),
-        "validation": {metric: round(float(trial[metric]), 6) for metric in METRICS},
-        "values": values,
-        "model": str(model_folder(job, training)),
-        "train": train,
-        "adapt": adapt,
-        "commands": [shlex.join(["clipautt", "train", *train]), shlex.join(["clipautt", "adapt", *adapt])],
+        chosen["method"] = {key: value for key, value in chosen["method"].items() if key in ("objective",)}
+    evaluation = {
+        "checkpoint": str(Path(settings["runs"]) / "train" / name),
+        "adapt": chosen,
+        "cohorts": [asdict(cohort) for cohort in run.cohorts],
+        "seed": settings["seed"],
     }
+    row = trials.set_index("number").loc[record.number]
+    figures = ["uar", "uar_low", "uar_high", *(f"uar_{one}" for one in job.cohorts), "gain", "gain_low", "gain_high"]
+    file = run.folder / ("best.yaml" if held_out is not None or len(run.objectives) == 1 else f"front/{record.number}.yaml")
+    return {
+        "trial": record.number,
+        "in_trials": {one: round(float(row[one]), 6) for one in figures},
+        "held_out": None if held_out is None else {k: v for k, v in asdict(held_out).items() if k != "number"},
+        "values": dict(record.params),
+        "models": [
+            str(run.folder / "models" / model_key(replace(training, seed=training.seed + repeat), subjects))
+            for repeat in range(job.repeats)
+            for fold in range(len(job.division.folds))
+            for subjects in [job.division.trained_on(fold)]
+        ],
+        "train": words_for("train", shared | frames | {"train": own, "baselines": baselines}),
+        "adapt": words_for("adapt", shared | evaluation, [f"adapt={_preset(adaptation.method.name)}"]),
+        "commands": [f"clipautt train {word(f'@{file}')}", f"clipautt adapt {word(f'@{file}')}"],
+    }
+
+
+def _preset(method: str) -> str:
+    """The preset of `conf/adapt` that has a method's class and no settings of its own."""
+    return "clip_au" if method == "clip_autt" else method
 
 
 def words_for(job: str, wanted: Mapping[str, Any], base: Sequence[str] = ()) -> list[str]:
@@ -134,6 +248,8 @@ def _written(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_written(one)}' for key, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_written, value))}]"
     if isinstance(value, str):
@@ -142,55 +258,11 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def draw(space: SearchSpace, trials: pd.DataFrame, study: Any, folder: Path) -> list[str]:
-    """Write the figures; returns a note for each that could not be drawn."""
-    notes = []
-    good = trials[trials["status"] == "ok"]
-    sweep_figures.history(folder / "history.png", trials)
-    if "window_length" in good and good["window_length"].nunique() > 1:
-        sweep_figures.window_curve(folder / "window_length.png", good)
-    else:
-        notes.append("no window-length curve: all trials have the same length")
-    if len(good) < _FEWEST_FOR_IMPORTANCES or good["uar"].nunique() < 2:
-        notes.append(
-            f"no importances: they need {_FEWEST_FOR_IMPORTANCES} finished trials that differ, there are {len(good)}"
-        )
-    else:
-        sweep_figures.importances(folder / "importances.png", importances(study), num_trials=len(good))
-    return notes
-
-
-def importances(study: Any) -> dict[str, float]:
-    """Dimension → its share in what makes a trial good; conditional PED-ANOVA (arXiv 2304.10255, 2601.20800)."""
-    import optuna
-
-    shares = optuna.importance.get_param_importances(study)
-    return {str(name): float(share) for name, share in shares.items()}
-
-
-def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:
+def print_counts(trials: pd.DataFrame) -> None:
     """Print how many trials have each status, and the first reasons of failed ones."""
     counts = trials["status"].value_counts()
-    parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "interrupted") if status in counts]
-    values = trials.loc[trials["status"] == "ok", [dimension.name for dimension in space.dimensions]]
-    print(f"trials: {', '.join(parts)}; the ok ones have {len(values.drop_duplicates())} distinct settings")
+    states = ("ok", "pruned", "failed", "interrupted")
+    print("trials: " + ", ".join(f"{counts[status]} {status}" for status in states if status in counts))
     failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
     if len(failed):
-        table(failed[["number", "reason"]].head(_SHOWN).to_numpy().tolist(), ["failed trial", "reason"])
-
-
-def print_best(trials: pd.DataFrame, space: SearchSpace) -> None:
-    """Print the best trials with their values."""
-    good = trials[trials["status"] == "ok"].sort_values(["uar", "number"], ascending=[False, True])
-    rows = []
-    for _, trial in good.head(_SHOWN).iterrows():
-        values = values_of(trial, space)
-        figures = [f"{100 * trial[metric]:.1f} %" for metric in METRICS]
-        rows.append([int(trial["number"]), *figures, *(values.get(dimension.name) for dimension in space.dimensions)])
-    table(rows, ["trial", *map(str.upper, METRICS), *(dimension.name for dimension in space.dimensions)])
-    compared = good.head(1).dropna(subset="agreement")
-    for _, best in compared.iterrows():
-        print(
-            f"trial {best['number']} agrees with the exact method in {100 * best['agreement']:.1f} % of the decisions "
-            "compared"
-        )
+        table(failed[["number", "reason"]].head(_SHOWN_REASONS).to_numpy().tolist(), ["failed trial", "reason"])

@@ -1,6 +1,7 @@
-"""One trial of a sweep: train CLIP-AU or take it from the run folder, personalize to validation subjects, score.
+"""One trial of a sweep: fold by fold, train CLIP-AU or take it from the shelf, personalize to unseen subjects, score.
 
-In: a trial's values, a `SweepJob` and `SweepData`. Out: the trial's figures. Nothing of target subjects is read.
+In: a trial's values, a `SweepJob` and `SweepData`. Out: the trial's figures so far, after every fold. Nothing of target
+subjects is read.
 """
 
 from __future__ import annotations
@@ -8,37 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled, subjects_to_compare
-from clipautt.adaptation.driver import SubjectResult, adapt
+from clipautt.adaptation.agreement import pooled
 from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.predictions import OK
-from clipautt.adaptation.source import Source
+from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
-from clipautt.clips import Split
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec
-from clipautt.features.store import FeatureStore
-from clipautt.files import atomic
+from clipautt.features.packed import PackedClips
 from clipautt.footage import Footage
-from clipautt.manifest import Manifest
-from clipautt.metrics import score
-from clipautt.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.network import initial_model
 from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
 from clipautt.model.windows import clip_starts
+from clipautt.selection.folds import Division
+from clipautt.selection.scoring import METRICS, Draw, FoldScore, score_fold
+from ray_jobs.sweep.models import Models
 from ray_jobs.sweep.space import SearchSpace
 
-_COMPARED_SUBJECTS = 3
-METRICS = ("uar", "war", "f1")
-"""Means over validation subjects, in 0..1; trials are chosen by the first one."""
+_COMPARED_DRAWS = 1
+"""Draws per fold on which an approximation is compared with the exact method."""
 
 
 @dataclass(frozen=True)
@@ -54,68 +51,149 @@ class SweepJob:
     classes: tuple[str, ...]
     """Class names in label order."""
     manifest: str
-    """Fingerprint of the manifest, for the checkpoints."""
-    folder: str
-    """Run folder; `models/` in it holds one checkpoint per training configuration."""
+    """Fingerprint of the source clips, for the checkpoints."""
+    division: Division
+    """Who is trained on, selected on and held out."""
+    cohorts: tuple[str, ...]
+    """Names of the shares of positives at which trials are scored."""
+    repeats: int = 1
+    """Trainings of every fold with different seeds."""
     footage: Footage = field(default_factory=Footage)
     """What the training clips show, for the checkpoints."""
+
+    @property
+    def steps(self) -> int:
+        """Folds that a whole trial goes through, all repeats included."""
+        return self.repeats * len(self.division.folds)
 
 
 @dataclass(frozen=True, repr=False)
 class SweepData:
-    """Features of the source subjects, shared by all trials."""
+    """Features and labels of the source subjects, shared by all trials."""
 
-    train: tuple[Example, ...]
-    """Labelled clips to train on; no centre removed yet."""
-    unseen: tuple[ClipFeatures, ...]
-    """Clips of the validation subjects; they carry no labels."""
-    answers: dict[str, int]
-    """Clip id → class index of the validation clips, to score with."""
-
-
-def load_data(manifest: Manifest, store: FeatureStore) -> SweepData:
-    """The source subjects' features; none of target clips.
-
-    Raises:
-        ValueError: if a source split has no clip with features.
-    """
-    train, labels = _labelled(manifest, store, "source_train")
-    unseen, answers = _labelled(manifest, store, "source_val")
-    return SweepData(tuple(Example(clip, labels[clip.clip_id]) for clip in train), unseen, answers)
+    packed: PackedClips
+    """Features of the clips."""
+    labels: Mapping[str, int]
+    """Clip → class index, of the clips with features."""
+    all_labels: Mapping[str, tuple[int, ...]]
+    """Subject → class indices of all its clips, those without features included: the class shares of training."""
+    draws: Mapping[str, tuple[Draw, ...]]
+    """Subject → what is evaluated of it; labels only score."""
 
 
-def _labelled(manifest: Manifest, store: FeatureStore, split: Split) -> tuple[tuple[ClipFeatures, ...], dict[str, int]]:
-    clips = manifest.of_split(split)
-    loaded = store.load(clips)
-    if not loaded:
-        raise ValueError(
-            f"{len(clips)} {split} clips, none with features; a sweep trains on source_train and selects on source_val"
-        )
-    labels = {clip.clip_id: manifest.label_index(clip) for clip in clips if clip.clip_id in loaded}
-    return tuple(loaded.values()), labels
+@dataclass(frozen=True)
+class Part:
+    """One fold of one trial."""
+
+    score: FoldScore
+    """Figures of its subjects."""
+    trained: bool
+    """Whether the source model was trained for it."""
+    training_seconds: float
+    """Time until the source model was there."""
 
 
-def run_trial(config: dict[str, Any], *, job: SweepJob, data: SweepData) -> dict[str, Any]:
-    """One trial: train or reuse the model, personalize to the validation subjects, score.
+class SweepTrial:
+    """A trial in progress; `advance` does one fold of it.
 
     Args:
-        config: the trial's values by name of dimension; other keys are ignored.
-        job: see `SweepJob`.
-        data: see `SweepData`.
+        values: the trial's values by name of dimension.
+        job: what all trials know.
+        data: what all trials share.
+        models: where source models come from.
+    """
 
-    Returns:
-        `uar`, `war`, `f1`, and `seconds`, `trained` (whether it had to train), `agreement` (share of a few subjects'
-        decisions in which an approximation agrees with the exact method; None if the method is exact) and `fallbacks`
-        (number of clips predicted without adaptation because it went wrong).
+    def __init__(self, values: Mapping[str, Any], *, job: SweepJob, data: SweepData, models: Models) -> None:
+        self.job, self.data, self.models = job, data, models
+        self.training, self.adaptation = job.space.configs(values)
+        self.parts: list[Part] = []
+        self.seconds = 0.0
+
+    def advance(self) -> dict[str, Any]:
+        """Do the next fold; returns the figures so far, see `figures`."""
+        began = time.perf_counter()
+        repeat, fold = divmod(len(self.parts), len(self.job.division.folds))
+        training = replace(self.training, seed=self.training.seed + repeat)
+        self.parts.append(
+            score_part(self.job, self.data, self.models, training=training, adaptation=self.adaptation, fold=fold)
+        )
+        self.seconds += time.perf_counter() - began
+        return self.figures()
+
+    def figures(self) -> dict[str, Any]:
+        """Plain values: `uar`, `war`, `f1` and one `uar_<cohort>` each as means over subjects, the times, what was
+        trained, `fallbacks`, `unpredicted`, `agreement`, `folds` done, and `subjects`: mean UAR over cohorts of every
+        subject of the folds done, in the order of `Division.subjects`."""
+        values = per_subject([part.score for part in self.parts], folds=len(self.job.division.folds))
+        means = np.nanmean(values, axis=0)
+        scores = [part.score for part in self.parts]
+        agreements = [score.agreement for score in scores if score.agreement]
+        videos, spent = sum(score.videos for score in scores), sum(score.seconds for score in scores)
+        named = {f"uar_{name}": float(means[index, 0]) for index, name in enumerate(self.job.cohorts)}
+        return {
+            **{name: float(np.mean(means[:, index])) for index, name in enumerate(METRICS)},
+            **named,
+            "folds": len(self.parts),
+            "seconds_per_video": spent / max(videos, 1),
+            "seconds": self.seconds,
+            "training_seconds": sum(part.training_seconds for part in self.parts),
+            "adaptation_seconds": spent,
+            "trained": sum(part.trained for part in self.parts),
+            "fallbacks": sum(score.fallbacks for score in scores),
+            "unpredicted": sum(score.unpredicted for score in scores),
+            "agreement": pooled(agreements).share if agreements else None,
+            "subjects": [None if np.isnan(one) else round(float(one), 6) for one in values[:, :, 0].mean(-1)],
+        }
+
+
+def per_subject(scores: Sequence[FoldScore], *, folds: int) -> npt.NDArray[np.float64]:
+    """Figures of every subject, means over the repeats done, [S, cohorts, 3]: fold by fold, then repeat by repeat.
+
+    Args:
+        scores: of the folds done, in the order in which trials do them.
+        folds: number of folds.
+    """
+    groups = [np.stack([score.figures for score in scores[fold::folds]]) for fold in range(min(folds, len(scores)))]
+    return np.concatenate([group.mean(0) for group in groups])
+
+
+def score_part(
+    job: SweepJob,
+    data: SweepData,
+    models: Models,
+    *,
+    training: TrainConfig,
+    adaptation: AdaptConfig,
+    fold: int | None,
+) -> Part:
+    """Score settings on the subjects of one fold, or on those held out.
+
+    Args:
+        job: what all trials know.
+        data: what all trials share.
+        models: where source models come from.
+        training: how the source model is trained.
+        adaptation: how subjects are personalized to.
+        fold: index of the fold; None for the held-out subjects, whose model is trained on all folds.
     """
     began = time.perf_counter()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    training, adaptation = job.space.configs(config)
-    backbone = _backbone(job.backbone)
-    checkpoint, trained = trained_model(job, training, data, backbone)
-    figures = score_unseen(Source(checkpoint, backbone), data, adaptation)
-    return figures | {"seconds": time.perf_counter() - began, "trained": trained}
+    backbone, clips = _backbone(job.backbone), data.packed.clips()
+    subjects = job.division.trained_on(fold)
+    key = model_key(training, subjects)
+    source, trained = models.source(
+        key, backbone, lambda: train_model(job, data, training, subjects=subjects, clips=clips, backbone=backbone)
+    )
+    training_seconds = time.perf_counter() - began
+    scored = job.division.held_out if fold is None else job.division.folds[fold]
+    draws = [draw for subject in scored for draw in data.draws[subject]]
+    return Part(score_fold(source, clips, draws, adaptation, compare=_COMPARED_DRAWS), trained, training_seconds)
+
+
+def reference(space: SearchSpace) -> tuple[TrainConfig, AdaptConfig]:
+    """CLIP-AU with the sweep's own training settings and without any personalization: what gains refer to."""
+    return replace(space.train, subject_baseline="none"), CLIP_AU
 
 
 @lru_cache(maxsize=1)
@@ -124,92 +202,52 @@ def _backbone(config: BackboneConfig) -> Backbone:
     return load_backbone(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def score_unseen(source: Source, data: SweepData, config: AdaptConfig) -> dict[str, Any]:
-    """Personalize to every validation subject without labels, then score: means over subjects."""
-    scores, fallbacks = [], 0
-    results = adapt(source, data.unseen, config)
-    for result in results.values():
-        made = [prediction for prediction in result.predictions if prediction.made]
-        if not made:
-            continue
-        true = [data.answers[prediction.clip_id] for prediction in made]
-        predicted = [prediction.label_index for prediction in made]
-        scores.append(asdict(score(predicted, true, num_classes=len(source.classes))))
-        fallbacks += sum(prediction.status != OK for prediction in made)
-    if not scores:
-        raise ValueError("no clip of the validation subjects can be predicted: " + result.predictions[0].status)
-    figures: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in METRICS}
-    return figures | {"fallbacks": fallbacks, "agreement": _agreement(source, data, config, results)}
+def train_model(
+    job: SweepJob,
+    data: SweepData,
+    config: TrainConfig,
+    *,
+    subjects: Sequence[str],
+    clips: Mapping[str, ClipFeatures],
+    backbone: Backbone,
+) -> Checkpoint:
+    """Train CLIP-AU on some of the source subjects, as the train job does.
 
-
-def _agreement(
-    source: Source, data: SweepData, config: AdaptConfig, results: Mapping[str, SubjectResult]
-) -> float | None:
-    """Share of a few subjects' decisions that agree with the exact method; None if the method is exact."""
-    if config.exact is None:
-        return None
-    chosen = subjects_to_compare(results, _COMPARED_SUBJECTS)
-    exact = adapt(source, [clip for clip in data.unseen if clip.subject_id in chosen], config.exact)
-    parts: list[Agreement] = []
-    for subject, result in exact.items():
-        agreement = compare_decisions(_decisions(results[subject], source), _decisions(result, source))
-        parts += [] if agreement is None else [agreement]
-    return pooled(parts).share
-
-
-def _decisions(result: SubjectResult, source: Source) -> dict[str, Decision]:
-    return {
-        one.clip_id: Decision(source.classes[one.label_index], float(one.probabilities[-1]))
-        for one in result.predictions
-        if one.made
-    }
-
-
-def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone: Backbone) -> tuple[Checkpoint, bool]:
-    """The CLIP-AU of a training configuration, from the run folder or trained now.
-
-    Returns:
-        The checkpoint, and whether it was trained now.
+    Args:
+        job: what all trials know.
+        data: what all trials share.
+        config: how to train.
+        subjects: whom to train on.
+        clips: features by clip id, with no centre removed.
+        backbone: its text tower gives the prompts' features.
     """
-    folder = model_folder(job, config)
-    if is_checkpoint(folder):
-        return load_checkpoint(folder), False
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
         text = backbone.encode_prompts(prompts)
-    labels = {example.clip.clip_id: example.label for example in data.train}
-    clips = [example.clip for example in data.train if clip_starts(example.clip, config.window)]
-    centred = centre_subjects(clips, config.subject_baseline)
+    members = set(subjects)
+    chosen = [
+        clip
+        for clip_id, clip in clips.items()
+        if clip.subject_id in members and clip_id in data.labels and clip_starts(clip, config.window)
+    ]
+    centred = centre_subjects(chosen, config.subject_baseline)
     model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
-    fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
-    checkpoint = make_checkpoint(
+    fit(model, text, [Example(clip, data.labels[clip.clip_id]) for clip in centred], config)
+    return make_checkpoint(
         model,
         config,
-        labels=[*labels.values()],
+        labels=[label for subject in subjects for label in data.all_labels[subject]],
         classes=job.classes,
         features=job.features,
         backbone=job.backbone,
         context_tokens=prompts.num_context,
         footage=job.footage,
-        clip_frames=[len(clip.times) for clip in clips],
+        clip_frames=[len(clip.times) for clip in chosen],
         manifest=job.manifest,
     )
-    _keep(checkpoint, folder)
-    return checkpoint, True
 
 
-def model_folder(job: SweepJob, config: TrainConfig) -> Path:
-    """Where the model of a training configuration is kept."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(job.folder) / "models" / digest
-
-
-def _keep(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint as a whole; if two trials train the same model at once, the first one's is kept."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with atomic(folder) as temporary:
-            save_checkpoint(checkpoint, temporary)
-    except OSError:
-        if not is_checkpoint(folder):
-            raise
+def model_key(config: TrainConfig, subjects: Sequence[str]) -> str:
+    """Name of the folder of a model: equal settings and equal subjects share it."""
+    facts = json.dumps([asdict(config), list(subjects)], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]

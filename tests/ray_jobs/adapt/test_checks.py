@@ -14,7 +14,7 @@ import pytest
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.t3a import T3A
 from clipautt.adaptation.methods.tda import TDA
-from clipautt.evaluation.results import Cohort
+from clipautt.evaluation.results import Cohort, make_cohorts
 from clipautt.model.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint, save_checkpoint
 from ray_jobs import cli
 from ray_jobs.adapt.checks import (
@@ -22,7 +22,6 @@ from ray_jobs.adapt.checks import (
     check_same_checkpoints,
     clips_of_splits,
     load_checkpoints,
-    make_cohorts,
     rows_that_can_be_made,
 )
 from tests.support import stored

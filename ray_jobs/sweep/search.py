@@ -1,0 +1,352 @@
+"""Runs the trials that a study lacks, on Ray Tune.
+
+In: a `SweepStudy`, and what trials share. Out: finished trials in the study, a line of progress for each. Optuna chooses
+a trial's values; Ray Tune places trials on the cluster, one fold at a time, and keeps the logs. What the two tell each
+other goes through a `Conductor`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clipautt.files import move
+from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gpus
+from ray_jobs.sweep.models import ShelvedModels
+from ray_jobs.sweep.progress import SweepProgress
+from ray_jobs.sweep.stopping import Stopping
+from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.trial import SweepData, SweepJob, SweepTrial
+
+Logger = Literal["tensorboard", "mlflow", "wandb"]
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even with verbose=0.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # We print one line per failed trial, and keep its reason.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run continues from there.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The setting `loggers` says which there are.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # A failed trial has no figures.
+}
+_SCRATCH = ".ray_tune."
+_POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How Ray Tune runs the trials."""
+
+    cluster: ClusterConfig
+    """Gives the share of a GPU per trial."""
+    concurrent: int | None = None
+    """Trials at a time; None: as many as fit."""
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """Who is told of every fold of every trial."""
+
+
+class Conductor:
+    """Stands between Ray Tune, which knows trials by id, and the study, which knows them by number.
+
+    Args:
+        study: the study; `suggest` asks it for trials.
+        job: what all trials know.
+        total: number of trials to have at the end.
+        objectives: names of the figures that are optimized.
+        stopping: decides whether a trial is stopped before its last fold; None: none is.
+        progress: prints a line for every trial that ends.
+    """
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        job: SweepJob,
+        *,
+        total: int,
+        objectives: Sequence[str],
+        stopping: Stopping | None,
+        progress: SweepProgress,
+    ) -> None:
+        self.study, self.job, self.total, self.objectives = study, job, total, tuple(objectives)
+        self.stopping, self.progress = stopping, progress
+        self.numbers: dict[str, int] = {}
+        """Ray Tune's id → number in the study, of the trials that run."""
+        self.facts: dict[str, dict[str, Any]] = {}
+        """Ray Tune's id → the figures reported last."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Number and values of the next trial; None if no trial is missing."""
+        trial = self.study.ask(self.total)
+        if trial is None:
+            return None
+        values = self.job.space(trial)
+        self.numbers[trial_id] = trial.number
+        return {"number": trial.number, "values": values}
+
+    def result(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Note the figures after a fold; returns whether the trial is to be stopped."""
+        self.facts[trial_id] = facts = json.loads(result["facts"])
+        if "failed" in facts or trial_id not in self.numbers:
+            return False
+        number, folds = self.numbers[trial_id], facts["folds"]
+        if len(self.objectives) > 1:
+            return False
+        self.study.report(number, folds, facts[self.objectives[0]])
+        return folds < self.job.steps and self.stopping is not None and self.stopping(self.study.study, number)
+
+    def ended(self, trial_id: str, reason: str | None = None) -> None:
+        """Tell the study how a trial ended; `reason` if its process did."""
+        number, facts = self.numbers.pop(trial_id, None), self.facts.pop(trial_id, {})
+        if number is None:
+            return
+        reason = reason or facts.get("failed")
+        values = [facts.get(name, math.nan) for name in self.objectives]
+        if reason:
+            self.study.fail(number, reason)
+        elif facts["folds"] < self.job.steps:
+            self.study.prune(number, facts)
+        else:
+            self.study.complete(number, values, facts)
+        self.progress.ended(self.study, number)
+
+
+def run_trials(
+    study: SweepStudy,
+    job: SweepJob,
+    data: SweepData,
+    *,
+    shelf: Any,
+    total: int,
+    objectives: Sequence[str],
+    stopping: Stopping | None,
+    config: TuneConfig,
+    folder: Path,
+    progress: SweepProgress,
+) -> None:
+    """Run the trials that are missing, on the connected Ray, until `total` are finished.
+
+    Args:
+        study: the study; other drivers may work on it at the same time.
+        job: what all trials know.
+        data: what all trials share.
+        shelf: handle of the `ModelShelf`.
+        total: finished trials to have at the end: complete, stopped and failed ones.
+        objectives: names of the figures that are optimized.
+        stopping: decides whether a trial is stopped before its last fold.
+        config: how Ray Tune runs them.
+        folder: the run folder; logs go to `tensorboard/` in it.
+        progress: prints a line for every trial that ends.
+    """
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    conductor = Conductor(study, job, total=total, objectives=objectives, stopping=stopping, progress=progress)
+    while not study.finished(total):
+        counts = study.counts()
+        missing = total - counts.finished - counts.elsewhere
+        if counts.waiting or (missing > 0 and not study.sampler.only_queued):
+            _tune(conductor, data, shelf, missing=max(missing, 1), config=config, folder=folder)
+        else:
+            progress.waiting(counts.elsewhere)
+            time.sleep(_POLL_SECONDS)
+
+
+def _tune(
+    conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, config: TuneConfig, folder: Path
+) -> None:
+    from ray import tune
+
+    gpu = gpu_share(config.cluster)
+    fits = max(1, int(num_gpus() / gpu)) if gpu else num_cpus()
+    scratch = (folder / scratch_name(conductor.study.drivers.name)).absolute()
+    trainable = tune.with_parameters(_trainable(), job=conductor.job, data=data, shelf=shelf)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 0, "gpu": gpu} if gpu else {"cpu": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(conductor),
+            metric=conductor.objectives[0],
+            mode="max",
+            num_samples=-1,  # The searcher says when there are enough.
+            max_concurrent_trials=min(config.concurrent or fits, missing),
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+            reuse_actors=True,  # A process that has loaded the backbone runs the next trial.
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(scratch),
+            verbose=0,
+            stop=_stopper(conductor),
+            callbacks=[_callback(conductor, shelf), *make_loggers(config.loggers, conductor.study.study.study_name)],
+        ),
+    )
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # It repeats at the end which trials failed.
+    try:
+        tuner.fit()
+    finally:
+        keep_logs(scratch, folder)
+
+
+def sweep_up(folder: Path, drivers: Iterable[str]) -> None:
+    """Remove what killed sweeps left in the run folder; their logs are kept.
+
+    Args:
+        folder: the run folder.
+        drivers: names of the drivers that live.
+    """
+    used = {scratch_name(driver) for driver in drivers}
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        if scratch.name not in used:
+            keep_logs(scratch, folder)
+
+
+def scratch_name(driver: str) -> str:
+    """Name of the folder in which Ray Tune keeps what it needs while a driver runs."""
+    return _SCRATCH + driver.replace(" ", "-")
+
+
+def keep_logs(scratch: Path, folder: Path) -> None:
+    """Move the TensorBoard logs from a scratch folder to `tensorboard/`, and remove it."""
+    for log in scratch.glob("trials/*/events.out.tfevents.*"):
+        target = folder / "tensorboard" / log.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        move(log, target / log.name)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
+    """Ray's own callbacks that log trials.
+
+    Raises:
+        ValueError: for an unknown name, or one whose package is not installed.
+    """
+    from ray.tune.logger import TBXLoggerCallback
+
+    made: list[Any] = []
+    for name in names:
+        if name == "tensorboard":
+            made.append(TBXLoggerCallback())
+        elif name == "mlflow":
+            made.append(_mlflow(experiment))
+        else:
+            made.append(_wandb(experiment))
+    return made
+
+
+def _mlflow(experiment: str) -> Any:
+    _require("mlflow")
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    return MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"), experiment_name=experiment)
+
+
+def _wandb(experiment: str) -> Any:
+    _require("wandb")
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "clipautt"), group=experiment)
+
+
+def _require(package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise ValueError(f"loggers={package}: the package is not installed; pip install {package}")
+
+
+def _trainable() -> Any:
+    """A trial as Ray Tune's class of trainables: one step is one fold."""
+    from ray import tune
+
+    class Trial(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any], **shared: Any) -> None:
+            self.job, self.data, shelf = shared["job"], shared["data"], shared["shelf"]
+            self.models = ShelvedModels(shelf)
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.values, self.trial = new_config["values"], None
+            return True
+
+        def step(self) -> dict[str, Any]:
+            self.models.holder = str(self.trial_id)
+            try:
+                if self.trial is None:
+                    self.trial = SweepTrial(self.values, job=self.job, data=self.data, models=self.models)
+                facts = self.trial.advance()
+            except Exception as error:
+                return {"facts": json.dumps({"failed": reason_of(error)}), "done": True}
+            plain = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+            return {**plain, "facts": json.dumps(facts), "done": facts["folds"] >= self.job.steps}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing: an interrupted trial is run again."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing to load."""
+
+    return Trial
+
+
+def _searcher(conductor: Conductor) -> Any:
+    from ray.tune.search import Searcher
+
+    class StudySearcher(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> dict[str, Any] | str:
+            return conductor.suggest(trial_id) or Searcher.FINISHED
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            if not error:  # The callback knows why.
+                conductor.ended(trial_id)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the study is the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing to restore."""
+
+        def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+            """Nothing: the study is the state."""
+
+    return StudySearcher(metric=conductor.objectives[0], mode="max")
+
+
+def _stopper(conductor: Conductor) -> Any:
+    from ray.tune import Stopper
+
+    class FoldStopper(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return conductor.result(trial_id, result)
+
+        def stop_all(self) -> bool:
+            return False
+
+    return FoldStopper()
+
+
+def _callback(conductor: Conductor, shelf: Any) -> Any:
+    from ray.tune import Callback
+
+    class Ended(Callback):
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            shelf.release.remote(trial.trial_id)
+            conductor.ended(trial.trial_id, why_ended(trial.error_file))
+
+    return Ended()
+
+
+def reason_of(error: BaseException) -> str:
+    """The error of a trial's code in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no reason given"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def why_ended(error_file: str | None) -> str:
+    """Why a trial ended whose process left no reason: the first line that Ray noted below a headline with the time."""
+    text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    return lines[0] if lines else "its process ended without a reason"

@@ -1,0 +1,96 @@
+"""The settings of a sweep that are neither training nor adaptation, with their limits.
+
+In: the top level of the sweep's configuration. Out: a checked `SweepConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from clipautt.evaluation.results import Cohort, make_cohorts
+from clipautt.settings import settings
+from ray_jobs.platform.nearest import suggestion
+from ray_jobs.platform.objects import build
+from ray_jobs.sweep.samplers import SamplerName
+from ray_jobs.sweep.search import Logger
+from ray_jobs.sweep.stopping import Stopping
+from ray_jobs.sweep.table import figures_known
+
+FoldsSetting = Annotated[int, Field(ge=2)] | Literal["source_val"]
+
+
+@settings
+class SweepConfig:
+    """How settings are searched and scored."""
+
+    trials: PositiveInt | None = None
+    """Trials to finish, pruned and failed ones included; a sweep that is started again does the missing ones. Null: 20,
+    or the whole grid."""
+    concurrent: PositiveInt | None = None
+    """Trials at a time; null: as many as the cluster has room for."""
+    folds: FoldsSetting = 5
+    """Folds by subject over all source subjects, or `source_val`: the subjects of that split are the one fold."""
+    repeats: PositiveInt = 1
+    """Trainings of every fold, each with another seed."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the source subjects that no trial sees; the chosen trial is judged by them. 0 holds nobody out."""
+    objectives: tuple[str, ...] = ("uar",)
+    """Figures to optimize."""
+    sampler: SamplerName = "tpe"
+    """Which of Optuna's samplers chooses the values."""
+    stop: Literal["asha"] | None = None
+    """`asha` stops bad trials after some of the folds; null stops none."""
+    grace_folds: PositiveInt = 1
+    """`asha`: folds that every trial does."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """`asha`: of how many trials one goes on to twice, three times, … as many folds."""
+    storage: str | None = None
+    """Where the study is kept."""
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """Who is told of every fold of every trial."""
+    seed: NonNegativeInt = 0
+    """Seed of the folds, of the cohorts' draws and of the values that trials try."""
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """What stops bad trials."""
+        return Stopping(self.grace_folds, self.reduction) if self.stop else None
+
+
+def make_config(given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[Cohort, ...]]:
+    """The settings and the cohorts of a sweep.
+
+    Args:
+        given: the resolved configuration of the job.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+    names = SweepConfig.__dataclass_fields__
+    lists = {name: tuple(given[name]) for name in ("objectives", "loggers") if isinstance(given[name], list)}
+    target = f"{SweepConfig.__module__}.{SweepConfig.__name__}"
+    config = cast(SweepConfig, build({"_target_": target, **{name: given[name] for name in names}, **lists}, ""))
+    cohorts = tuple(make_cohorts(given["cohorts"]))
+    if not cohorts:
+        raise ValueError("cohorts=[]: give at least one share of positives, such as cohorts=[{share:0.5,draws:1}]")
+    check_objectives(config, [cohort.name for cohort in cohorts])
+    return config, cohorts
+
+
+def check_objectives(config: SweepConfig, cohorts: Sequence[str]) -> None:
+    """Refuse objectives that cannot be optimized.
+
+    Raises:
+        ValueError: naming the objective and what is allowed.
+    """
+    allowed = figures_known(cohorts)
+    for name in config.objectives:
+        if name not in allowed:
+            raise ValueError(f"objectives={name}: unknown figure{suggestion(name, allowed)}")
+    if not config.objectives or len(set(config.objectives)) < len(config.objectives):
+        raise ValueError(f"objectives={list(config.objectives)}: give each of one or more figures once")
+    if config.stop and len(config.objectives) > 1:
+        raise ValueError("stop=asha compares trials by one figure; give one objective, or set stop=null")

@@ -1,0 +1,31 @@
+"""Stops bad trials on partial folds: asynchronous successive halving (ASHA, Li et al., arXiv 1810.05934).
+
+In: a study and the number of a trial that has reported a fold. Out: whether it is to be stopped. Trials are compared
+with all trials of the study that have done as many folds, those of earlier runs and of other drivers included.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from optuna.pruners import SuccessiveHalvingPruner
+from optuna.study import Study
+from pydantic import Field, PositiveInt
+
+from clipautt.settings import settings
+
+
+@settings
+class Stopping:
+    """After `grace_folds`, `grace_folds` × `reduction`, … folds, the best 1 / `reduction` of the trials go on."""
+
+    grace_folds: PositiveInt = 1
+    """Folds that every trial does."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """Of how many trials one goes on."""
+
+    def __call__(self, study: Study, number: int) -> bool:
+        """Whether this trial is to be stopped, given the values that it has reported."""
+        pruner = SuccessiveHalvingPruner(min_resource=self.grace_folds, reduction_factor=self.reduction)
+        trials = study.get_trials(deepcopy=False)
+        return pruner.prune(study, next(trial for trial in trials if trial.number == number))
