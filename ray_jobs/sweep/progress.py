@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ray_jobs.platform.progress import duration
 from ray_jobs.sweep.study import TrialRecord, SweepStudy
-from ray_jobs.sweep.table import best_record, interval_text
+from ray_jobs.sweep.table import best_record, figure_text
 
 
 class SweepProgress:
@@ -38,11 +38,12 @@ class SweepProgress:
         parts = [f"sweep: {done}/{self.total} trials" + (f" ({', '.join(states)})" if states else "")]
         parts.append(_outcome(next(one for one in records if one.number == number), self.objectives[0]))
         best = best_record(records, self.objectives[0])
-        parts.append("best none yet" if best is None else f"best {interval_text(best, self.objectives[0])}")
+        shown = "none yet" if best is None else f"trial {best.number}, {figure_text(best, self.objectives[0])}"
+        parts.append(f"best: {shown}")
         elapsed = self.clock() - self.began
         left = elapsed / self.ours * max(0, self.total - done)
         parts.append(f"{duration(left)} left" if done < self.total else duration(elapsed))
-        print(", ".join(parts), flush=True)
+        print("; ".join(parts), flush=True)
 
     def waiting(self, others: int) -> None:
         """All missing trials are run by other drivers; told once for each number of them."""
@@ -56,4 +57,6 @@ def _outcome(record: TrialRecord, objective: str) -> str:
         return f"trial {record.number} failed: {record.reason}"
     if record.status == "pruned":
         return f"trial {record.number} pruned after {record.facts.get('folds', 0)} folds"
-    return f"trial {interval_text(record, objective)}"
+    if record.status != "ok":
+        return f"trial {record.number} {record.status}"
+    return f"trial {record.number}: {figure_text(record, objective)}"

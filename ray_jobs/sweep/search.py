@@ -79,6 +79,10 @@ class Conductor:
         self.facts: dict[str, dict[str, Any]] = {}
         """Ray Tune's id → the figures reported last."""
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Ray Tune saves what it was given to restore it later; the study is our state, so nothing is saved."""
+        return object, ()
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Number and values of the next trial; None if no trial is missing."""
         trial = self.study.ask(self.total)
@@ -183,7 +187,8 @@ def _tune(
             callbacks=[_callback(conductor, shelf), *make_loggers(config.loggers, conductor.study.study.study_name)],
         ),
     )
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # It repeats at the end which trials failed.
+    for noisy in ("ray.tune.tune", "ray.tune.analysis.experiment_analysis"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # They repeat which trials failed, and miss their files.
     try:
         tuner.fit()
     finally:

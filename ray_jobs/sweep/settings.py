@@ -70,9 +70,8 @@ def make_config(given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[Cohort, ..
         ValueError: naming the setting, its value and what is allowed.
     """
     names = SweepConfig.__dataclass_fields__
-    lists = {name: tuple(given[name]) for name in ("objectives", "loggers") if isinstance(given[name], list)}
     target = f"{SweepConfig.__module__}.{SweepConfig.__name__}"
-    config = cast(SweepConfig, build({"_target_": target, **{name: given[name] for name in names}, **lists}, ""))
+    config = cast(SweepConfig, build({"_target_": target, **{name: given[name] for name in names}}, ""))
     cohorts = tuple(make_cohorts(given["cohorts"]))
     if not cohorts:
         raise ValueError("cohorts=[]: give at least one share of positives, such as cohorts=[{share:0.5,draws:1}]")

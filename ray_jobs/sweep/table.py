@@ -81,12 +81,12 @@ def best_record(records: Sequence[TrialRecord], objective: str) -> TrialRecord |
     return max(good, key=lambda record: (sign * record.facts[objective], -record.number), default=None)
 
 
-def interval_text(record: TrialRecord, objective: str) -> str:
-    """`7: UAR 81.2 % (75.9 to 86.0)`, or the figure alone where subjects give no interval."""
+def figure_text(record: TrialRecord, objective: str) -> str:
+    """`UAR 81.2 % (75.9 to 86.0)`, or the figure alone where subjects give no interval."""
     value = record.facts[objective]
     if objective in MINIMIZED:
-        return f"{record.number}: {value:.3g} s per video"
-    shown = f"{record.number}: {objective.replace('_', ' ').replace('uar', 'UAR').replace('war', 'WAR')} {100 * value:.1f} %"
+        return f"{value:.3g} s per video"
+    shown = f"{objective.replace('_', ' ').replace('uar', 'UAR').replace('war', 'WAR')} {100 * value:.1f} %"
     if objective != METRICS[0]:
         return shown
     interval = spread(subject_values(record, len(record.facts["subjects"])))
