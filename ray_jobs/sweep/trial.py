@@ -180,7 +180,8 @@ def trained_model(job: SweepJob, config: TrainConfig, data: SweepData, backbone:
     labels = {example.clip.clip_id: example.label for example in data.train}
     clips = [example.clip for example in data.train if clip_starts(example.clip, config.window)]
     centred = centre_subjects(clips, config.subject_baseline)
-    model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
+    shape = (backbone.feature_dim, len(PHRASES), len(job.classes))
+    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width).to(backbone.device)
     fit(model, text, [Example(clip, labels[clip.clip_id]) for clip in centred], config)
     checkpoint = make_checkpoint(
         model,
