@@ -20,7 +20,7 @@ from clipautt.backbones.loading import BackboneConfig, BackboneFacts, recorded_b
 from clipautt.features.clip_features import FeatureSpec, SubjectBaseline
 from clipautt.files import newest, write_json, write_tensors
 from clipautt.footage import Footage
-from clipautt.model.network import ClipAU
+from clipautt.model.network import ClipAU, adapter_width_of
 from clipautt.model.windows import WindowSpec
 
 FACTS_FILE = "checkpoint.json"
@@ -145,9 +145,11 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     fingerprint = facts.pop("fingerprint")
     spec = _spec_from_json(facts)
-    model = ClipAU(spec.features.feature_dim, len(spec.phrases), len(spec.classes))
     try:
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        shape = (spec.features.feature_dim, len(spec.phrases), len(spec.classes))
+        model = ClipAU(*shape, adapter_width=adapter_width_of(weights))
+        model.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: weights.safetensors does not fit checkpoint.json ({error})") from error
     checkpoint = Checkpoint(model.eval().requires_grad_(False), spec, folder)

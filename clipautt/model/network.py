@@ -11,7 +11,7 @@ tuned prompts need no change of the model. `ClipAU.forward` is the training path
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,9 @@ TEMPERATURE = 5.0
 """τ of the AU similarities."""
 
 
-_HIDDEN_ADAPTER, _HIDDEN_CLASSIFIER = 512, 256
+ADAPTER_WIDTH = 512
+"""Hidden width of the published adapter."""
+_HIDDEN_CLASSIFIER = 256
 
 
 class ClipAU(nn.Module):
@@ -34,12 +36,15 @@ class ClipAU(nn.Module):
         feature_dim: d, width of image and text features.
         num_prompts: K.
         num_classes: C.
+        adapter_width: hidden width of the adapter.
     """
 
-    def __init__(self, feature_dim: int, num_prompts: int, num_classes: int) -> None:
+    def __init__(
+        self, feature_dim: int, num_prompts: int, num_classes: int, *, adapter_width: int = ADAPTER_WIDTH
+    ) -> None:
         super().__init__()
         self.adapter = nn.Sequential(
-            nn.Linear(feature_dim, _HIDDEN_ADAPTER), nn.ReLU(), nn.Linear(_HIDDEN_ADAPTER, feature_dim)
+            nn.Linear(feature_dim, adapter_width), nn.ReLU(), nn.Linear(adapter_width, feature_dim)
         )
         self.temporal = nn.Conv1d(feature_dim, feature_dim, kernel_size=3, padding=1)
         self.classifier = nn.Sequential(
@@ -152,8 +157,16 @@ def _two_layers(layers: nn.Sequential, inputs: Tensor) -> Tensor:
     return frozen_linear(F.relu(frozen_linear(inputs, first.weight, first.bias)), last.weight, last.bias)
 
 
-def initial_model(feature_dim: int, num_prompts: int, num_classes: int, *, seed: int) -> ClipAU:
+def initial_model(
+    feature_dim: int, num_prompts: int, num_classes: int, *, seed: int, adapter_width: int = ADAPTER_WIDTH
+) -> ClipAU:
     """An untrained CLIP-AU whose weights follow from the seed alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ClipAU(feature_dim, num_prompts, num_classes)
+        return ClipAU(feature_dim, num_prompts, num_classes, adapter_width=adapter_width)
+
+
+def adapter_width_of(weights: Mapping[str, Tensor]) -> int:
+    """Hidden width of the adapter that these weights of a `ClipAU` belong to; the published one if they have none."""
+    first = weights.get("adapter.0.weight")
+    return ADAPTER_WIDTH if first is None or first.ndim != 2 else len(first)

@@ -25,7 +25,7 @@ from clipautt.backbones.tensor_files import OtherObjectsError, read_tensors
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.footage import RENDERED_DATASET, Footage
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
-from clipautt.model.network import ClipAU
+from clipautt.model.network import ClipAU, adapter_width_of
 from clipautt.model.windows import WindowSpec
 from clipautt.settings import settings
 from clipautt.video.decoding import Sampling
@@ -120,8 +120,8 @@ def import_checkpoint(
     ]
     if mismatches:
         raise ValueError(f"weights={weights} was trained with {', '.join(mismatches)}")
-    model = ClipAU(feature_dim, num_prompts, num_classes)
     state = {f"{_PARTS[part]}.{key}": value.float() for part, layers in parts.items() for key, value in layers.items()}
+    model = ClipAU(feature_dim, num_prompts, num_classes, adapter_width=adapter_width_of(state))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

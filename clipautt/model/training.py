@@ -27,7 +27,7 @@ from clipautt.features.clip_features import ClipFeatures, FeatureSpec, SubjectBa
 from clipautt.footage import Footage
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
-from clipautt.model.network import ClipAU
+from clipautt.model.network import ADAPTER_WIDTH, ClipAU
 from clipautt.model.windows import WindowSpec, clip_starts, entropy
 from clipautt.settings import settings
 from clipautt.video.augmentation import Augmentation
@@ -55,6 +55,8 @@ class TrainConfig:
     """Step size of AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay of AdamW."""
+    adapter_width: PositiveInt = ADAPTER_WIDTH
+    """Hidden width of the adapter."""
     seed: int = 0
     """Seed of initial weights, order, windows and augmentation."""
     features: FeatureSource = "cached"

@@ -332,11 +332,17 @@ def _apply(cfg: DictConfig, base: _Layer, word: Override) -> None:
         raise ValueError(f"unknown key {key!r}{hint}")
     if word.is_delete():
         _remove(cfg, word)
-    elif inside and not isinstance(word.value(), Mapping):
+    elif inside and not isinstance(word.value(), Mapping) and not (word.value() is None and _is_flat(base.cfg, key)):
         raise ValueError(f"{key!r} holds several settings; set one of {', '.join(inside)}")
     else:
         with open_dict(cfg):
-            OmegaConf.update(cfg, key, _checked(base.cfg, word, key), merge=True)
+            OmegaConf.update(cfg, key, _checked(base.cfg, word, key), merge=not _is_flat(cfg, key))
+
+
+def _is_flat(cfg: DictConfig, key: str) -> bool:
+    """Whether a key holds a mapping of plain values: a range or choices of a search, which are given as a whole."""
+    node = _default(cfg, key)
+    return isinstance(node, DictConfig) and TARGET not in node and not any(map(OmegaConf.is_dict, node.values()))
 
 
 def _options_with(key: str, groups: Iterable[str]) -> list[str]:

@@ -1,16 +1,17 @@
-"""The search space of a sweep: what may be searched, how a YAML file says so, and what a trial's values configure.
+"""The search space of a sweep: which dimensions matter in a trial, and what a trial's values configure.
 
-In: the mapping `space` of a configuration. Out: a `SearchSpace`, with which Optuna chooses a trial's values. A
-dimension that cannot matter in a trial (step sizes where no prompt is tuned) is not sampled in it.
+In: the mapping `space` of a configuration. Out: a `SearchSpace`, with which Optuna chooses a trial's values, and every
+combination of a finite space. A dimension that cannot matter in a trial (step sizes where no prompt is tuned), or of
+which some value would not be valid there, is not sampled in it.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, cast, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -20,67 +21,27 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.model.training import TrainConfig
-from clipautt.model.windows import WindowSpec
-from ray_jobs.platform import schema
-from ray_jobs.platform.nearest import suggestion
-from ray_jobs.platform.objects import field_value
+from ray_jobs.sweep.dimensions import METHOD, REFUSED, Dimension, Value, read_dimensions, searchable
 
-Value = str | int | float | bool
+__all__ = ["MOST_COMBINATIONS", "Dimension", "SearchSpace", "Value", "make_space"]
 
-DIMENSIONS: dict[str, tuple[type, str]] = {
-    "objective": (ClipAUTT, "objective"),
-    "protocol": (AdaptConfig, "protocol"),
-    "readout": (AdaptConfig, "readout"),
-    "subject_baseline": (AdaptConfig, "subject_baseline"),
-    "window_length": (WindowSpec, "length"),
-    "window_stride": (WindowSpec, "stride"),
-    "context": (TrainConfig, "context"),
-    "steps": (ClipAUTT, "steps"),
-    "learning_rate": (ClipAUTT, "learning_rate"),
-    "kl_weight": (ClipAUTT, "kl_weight"),
-    "balance_weight": (ClipAUTT, "balance_weight"),
-    "windows_per_clip": (ClipAUTT, "windows_per_clip"),
-    "memory": (ClipAUTT, "memory"),
-    "per_au_context": (ClipAUTT, "per_au_context"),
-}
-"""What may be searched → the field that it sets; those that decide whether others matter come first."""
-
-_OF_TUNING = ("steps", "learning_rate", "kl_weight", "balance_weight", "windows_per_clip", "memory", "per_au_context")
-_RANGE_KEYS = ("low", "high", "step", "log")
+MOST_COMBINATIONS = 100_000
+"""Largest number of combinations of a grid; a trial takes seconds."""
 _STREAM = 31  # Keeps the sampler's random numbers apart from those of training and cohorts.
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One thing that is searched: a list of choices, or a range of numbers."""
-
-    name: str
-    """A key of `DIMENSIONS`."""
-    choices: tuple[Value, ...] = ()
-    """At least two values; empty for a range."""
-    low: int | float = 0
-    """Smallest value of the range."""
-    high: int | float = 0
-    """Largest value of the range, inclusive."""
-    step: int | float | None = None
-    """Distance between neighbouring values; None: 1 for whole numbers, none for others."""
-    log: bool = False
-    """Whether to sample evenly on a logarithmic scale."""
-
-    @property
-    def dtype(self) -> str:
-        """Type of its column in the table of trials; all of them allow an empty cell."""
-        return {int: "Int64", float: "float64", bool: "boolean"}.get(_hint(self.name), "object")
-
-    def suggest(self, trial: Trial) -> Value:
-        """A value for this trial."""
-        if self.choices:
-            return cast(Value, trial.suggest_categorical(self.name, self.choices))
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.name, self.low, self.high, step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+_DECIDING = (
+    "adapt.method.objective",
+    "adapt.method.on",
+    "adapt.method.positive_capacity",
+    "adapt.method.negative_capacity",
+    "adapt.method.steps",
+    "adapt.subject_baseline",
+    "adapt.protocol",
+    "adapt.readout",
+    "adapt.method.tune",
+    "adapt.prior",
+)
+"""Settings on which it depends whether others matter; they are sampled first, in this order."""
 
 
 @dataclass(frozen=True)
@@ -88,171 +49,243 @@ class SearchSpace:
     """What the trials of a sweep choose from, over settings that all of them share."""
 
     dimensions: tuple[Dimension, ...]
-    """In the order of `DIMENSIONS`."""
+    """In the order in which a trial's values are chosen: those first that decide whether others matter."""
     train: TrainConfig
     """Training settings that all trials share, except what is searched."""
     adapt: AdaptConfig
     """Adaptation settings that all trials share, except what is searched; training uses the same subject baseline."""
 
     def __call__(self, trial: Trial) -> dict[str, Value]:
-        """Choose a trial's values; what `ray.tune.search.optuna.OptunaSearch` takes as `space`.
+        """Choose a trial's values.
 
         Returns:
-            The trial's number, which joins the chosen values in the trial's configuration.
+            Dotted key → value, of the dimensions that matter in the trial.
         """
         chosen: dict[str, Value] = {}
         for dimension in self.dimensions:
-            if _matters(dimension.name, self.configs(chosen)[1]):
+            if self.applies(dimension, chosen):
                 chosen[dimension.name] = dimension.suggest(trial)
-        return {"number": trial.number}
+        return chosen
 
     def configs(self, values: Mapping[str, Any]) -> tuple[TrainConfig, AdaptConfig]:
-        """The training and the adaptation that a trial's values describe."""
-        fields: dict[type, dict[str, Any]] = {TrainConfig: {}, AdaptConfig: {}, ClipAUTT: {}, WindowSpec: {}}
-        for name in DIMENSIONS:
+        """The training and the adaptation that a trial's values describe; other keys are ignored.
+
+        Raises:
+            ValueError: if the values do not go together.
+        """
+        fields: dict[str, dict[str, Any]] = {}
+        for name in searchable(type(self.adapt.method)):
             if name in values:
-                owner, field = DIMENSIONS[name]
-                fields[owner][field] = values[name]
-        method = replace(cast(ClipAUTT, self.adapt.method), **fields[ClipAUTT])
-        adapt = replace(self.adapt, method=method, **fields[AdaptConfig])
-        window = replace(self.train.window, **fields[WindowSpec])
-        own = fields[TrainConfig] | {"window": window, "subject_baseline": adapt.subject_baseline}
+                group, _, field = name.rpartition(".")
+                fields.setdefault(group, {})[field] = values[name]
+        method: Any = self.adapt.method
+        adapt = replace(self.adapt, method=replace(method, **fields.get(METHOD, {})), **fields.get("adapt", {}))
+        augmentation = replace(self.train.augmentation, **fields.get("train.augmentation", {}))
+        own = {
+            **fields.get("train", {}),
+            "window": replace(self.train.window, **fields.get("train.window", {})),
+            "augmentation": augmentation,
+            "features": "streamed" if augmentation.on else self.train.features,
+            "subject_baseline": adapt.subject_baseline,
+        }
         return replace(self.train, **own), adapt
 
+    def applies(self, dimension: Dimension, chosen: Mapping[str, Value]) -> bool:
+        """Whether a dimension matters and all of its values are valid, given what was chosen before it."""
+        adapt = self.configs(chosen)[1]
+        return all(rule.holds(adapt) for rule in _rules(dimension.name, adapt)) and not self._invalid(dimension, chosen)
 
-def _matters(name: str, adapt: AdaptConfig) -> bool:
-    """Whether a dimension can change a prediction, given what was chosen before it."""
-    if name not in _OF_TUNING:
-        return True
-    method = cast(ClipAUTT, adapt.method)
-    needed = {
-        "kl_weight": method.objective == "infomax_kl",
-        "memory": adapt.protocol == "online",
-        "balance_weight": method.objective in ("infomax", "infomax_kl"),
-        "windows_per_clip": adapt.readout == "best_window",
-    }
-    return method.objective != "none" and needed.get(name, True)
+    def grid(self) -> list[dict[str, Value]]:
+        """Every distinct combination of values, without the dimensions that do not matter in it.
+
+        Raises:
+            ValueError: if a dimension has infinitely many values, or there are more combinations than
+                `MOST_COMBINATIONS`.
+        """
+        for dimension in self.dimensions:
+            if dimension.size is None:
+                key = f"space.{dimension.name}"
+                raise ValueError(
+                    f"{key} has infinitely many values between {dimension.low} and {dimension.high}, and a grid takes "
+                    f"each of them: give {key}.step=… or a list, {key}={{choices: [{dimension.low}, {dimension.high}]}}"
+                )
+        found = list(islice(self._combinations(self.dimensions, {}), MOST_COMBINATIONS + 1))
+        if len(found) > MOST_COMBINATIONS:
+            sizes = ", ".join(f"{dimension.name} {dimension.size}" for dimension in self.dimensions)
+            raise ValueError(
+                f"space has more than {MOST_COMBINATIONS} combinations ({sizes} values); take a larger step, fewer "
+                "choices, or sampler=random"
+            )
+        return found
+
+    def _combinations(self, dimensions: tuple[Dimension, ...], chosen: dict[str, Value]) -> Iterator[dict[str, Value]]:
+        if not dimensions:
+            yield chosen
+            return
+        first, rest = dimensions[0], dimensions[1:]
+        if not self.applies(first, chosen):
+            yield from self._combinations(rest, chosen)
+            return
+        for value in first.values():
+            yield from self._combinations(rest, chosen | {first.name: value})
+
+    def _invalid(self, dimension: Dimension, chosen: Mapping[str, Value]) -> str:
+        """Why a value of a dimension is not valid with those chosen before it; empty if all are."""
+        for value in dimension.ends:
+            try:
+                self.configs({**chosen, dimension.name: value})
+            except ValueError as error:
+                return _reason(error)
+        return ""
 
 
 def make_space(space: Mapping[str, Any], *, train: TrainConfig, adapt: AdaptConfig) -> SearchSpace:
     """The search space that a configuration describes.
 
     Args:
-        space: name → `{low: …, high: …}` with `step` or `log`, or `{choices: […]}`; None omits a dimension.
+        space: nested mapping, see `dimensions.read_dimensions`.
         train: settings shared by all trials.
         adapt: settings shared by all trials.
 
     Raises:
         ValueError: naming the key, its value and what is allowed.
     """
-    for name in space:
-        if name not in DIMENSIONS:
-            raise ValueError(f"space.{name}: unknown dimension{suggestion(str(name), DIMENSIONS)}")
-    if not isinstance(adapt.method, ClipAUTT):
-        raise ValueError(f"method {adapt.method.name!r}: a sweep searches the settings of clip_autt; set adapt=clip_au")
+    known = searchable(type(adapt.method))
+    if not any(name.startswith(f"{METHOD}.") for name in known):
+        raise ValueError(
+            f"adapt.method: {adapt.method.name!r} has no settings to search; set adapt=clip_au, adapt=t3a or adapt=tda"
+        )
     if adapt.window is not None:
-        raise ValueError("adapt.window: expected null, the trials use the window they train with; set train.window")
-    dimensions = [_dimension(name, space[name]) for name in DIMENSIONS if space.get(name) is not None]
-    if not dimensions:
-        raise ValueError(f"space is empty: search at least one of {', '.join(DIMENSIONS)}")
-    result = SearchSpace(tuple(dimensions), train, adapt)
+        raise ValueError(f"adapt.window={asdict(adapt.window)}: expected null; {REFUSED['adapt.window']}")
+    found = read_dimensions(space, type(adapt.method))
+    if not found:
+        raise ValueError(f"space is empty: search at least one of {', '.join(f'space.{name}' for name in known)}")
+    order = [*_DECIDING, *(name for name in known if name not in _DECIDING)]
+    result = SearchSpace(tuple(found[name] for name in order if name in found), train, adapt)
     _refuse_idle(result)
     return result
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """When a setting can change a prediction, given what was chosen before it."""
+
+    holds: Callable[[AdaptConfig], bool]
+    """Whether it can."""
+    words: str
+    """The same in words, to follow "only if"."""
+
+
+def _settings(adapt: AdaptConfig) -> Any:
+    """The method's settings, whatever its class."""
+    return adapt.method
+
+
+_OBJECTIVE = _Rule(lambda c: _settings(c).objective != "none", "adapt.method.objective is not none")
+_TUNED = _Rule(
+    lambda c: c.method.adapts, "prompts are tuned: adapt.method.objective is not none and adapt.method.steps above 0"
+)
+_FRAMES = _Rule(lambda c: "views" in c.method.needs, "the method uses the trained model: adapt.method.on is windows")
+_CARRIED = _Rule(
+    lambda c: c.method.adapts or c.subject_baseline != "none" or c.prior == "estimate",
+    "something passes from clip to clip: the method adapts, or adapt.subject_baseline is not none",
+)
+_COLLAPSE = _Rule(
+    lambda c: c.protocol != "per_video" and (c.method.adapts or c.prior == "estimate"),
+    "the method adapts or adapt.prior is estimate, and adapt.protocol is not per_video",
+)
+_POSITIVE = _Rule(lambda c: _settings(c).positive_capacity > 0, "adapt.method.positive_capacity is above 0")
+_NEGATIVE = _Rule(lambda c: _settings(c).negative_capacity > 0, "adapt.method.negative_capacity is above 0")
+_OF_METHOD: dict[str, dict[str, tuple[_Rule, ...]]] = {
+    "clip_autt": {
+        "objective": (),
+        "steps": (_OBJECTIVE,),
+        "kl_weight": (_Rule(lambda c: _settings(c).objective == "infomax_kl", "adapt.method.objective is infomax_kl"),),
+        "balance_weight": (
+            _Rule(
+                lambda c: _settings(c).objective in ("infomax", "infomax_kl"),
+                "adapt.method.objective is infomax or infomax_kl",
+            ),
+        ),
+        "precision": (_Rule(lambda c: _settings(c).tune == "context", "adapt.method.tune is context"),),
+        "memory": (_Rule(lambda c: c.protocol == "online", "adapt.protocol is online"),),
+        "windows_per_clip": (_Rule(lambda c: c.readout == "best_window", "adapt.readout is best_window"),),
+    },
+    "tda": {
+        **dict.fromkeys(("alpha", "beta"), (_POSITIVE,)),
+        **dict.fromkeys((f"negative_{part}" for part in ("alpha", "beta", "mask_low")), (_NEGATIVE,)),
+        **dict.fromkeys(("negative_entropy_low", "negative_entropy_high"), (_NEGATIVE,)),
+    },
+}
+"""Method → its setting → what must hold besides; of `clip_autt`, all but objective and steps need tuned prompts."""
+
+
+def _rules(name: str, adapt: AdaptConfig) -> tuple[_Rule, ...]:
+    """What must hold for a dimension to matter."""
+    group, _, field = name.rpartition(".")
+    if group == METHOD:
+        own = _OF_METHOD.get(adapt.method.name, {}).get(field, ())
+        return own if adapt.method.name != "clip_autt" or field in ("objective", "steps") else (_TUNED, *own)
+    if group.partition(".")[0] == "train" or name == "adapt.readout":
+        return (_FRAMES,)
+    return {"adapt.protocol": (_CARRIED,), "adapt.collapse_share": (_COLLAPSE,)}.get(name, ())
+
+
 def _refuse_idle(space: SearchSpace) -> None:
-    """Refuse a dimension that matters in no trial."""
-    searched = {dimension.name: dimension.choices for dimension in space.dimensions}
-    usual = {
-        "objective": cast(ClipAUTT, space.adapt.method).objective,
-        "protocol": space.adapt.protocol,
-        "readout": space.adapt.readout,
-    }
-    deciding = {name: searched.get(name) or (value,) for name, value in usual.items()}
-    reachable = [
-        space.configs(dict(zip(deciding, values, strict=True)))[1] for values in itertools.product(*deciding.values())
-    ]
-    for name in searched:
-        if not any(_matters(name, config) for config in reachable):
-            given = ", ".join(f"{key} {' or '.join(map(str, values))}" for key, values in deciding.items())
-            raise ValueError(f"space.{name} changes nothing in any trial ({given}); search objective too, or omit it")
+    """Refuse a dimension that is sampled in no trial."""
+    reachable: list[dict[str, Value]] = [{}]
+    deciding = [dimension for dimension in space.dimensions if dimension.name in _DECIDING]
+    for dimension in deciding:
+        _refuse_unreachable(space, dimension, reachable)
+        reachable = [
+            one
+            for chosen in reachable
+            for one in (
+                [chosen | {dimension.name: value} for value in _telling(dimension)]
+                if space.applies(dimension, chosen)
+                else [chosen]
+            )
+        ]
+    for dimension in space.dimensions:
+        if dimension not in deciding:
+            _refuse_unreachable(space, dimension, reachable)
 
 
-def _dimension(name: str, given: Any) -> Dimension:
-    key = f"space.{name}"
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key}={given!r}: expected {_forms(name)}")
-    for part in given:
-        if part not in ("choices", *_RANGE_KEYS):
-            raise ValueError(f"{key}.{part}: unknown key{suggestion(str(part), ('choices', *_RANGE_KEYS))}")
-    parts = {part: value for part, value in given.items() if value is not None}
-    if ("choices" in parts) == ("low" in parts or "high" in parts):
-        raise ValueError(f"{key}={dict(given)}: expected {_forms(name)}")
-    return _of_choices(name, parts, key) if "choices" in parts else _of_range(name, parts, key)
+def _telling(dimension: Dimension) -> list[Value]:
+    """Values of a deciding dimension that differ in what matters with them."""
+    values = list(dimension.ends)
+    special = [value for value in values if value in ("none", "estimate", 0)]
+    if dimension.name in ("adapt.prior", "adapt.subject_baseline") or all(isinstance(v, int) for v in values):
+        return [*special, *[value for value in values if value not in special][:1]]
+    return values
 
 
-def _of_choices(name: str, parts: dict[str, Any], key: str) -> Dimension:
-    extra = [part for part in parts if part != "choices"]
-    if extra:
-        raise ValueError(f"{key}.{extra[0]} belongs to a range; a list of choices takes nothing else")
-    values = parts["choices"]
-    if not isinstance(values, list | tuple) or len(values) < 2:
-        raise ValueError(f"{key}.choices={values!r}: expected a list of at least two values")
-    choices = tuple(_checked(name, value, f"{key}.choices") for value in values)
-    twice = [value for value in choices if choices.count(value) > 1]
-    if twice:
-        raise ValueError(f"{key}.choices={list(values)}: {twice[0]!r} is listed twice")
-    return Dimension(name, choices)
+def _refuse_unreachable(space: SearchSpace, dimension: Dimension, reachable: list[dict[str, Value]]) -> None:
+    if any(space.applies(dimension, chosen) for chosen in reachable):
+        return
+    key = f"space.{dimension.name}"
+    rules = [_rules(dimension.name, space.configs(chosen)[1]) for chosen in reachable]
+    broken = dict.fromkeys(
+        rule.words
+        for chosen, ones in zip(reachable, rules, strict=True)
+        for rule in ones
+        if not rule.holds(space.configs(chosen)[1])
+    )
+    if broken:
+        raise ValueError(
+            f"{key} changes nothing in any trial: it matters only if {', and if '.join(broken)}; search or set that, "
+            f"or omit it: '~{key}'"
+        )
+    raise ValueError(f"{key}: some of its values are valid in no trial ({space._invalid(dimension, reachable[0])})")
 
 
-def _of_range(name: str, parts: dict[str, Any], key: str) -> Dimension:
-    if not _is_number(name):
-        raise ValueError(f"{key}={parts}: expected {_forms(name)}")
-    for part in ("low", "high"):
-        if part not in parts:
-            raise ValueError(f"{key}.{part} has no value; a range is written {_forms(name)}")
-    low, high = (_checked(name, parts[part], f"{key}.{part}") for part in ("low", "high"))
-    assert isinstance(low, int | float) and isinstance(high, int | float)
-    if not low < high:
-        raise ValueError(f"{key}: low={low} and high={high}; expected low below high")
-    log = parts.get("log", False)
-    if not isinstance(log, bool):
-        raise ValueError(f"{key}.log={log!r}: should be true or false")
-    if log and (low <= 0 or "step" in parts):
-        raise ValueError(f"{key}: low={low}, step={parts.get('step')}; a logarithmic range has low above 0 and no step")
-    step = parts.get("step")
-    if step is not None and type(step) not in (int, _hint(name)):
-        raise ValueError(f"{key}.step={step!r}: should be {'an integer' if _hint(name) is int else 'a number'}")
-    if step is not None and (step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9):
-        raise ValueError(f"{key}.step={step}: expected a positive number that divides {high} − {low}")
-    return Dimension(name, low=low, high=high, step=step, log=log)
+def _reason(error: ValueError) -> str:
+    """Why a class refuses its values, in one line."""
+    from pydantic import ValidationError
 
+    from clipautt.settings import one_line
 
-def _checked(name: str, value: Any, key: str) -> Value:
-    """The value in its field's type, refused where the field's owner refuses it."""
-    owner, field = DIMENSIONS[name]
-    return cast(Value, field_value(_example(owner), field, value, key))
-
-
-def _example(owner: type) -> Any:
-    return AdaptConfig(ClipAUTT()) if owner is AdaptConfig else owner()
-
-
-def _hint(name: str) -> Any:
-    owner, field = DIMENSIONS[name]
-    return get_type_hints(owner)[field]
-
-
-def _is_number(name: str) -> bool:
-    return _hint(name) in (int, float)
-
-
-def _forms(name: str) -> str:
-    if not _is_number(name):
-        owner, field = DIMENSIONS[name]
-        allowed = schema.fields(f"{owner.__module__}.{owner.__name__}")[field].allowed
-        return f"{{choices: […]}}, each {allowed or ('true or false' if _hint(name) is bool else 'text')}"
-    return "{low: …, high: …}, optionally with step: … or log: true, or {choices: […]}"
+    return one_line(error) if isinstance(error, ValidationError) else str(error)
 
 
 class SeededSampler(BaseSampler):

@@ -231,7 +231,8 @@ def train_model(
         if clip.subject_id in members and clip_id in data.labels and clip_starts(clip, config.window)
     ]
     centred = centre_subjects(chosen, config.subject_baseline)
-    model = initial_model(backbone.feature_dim, len(PHRASES), len(job.classes), seed=config.seed).to(backbone.device)
+    shape = (backbone.feature_dim, len(PHRASES), len(job.classes))
+    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width).to(backbone.device)
     fit(model, text, [Example(clip, data.labels[clip.clip_id]) for clip in centred], config)
     return make_checkpoint(
         model,

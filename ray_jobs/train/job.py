@@ -147,7 +147,8 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     with torch.no_grad():
         prompts = backbone.tokenize(PHRASES, context=config.context)
         text = backbone.encode_prompts(prompts)
-    model = initial_model(backbone.feature_dim, len(PHRASES), len(job.manifest.classes), seed=config.seed)
+    shape = (backbone.feature_dim, len(PHRASES), len(job.manifest.classes))
+    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width)
     trained = ray.train.torch.prepare_model(model, move_to_device=False) if world > 1 else model
     if config.features == "streamed":
         stream = streamed_clips(job, config, store)

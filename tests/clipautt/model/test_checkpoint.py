@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipautt.adaptation.driver import adapt
+from clipautt.adaptation.source import Source
 from clipautt.footage import Footage
 from clipautt.model.checkpoint import (
     Checkpoint,
@@ -25,12 +27,14 @@ from clipautt.model.windows import WindowSpec
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Preprocessing
+from tests.support.configs import adapt_config
 from tests.support.fakes import (
     FEATURE_DIM,
     PHRASES,
     fake_backbone,
     fake_checkpoint,
     fake_clip,
+    fake_clips,
     fake_model,
     shared_backbone,
 )
@@ -110,6 +114,21 @@ def test_saved_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
     files = sorted((tmp_path / "new" / "folder").iterdir())
     assert [file.name for file in files] == ["checkpoint.json", "weights.safetensors"]
     assert files[0].stat().st_mode == files[1].stat().st_mode  # readable by whom the folder is shared with
+
+
+def test_an_adapter_of_another_width_is_saved_and_adapted(tmp_path: Path) -> None:
+    """The weights say the width; zero steps of CLIP-AUTT are still CLIP-AU."""
+    narrow = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=0, adapter_width=24).eval().requires_grad_(False)
+    save_checkpoint(replace(fake_checkpoint(), model=narrow), tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.model.adapter[0].weight.shape == (24, FEATURE_DIM)
+    windows, text = torch.randn(3, 6, FEATURE_DIM), torch.randn(len(PHRASES), FEATURE_DIM)
+    assert torch.equal(loaded.model(windows, text), narrow(windows, text))
+    plain, still = (
+        adapt(Source(loaded, shared_backbone()), fake_clips(subjects=1), config)["s0"].predictions
+        for config in (adapt_config(), adapt_config(objective="infomax", steps=0))
+    )
+    assert all(torch.equal(a.probabilities, b.probabilities) for a, b in zip(plain, still, strict=True))
 
 
 def test_checkpoint_says_everything_in_plain_json(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ PROMPTS = ("inner_brow_raiser", "Outer brow raiser", "lips part", "jaw_drop", "c
 class Published(nn.Module):
     """The published model as its paper and its files describe it."""
 
-    def __init__(self, dim: int, prompts: int, classes: int) -> None:
+    def __init__(self, dim: int, prompts: int, classes: int, *, hidden: int = 512) -> None:
         super().__init__()
-        self.text_adapter = nn.Sequential(nn.Linear(dim, 512), nn.ReLU(), nn.Linear(512, dim))
+        self.text_adapter = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
         self.temporal = nn.Conv1d(dim, dim, 3, padding=1)
         self.temporal_classifier = nn.Sequential(nn.Linear(prompts, 256), nn.ReLU(), nn.Linear(256, classes))
 
@@ -80,6 +80,14 @@ def test_logits_are_those_of_the_published_forward_pass(
     assert len(views.embeddings) == len(expected) == 41 - length
     found = source.logits(views.embeddings, source.au_embeddings)
     assert (found - expected).abs().max() < 1e-4 and expected.std() > 0.01
+
+
+def test_an_adapter_of_another_width(tmp_path: Path, backbone: Backbone) -> None:
+    torch.manual_seed(2)
+    narrow = Published(FEATURE_DIM, len(PROMPTS), 2, hidden=24).requires_grad_(False)
+    save_checkpoint(import_checkpoint(narrow.save(tmp_path / "source.pth"), PROMPTS, backbone), tmp_path / "kept")
+    words, frames = torch.randn(len(PROMPTS), FEATURE_DIM), torch.randn(3, 16, FEATURE_DIM)
+    torch.testing.assert_close(load_checkpoint(tmp_path / "kept").model(frames, words), narrow(frames, words))
 
 
 def test_what_it_was_trained_on_is_given_or_not_known(tmp_path: Path, backbone: Backbone, published: Published) -> None:
