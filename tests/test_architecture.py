@@ -123,6 +123,7 @@ METHOD = {
 
 PLATFORM = [
     "nearest",
+    "secrets",
     "schema",
     "objects",
     "configuration",

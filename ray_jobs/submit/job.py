@@ -8,7 +8,9 @@ caches, and the run records its commit; an installed wheel sends nothing, so the
 stops the job.
 
 Paths are read on the cluster: all of them, those left at their defaults included, have to be absolute, on storage that
-its machines share. A relative path is refused, since it would lie in a temporary folder that Ray removes.
+its machines share. A relative path is refused, since it would lie in a temporary folder that Ray removes. So is a URL with
+a password, since the dashboard shows the command: write storage='${oc.env:SWEEP_STORAGE}' and set that variable where
+the job runs.
 
 Example:
     clipautt submit extract dataset=biovid root=/shared/biovid manifest=/shared/biovid.parquet store=/shared/features \\
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING
 from ray_jobs.platform import configuration
 from ray_jobs.platform.jobs import EXIT_INTERRUPTED, find_job, overrides
 from ray_jobs.platform.places import refuse_relative, refuse_uris
+from ray_jobs.platform.secrets import holds_secret, redacted
 from ray_jobs.platform.tokens import token_advice, use_token
 from ray_jobs.submit.package import runtime_env
 
@@ -77,9 +80,11 @@ def entrypoint_of(name: str, words: Sequence[str]) -> str:
     """The shell command that runs a job on the cluster, its settings checked.
 
     Raises:
-        ValueError: The job or one of its settings does not exist, or a path is a URI or not absolute.
+        ValueError: The job or one of its settings does not exist, a path is a URI or not absolute, or a word has a
+            password.
     """
     job = find_job(name)
+    refuse_secrets(words)
     if job.reads_words:
         raise ValueError(f"{name!r} runs on this machine and cannot be submitted")
     settings = overrides(job, words)
@@ -88,6 +93,24 @@ def entrypoint_of(name: str, words: Sequence[str]) -> str:
         refuse_uris(job, settings)
         refuse_relative(job, settings)
     return f"{_python()} {shlex.join(['-m', f'ray_jobs.{job.module}', *settings])}"
+
+
+def refuse_secrets(words: Sequence[str]) -> None:
+    """Refuse a URL with a password: the cluster's dashboard shows the command of every job.
+
+    Raises:
+        ValueError: naming the setting, with the ways to give the password where the job runs.
+    """
+    for word in words:
+        if holds_secret(word):
+            key = word.partition("=")[0].lstrip("+~")
+            variable = f"SWEEP_{key.rpartition('.')[2].upper()}" if key.isidentifier() else "SECRET_URL"
+            instead = shlex.quote(f"{key}=${{oc.env:{variable}}}")
+            raise ValueError(
+                f"{redacted(word)}: the cluster's dashboard would show this password to everybody; write {instead} and "
+                f"set {variable} on the machine where the job runs, or omit the password and put it into PGPASSWORD or "
+                "~/.pgpass there"
+            )
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:

@@ -80,14 +80,15 @@ class SeededSampler(BaseSampler):
         self.make, self.seed, self.only_queued = make, seed, only_queued
         self.owner: str | None = None
         """Name of the driver, noted with each trial as it begins."""
+        self.seen: list[FrozenTrial] = []
+        """The trials of the study when the latest one began, itself among them."""
         self._current: tuple[int, int, BaseSampler] | None = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Note whose trial it is, and seed its sampler."""
         if self.owner is not None:
             study._storage.set_trial_user_attr(trial._trial_id, DRIVER, self.owner)
-        ordinal = ordinal_of(study.get_trials(deepcopy=False), trial.number)
-        self._current = trial.number, ordinal, self._seeded(ordinal)
+        self._begin(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The dimensions that are sampled jointly."""
@@ -115,9 +116,15 @@ class SeededSampler(BaseSampler):
 
     def _of(self, study: Study, trial: FrozenTrial) -> tuple[int, BaseSampler]:
         if self._current is None or self._current[0] != trial.number:
-            ordinal = ordinal_of(study.get_trials(deepcopy=False), trial.number)
-            self._current = trial.number, ordinal, self._seeded(ordinal)
+            return self._begin(study, trial)
         return self._current[1:]
+
+    def _begin(self, study: Study, trial: FrozenTrial) -> tuple[int, BaseSampler]:
+        self.seen = study.get_trials(deepcopy=False)
+        ordinal = ordinal_of(self.seen, trial.number)
+        sampler = self._seeded(ordinal)
+        self._current = trial.number, ordinal, sampler
+        return ordinal, sampler
 
     def _seeded(self, *parts: int) -> BaseSampler:
         numbers = np.random.SeedSequence([self.seed, _STREAM, *parts]).generate_state(1)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from optuna.exceptions import OptunaError, StorageInternalError
@@ -37,6 +38,7 @@ _LOCKED_SECONDS = 60
 _CONNECT_SECONDS = 10
 _STALE_LOCK_SECONDS = 30
 _ATTEMPTS = 20
+_NETWORK = re.compile("nfs|cifs|smb|9p|lustre|gpfs|ceph|gluster|beegfs|fuse|afs|virtiofs|vboxsf")
 _RACE = re.compile(
     r"already exists|duplicate key|database is locked|tuple concurrently updated|UNIQUE constraint", re.I
 )
@@ -197,17 +199,59 @@ def _refuse_other_content(path: Path) -> None:
 
 
 def _sqlite(url: URL, name: str) -> BaseStorage:
-    _refuse_no_file(Path(str(url.database)))
+    path = Path(str(url.database))
+    _refuse_no_file(path)
     with plain_errors(name):
         storage = _opened(url, {"connect_args": {"timeout": _LOCKED_SECONDS}})
-    event.listen(storage.engine, "connect", _leave_transactions_to_us)
+    event.listen(storage.engine, "connect", _prepare)
     event.listen(storage.engine, "begin", _begin_exclusively)
     storage.engine.dispose()
+    if not _is_on_network(path):
+        with plain_errors(name):
+            _set_journal_mode(storage, "WAL")
     return storage
 
 
-def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
+def close_storage(storage: BaseStorage) -> None:
+    """Close a storage's connections; it can be used again. An SQLite file is then complete without files beside it."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+        if storage.engine.dialect.name == "sqlite":
+            with contextlib.suppress(SQLAlchemyError, sqlite3.Error):  # Another driver or a dashboard still reads it.
+                _set_journal_mode(storage, "DELETE")
+            storage.engine.dispose()
+
+
+def _set_journal_mode(storage: RDBStorage, mode: Literal["WAL", "DELETE"]) -> None:
+    """Choose how SQLite keeps a change that is not complete yet.
+
+    With a write-ahead log a change takes 5 ms less than with the usual journal where the disk is slow to flush, and a
+    trial is twenty changes. After a power failure the last of them may be missing, which interrupts their trials; a
+    killed driver loses none. It needs memory that all drivers share, which a network's disk does not give.
+    """
+    connection = storage.engine.raw_connection()
+    try:
+        connection.cursor().execute(f"PRAGMA journal_mode={mode}")
+    finally:
+        connection.close()
+
+
+def _is_on_network(path: Path) -> bool:
+    """Whether a file is on a disk of another machine, as far as the system tells."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    mounts = [(line.split()[1].replace("\\040", " "), line.split()[2]) for line in lines]
+    folder = path.parent.resolve()
+    found = max(((point, kind) for point, kind in mounts if folder.is_relative_to(point)), key=lambda m: len(m[0]))
+    return bool(_NETWORK.match(found[1]))
+
+
+def _prepare(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Python's driver would begin a transaction only at its first change.
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _begin_exclusively(connection: Any) -> None:

@@ -45,7 +45,7 @@ from ray_jobs.sweep.states import (
     status_of,
     unrepeated,
 )
-from ray_jobs.sweep.storage import described, lost, plain_errors
+from ray_jobs.sweep.storage import close_storage, described, lost, plain_errors
 
 Direction = Literal["maximize", "minimize"]
 
@@ -206,6 +206,7 @@ class SweepStudy:
     def close(self) -> None:
         """Note that this driver has ended; trials that it still runs are then interrupted ones."""
         self.drivers.leave()
+        close_storage(_backend(self.study))
 
     @_told
     def ask(self, total: int) -> Trial | None:
@@ -224,7 +225,7 @@ class SweepStudy:
         self._tend()
         while self._has_room(total):
             trial = self.study.ask()
-            reason = self._superfluous(trial.number, total)
+            reason = self._superfluous(self.sampler.seen, trial.number, total)
             if reason is None:
                 self._own[trial.number] = trial
                 return trial
@@ -405,9 +406,8 @@ class SweepStudy:
         waiting = states.count("waiting")
         return len(states) - waiting < total and (waiting > 0 or not self.sampler.only_queued)
 
-    def _superfluous(self, number: int, total: int) -> str | None:
-        """Why a trial that was just given out is not to be run; None if it is."""
-        trials = self._trials()
+    def _superfluous(self, trials: Sequence[FrozenTrial], number: int, total: int) -> str | None:
+        """Why a trial that was just given out is not to be run, by the trials there were then; None if it is."""
         trial = next(trial for trial in trials if trial.number == number)
         if trial not in counted(trials):
             return "another trial stands for the same"
@@ -440,13 +440,12 @@ class SweepStudy:
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> Status:
         """Close a trial, unless somebody else did; the storage lets only one of two do so."""
+        self._own.pop(number, None)
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # The latter where Optuna sees it in time.
             self.study.tell(number, values, state=state)
-        self._own.pop(number, None)
-        trial = self.study._storage.get_trial(
-            self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        )
-        return status_of(trial)
+            if state != TrialState.FAIL:
+                return "ok" if values else "pruned"
+        return status_of(next(trial for trial in self._trials() if trial.number == number))
 
     def _compare_once(self) -> None:
         """Compare the settings again: another driver may have made the study at the same moment with others."""
