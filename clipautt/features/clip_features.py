@@ -171,9 +171,9 @@ def row_key(clip: Clip, *, augmented: bool) -> str:
     return f"{clip_key(clip)}-{id_number(clip.clip_id):x}" if augmented else clip_key(clip)
 
 
-def pixels_of(key: str) -> str:
-    """The `clip_key` in a `row_key`."""
-    return key.partition("-")[0]
+def pixels_of(key: str | None) -> str:
+    """The `clip_key` in a `row_key`; empty in a damaged row without one."""
+    return (key or "").partition("-")[0]
 
 
 def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from clipautt.clips import id_number
+from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.network import ClipAU, initial_model
 from clipautt.model.training import (
     Example,
     TrainConfig,
+    augmented_batches,
     batch_windows,
     centre_subjects,
     class_shares,
