@@ -341,7 +341,7 @@ def _batches_of(examples: Sequence[Example] | Batches, config: TrainConfig) -> B
     if config.features != "cached":  # augmentation would have no effect on a list
         raise ValueError(
             f"train.features={config.features!r} is not possible here, these are features of unchanged frames: take "
-            "train.features=cached"
+            "train.features=cached, without augmentation"
         )
     if not examples:
         raise ValueError(_NO_EXAMPLES)

@@ -220,7 +220,7 @@ def check_streaming(config: TrainConfig, extraction: ExtractionConfig, *, worker
     if workers > 1:
         raise ValueError(
             f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
-            "take the rest of the cluster; set workers=1 or train.features=cached"
+            "take the rest of the cluster; set workers=1 or train.features=augmented"
         )
     beside_trainer(extraction.pipeline, extraction.cluster)
 
