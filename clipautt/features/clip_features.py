@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from clipautt.backbones.loading import Backbone
-from clipautt.clips import Clip
+from clipautt.clips import Clip, id_number
+from clipautt.video.augmentation import Augmentation, AugmentedPass, augmented_passes
 from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.face_check import sample_of
 from clipautt.video.faces import FaceConfig
@@ -42,11 +43,16 @@ class FeatureSpec:
     """Which frames of a clip are encoded, and how they are cropped and preprocessed."""
     feature_dim: int
     """Width of a feature, d."""
+    augmented: AugmentedPass | None = None
+    """The random change of the frames before they are encoded; None leaves them as they are."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """Everything that changes a feature, as plain values."""
-        return asdict(self) | {"frames": self.frames.facts}
+        facts = asdict(self) | {"frames": self.frames.facts}
+        if self.augmented is None:  # as before there was augmentation, so that earlier stores are found
+            del facts["augmented"]
+        return facts
 
     @property
     def fingerprint(self) -> str:
@@ -62,7 +68,23 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> FeatureSpec:
         """The inverse of `dataclasses.asdict`, for values read from JSON."""
-        return cls(**{**facts, "frames": FrameSpec.from_json(facts["frames"])})
+        augmented = facts.get("augmented")
+        made = {"frames": FrameSpec.from_json(facts["frames"])}
+        return cls(**{**facts, **made, "augmented": None if augmented is None else AugmentedPass.from_json(augmented)})
+
+    def passes(self, augmentation: Augmentation, *, passes: int, seed: int) -> list[FeatureSpec]:
+        """The specifications of augmented features, one per pass; this one alone if the augmentation changes nothing.
+
+        Args:
+            augmentation: how much is changed.
+            passes: how many times every clip is encoded, 1 or more.
+            seed: the training's.
+        """
+        return [replace(self, augmented=one) for one in augmented_passes(augmentation, passes, seed=seed)]
+
+    def key(self, clip: Clip) -> str:
+        """The key of a clip's row in a store of these features, see `row_key`."""
+        return row_key(clip, augmented=self.augmented is not None)
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
@@ -142,6 +164,16 @@ def clip_key(clip: Clip) -> str:
     """
     path = os.path.abspath(clip.source)
     return key_of(path, os.stat(path) if os.path.exists(path) else None, clip)
+
+
+def row_key(clip: Clip, *, augmented: bool) -> str:
+    """The key of a clip's row: `clip_key`, for augmented features followed by its id, which decides the change."""
+    return f"{clip_key(clip)}-{id_number(clip.clip_id):x}" if augmented else clip_key(clip)
+
+
+def pixels_of(key: str | None) -> str:
+    """The `clip_key` in a `row_key`; empty in a damaged row without one."""
+    return (key or "").partition("-")[0]
 
 
 def key_of(path: str, stat: os.stat_result | None, clip: Clip) -> str:

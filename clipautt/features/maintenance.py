@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import clip_key, fingerprint_of
+from clipautt.features.clip_features import clip_key, fingerprint_of, pixels_of
 from clipautt.features.references import References
 from clipautt.features.store import (
     FRAMES,
@@ -38,6 +38,7 @@ from clipautt.features.store import (
     write_part,
 )
 from clipautt.files import write_bytes
+from clipautt.video.augmentation import AugmentedPass
 
 Kind = Literal["leftover", "damaged", "replaced", "unreferred", "folder"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -66,6 +67,8 @@ class FolderInventory:
     """Sampling rate; None for every frame, or if unknown."""
     detector: str
     """Name of the face detector; empty if unknown."""
+    augmented: str
+    """How the frames were changed at random, and in which pass; empty if they were not, or if unknown."""
     feature_dim: int | None
     """Width of a feature, d; None if unknown."""
     ok: int
@@ -241,6 +244,7 @@ def _facts_shown(facts: Mapping[str, Any]) -> dict[str, Any]:
         "frame_size": int(frames["preprocessing"]["size"]),
         "frames_per_second": frames["sampling"]["frames_per_second"],
         "detector": str(frames["faces"]["detector"]),
+        "augmented": str(AugmentedPass.from_json(facts["augmented"])) if "augmented" in facts else "",
         "feature_dim": int(facts["feature_dim"]),
     }
 
@@ -251,6 +255,7 @@ _UNKNOWN: dict[str, Any] = {
     "frame_size": None,
     "frames_per_second": None,
     "detector": "",
+    "augmented": "",
     "feature_dim": None,
 }
 
@@ -363,7 +368,7 @@ def _source_notes(part: _Part) -> Iterator[tuple[str, str]]:
         elif row["has_span"]:
             span: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in SPAN}
             clip = Clip(row["clip_id"], row["subject_id"], row["source"], "target", **span)
-            if clip_key(clip) != row["clip_key"]:
+            if clip_key(clip) != pixels_of(row["clip_key"]):
                 yield row["clip_id"], f"was made from {row['source']}, which has changed since"
 
 
@@ -422,7 +427,7 @@ def _unreferred(rows: pd.DataFrame, references: References) -> pd.Series[bool]:
     if references.clip_keys is None:
         return pd.Series(False, rows.index)
     absent = rows["source"].map(lambda source: os.path.abspath(source or "") in references.absent_sources)
-    return ~(rows["clip_key"].isin(references.clip_keys) | absent.astype(bool))
+    return ~(rows["clip_key"].map(pixels_of).isin(references.clip_keys) | absent.astype(bool))
 
 
 def _rewrite(file: Path, kept: Any) -> None:

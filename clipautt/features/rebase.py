@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import clip_key, key_of
+from clipautt.features.clip_features import key_of, pixels_of, row_key
 from clipautt.features.contents import content_of
 from clipautt.features.maintenance import read_specification, store_folders
 from clipautt.features.store import OK, SPAN, TRIED_AGAIN, read_part, read_parts, store_schema, write_part
@@ -82,19 +82,19 @@ def rebase(
         FileNotFoundError: if there is no such store.
         DamagedStoreError: if a file of the store is damaged.
     """
-    by_key = {clip_key(clip): clip for clip in clips}
-    return [_rebase_folder(folder, by_key, apply, on_clip) for folder in store_folders(root)]
+    return [_rebase_folder(folder, clips, apply, on_clip) for folder in store_folders(root)]
 
 
-def _rebase_folder(folder: Path, clips: Mapping[str, Clip], apply: bool, on_clip: Callable[[], None]) -> Rebase:
+def _rebase_folder(folder: Path, clips: Sequence[Clip], apply: bool, on_clip: Callable[[], None]) -> Rebase:
     facts, trouble = read_specification(folder)
     result = Rebase(folder, trouble)
     if trouble:
         return result
-    parts = _read_rows(folder)
-    index = _Index([row for _, rows in parts for row in rows])
-    missing = {key: clip for key, clip in clips.items() if key not in index.keys}
-    result.present = len(clips) - len(missing)
+    parts, augmented = _read_rows(folder), "augmented" in facts
+    index = _Index([row for _, rows in parts for row in rows], augmented=augmented)
+    by_key = {row_key(clip, augmented=augmented): clip for clip in clips}
+    missing = {key: clip for key, clip in by_key.items() if key not in index.keys}
+    result.present = len(by_key) - len(missing)
     wanted: dict[str, dict[str, Clip]] = {}
     """Old key → the present keys that take its row over, with their clips."""
     for key, clip, content in _contents(missing):
@@ -108,19 +108,27 @@ def _rebase_folder(folder: Path, clips: Mapping[str, Clip], apply: bool, on_clip
 
 
 class _Index:
-    """The rows of a folder, by what they can be recognized by; failures that are tried again are omitted."""
+    """The rows of a folder, by what they can be recognized by; failures that are tried again are omitted.
 
-    def __init__(self, rows: Sequence[_Row]) -> None:
+    A row of augmented features serves only a clip of the same id, which decides how the frames are changed.
+    """
+
+    def __init__(self, rows: Sequence[_Row], *, augmented: bool) -> None:
+        self.augmented = augmented
         final = [row for row in rows if row["status"] not in TRIED_AGAIN]
         ordered = sorted(final, key=lambda row: row["status"] == OK)  # features come last and so replace failures
         self.keys = {row["clip_key"] for row in final}
         self.by_content: dict[tuple[Any, ...], _Row] = {
-            (row["content"], _span(row)): row for row in ordered if row["content"]
+            (row["content"], *self._part(row)): row for row in ordered if row["content"]
         }
         self.by_name: dict[tuple[Any, ...], list[_Row]] = {}
         for row in reversed(ordered):
-            for name in {_name(row), _place(row)}:
+            for name in {_name(row)} if augmented else {_name(row), _place(row)}:
                 self.by_name.setdefault(name, []).append(row)
+
+    def _part(self, row: _Row) -> tuple[Any, ...]:
+        """What must be the same in two rows of the same content."""
+        return (*_span(row), row["clip_id"]) if self.augmented else _span(row)
 
     def find(self, clip: Clip, content: str | None, result: Rebase) -> _Row | None:
         """The row that a clip takes over; notes in `result` how it was found, or why there is none."""
@@ -129,7 +137,7 @@ class _Index:
             if namesakes:
                 result.unreadable.append(clip.clip_id)
             return None
-        same = self.by_content.get((content, _span(vars(clip))))
+        same = self.by_content.get((content, *self._part(vars(clip))))
         if same is not None:
             result.by_content.append(clip.clip_id)
             return same
@@ -164,13 +172,13 @@ def _contents(clips: Mapping[str, Clip]) -> Iterator[tuple[str, Clip, str | None
 def _same_time(row: _Row, clip: Clip) -> bool:
     """Whether the row was made from a file of the clip's size and time; only its key tells."""
     stat = os.stat(clip.source)
-    return bool(row["source"]) and key_of(row["source"], stat, clip) == row["clip_key"]
+    return bool(row["source"]) and key_of(row["source"], stat, clip) == pixels_of(row["clip_key"])
 
 
 def _same_content(row: _Row, clip: Clip, content: str) -> bool | None:
     """Whether the file that the row was made from has this content; None if it is gone or has changed since."""
     try:
-        if not row["source"] or key_of(row["source"], os.stat(row["source"]), clip) != row["clip_key"]:
+        if not row["source"] or key_of(row["source"], os.stat(row["source"]), clip) != pixels_of(row["clip_key"]):
             return None
         return content_of(row["source"]) == content
     except OSError:

@@ -20,6 +20,7 @@ from clipautt.backbones.loading import BackboneConfig
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.files import hidden
 from clipautt.manifest import ManifestError, read_manifest
+from clipautt.video.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class References:
     absent_sources: frozenset[str] = frozenset()
     """Absolute paths that manifests name but that do not exist at present; their rows are kept."""
     recipes: frozenset[tuple[str, float | None, str]] = frozenset()
-    """Backbone, frames per second and face detector of runs that have no checkpoint yet."""
+    """Backbone, frames per second and face detector of runs without a checkpoint, and of sweeps over augmentation."""
     notes: tuple[str, ...] = ()
     """Why something is unknown, one sentence each."""
 
@@ -114,12 +115,21 @@ def _checkpoints(folders: Iterable[Path], notes: list[str]) -> tuple[set[str], b
     found, complete = set(), True
     for path in sorted({path for folder in folders for path in _walk(folder, "checkpoint.json")}):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found.add(FeatureSpec.from_json(facts["features"]).fingerprint)
+            found |= _trained_on(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"{path} cannot be read ({type(error).__name__}: {error}): all folders are kept")
             complete = False
     return found, complete
+
+
+def _trained_on(facts: Mapping[str, Any]) -> set[str]:
+    """Fingerprints of the features, and of the augmented ones, that a checkpoint was trained on."""
+    spec, training = FeatureSpec.from_json(facts["features"]), facts.get("training") or {}
+    specs = [spec]
+    if training.get("features") == "augmented":
+        augmentation = Augmentation(**training["augmentation"])
+        specs += spec.passes(augmentation, passes=training["augmented_passes"], seed=training["seed"])
+    return {one.fingerprint for one in specs}
 
 
 def _configs(runs: Path, notes: list[str]) -> tuple[dict[Path, Mapping[str, Any]], bool]:
@@ -151,10 +161,20 @@ def _manifests(
 
 
 def _recipes(configs: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, float | None, str]]:
-    """The `References.recipes` of runs without a checkpoint; their settings do not tell the backbone's fingerprint."""
+    """The `References.recipes` of runs; their settings do not tell the backbone's fingerprint."""
     for path, settings in configs.items():
         parts = [settings.get(name) for name in ("backbone", "sampling", "faces")]
-        if all(isinstance(part, dict) for part in parts) and not _walk(path.parent, "checkpoint.json"):
+        unfinished = not _walk(path.parent, "checkpoint.json") or _searches_augmentation(settings)
+        if all(isinstance(part, dict) for part in parts) and unfinished:
             backbone, sampling, faces = (dict(part or {}) for part in parts)
             name = BackboneConfig(str(backbone.get("name"))).name  # absolute, as in the store
             yield name, sampling.get("frames_per_second"), str(faces.get("detector"))
+
+
+def _searches_augmentation(settings: Mapping[str, Any]) -> bool:
+    """Whether a run is a sweep on augmented features; its checkpoints do not name those of trials to come."""
+    if not settings.get("space"):
+        return False
+    training = settings.get("train")
+    fixed = isinstance(training, dict) and training.get("features") == "augmented"
+    return fixed or "augment" in str(settings["space"])

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import ClipFeatures, FeatureSpec, clip_key, mean_of, share_of
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, mean_of, share_of
 from clipautt.files import atomic, refuse_uri, sync_folder, write_json
 from clipautt.video.reader import BOX, Boxes
 
@@ -180,13 +180,13 @@ class FeatureStore:
         status = self.status()
         final = status["status"] == OK if retry_failed else ~status["status"].isin(TRIED_AGAIN)
         done = set(status.loc[final, "clip_key"])
-        return [clip for clip in clips if clip_key(clip) not in done]
+        return [clip for clip in clips if self.spec.key(clip) not in done]
 
     def present(self, clips: Iterable[Clip]) -> set[str]:
         """Ids of the clips that have features; does not read the features."""
         status = self.status()
         there = set(status.loc[status["status"] == OK, "clip_key"])
-        return {clip.clip_id for clip in clips if clip_key(clip) in there}
+        return {clip.clip_id for clip in clips if self.spec.key(clip) in there}
 
     def load(self, clips: Iterable[Clip]) -> dict[str, ClipFeatures]:
         """Features by `clip_id`; clips without features are omitted.
@@ -199,7 +199,7 @@ class FeatureStore:
         """
         wanted: dict[str, list[Clip]] = {}
         for clip in clips:
-            wanted.setdefault(clip_key(clip), []).append(clip)
+            wanted.setdefault(self.spec.key(clip), []).append(clip)
         loaded: dict[str, ClipFeatures] = {}
         for part in read_parts(self.path, lambda file: self._frames(file, wanted.keys())):
             for key, frames in part.items():
@@ -240,7 +240,7 @@ class FeatureStore:
                         (notes,) * bool(notes),
                         share,
                     )
-        return {clip.clip_id: known[key] for clip in clips if (key := clip_key(clip)) in known}
+        return {clip.clip_id: known[key] for clip in clips if (key := self.spec.key(clip)) in known}
 
     def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
         return read_part(file, columns, feature_dim=self.spec.feature_dim, chosen=chosen)

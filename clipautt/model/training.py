@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from clipautt.action_units import VOCABULARY, descriptions_of, phrases
@@ -33,8 +33,9 @@ from clipautt.settings import settings
 from clipautt.video.augmentation import Augmentation
 
 PHRASES = phrases(VOCABULARY)
-FeatureSource = Literal["cached", "streamed"]
-"""`cached`: from the feature store. `streamed`: decoded and encoded again in each epoch."""
+FeatureSource = Literal["cached", "augmented", "streamed"]
+"""`cached`: from the feature store. `augmented`: from the store, encoded several times with different random changes.
+`streamed`: decoded and encoded again in each epoch."""
 
 
 @settings
@@ -57,20 +58,31 @@ class TrainConfig:
     """Weight decay of AdamW."""
     adapter_width: PositiveInt = ADAPTER_WIDTH
     """Hidden width of the adapter."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of initial weights, order, windows and augmentation."""
     features: FeatureSource = "cached"
-    """Where the features of the training clips come from. `cached`: every frame is encoded once and stored; `streamed`:
-    decoded and encoded again in each epoch, which augmentation needs. Without augmentation both give the same model."""
+    """Where the features of the training clips come from. `cached`: every frame is encoded once and stored;
+    `augmented`: encoded `augmented_passes` times with different random changes and stored; `streamed`: decoded and
+    encoded again in each epoch. Augmentation needs one of the latter two. Without it all three give the same model."""
     augmentation: Augmentation = Augmentation()
-    """One random change per clip and epoch, the same for all of its frames; needs `features=streamed`."""
+    """One random change per clip and epoch, the same for all of its frames; needs `features=augmented`, where changes
+    repeat after `augmented_passes` epochs, or `features=streamed`."""
+    augmented_passes: PositiveInt = 2
+    """How many times `features=augmented` encodes every training clip; epoch e takes pass e modulo this. With as many
+    passes as epochs the model is that of `features=streamed`."""
 
     def __post_init__(self) -> None:
         if self.augmentation.on and self.features == "cached":
             raise ValueError(
-                f"train.features='cached' with {self.augmentation}; stored features come from unchanged frames: "
-                "take train.features=streamed, or set train.augmentation to zeros"
+                f"train.features='cached' with {self.augmentation}; these stored features come from unchanged frames: "
+                "take train.features=augmented (encoded train.augmented_passes times and stored) or "
+                "train.features=streamed (decoded and encoded again in each epoch), or set train.augmentation to zeros"
             )
+
+    @property
+    def num_passes(self) -> int:
+        """Number of augmented passes that training takes: no more than there are epochs."""
+        return min(self.augmented_passes, self.epochs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,6 +201,71 @@ def epoch_batches(examples: Sequence[Example], config: TrainConfig, epoch: int) 
     return [[examples[i] for i in order[at : at + config.batch_size]] for at in range(0, len(order), config.batch_size)]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class AugmentedBatches:
+    """The batches of training on augmented features: epoch e takes pass e modulo the number of passes."""
+
+    passes: tuple[Mapping[str, Example], ...]
+    """Of every pass, clip id → example."""
+    omitted: Mapping[str, tuple[int, ...]]
+    """Clip id → numbers of the passes that lack the clip; clips that every pass has are not named."""
+    config: TrainConfig
+    """Order and batches."""
+
+    def __call__(self, epoch: int) -> list[list[Example]]:
+        """The batches of one epoch, in the order that `features=streamed` has; what a pass lacks is passed over."""
+        examples = self.passes[epoch % len(self.passes)]
+        names = sorted(set().union(*self.passes))
+        order = [names[i] for i in epoch_order(names, self.config, epoch)]
+        there = [examples[name] for name in order if name in examples]
+        return [there[at : at + self.config.batch_size] for at in range(0, len(there), self.config.batch_size)]
+
+
+def augmented_batches(
+    passes: Sequence[Mapping[str, ClipFeatures]],
+    labels: Mapping[str, int],
+    centres: Mapping[str, Tensor],
+    config: TrainConfig,
+) -> AugmentedBatches:
+    """The batches of an epoch for `fit`, from augmented features.
+
+    Args:
+        passes: clip id → features of every pass, no centre removed; clips without a label here are not used.
+        labels: clip id → class index of the clips to train on.
+        centres: subject → centre [d], `subject_centres` of the clips without augmentation; empty removes nothing.
+        config: see `TrainConfig`.
+
+    Raises:
+        ValueError: without passes, or if a subject lacks its centre.
+    """
+    if not passes:
+        raise ValueError("no passes of augmented features; give one or more")
+    omitted = {name: tuple(i for i, clips in enumerate(passes) if name not in clips) for name in sorted(labels)}
+    return AugmentedBatches(
+        tuple(_examples_of_pass(clips, labels, centres, config) for clips in passes),
+        {name: lacking for name, lacking in omitted.items() if lacking},
+        config,
+    )
+
+
+def _examples_of_pass(
+    clips: Mapping[str, ClipFeatures], labels: Mapping[str, int], centres: Mapping[str, Tensor], config: TrainConfig
+) -> dict[str, Example]:
+    """The labelled clips with a window that counts, centred."""
+    examples = {}
+    for name, clip in clips.items():
+        if name not in labels or not clip_starts(clip, config.window):
+            continue
+        if centres and clip.subject_id not in centres:
+            raise ValueError(
+                f"clip {name!r} has augmented features, but subject {clip.subject_id!r} has no centre: its clips "
+                "without augmentation are missing"
+            )
+        centred = replace(clip, features=clip.features - centres[clip.subject_id]) if centres else clip
+        examples[name] = Example(centred, labels[name])
+    return examples
+
+
 def batch_windows(batch: Sequence[Example], config: TrainConfig, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Windows [B, L, d], their lengths [B] and labels [B]; the window depends on seed, epoch and clip alone.
 
@@ -219,8 +296,8 @@ def fit(
     Args:
         model: called as `model(windows, text_features, lengths)`.
         text_features: text features of the K prompts with the source context, [K, d].
-        examples: labelled source clips, centred with `centre_subjects`; for streamed features, a function that gives
-            the batches of an epoch, one at a time.
+        examples: labelled source clips, centred with `centre_subjects`; for augmented or streamed features, a function
+            that gives the batches of an epoch: `augmented_batches`, or one that gives them one at a time.
         config: see `TrainConfig`.
         on_epoch: called with the epoch's number and mean loss.
         rank: index of this worker; it takes every `world_size`-th clip of each batch, which may be none.
@@ -229,7 +306,7 @@ def fit(
         optimizer: made by `make_optimizer`; a new one by default.
 
     Raises:
-        ValueError: without examples, or if `examples` is a list although features are to be streamed.
+        ValueError: without examples, or if `examples` is a list although features are to be augmented or streamed.
         FloatingPointError: if the loss is not finite.
     """
     batches = _batches_of(examples, config)
@@ -263,9 +340,10 @@ def _batches_of(examples: Sequence[Example] | Batches, config: TrainConfig) -> B
     """Both forms of `examples` as a function that gives the batches of an epoch."""
     if callable(examples):
         return examples
-    if config.features == "streamed":  # augmentation would have no effect on a list
+    if config.features != "cached":  # augmentation would have no effect on a list
         raise ValueError(
-            "train.features='streamed' is not possible here, features are stored: take train.features=cached"
+            f"train.features={config.features!r} is not possible here, these are features of unchanged frames: take "
+            "train.features=cached, without augmentation"
         )
     if not examples:
         raise ValueError(_NO_EXAMPLES)

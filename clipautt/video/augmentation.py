@@ -6,8 +6,9 @@ only. Decoding workers apply it, so this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from clipautt.video.preprocessing import Frames
 
 FrameChange = Callable[[Frames], Frames]
 """RGB frames, uint8 [n, S, S, 3], to frames of the same shape and type; the input is not modified."""
+VERSION = 1
+"""To be raised if the same settings give other frames, so that stored features of the earlier ones are not used."""
 _STREAM = 13
 """Keeps these random numbers apart from those of order (11) and windows (12)."""
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -69,6 +72,44 @@ class Augmentation:
             return np.ascontiguousarray(frames)
 
         return change
+
+
+@dataclass(frozen=True)
+class AugmentedPass:
+    """One pass over the clips with a random change of each; it makes the frames that training streams in that epoch."""
+
+    augmentation: Augmentation
+    """How much is changed."""
+    seed: int
+    """The training's."""
+    number: int
+    """Number of the pass, from 0."""
+    version: int = VERSION
+    """Version of augmentation."""
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> AugmentedPass:
+        """The inverse of `dataclasses.asdict`, for values read from JSON."""
+        return cls(**{**facts, "augmentation": Augmentation(**facts["augmentation"])})
+
+    def transform(self, clip_id: str) -> FrameChange:
+        """How the frames of a clip are changed, see `Augmentation.transform`."""
+        return self.augmentation.transform(clip_id, seed=self.seed, epoch=self.number)
+
+    def __str__(self) -> str:
+        changes = [f"{name} {value:g}" for name, value in asdict(self.augmentation).items() if value]
+        return f"{', '.join(changes)}; pass {self.number + 1}, seed {self.seed}"
+
+
+def augmented_passes(augmentation: Augmentation, passes: int, *, seed: int) -> list[AugmentedPass | None]:
+    """The passes of training on stored features; one, None, if the augmentation changes nothing.
+
+    Raises:
+        ValueError: for fewer than one pass.
+    """
+    if passes < 1:
+        raise ValueError(f"passes={passes}; allowed: 1 or more")
+    return [AugmentedPass(augmentation, seed, number) for number in range(passes)] if augmentation.on else [None]
 
 
 def _crop_map(removed: float, across: float, down: float) -> npt.NDArray[np.float64]:

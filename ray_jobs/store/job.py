@@ -173,7 +173,8 @@ def _notes(folder: FolderInventory) -> list[str]:
     }
     lacking = [f"without features: {failed}"] if failed else []
     trouble = [folder.trouble] if folder.trouble else []
-    return [*trouble, *lacking, *(f"{n} {what}" for what, n in counted.items() if n)]
+    augmented = [f"augmented frames to train on: {folder.augmented}"] if folder.augmented else []
+    return [*trouble, *augmented, *lacking, *(f"{n} {what}" for what, n in counted.items() if n)]
 
 
 def _print_some(lines: Sequence[str], what: str) -> None:

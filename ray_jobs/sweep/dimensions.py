@@ -38,7 +38,7 @@ _LUCK = (
 )
 REFUSED = {
     "train.subject_baseline": "training and adaptation share it; search space.adapt.subject_baseline, which sets both",
-    "train.features": "the source of the frames changes no model; augmented trials are set to streamed by themselves",
+    "train.features": "the source of the frames changes no model; augmented trials take augmented features by themselves",
     "train.seed": _LUCK,
     "adapt.seed": _LUCK,
     "adapt.window": "trials adapt with the windows they are trained with; search space.train.window.length, which "

@@ -1,12 +1,13 @@
 """Train CLIP-AU on features of the source subjects.
 
 Missing features are extracted first. One checkpoint is written per subject baseline, each with the figures on the
-source-validation subjects; target subjects are never used. With `train.features=streamed` the training clips are
-decoded and encoded again in each epoch, which takes longer and allows augmentation of their frames.
+source-validation subjects; target subjects are never used. Augmentation of the training clips' frames is possible in
+two ways: with `train.features=augmented` every clip is encoded a few times with different random changes and stored;
+with `train.features=streamed` clips are decoded and encoded again in each epoch, which takes longer.
 
 Example:
     clipautt train manifest=data/hard/manifest.parquet train.epochs=10 name=hard
-    clipautt train manifest=data/hard/manifest.parquet train.features=streamed train.augmentation.flip=0.5 name=flipped
+    clipautt train manifest=data/hard/manifest.parquet train.features=augmented train.augmentation.flip=0.5 name=flipped
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_che
 from clipautt.model.network import initial_model
 from clipautt.model.training import (
     PHRASES,
+    AugmentedBatches,
     Example,
     TrainConfig,
+    augmented_batches,
     centre_subjects,
     fit,
     make_checkpoint,
@@ -42,6 +45,7 @@ from clipautt.model.training import (
 from clipautt.model.windows import clip_starts
 from ray_jobs.platform.cluster import connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.extraction.augmented import extract_passes
 from ray_jobs.platform.extraction.extract import (
     ExtractionConfig,
     extract,
@@ -153,6 +157,8 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
     if config.features == "streamed":
         stream = streamed_clips(job, config, store)
         fit(trained, text, stream.batches, config, on_epoch=_note_epochs(job, config, stream))
+    elif config.features == "augmented":
+        fit(trained, text, augmented_examples(job, config, store), config, rank=rank, world_size=world)
     else:
         examples = load_examples(job.manifest, store, job.manifest.of_split("source_train"), config)
         fit(trained, text, examples, config, rank=rank, world_size=world)
@@ -215,7 +221,7 @@ def check_streaming(config: TrainConfig, extraction: ExtractionConfig, *, worker
     if workers > 1:
         raise ValueError(
             f"workers={workers} with train.features=streamed, which trains in one worker, while decoding and encoding "
-            "take the rest of the cluster; set workers=1 or train.features=cached"
+            "take the rest of the cluster; set workers=1 or train.features=augmented"
         )
     beside_trainer(extraction.pipeline, extraction.cluster)
 
@@ -281,6 +287,19 @@ def load_examples(manifest: Manifest, store: FeatureStore, clips: Sequence[Clip]
     return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(loaded, config.subject_baseline)]
 
 
+def augmented_examples(job: TrainJob, config: TrainConfig, store: FeatureStore) -> AugmentedBatches:
+    """The training clips' augmented features by epoch; centres are those of the clips without augmentation."""
+    clips = job.manifest.of_split("source_train")
+    clean = [clip for clip in store.load(clips).values() if clip_starts(clip, config.window)]
+    specs = job.features.passes(config.augmentation, passes=config.num_passes, seed=config.seed)
+    return augmented_batches(
+        [FeatureStore(job.extraction.store, spec).load(clips) for spec in specs],
+        {clip.clip_id: job.manifest.label_index(clip) for clip in clips},
+        subject_centres(clean, config.subject_baseline),
+        config,
+    )
+
+
 def train_configs(cfg: DictConfig) -> tuple[TrainConfig, ...]:
     """One training configuration per subject baseline."""
     unknown = [b for b in cfg.baselines if b not in SUBJECT_BASELINES]
@@ -311,14 +330,28 @@ def main(cfg: DictConfig) -> int:
         refuse_lost(summary)
         report_faces(summary)
         report_left_out(summary, configs[0].window)
-        failed = {failure.clip_id for failure in summary.failures}
-        check_classes(clips, failed | {*left_out(summary, configs[0].window)})
+        lost = {failure.clip_id for failure in summary.failures} | {*left_out(summary, configs[0].window)}
+        check_classes(clips, lost)
+        if configs[0].features == "augmented":
+            extract_augmented([clip for clip in clips if clip.clip_id not in lost], extraction, configs[0])
         footage = training_footage(manifest, extraction.backbone)
         job = TrainJob(manifest, extraction, store.spec, configs, str(run.folder), footage)
         figures = train(job, workers=cfg.workers)
     print_figures(figures)
     print(f"checkpoints: {run.folder / 'checkpoints'}")
     return 0
+
+
+def extract_augmented(clips: Iterable[Clip], extraction: ExtractionConfig, config: TrainConfig) -> None:
+    """Fill the store with what is missing of the training clips' augmented features.
+
+    Raises:
+        ValueError: if a pass has no clip left of a class.
+    """
+    training = [clip for clip in clips if clip.split == "source_train"]
+    stores = extract_passes(training, extraction, config.augmentation, passes=config.num_passes, seed=config.seed)
+    for store in stores:
+        check_classes(training, {clip.clip_id for clip in training} - store.present(training))
 
 
 def check_classes(clips: Iterable[Clip], lost: Set[str]) -> None:

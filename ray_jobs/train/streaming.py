@@ -166,7 +166,7 @@ def beside_trainer(pipeline: PipelineConfig, cluster: ClusterConfig) -> Pipeline
         raise ValueError(
             f"train.features=streamed needs {TRAINER_CPUS + decoder + encoder:g} cores, {TRAINER_CPUS:g} to train, "
             f"{decoder:g} to decode and {encoder:g} to encode, and the cluster has {cores}; "
-            "set train.features=cached or use a larger cluster"
+            "set train.features=augmented or use a larger cluster"
             f"{', or lower pipeline.decoder_cpus' * (decoder > CPU_SLOT)}"
         )
     if gpu:

@@ -10,7 +10,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.backbones.names import FOLDER
 from clipautt.clips import Clip
 from clipautt.evaluation.reports.extraction import Failure
-from clipautt.features.clip_features import FeatureSpec, clip_key
+from clipautt.features.clip_features import FeatureSpec
 from clipautt.features.rebase import known_elsewhere
 from clipautt.features.store import OK, SPAN, TRIED_AGAIN, ClipFacts, FeatureStore
+from clipautt.video.augmentation import AugmentedPass
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig, make_detector
 from clipautt.video.reader import FrameSpec
@@ -148,8 +149,16 @@ class ExtractSummary:
         return sum(failure.status in TRIED_AGAIN for failure in self.failures)
 
 
-def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureStore, ExtractSummary]:
+def extract(
+    clips: Sequence[Clip], config: ExtractionConfig, *, augmented: AugmentedPass | None = None
+) -> tuple[FeatureStore, ExtractSummary]:
     """Fill the store with the features of these clips, on the connected Ray.
+
+    Args:
+        clips: their ids are unique.
+        config: see `ExtractionConfig`.
+        augmented: the random change of the frames before they are encoded; such features have a folder of their own.
+            Boxes, brightness and sizes of faces are those of the unchanged frames.
 
     Returns:
         The store, and what was done.
@@ -163,9 +172,9 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
         config.faces.following(face)  # a name of a face that is not allowed, or no detector to find it
     if config.faces.detector != "none":
         make_detector(config.faces)  # wrong settings are one error here, not a failure of every clip
-    spec = FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces)
+    spec = replace(FeatureSpec.of(load_backbone(config.backbone), config.sampling, config.faces), augmented=augmented)
     store = FeatureStore(config.store, spec)
-    keys = {clip.clip_id: clip_key(clip) for clip in clips}  # of the files as they are now
+    keys = {clip.clip_id: spec.key(clip) for clip in clips}  # of the files as they are now
     to_make = store.missing(clips, retry_failed=config.retry_failed)
     missing = list({keys[clip.clip_id]: clip for clip in to_make}.values())
     avoid = frozenset(unfit_nodes([clip.source for clip in missing], _local_files(config), config.store))
@@ -181,6 +190,7 @@ def extract(clips: Sequence[Clip], config: ExtractionConfig) -> tuple[FeatureSto
             config=config.pipeline,
             cluster=config.cluster,
             limits=config.limits,
+            augment=None if augmented is None else augmented.transform,
             avoid=avoid,
         )
         usage = stream.usage
@@ -232,7 +242,9 @@ def _tell_known(store: FeatureStore, missing: Sequence[Clip], config: Extraction
 
 def _fill(store: FeatureStore, stream: Pipeline, missing: Sequence[Clip], keys: dict[str, str]) -> None:
     """Run the pipeline into the store, with a progress line."""
-    with Progress("extract", len(missing)) as progress:
+    augmented = store.spec.augmented
+    label = "extract" if augmented is None else f"extract pass {augmented.number + 1}"
+    with Progress(label, len(missing)) as progress:
         writer = _Writer(store, progress, stream)
         stream.on_frames = writer.on_frames
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from clipautt.features.clip_features import (
     clip_key,
     encode_clip,
     fingerprint_of,
+    pixels_of,
     subject_centre,
 )
+from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import DecodeError, Sampling
 from clipautt.video.faces import FaceConfig
 from clipautt.video.preprocessing import Preprocessing
@@ -56,6 +58,31 @@ def test_fingerprint_literal() -> None:
     """Stores that are there are found by it, so it may not change by itself."""
     frames = FrameSpec(Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "area"), Sampling(12.5))
     assert FeatureSpec("fake", "0123456789abcdef", frames, 16).fingerprint == "b40dd3b8bd94a936"
+
+
+def test_augmentation_enters_the_specification_only_where_it_changes_something(tmp_path: Path) -> None:
+    """Features of unchanged frames keep their folder and their keys; every pass, seed and strength has its own."""
+    clean = FeatureSpec.of(shared_backbone(), Sampling(12.5))
+    assert set(clean.facts) == {"backbone", "backbone_fingerprint", "frames", "feature_dim"}
+    assert clean.passes(Augmentation(), passes=3, seed=0) == [clean]
+    specs = [clean, *clean.passes(Augmentation(flip=0.5), passes=2, seed=0)]
+    specs += clean.passes(Augmentation(flip=0.5), passes=1, seed=1)
+    specs += clean.passes(Augmentation(flip=0.25, crop=0.1), passes=1, seed=0)
+    assert len({spec.fingerprint for spec in specs}) == 5
+    assert specs[2].facts["augmented"] == {
+        "augmentation": {"flip": 0.5, "crop": 0.0, "colour": 0.0},
+        "seed": 0,
+        "number": 1,
+        "version": 1,
+    }
+    for spec in specs:
+        again = FeatureSpec.from_json(json.loads(json.dumps(asdict(spec))))
+        assert again == spec and fingerprint_of(json.loads(json.dumps(spec.facts))) == spec.fingerprint
+    clip = Clip("one", "s", str(tmp_path), "source_train")
+    other = replace(clip, clip_id="two")
+    assert clean.key(clip) == clean.key(other) == clip_key(clip)
+    assert specs[1].key(clip) == specs[2].key(clip) != specs[1].key(other), "the id decides how frames are changed"
+    assert pixels_of(specs[1].key(clip)) == pixels_of(clean.key(clip)) == clip_key(clip)
 
 
 def test_clip_features_have_no_label() -> None:

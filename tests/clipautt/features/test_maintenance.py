@@ -25,6 +25,7 @@ from clipautt.features.references import References, find_references
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import ManifestError, write_manifest
 from clipautt.model.checkpoint import save_checkpoint
+from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import Sampling
 from tests.support.fakes import fake_checkpoint, shared_backbone
 from tests.support.stored import SPEC, clip_at, features_of, row
@@ -92,6 +93,7 @@ def test_inventory_counts_what_there_is(tmp_path: Path, root: Path, store: Featu
         ("{", "_spec.json is not a specification (JSONDecodeError"),
         ("[]", "_spec.json is not a specification (TypeError"),
         ('{"backbone": "x"}', "_spec.json is not a specification (KeyError: 'frames')"),
+        (json.dumps(SPEC.facts | {"augmented": {"flip": 1}}), "_spec.json is not a specification (KeyError: 'augm"),
         (json.dumps(OTHER.facts), f"_spec.json has fingerprint {OTHER.fingerprint}, which is not the folder's name"),
     ],
 )
@@ -311,6 +313,58 @@ def test_folders_that_nothing_refers_to_go(tmp_path: Path, root: Path, store: Fe
     assert [(w.kind, w.path, w.bytes) for w in told.wastes] == [("folder", other.path, size)] and file.exists()
     assert collect(root, needed([clip]), apply=True) == told
     assert names(root) == [SPEC.fingerprint] and set(store.load([clip])) == {"c1"}
+
+
+def test_augmented_features_are_told_apart_and_kept_by_what_was_trained_on_them(tmp_path: Path, root: Path) -> None:
+    """A checkpoint keeps its passes, and of those the rows of clips that a manifest names."""
+    named, unnamed = clip_at(tmp_path, "named"), clip_at(tmp_path, "unnamed")
+    checkpoint = fake_checkpoint()
+    training = {"features": "augmented", "augmentation": {"flip": 0.5}, "augmented_passes": 2, "seed": 4}
+    checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, training=training))
+    run = make_run(tmp_path / "runs", "r", manifest="m.parquet")
+    save_checkpoint(checkpoint, run / "checkpoints" / "none")
+    write_manifest([named], tmp_path / "m.parquet")
+    spec = checkpoint.spec.features
+    used = spec.passes(Augmentation(flip=0.5), passes=2, seed=4)
+    unused = [
+        *spec.passes(Augmentation(flip=0.5), passes=1, seed=5),
+        *spec.passes(Augmentation(crop=0.1), passes=1, seed=4),
+    ]
+    width = spec.feature_dim
+    for one in (spec, *used, *unused):
+        rows = [row(c, np.zeros((2, width), np.float32), clip_key=one.key(c)) for c in (named, unnamed)]
+        add(FeatureStore(root, one), *rows)
+    assert verify(root) == []
+    shown = {found.folder.name: found.augmented for found in inventory(root)}
+    assert shown[spec.fingerprint] == "" and shown[used[1].fingerprint] == "flip 0.5; pass 2, seed 4"
+    age(root)
+    removed = collect(root, find_references(tmp_path / "runs"), apply=True)
+    assert sorted(kinds(removed)) == [("folder", 0)] * 2 + [("unreferred", 1)] * 3
+    assert set(names(root)) == {spec.fingerprint, *(one.fingerprint for one in used)}
+    for one in (spec, *used):
+        assert set(FeatureStore(root, one).load([named, unnamed])) == {"named"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (
+            {"train": {"features": "cached"}, "space": {"train": {"augmentation": {"flip": {"choices": [0, 0.5]}}}}},
+            True,
+        ),
+        ({"train": {"features": "augmented"}, "space": {"adapt": {"prior": {"low": 0.1, "high": 0.5}}}}, True),
+        ({"train": {"features": "cached"}, "space": {"adapt": {"prior": {"low": 0.1, "high": 0.5}}}}, False),
+        ({"train": {"features": "augmented"}, "space": None}, False),
+    ],
+)
+def test_a_sweep_keeps_the_augmented_features_of_trials_to_come(
+    tmp_path: Path, settings: dict[str, Any], kept: bool
+) -> None:
+    made = {"backbone": {"name": "ViT"}, "sampling": {"frames_per_second": 5.0}, "faces": {"detector": "none"}}
+    run = make_run(tmp_path / "runs", "s", **made, **settings)
+    save_checkpoint(fake_checkpoint(), run / "models" / "first")
+    expected = frozenset({("ViT", 5.0, "none")}) if kept else frozenset()
+    assert find_references(tmp_path / "runs").recipes == expected
 
 
 def test_damaged_files_outlive_their_folder(tmp_path: Path, root: Path) -> None:

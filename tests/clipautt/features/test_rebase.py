@@ -16,6 +16,7 @@ from clipautt.features.clip_features import clip_key
 from clipautt.features.contents import content_of
 from clipautt.features.rebase import Rebase, known_elsewhere, rebase
 from clipautt.features.store import FeatureStore
+from clipautt.video.augmentation import Augmentation
 from tests.support.stored import SPEC, clip_at, features_of, row
 
 OTHER = replace(SPEC, backbone="other", backbone_fingerprint="1" * 16)
@@ -192,3 +193,21 @@ def test_a_file_that_is_not_there_now_is_named(store: FeatureStore, data: Path, 
     clip = clip_at(data, "a")
     store.append([recorded(clip, 1)])
     assert run(store, [at(clip, tmp_path / "nowhere")]).unreadable == ["a"]
+
+
+def test_augmented_features_are_taken_over_by_the_clip_of_the_same_id_only(data: Path, tmp_path: Path) -> None:
+    """The id decides how the frames were changed; two clips of one file have different features."""
+    (spec,) = SPEC.passes(Augmentation(flip=0.5), passes=1, seed=0)
+    store = FeatureStore(tmp_path / "features", spec)
+    clips = [clip_at(data, name, content="the same", file="video") for name in "ab"]
+    store.append([recorded(clip, n) | {"clip_key": spec.key(clip)} for n, clip in enumerate(clips)])
+    failed = clip_at(data, "broken")
+    store.append([row(failed, None, clip_key=spec.key(failed))])
+    data.rename(tmp_path / "moved")
+    moved = [at(clip, tmp_path / "moved") for clip in (*clips, failed)]
+    renamed = [replace(clip, clip_id=f"other {clip.clip_id}") for clip in moved]
+    assert run(store, renamed).by_content == [] and len(store.missing(renamed)) == 3
+    result = run(store, moved)
+    assert (result.by_content, result.by_time) == (["a", "b"], ["broken"]) and store.missing(moved) == []
+    for number, clip in enumerate(moved[:2]):
+        np.testing.assert_array_equal(store.load(moved)[clip.clip_id].features, features_of(number))

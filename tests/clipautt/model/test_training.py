@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from clipautt.clips import id_number
+from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.network import ClipAU, initial_model
 from clipautt.model.training import (
     Example,
     TrainConfig,
+    augmented_batches,
     batch_windows,
     centre_subjects,
     class_shares,
@@ -160,10 +162,59 @@ def test_an_epoch_without_batches_is_an_error() -> None:
         fit(model, fake_source().text_features, lambda epoch: [], config)
 
 
-def test_stored_examples_are_refused_where_features_are_to_be_streamed() -> None:
+@pytest.mark.parametrize("features", ["augmented", "streamed"])
+def test_clean_examples_are_refused_where_augmentation_was_asked_for(features: Any) -> None:
     """A caller that knows only features would pass over the augmentation in silence."""
-    with pytest.raises(ValueError, match=r"train\.features='streamed' is not possible here, .*train\.features=cached"):
-        trained(examples_of(), features="streamed")
+    with pytest.raises(ValueError, match=rf"train\.features='{features}' is not possible here, .*features=cached"):
+        trained(examples_of(), features=features)
+
+
+def shifted(clips: Sequence[ClipFeatures], by: float) -> dict[str, ClipFeatures]:
+    return {clip.clip_id: replace(clip, features=clip.features + by) for clip in clips}
+
+
+def test_epochs_take_the_passes_in_turn_in_the_order_of_streaming() -> None:
+    clips = fake_clips(subjects=3)
+    labels = {clip.clip_id: number % 2 for number, clip in enumerate(clips) if clip.subject_id != "s2"}
+    centres = subject_centres(clips, "median")
+    config = TrainConfig(window=WINDOW, batch_size=3, features="augmented")
+    passes = [shifted(clips, 1.0), shifted(clips, 2.0)]
+    lost = sorted(labels)[0]
+    del passes[1][lost]
+    batches = augmented_batches(passes, labels, centres, config)
+    assert batches.omitted == {lost: (1,)}
+    for epoch in range(4):
+        order = [sorted(labels)[i] for i in epoch_order(sorted(labels), config, epoch)]
+        examples = [example for batch in batches(epoch) for example in batch]
+        assert [e.clip.clip_id for e in examples] == [name for name in order if epoch % 2 == 0 or name != lost]
+        assert [len(batch) for batch in batches(epoch)][:-1] == [3] * (len(batches(epoch)) - 1)
+        for example in examples:
+            clean = next(clip for clip in clips if clip.clip_id == example.clip.clip_id)
+            expected = clean.features - centres[clean.subject_id] + 1 + epoch % 2
+            torch.testing.assert_close(example.clip.features, expected, atol=1e-6, rtol=0)
+            assert example.label == labels[clean.clip_id]
+
+
+def test_passes_that_change_nothing_give_the_model_of_stored_features() -> None:
+    examples = examples_of(subjects=2, per_subject=3)
+    clean = {example.clip.clip_id: example.clip for example in examples}
+    config = TrainConfig(window=WINDOW, epochs=3, batch_size=4, features="augmented")
+    labels = {example.clip.clip_id: example.label for example in examples}
+    model = initial_model(FEATURE_DIM, len(PHRASES), 2, seed=0)
+    fit(model, fake_source().text_features, augmented_batches([clean, clean], labels, {}, config), config)
+    assert same(model, trained(examples, epochs=3, batch_size=4))
+
+
+def test_augmented_clips_without_what_they_need_are_told() -> None:
+    clips, config = fake_clips(subjects=2), TrainConfig(window=WINDOW, features="augmented")
+    labels = {clip.clip_id: 0 for clip in clips}
+    with pytest.raises(ValueError, match="no passes of augmented features; give one or more"):
+        augmented_batches([], labels, {}, config)
+    centres = subject_centres([clip for clip in clips if clip.subject_id == "s0"], "mean")
+    with pytest.raises(ValueError, match=r"clip 's1.*' has augmented features, but subject 's1' has no centre: its cl"):
+        augmented_batches([shifted(clips, 0)], labels, centres, config)
+    assert augmented_batches([{}], {"x": 1}, {}, config).omitted == {"x": (0,)}
+    assert augmented_batches([{}], {"x": 1}, {}, config)(0) == []
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "median"])
@@ -291,10 +342,13 @@ def test_loss_that_is_not_finite_is_an_error() -> None:
         ({"epochs": 0}, r"train\.epochs=0: should be greater than 0"),
         ({"batch_size": 0}, r"train\.batch_size=0: should be greater than 0"),
         ({"learning_rate": 0.0}, r"train\.learning_rate=0\.0: should be greater than 0"),
-        ({"features": "live"}, r"train\.features='live': should be one of cached, streamed"),
+        ({"features": "live"}, r"train\.features='live': should be one of cached, augmented, streamed"),
+        ({"augmented_passes": 0}, r"train\.augmented_passes=0: should be greater than 0"),
+        ({"seed": -1}, r"train\.seed=-1: should be greater than or equal to 0"),
         (
             {"augmentation": Augmentation(flip=0.5)},
-            r"train\.features='cached' with Augmentation\(flip=0\.5, .*: take train\.features=streamed, or set ",
+            r"train\.features='cached' with Augmentation\(flip=0\.5, .*: take train\.features=augmented \(.*\) or "
+            r"train\.features=streamed \(.*\), or set train\.augmentation to zeros",
         ),
         ({"subject_baseline": "mode"}, r"train\.subject_baseline='mode': should be one of none, mean, median"),
     ],

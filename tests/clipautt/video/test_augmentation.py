@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from clipautt.settings import one_line
-from clipautt.video.augmentation import Augmentation
+from clipautt.video.augmentation import Augmentation, AugmentedPass, augmented_passes
 
 SIZE = 16
 EVERYTHING = Augmentation(flip=0.5, crop=0.4, colour=0.5)
@@ -145,3 +145,15 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Augmentation(**options)
     assert one_line(caught.value, "train.augmentation") == message
+
+
+def test_a_pass_makes_the_frames_of_its_epoch() -> None:
+    frames, passes = pictures(2), augmented_passes(EVERYTHING, 2, seed=3)
+    for epoch, one in enumerate(passes):
+        assert one is not None
+        assert np.array_equal(one.transform("a")(frames), EVERYTHING.transform("a", seed=3, epoch=epoch)(frames))
+    assert passes == [AugmentedPass(EVERYTHING, 3, 0), AugmentedPass(EVERYTHING, 3, 1)]
+    assert str(AugmentedPass(Augmentation(flip=0.5, colour=0.25), 3, 1)) == "flip 0.5, colour 0.25; pass 2, seed 3"
+    assert augmented_passes(Augmentation(), 5, seed=3) == [None]
+    with pytest.raises(ValueError, match="passes=0; allowed: 1 or more"):
+        augmented_passes(EVERYTHING, 0, seed=3)

@@ -17,6 +17,7 @@ from clipautt.features.contents import content_of
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import write_manifest
 from clipautt.model.checkpoint import save_checkpoint
+from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ray_data
@@ -49,9 +50,14 @@ def test_ls_prints_a_line_for_every_fingerprint(
     tmp_path: Path, store: FeatureStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(store, tmp_path)
+    (augmented,) = SPEC_OF_RUN.passes(Augmentation(flip=0.5), passes=1, seed=7)
+    clip = clip_at(tmp_path, "a")
+    FeatureStore("features", augmented).append([row(clip, features_of(1), clip_key=augmented.key(clip))])
     (tmp_path / "features" / "notes").mkdir()
     assert cli.main(["store"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    lines.remove(f"{augmented.fingerprint}: augmented frames to train on: flip 0.5; pass 1, seed 7")
+    lines.remove(next(line for line in lines if line.startswith(augmented.fingerprint)))
     cells = lines[2].split()
     assert lines[0].split()[:3] == ["fingerprint", "backbone", "px"]
     assert cells[:9] == [SPEC_OF_RUN.fingerprint, "fake", "32", "12.5", "none", "16", "2", "1", "12"]

@@ -108,7 +108,7 @@ def test_the_baseline_and_augmentation_set_what_belongs_to_them() -> None:
     )
     training, adaptation = space.configs({"adapt.subject_baseline": "none", "train.augmentation.flip": 0.5})
     assert (training.subject_baseline, adaptation.subject_baseline) == ("none", "none")
-    assert (training.features, training.augmentation) == ("streamed", Augmentation(flip=0.5))
+    assert (training.features, training.augmentation) == ("augmented", Augmentation(flip=0.5))
     assert space.configs({"train.augmentation.flip": 0.0})[0].features == "cached"
 
 

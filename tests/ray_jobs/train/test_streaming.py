@@ -25,9 +25,18 @@ from clipautt.video.augmentation import Augmentation
 from clipautt.video.decoding import Sampling
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig
+from ray_jobs.platform.extraction.augmented import extract_passes
 from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import EncodedClip, PipelineConfig
-from ray_jobs.train.job import TrainJob, check_streaming, epoch_lines, load_examples, stored_splits, streamed_clips
+from ray_jobs.train.job import (
+    TrainJob,
+    augmented_examples,
+    check_streaming,
+    epoch_lines,
+    load_examples,
+    stored_splits,
+    streamed_clips,
+)
 from ray_jobs.train.streaming import beside_trainer, in_listed_order
 from tests.support.fakes import write_video
 
@@ -176,6 +185,56 @@ def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data
     assert set(omitted[0]) == {"broken"} and "broken.mp4" in omitted[0]["broken"] and omitted[1] == {}
 
 
+AUGMENTED = ("train.features=augmented", "train.augmentation.flip=0.5", "train.augmentation.crop=0.3")
+
+
+def test_stored_passes_give_the_model_that_streaming_gives(
+    data: Path, stored: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command; every pass is encoded once and found again."""
+    words = (*AUGMENTED, "train.augmentation.colour=0.4", "train.epochs=2", "train.augmented_passes=2")
+    assert train(data, *words, "baselines=[median]", "name=augmented") == 0
+    shown = capsys.readouterr().out
+    assert "extract pass 1: 9/9" in shown and "extract pass 2: 9/9" in shown
+    config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED)
+    kept = replace(config, features="augmented")
+    batches = augmented_examples(job_of(data, kept), kept, stored)
+    assert batches.omitted == {}
+    stream = streamed_clips(job_of(data, config), config, stored)
+    for batch, other in zip(batches(1), stream.batches(1), strict=True):
+        assert [(e.clip.clip_id, e.label) for e in batch] == [(e.clip.clip_id, e.label) for e in other]
+        for example, streamed in zip(batch, other, strict=True):
+            torch.testing.assert_close(example.clip.features, streamed.clip.features, atol=2e-5, rtol=0)
+    first, again = ({e.clip.clip_id: e.clip.features for b in batches(epoch) for e in b} for epoch in range(2))
+    assert min(float((first[name] - again[name]).abs().max()) for name in first) > 1e-3, "the passes differ"
+    model, _ = fitted(batches, kept)
+    checkpoint = load_checkpoint(data / "runs" / "train" / "augmented" / "checkpoints" / "median")
+    for parameter, trained in zip(checkpoint.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.detach(), trained.detach(), atol=1e-4, rtol=0)
+    assert checkpoint.spec.training["augmented_passes"] == 2 and checkpoint.spec.features == spec()
+    extract_passes(manifest_of(data).of_split("source_train"), extraction_of(data), CHANGED, passes=2, seed=0)
+    assert "extract" not in capsys.readouterr().out
+
+
+def test_passes_are_extracted_where_something_is_missing(data: Path, stored: FeatureStore, tmp_path: Path) -> None:
+    """What fails costs one row, clips of one file are changed by their own ids, and no change takes no pass."""
+    extraction, clips = extraction_of(data), list(manifest_of(data).clips[:1])
+    assert [store.path for store in extract_passes(clips, extraction, Augmentation(), passes=3, seed=0)] == [
+        stored.path
+    ]
+    twin = replace(clips[0], clip_id="twin")
+    broken = replace(clips[0], clip_id="broken", source=str(tmp_path / "broken.mp4"))
+    (tmp_path / "broken.mp4").write_text("not a video")
+    elsewhere = replace(extraction, store=str(tmp_path / "store"))
+    (store,) = extract_passes([*clips, twin, broken], elsewhere, CHANGED, passes=1, seed=3)
+    loaded = store.load([*clips, twin, broken])
+    assert set(loaded) == {clips[0].clip_id, "twin"} and store.missing([*clips, twin, broken]) == []
+    assert (loaded["twin"].features - loaded[clips[0].clip_id].features).abs().max() > 1e-3
+    assert store.present([twin]) == {"twin"} and store.facts([twin])["twin"].num_frames == 3
+    with pytest.raises(ValueError, match="passes=0; allowed: 1 or more"):
+        extract_passes(clips, extraction, CHANGED, passes=0, seed=0)
+
+
 def test_clips_known_to_fail_are_not_asked_for(data: Path, stored: FeatureStore, tmp_path: Path) -> None:
     manifest = manifest_of(data)
     clips = manifest.of_split("source_train")
@@ -198,7 +257,9 @@ def test_the_trainer_leaves_room_for_decoders_and_encoders() -> None:
     pipeline = beside_trainer(PipelineConfig(min_encoders=2, encoders=4), ClusterConfig())
     assert (pipeline.encoders, pipeline.min_encoders) == (1, 1)
     greedy = ExtractionConfig(BackboneConfig(), "store", pipeline=PipelineConfig(decoder_cpus=1.0))
-    message = r"streamed needs 2\.5 cores, 1 to train, 1 to decode and 0\.5 to encode, and the cluster has 2; set "
+    message = (
+        r"streamed needs 2\.5 cores, 1 to train, 1 to decode and 0\.5 to encode, and the cluster has 2; set train\.f"
+    )
     with pytest.raises(ValueError, match=message):
         check_streaming(STREAMED, greedy, workers=1)
     check_streaming(replace(STREAMED, features="cached"), greedy, workers=2)
