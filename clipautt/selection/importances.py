@@ -18,6 +18,8 @@ from clipautt.selection.trials import Dimension, finished, varied
 
 FEWEST_TRIALS = 40
 DRAWS = 500
+_LEAST = 10
+"""With fewer trials, resamples leave too few out to judge a fit."""
 _CONFIDENCE = 0.95
 
 
@@ -89,9 +91,9 @@ def importances(
     values = done[value].to_numpy(float)
     if len(chosen) < 2:
         return "No importances: they compare settings, and the finished trials vary fewer than two."
-    if len(done) < fewest:
+    if len(done) < max(fewest, _LEAST):
         return (
-            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {fewest} the most "
+            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {max(fewest, _LEAST)} the most "
             "important setting changes from one sweep to the next."
         )
     if np.ptp(values) == 0:
@@ -132,7 +134,7 @@ def _drawn_shares(design: Design, values: Floats, draws: int, seed: int) -> tupl
         parts = model.contributions(design)
         errors = values - model.mean - np.sum(list(parts.values()), axis=0)
         shares.append([_growth(errors, parts[b.dimension.key], b.active, left) / 2 / variance for b in design.blocks])
-        explained.append(1 - (errors[left] ** 2).mean() / variance)
+        explained.append(1 - (errors[left] ** 2).mean() / values.var())
     return np.array(shares), np.array(explained)
 
 
