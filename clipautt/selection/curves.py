@@ -60,14 +60,14 @@ class Curve:
         return int(self.mean.argmax())
 
     @property
-    def level(self) -> list[Any]:
-        """Values that cannot be told from the best one, which is among them."""
-        return [value for value, behind in zip(self.at, self.behind_low, strict=True) if not behind > 0]
+    def known(self) -> bool:
+        """Whether it has intervals, without which no value can be called better than another."""
+        return bool(np.isfinite(self.behind_low).all())
 
     @property
-    def worse(self) -> list[Any]:
-        """Values that are clearly worse than the best one."""
-        return [value for value, behind in zip(self.at, self.behind_low, strict=True) if behind > 0]
+    def worse(self) -> npt.NDArray[np.bool_]:
+        """Which values are clearly worse than the best one, [P]."""
+        return np.asarray(self.behind_low > 0)
 
 
 def curve(
@@ -105,8 +105,8 @@ def curve(
         return _means(done, dimension, others, people, value=value, draws=draws, seed=seed)
     if len(done) < FEWEST_TRIALS:
         return (
-            f"No curve of {dimension.label}: other settings vary with it, and {len(done)} finished trials are too few "
-            f"to tell their effects apart; {FEWEST_TRIALS} are needed."
+            f"No curve of {dimension.label}: other settings vary with it, and the {len(done)} finished trials "
+            f"in which it mattered are too few to tell their effects apart; {FEWEST_TRIALS} are needed."
         )
     return _modelled(done, dimension, chosen, people, value=value, draws=draws, seed=seed)
 

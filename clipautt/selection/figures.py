@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ _CROWD = 60
 _ROWS = 15
 """Trials in the plot of the best ones."""
 _ACROSS = 3
+_GRID = 12
+"""Values of a number that are drawn one by one; more become a line in a band."""
 _UNUSED = -0.07
 """Where a line crosses the axis of a dimension that did not matter in its trial."""
 
@@ -58,7 +60,9 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
         axes.plot(cut["number"], 100 * cut[value].astype(float), "v", mfc="none", mec=_CUT, ms=5, label="pruned early")
     _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
     shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float)])
-    low, _ = _value_axis(axes, 100 * shown, name_of(value), below=0.12)
+    if value == "uar" and "uar_high" in done and np.isfinite(top := float(done["uar_high"][done[value].idxmax()])):
+        shown = np.append(shown, top)
+    _value_axis(axes, 100 * shown, name_of(value), below=0.12)
     for status, mark, colour in (("failed", "x", HURT), ("interrupted", "|", _INK)):
         own = trials[trials["status"] == status]
         if len(own):
@@ -80,7 +84,7 @@ def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> No
     if value == "uar" and {"uar_low", "uar_high"} <= set(done):
         low, high = (100 * done[name].to_numpy(float)[places] for name in ("uar_low", "uar_high"))
         if np.isfinite(low).any():
-            label = "its 95% interval over subjects"
+            label = "its 95% interval"
             axes.fill_between(ends, low, high, step="post", color=_BEST, alpha=0.13, lw=0, label=label)
     row = best[-1]
     where = (float(done["number"].iloc[row]), 100 * values[row])
@@ -163,8 +167,11 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
     """
     figure = Figure(figsize=(_WIDE, 4.3), layout="constrained")
     axes = figure.subplots()
-    _draw_curve(axes, found, finished(trials, value=value), value)
-    _value_axis(axes, _extent(found, finished(trials, value=value), value), name_of(value))
+    done = finished(trials, value=value)
+    _draw_trials(axes, found.dimension, found.at, done, value, small=False)
+    _draw_curve(axes, found, small=False)
+    _dimension_axis(axes, found.dimension, found.at, small=False)
+    _value_axis(axes, _extent([found], done, value), name_of(value))
     if math.isfinite(clip_points) and clip_points > 0:
         low, high = axes.get_ylim()
         foot = high - 0.08 * (high - low) - clip_points
@@ -177,53 +184,56 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
     return save(figure, path)
 
 
-def _extent(found: Curve, done: pd.DataFrame, value: str) -> npt.NDArray[np.float64]:
-    """What an axis of values has to show, percent: the curve, its intervals and the middle of the trials."""
-    dots = done[value].to_numpy(float)
-    ends = np.concatenate([found.mean, found.low, found.high, dots])
+def _extent(curves: Sequence[Curve], done: pd.DataFrame, value: str) -> npt.NDArray[np.float64]:
+    """What an axis of values has to show, percent: the trials, the curves and their intervals."""
+    ends = np.concatenate([done[value].to_numpy(float), *(part for one in curves for part in (one.mean, one.low, one.high))])
     return np.asarray(100 * ends[np.isfinite(ends)])
 
 
-def _draw_curve(axes: Axes, found: Curve, done: pd.DataFrame, value: str, *, small: bool = False) -> None:
-    dimension = found.dimension
+def _draw_trials(axes: Axes, dimension: Dimension, at: Sequence[Any], done: pd.DataFrame, value: str, *, small: bool) -> None:
+    """The finished trials as faint dots, a little beside their value where many would lie on top of each other."""
     own = done[done[dimension.key].notna()]
-    is_category = dimension.kind == "category"
-    places = np.arange(len(found.at), dtype=float) if is_category else np.asarray([float(one) for one in found.at])
-    lookup = {one: place for place, one in enumerate(found.at)}
-    dots = np.array([lookup[one] if is_category else float(one) for one in own[dimension.key]], float)
-    if is_category:
-        dots = dots + _jitter(own["number"], 0.14)
-    alpha = 0.55 if len(own) <= _CROWD else 0.3
-    size = 3 if small else 4
+    places = _places(dimension, at)
+    lookup = dict(zip(map(text, at), places, strict=True))
+    grid = dimension.kind == "category" or not dimension.log and len(at) <= _GRID
+    dots = np.array([lookup[text(one)] if dimension.kind == "category" else float(one) for one in own[dimension.key]])
+    if grid and len(places) > 1:
+        dots = dots + _jitter(own["number"], 0.14 * float(np.diff(places).min()))
+    alpha, size = 0.55 if len(own) <= _CROWD else 0.3, 3 if small else 4
     axes.plot(dots, 100 * own[value], "o", color=UNCHANGED, ms=size, alpha=alpha, mew=0, label="one trial", zorder=1)
+
+
+def _draw_curve(axes: Axes, found: Curve, *, small: bool) -> None:
+    """The curve: marks with bars on a grid, else a line in a band."""
+    places = _places(found.dimension, found.at)
     mean, low, high = (100 * part for part in (found.mean, found.low, found.high))
     known = np.isfinite(low)
-    few = is_category or len(places) <= 12
-    if few:
-        ends = np.vstack([mean - low, high - mean])[:, known].clip(min=0)
-        axes.errorbar(places[known], mean[known], ends, fmt="none", color=_BEST, lw=1.8, capsize=3, zorder=3)
-    else:
-        axes.fill_between(places, low, high, color=_BEST, alpha=0.16, lw=0)
-    if not is_category:
+    if found.dimension.kind != "category":
         axes.plot(places, mean, color=_BEST, lw=1.8, zorder=2)
-    if few:
-        worse = found.behind_low > 0
-        marker: dict[str, Any] = {"ls": "", "marker": "o", "mec": _BEST, "mew": 1.6, "ms": 5 if small else 8, "zorder": 4}
-        interval = ", 95% interval" if known.any() else ""
-        if (~worse).any():
-            label = f"not told from the best{interval}" if known.any() else "mean"
-            axes.plot(places[~worse], mean[~worse], mfc=_BEST, label=label, **marker)
-        if worse.any():
-            axes.plot(places[worse], mean[worse], mfc="white", label=f"clearly worse{interval}", **marker)
-    _dimension_axis(axes, found, places, small=small)
+    if len(places) > _GRID and found.dimension.kind != "category":
+        axes.fill_between(places, low, high, color=_BEST, alpha=0.16, lw=0, label="model, 95% interval")
+        return
+    ends = np.vstack([mean - low, high - mean])[:, known].clip(min=0)
+    axes.errorbar(places[known], mean[known], ends, fmt="none", color=_BEST, lw=1.8, capsize=3, zorder=3)
+    worse = found.worse
+    style: dict[str, Any] = {"ls": "", "marker": "o", "mec": _BEST, "mew": 1.6, "ms": 5 if small else 8, "zorder": 4}
+    label = "95% interval; not told from the best" if known.any() else "mean"
+    axes.plot(places[~worse], mean[~worse], mfc=_BEST, label=label, **style)
+    if worse.any():
+        axes.plot(places[worse], mean[worse], mfc="white", label="clearly worse", **style)
 
 
-def _dimension_axis(axes: Axes, found: Curve, places: npt.NDArray[np.float64], *, small: bool) -> None:
-    dimension, fontsize = found.dimension, 8 if small else 9
+def _places(dimension: Dimension, at: Sequence[Any]) -> npt.NDArray[np.float64]:
+    """Where the values of a dimension lie on its axis."""
+    return np.arange(len(at), dtype=float) if dimension.kind == "category" else np.asarray([float(one) for one in at])
+
+
+def _dimension_axis(axes: Axes, dimension: Dimension, at: Sequence[Any], *, small: bool) -> None:
+    places, fontsize = _places(dimension, at), 8 if small else 9
     if dimension.kind == "category":
-        wide = max(7, (30 if small else 100) // len(found.at))
-        names = [_wrapped(text(one), wide, lines=3 if small else 4) for one in found.at]
-        axes.set_xticks(places, names, fontsize=fontsize if len(found.at) < 5 else fontsize - 1)
+        wide = max(7, (30 if small else 100) // len(at))
+        names = [_wrapped(text(one), wide, lines=4) for one in at]
+        axes.set_xticks(places, names, fontsize=fontsize if len(at) < 5 else fontsize - 1)
         axes.set_xlim(-0.5, len(places) - 0.5)
     else:
         if dimension.log:
@@ -240,7 +250,7 @@ def _dimension_axis(axes: Axes, found: Curve, places: npt.NDArray[np.float64], *
 
 
 def _wrapped(name: str, wide: int, *, lines: int) -> str:
-    return textwrap.fill(shorten(name.replace("_", " ") if "_" in name else name, wide * lines - lines), wide)
+    return textwrap.fill(shorten(name.replace("_", " "), wide * lines - lines), wide)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -259,25 +269,37 @@ def _jitter(numbers: pd.Series, width: float) -> npt.NDArray[np.float64]:
     return np.asarray(2 * width * ((numbers.to_numpy(float) * golden) % 1 - 0.5))
 
 
-def slices(path: Path, curves: Sequence[Curve], trials: pd.DataFrame, *, value: str = "uar") -> Path:
-    """A small panel per dimension: the trials as dots, and the curve of the dimension.
+def slices(
+    path: Path,
+    trials: pd.DataFrame,
+    dimensions: Sequence[Dimension],
+    curves: Mapping[str, Curve],
+    *,
+    value: str = "uar",
+) -> Path:
+    """A small panel per dimension: the finished trials as dots, and the dimension's curve where there is one.
 
     Args:
         path: PNG file to write.
-        curves: from `curve`, at least one.
-        trials: the table.
+        trials: the table, with at least one finished trial.
+        dimensions: those shown; each varies in the finished trials.
+        curves: dimension's key → its curve.
         value: column that is shown.
     """
     done = finished(trials, value=value)
-    across = min(_ACROSS, len(curves))
-    down = math.ceil(len(curves) / across)
-    figure = Figure(figsize=(_WIDE if across == _ACROSS else 3.6 * across, 2.7 * down), layout="constrained")
+    across = min(_ACROSS, len(dimensions))
+    down = math.ceil(len(dimensions) / across)
+    figure = Figure(figsize=(_WIDE if across == _ACROSS else 4.2 * across, 2.7 * down), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
-    everything = np.concatenate([_extent(one, done, value) for one in curves])
-    for place, (axes, found) in enumerate(zip(panels, curves, strict=False)):
-        _draw_curve(axes, found, done, value, small=True)
-        _value_axis(axes, everything, f"{name_of(value)}" if place % across == 0 else "")
-    for axes in panels[len(curves) :]:
+    for place, (axes, dimension) in enumerate(zip(panels, dimensions, strict=False)):
+        found = curves.get(dimension.key)
+        at = categories(done, dimension) if found is None else found.at
+        _draw_trials(axes, dimension, at, done, value, small=True)
+        if found is not None:
+            _draw_curve(axes, found, small=True)
+        _dimension_axis(axes, dimension, at, small=True)
+        _value_axis(axes, _extent([*curves.values()], done, value), name_of(value) if place % across == 0 else "")
+    for axes in panels[len(dimensions) :]:
         axes.set_axis_off()
     return save(figure, path)
 
@@ -345,7 +367,7 @@ def _along(axes: Axes, used: pd.DataFrame, dimension: Dimension, row: int) -> np
         x = (tick - low) / (high - low)
         style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": _INK, "zorder": 6}
         axes.plot(x, row, "|", color=_INK, ms=7, zorder=4)
-        label = shorten(text(name), limit)
+        label = shorten(text(name).replace("_", " "), limit)
         axes.annotate(label, (x, row), (0, -4), textcoords="offset points", bbox=_behind(), **style)
     if np.isnan(places).any():
         axes.plot([_UNUSED - 0.02, _UNUSED + 0.02], [row, row], color=_QUIET, lw=1, zorder=4)
@@ -381,6 +403,9 @@ def pareto_front(path: Path, trials: pd.DataFrame, objectives: Sequence[str], fr
     axes.plot(xs[order], ys[order], joined, label="Pareto front, with trial numbers", **style)
     if across == SECONDS and len(xs) and xs.min() > 0 and xs.max() / xs.min() > 20:
         axes.set_xscale("log")
+        ticks = _log_ticks(float(xs.min()), float(xs.max()))
+        axes.set_xticks(ticks, [text(one) for one in ticks])
+        axes.minorticks_off()
     for axis, name in ((axes.xaxis, across), (axes.yaxis, up)):
         axis.set_label_text(name_of(name) + ("" if name == SECONDS else ", %"))
     _plain(axes, grid="y")
@@ -404,21 +429,18 @@ def _number(
             axes.annotate(str(number), (x, y), (5, 5), textcoords="offset points", **style)
 
 
-def _value_axis(
-    axes: Axes, percents: npt.NDArray[np.floating], name: str, *, below: float = 0.06
-) -> tuple[float, float]:
+def _value_axis(axes: Axes, percents: npt.NDArray[np.floating], name: str, *, below: float = 0.06) -> None:
     low, high = float(np.min(percents)), float(np.max(percents))
     slack = max(0.0, (_LEAST_SPAN - (high - low)) / 2)
     span = high - low + 2 * slack
     axes.set_ylim(low - slack - below * span, high + slack + 0.1 * span)
     axes.set_ylabel(f"{name}, %" if name else "")
     _plain(axes, grid="y")
-    return axes.get_ylim()
 
 
 def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=9, frameon=False)
 
 
 def _plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:

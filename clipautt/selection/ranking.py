@@ -10,12 +10,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from clipautt.evaluation.reports.sentences import MIN_SUBJECTS
 from clipautt.metrics import bootstraps
 from clipautt.selection.curves import SubjectValues
 from clipautt.selection.trials import finished
-
-FEWEST_SUBJECTS = 6
-"""With fewer, chance alone moves all subjects the same way in more than one case in twenty (2 / 2^5 = 6%)."""
 
 
 def ranking(
@@ -33,7 +31,7 @@ def ranking(
         Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how much
         of UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
         interval over subjects) and `apart`: True if the interval excludes 0, None where there are no values of at least
-        `FEWEST_SUBJECTS` subjects.
+        `MIN_SUBJECTS` subjects.
     """
     done = finished(trials, value=value)
     first = done["number"].eq(best) if best is not None else pd.Series(False, index=done.index)
@@ -52,7 +50,7 @@ def _behind(numbers: list[int], values: SubjectValues) -> dict[str, list[object]
     for number in numbers if numbers and numbers[0] in values else []:
         if number in values:
             known = np.isfinite(np.asarray(values[numbers[0]], float) - np.asarray(values[number], float))
-            if known.sum() >= FEWEST_SUBJECTS:
+            if known.sum() >= MIN_SUBJECTS:
                 groups.setdefault(known.tobytes(), []).append(number)
     for mask, members in groups.items():
         known = np.frombuffer(mask, bool)

@@ -1,9 +1,13 @@
-"""What the page of a sweep is made from."""
+"""What is known of a sweep, and what is concluded from it; the page and the summary say the same.
+
+In: trials, values of the subjects, and what the job knows. Out: a `SweepReport` with its `Conclusions`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +15,10 @@ import pandas as pd
 
 from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.metrics import Interval
-from clipautt.selection.trials import Dimension, check_trials, finished
+from clipautt.selection.curves import Curve, curve
+from clipautt.selection.importances import Importances, importances
+from clipautt.selection.ranking import ranking
+from clipautt.selection.trials import Dimension, check_trials, finished, varied
 
 SECONDS = "seconds_per_video"
 """The objective that is minimized; all others are maximized."""
@@ -34,6 +41,29 @@ class HeldOut:
     """The UAR it had in the trials, 0..1."""
     looks: int
     """How many times these subjects have been used to judge a choice, this time included."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conclusions:
+    """What the trials hold."""
+
+    ranked: pd.DataFrame
+    """From `ranking`, the chosen trial first."""
+    importances: Importances | str
+    """Or why there are none."""
+    dimensions: tuple[Dimension, ...]
+    """Those that vary in the finished trials."""
+    curves: Mapping[str, Curve]
+    """Dimension's key → its curve."""
+    reasons: Mapping[str, str]
+    """Key of a dimension without a curve → why."""
+
+    @property
+    def main(self) -> Dimension | None:
+        """The dimension that is shown first: the window length if it varies, else the most important one."""
+        lengths = [one for one in self.dimensions if one.key.endswith("window.length")]
+        ordered = [] if isinstance(self.importances, str) else [row.dimension for row in self.importances.rows]
+        return next(iter([*lengths, *ordered, *self.dimensions]), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +104,6 @@ class SweepReport:
     """Number of the trial that was chosen; None: the one with the highest value."""
     synthetic: bool = False
     """Whether all faces are rendered."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """File in the run folder → what it holds."""
 
     def __post_init__(self) -> None:
         check_trials(self.trials, self.dimensions, value=self.value)
@@ -90,6 +118,23 @@ class SweepReport:
         """The column that curves and importances explain: a single objective that is a score, else UAR."""
         single = self.objectives[0] if len(self.objectives) == 1 else "uar"
         return "uar" if single == SECONDS else single
+
+    @cached_property
+    def conclusions(self) -> Conclusions:
+        """Computed once, in about a second."""
+        value, done = self.value, self.done
+        people = self.subject_values if value == "uar" else None
+        shown = varied(done, self.dimensions)
+        found = {
+            one.key: curve(done, one, self.dimensions, subject_values=people, value=value) for one in shown
+        }
+        return Conclusions(
+            ranking(done, self.subject_values, value=value, best=self.best),
+            importances(done, self.dimensions, value=value),
+            tuple(shown),
+            {key: one for key, one in found.items() if not isinstance(one, str)},
+            {key: one for key, one in found.items() if isinstance(one, str)},
+        )
 
     @property
     def done(self) -> pd.DataFrame:
