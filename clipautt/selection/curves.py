@@ -1,0 +1,235 @@
+"""The value as a function of one dimension, with the others held fixed or averaged by a model.
+
+In: the table of trials and the UAR per subject of each. Out: a `Curve` with intervals, which says what was averaged.
+
+A mean over the trials at each value of a dimension says something about that dimension only if the other settings are
+the same at every value. Where they are, the curve is these means. Elsewhere the trials at one value may all have had a
+bad readout, so the curve is what a model of all trials says of the dimension alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from clipautt.selection.additive import Block, Design, Floats, choose_penalty, fit, make_design
+from clipautt.selection.trials import Dimension, categories, coordinates, finished, text, varied
+
+DRAWS = 500
+FEWEST_TRIALS = 10
+"""Below this number of finished trials a model says nothing of a dimension among others."""
+_POINTS = 25
+"""Points of a curve over a number with many values."""
+_CONFIDENCE = 0.95
+SubjectValues = Mapping[int, npt.NDArray[np.floating]]
+"""Trial number → UAR of every subject, [S]; NaN where the trial has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The value over one dimension."""
+
+    dimension: Dimension
+    """The dimension."""
+    at: tuple[Any, ...]
+    """Its values in order, P of them."""
+    mean: Floats
+    """Value at each, 0..1, [P]."""
+    low: Floats
+    """Lower ends of the 95% intervals, [P]; NaN where there is none."""
+    high: Floats
+    """Upper ends, [P]."""
+    behind_low: Floats
+    """Lower ends of the intervals of what each value lacks to the best one, [P]: above 0 if it is clearly worse."""
+    trials: npt.NDArray[np.int64]
+    """Finished trials at each value, [P]; all 0 for a number that is not on a grid."""
+    kind: Literal["means", "model"]
+    """Whether it is means of trials with the same other settings, or what a model says."""
+    words: str
+    """What was averaged, and what the intervals are, as a sentence or two."""
+
+    @property
+    def best(self) -> int:
+        """Index of the best value."""
+        return int(self.mean.argmax())
+
+    @property
+    def known(self) -> bool:
+        """Whether it has intervals, without which no value can be called better than another."""
+        return bool(np.isfinite(self.behind_low).all())
+
+    @property
+    def worse(self) -> npt.NDArray[np.bool_]:
+        """Which values are clearly worse than the best one, [P]."""
+        return np.asarray(self.behind_low > 0)
+
+
+def curve(
+    trials: pd.DataFrame,
+    dimension: Dimension,
+    dimensions: Sequence[Dimension],
+    *,
+    subject_values: SubjectValues | None = None,
+    value: str = "uar",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Curve | str:
+    """The value over one dimension, or why nothing can be said.
+
+    Args:
+        trials: the table; only finished trials count.
+        dimension: which one.
+        dimensions: the whole search space.
+        subject_values: for intervals over subjects; without them a grid of single trials has no intervals.
+        value: column of the values.
+        draws: number of resamples.
+        seed: of the resamples.
+
+    Returns:
+        The curve, or the reason why there is none, as a sentence.
+    """
+    done = finished(trials, value=value)
+    done = done[done[dimension.key].notna()].reset_index(drop=True)
+    if done[dimension.key].nunique() < 2:
+        return f"No curve of {dimension.label}: the finished trials do not vary it."
+    chosen = varied(done, dimensions)
+    people = _subjects(done, subject_values)
+    others = [one for one in chosen if one.key != dimension.key]
+    if _same_others(done, dimension, others):
+        return _means(done, dimension, others, people, value=value, draws=draws, seed=seed)
+    if len(done) < FEWEST_TRIALS:
+        return (
+            f"No curve of {dimension.label}: other settings vary with it, and the {len(done)} finished trials "
+            f"in which it mattered are too few to tell their effects apart; {FEWEST_TRIALS} are needed."
+        )
+    return _modelled(done, dimension, chosen, people, value=value, draws=draws, seed=seed)
+
+
+def _subjects(done: pd.DataFrame, given: SubjectValues | None) -> Floats | None:
+    """UAR per trial and subject, [N, S], of the subjects that every trial has; None where that is nobody."""
+    if not given or any(number not in given for number in done["number"]):
+        return None
+    rows = np.stack([np.asarray(given[number], float) for number in done["number"]])
+    rows = rows[:, np.isfinite(rows).all(axis=0)]
+    return rows if rows.shape[1] > 1 else None
+
+
+def _same_others(done: pd.DataFrame, dimension: Dimension, others: Sequence[Dimension]) -> bool:
+    """Whether the trials at each value of the dimension have the same other settings, equally often."""
+    settings = [tuple(map(text, row)) for row in done[[one.key for one in others]].itertuples(index=False)]
+    counts: dict[Any, Counter[Any]] = {}
+    for own, rest in zip(done[dimension.key], settings, strict=True):
+        counts.setdefault(own, Counter())[rest] += 1
+    return all(one == next(iter(counts.values())) for one in counts.values())
+
+
+def _means(
+    done: pd.DataFrame,
+    dimension: Dimension,
+    others: Sequence[Dimension],
+    people: Floats | None,
+    *,
+    value: str,
+    draws: int,
+    seed: int,
+) -> Curve:
+    at = categories(done, dimension)
+    rows = [np.flatnonzero((done[dimension.key] == one).to_numpy(bool)) for one in at]
+    mean = np.array([done[value].to_numpy(float)[own].mean() for own in rows])
+    counts = np.array([len(own) for own in rows])
+    each = int(counts[0])
+    if others:
+        words = f"Means of {each} trials at each value, with the same settings of {_listed(others)}."
+    elif each > 1:
+        words = f"Means of {each} trials at each value; nothing else varies."
+    else:
+        words = "A trial at each value; nothing else varies."
+    low = high = behind = np.full(len(at), np.nan)
+    if people is None:
+        words += " No intervals, as the values of the subjects are not known."
+    else:
+        drawn = _resampled(np.stack([people[own].mean(axis=0) for own in rows], axis=1), draws, seed)
+        low, high, behind = _ends(drawn, int(mean.argmax()))
+        words += f" Intervals: over {people.shape[1]} subjects."
+    return Curve(dimension, tuple(at), mean, low, high, behind, counts, "means", words)
+
+
+def _resampled(values: Floats, draws: int, seed: int) -> Floats:
+    """Means over subjects drawn with replacement: [S, P] → [draws, P]."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, len(values), (draws, len(values)))
+    return np.stack([values[one].mean(axis=0) for one in index])
+
+
+def _ends(drawn: Floats, best: int) -> tuple[Floats, Floats, Floats]:
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    return low, high, np.quantile(drawn[:, [best]] - drawn, tail, axis=0)
+
+
+def _modelled(
+    done: pd.DataFrame,
+    dimension: Dimension,
+    chosen: Sequence[Dimension],
+    people: Floats | None,
+    *,
+    value: str,
+    draws: int,
+    seed: int,
+) -> Curve:
+    design, values = make_design(done, chosen), done[value].to_numpy(float)
+    block = next(one for one in design.blocks if one.dimension.key == dimension.key)
+    at, places = _grid(done, dimension)
+    basis, penalty, everyone = block.rows(places), choose_penalty(design, values), np.arange(len(values))
+    mean = _dependence(design, block, basis, values, everyone, penalty)
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(draws):
+        rows = rng.integers(0, len(values), len(values))
+        of_some = values if people is None else people[:, rng.integers(0, people.shape[1], people.shape[1])].mean(1)
+        drawn.append(_dependence(design, block, basis, of_some, rows, penalty))
+    low, high, behind = _ends(np.array(drawn), int(mean.argmax()))
+    counts = np.array([int((done[dimension.key] == one).sum()) for one in at])
+    counts = counts if counts.sum() == len(done) else np.zeros(len(at), int)
+    others = [one for one in chosen if one.key != dimension.key]
+    over = "trials" if people is None else f"trials and {people.shape[1]} subjects"
+    words = (
+        f"A sum of one curve per setting, fitted to {len(done)} trials; {_listed(others)} "
+        f"{'is' if len(others) == 1 else 'are'} averaged over the trials. Intervals: refits on resampled {over}."
+    )
+    return Curve(dimension, tuple(at), mean, low, high, behind, counts, "model", words)
+
+
+def _dependence(
+    design: Design, block: Block, basis: Floats, values: Floats, rows: npt.NDArray[np.int64], penalty: float
+) -> Floats:
+    """Partial dependence (Friedman, 2001, doi:10.1214/aos/1013203451) at the rows of `basis`, [P]."""
+    model = fit(design, values, rows, penalty=penalty)
+    whole = model.mean + design.matrix[rows] @ model.weights
+    weights = model.weights[block.columns]
+    return np.asarray((whole - design.matrix[rows][:, block.columns] @ weights).mean() + basis @ weights)
+
+
+def _grid(done: pd.DataFrame, dimension: Dimension) -> tuple[list[Any], Floats]:
+    """The values at which a curve is computed, and their coordinates."""
+    different = categories(done, dimension)
+    if dimension.kind == "category":
+        return different, np.arange(len(different), dtype=float)
+    if len(different) <= _POINTS:
+        places = np.asarray([float(one) for one in different])
+        return different, np.log(places) if dimension.log else places
+    own = coordinates(done, dimension)
+    places = np.linspace(own.min(), own.max(), _POINTS)
+    return list(np.exp(places) if dimension.log else places), places
+
+
+def _listed(dimensions: Sequence[Dimension]) -> str:
+    names = [one.label for one in dimensions]
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more settings"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
