@@ -7,7 +7,7 @@ dimensions do act together, what the sum misses counts as noise and makes the in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -106,7 +106,9 @@ def importance_bars(path: Path, found: Importances) -> Path:
         colour = _BEST if row.told else _QUIET
         axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
         axes.plot(100 * row.share, place, "o", color=colour, mfc=colour if row.told else "white", mew=1.6, ms=7)
-    names = [f"{shorten(row.dimension.label, 40)}{'' if row.trials == found.trials else _some(row.trials)}" for row in rows]
+    names = [
+        f"{shorten(row.dimension.label, 40)}{'' if row.trials == found.trials else _some(row.trials)}" for row in rows
+    ]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.axvline(0, color=_INK, lw=0.8)
@@ -177,7 +179,9 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
         foot = high - 0.08 * (high - low) - clip_points
         style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": _INK, "clip_on": False}
         axes.plot([1.02, 1.02], [foot, foot + clip_points], lw=4, solid_capstyle="butt", **style)
-        axes.text(1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style)
+        axes.text(
+            1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style
+        )
     if found.kind == "means" and found.trials.max() > 1:
         axes.set_xlabel(f"{found.dimension.label}; {found.trials.max()} trials each")
     _legend(figure)
@@ -186,16 +190,20 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
 
 def _extent(curves: Sequence[Curve], done: pd.DataFrame, value: str) -> npt.NDArray[np.float64]:
     """What an axis of values has to show, percent: the trials, the curves and their intervals."""
-    ends = np.concatenate([done[value].to_numpy(float), *(part for one in curves for part in (one.mean, one.low, one.high))])
+    ends = np.concatenate(
+        [done[value].to_numpy(float), *(part for one in curves for part in (one.mean, one.low, one.high))]
+    )
     return np.asarray(100 * ends[np.isfinite(ends)])
 
 
-def _draw_trials(axes: Axes, dimension: Dimension, at: Sequence[Any], done: pd.DataFrame, value: str, *, small: bool) -> None:
+def _draw_trials(
+    axes: Axes, dimension: Dimension, at: Sequence[Any], done: pd.DataFrame, value: str, *, small: bool
+) -> None:
     """The finished trials as faint dots, a little beside their value where many would lie on top of each other."""
     own = done[done[dimension.key].notna()]
     places = _places(dimension, at)
     lookup = dict(zip(map(text, at), places, strict=True))
-    grid = dimension.kind == "category" or not dimension.log and len(at) <= _GRID
+    grid = dimension.kind == "category" or (not dimension.log and len(at) <= _GRID)
     dots = np.array([lookup[text(one)] if dimension.kind == "category" else float(one) for one in own[dimension.key]])
     if grid and len(places) > 1:
         dots = dots + _jitter(own["number"], 0.14 * float(np.diff(places).min()))
@@ -333,7 +341,9 @@ def parallel_coordinates(
     for one in np.flatnonzero(ok)[np.argsort(values[ok], kind="stable")]:
         top = values[one] == ends[1]
         colour = colours(norm(values[one]))
-        axes.plot(xs[one], rows, color=colour, lw=2.6 if top else 1.1, alpha=1 if top else alpha, zorder=3 if top else 2)
+        axes.plot(
+            xs[one], rows, color=colour, lw=2.6 if top else 1.1, alpha=1 if top else alpha, zorder=3 if top else 2
+        )
     axes.set_yticks(rows, [_wrapped(one.label, 20, lines=2) for one in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.45, -0.45)
     axes.set_xlim(-0.12, 1.04)

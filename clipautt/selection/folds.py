@@ -66,7 +66,9 @@ def divide(
         ValueError: if there are too few subjects; the message says what to set.
     """
     everybody = {*train, *validation}
-    pool = sorted((everybody if folds != "source_val" else set(train)) & set(scorable), key=lambda one: _rank(one, seed))
+    pool = sorted(
+        (everybody if folds != "source_val" else set(train)) & set(scorable), key=lambda one: _rank(one, seed)
+    )
     chosen = sorted(set(validation) & set(scorable))
     total = len(pool) + (len(chosen) if folds == "source_val" else 0)
     count = max(FEWEST_HELD_OUT, round(held_out * total)) if held_out else 0
@@ -102,5 +104,7 @@ def _check_folds(left: int, *, folds: int, total: int, count: int) -> None:
     if folds < 2:
         raise ValueError(f"folds={folds}; allowed: 2 or more, or source_val")
     apart = f", {count} of them held out" if count else ""
-    way = "set held_out=0" if total >= folds else f"set folds={total} held_out=0" if total >= 2 else "bring more subjects"
+    way = (
+        "set held_out=0" if total >= folds else f"set folds={total} held_out=0" if total >= 2 else "bring more subjects"
+    )
     raise ValueError(f"folds={folds} with {total} source subjects that have clips of two classes{apart}; {way}")

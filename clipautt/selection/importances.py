@@ -114,9 +114,7 @@ def _summary(design: Design, shares: Floats, explained: Floats) -> Importances:
     order = np.argsort(-means, kind="stable")
     behind = np.quantile(shares[:, order[:1]] - shares, tail, axis=0) <= 0
     level = [rows[place].dimension for place in order if behind[place]]
-    return Importances(
-        tuple(rows[place] for place in order), len(design.matrix), float(explained.mean()), tuple(level)
-    )
+    return Importances(tuple(rows[place] for place in order), len(design.matrix), float(explained.mean()), tuple(level))
 
 
 def _drawn_shares(design: Design, values: Floats, draws: int, seed: int) -> tuple[Floats, Floats]:

@@ -125,9 +125,7 @@ class SweepReport:
         value, done = self.value, self.done
         people = self.subject_values if value == "uar" else None
         shown = varied(done, self.dimensions)
-        found = {
-            one.key: curve(done, one, self.dimensions, subject_values=people, value=value) for one in shown
-        }
+        found = {one.key: curve(done, one, self.dimensions, subject_values=people, value=value) for one in shown}
         return Conclusions(
             ranking(done, self.subject_values, value=value, best=self.best),
             importances(done, self.dimensions, value=value),

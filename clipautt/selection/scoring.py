@@ -123,7 +123,9 @@ def score_fold(
     """
     began = time.perf_counter()
     session = Session.open(source, config)
-    units = [Unit(draw.subject_id, tuple(replace(clips[one]) for one in draw.labels)) for draw in _distinct(draws, config)]
+    units = [
+        Unit(draw.subject_id, tuple(replace(clips[one]) for one in draw.labels)) for draw in _distinct(draws, config)
+    ]
     results = adapt_units(session, units)
     seconds = time.perf_counter() - began
     made = {(r.subject_id, p.clip_id): p for r in results for p in r.predictions} if not config.transductive else None

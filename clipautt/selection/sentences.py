@@ -120,9 +120,7 @@ def level_words(report: SweepReport) -> str:
     if len(judged) == 1:
         return f"The other trial cannot be told apart from trial {report.best} (95% interval, paired over subjects)."
     named = ", ".join(map(str, level[:_NAMED])) + (f" and {len(level) - _NAMED} more" if len(level) > _NAMED else "")
-    return (
-        f"{len(level)} {of} cannot be told apart from trial {report.best} (95% intervals, paired over subjects): {named}."
-    )
+    return f"{len(level)} {of} cannot be told apart from trial {report.best} (95% intervals, paired over subjects): {named}."
 
 
 def clip_words(report: SweepReport) -> str:

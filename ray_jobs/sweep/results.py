@@ -19,15 +19,23 @@ from omegaconf import OmegaConf
 
 from clipautt.clips import Clip
 from clipautt.commands import quoted, word
+from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.evaluation.results import Cohort
 from clipautt.files import write_table, write_text
 from clipautt.manifest import Manifest, write_manifest
-from clipautt.selection.page import HeldOut, SweepReport, summary_lines, write_page
+from clipautt.metrics import Interval
+from clipautt.selection.page import write_page
+from clipautt.selection.report import HeldOut, SweepReport
 from clipautt.selection.scoring import spread
+from clipautt.selection.sentences import summary_lines
+from clipautt.selection.trials import Dimension as Axis
+from clipautt.selection.trials import Kind
 from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
+from ray_jobs.platform.runs import versions
+from ray_jobs.sweep.dimensions import Dimension
 from ray_jobs.sweep.study import TrialRecord
-from ray_jobs.sweep.table import best_record
+from ray_jobs.sweep.table import best_record, subject_values
 from ray_jobs.sweep.trial import SweepJob, model_key
 
 _BEST_HEADER = """\
@@ -69,21 +77,17 @@ def held_out_record(
     Args:
         run: the sweep.
         record: the chosen trial.
-        ours: UAR of every held-out subject with the trial's settings, mean over the cohorts.
-        reference: that of CLIP-AU.
+        ours: UAR of every held-out subject with the trial's settings, mean over the cohorts, [S].
+        reference: that of CLIP-AU, [S].
         looks: number of choices that these subjects have judged so far.
     """
     found = spread(ours, reference)
     return HeldOut(
-        number=record.number,
-        num_subjects=len(run.job.division.held_out),
-        uar=float(np.nanmean(ours)),
-        uar_low=found["uar_low"],
-        uar_high=found["uar_high"],
-        gain=found["gain"],
-        gain_low=found["gain_low"],
-        gain_high=found["gain_high"],
-        uar_in_trials=float(record.facts["uar"]),
+        subjects=len(run.job.division.held_out),
+        trial=record.number,
+        uar=Interval(float(np.nanmean(ours)), found["uar_low"], found["uar_high"]),
+        gain=Interval(found["gain"], found["gain_low"], found["gain_high"]),
+        value=float(record.facts["uar"]),
         looks=looks,
     )
 
@@ -111,7 +115,12 @@ def write_manifests(folder: Path, manifest: Manifest, job: SweepJob) -> None:
 
 
 def write_results(
-    run: SweepRun, trials: pd.DataFrame, records: Sequence[TrialRecord], *, front: Sequence[int], held_out: HeldOut | None
+    run: SweepRun,
+    trials: pd.DataFrame,
+    records: Sequence[TrialRecord],
+    *,
+    front: Sequence[int],
+    held_out: HeldOut | None,
 ) -> int:
     """Write `trials.parquet`, `best.yaml` and the page into the run folder, and print what was found.
 
@@ -161,7 +170,53 @@ def make_report(
     commands: Sequence[str],
 ) -> SweepReport:
     """What the page shows."""
-    raise NotImplementedError
+    job, settings = run.job, run.settings
+    size, best = len(job.division.subjects), best_record(records, run.objectives[0])
+    return SweepReport(
+        name=str(settings["name"]),
+        trials=trials,
+        subject_values={record.number: subject_values(record, size) for record in records if record.facts},
+        reference_values=run.reference,
+        dimensions=[axis_of(dimension) for dimension in job.space.dimensions],
+        objectives=run.objectives,
+        cohorts=job.cohorts,
+        folds=len(job.division.folds),
+        num_subjects=size,
+        num_clips=run.num_clips,
+        clip_points=(100 * run.clip_worth[0], 100 * run.clip_worth[1]),
+        held_out=held_out,
+        commands=commands,
+        facts=facts_of(run),
+        front=front,
+        chosen=None if best is None else best.number,
+        synthetic=job.footage.faces == "rendered",
+    )
+
+
+def axis_of(dimension: Dimension) -> Axis:
+    """A dimension as the page knows it."""
+    kinds: dict[str, Kind] = {"float64": "real", "Int64": "whole"}
+    return Axis(dimension.name, dimension.label, kinds.get(dimension.dtype, "category"), dimension.log)
+
+
+def facts_of(run: SweepRun) -> list[tuple[str, str]]:
+    """What was held out and how trials were made, as names and values."""
+    job, settings, division = run.job, run.settings, run.job.division
+    folds = f"{len(division.folds)} of {' + '.join(str(len(fold)) for fold in division.folds)} subjects"
+    known = versions()
+    return [
+        ("Folds", f"{folds}, each trained {job.repeats} times" if job.repeats > 1 else folds),
+        ("Held out", f"{len(division.held_out)} source subjects that no trial saw" if division.held_out else "nobody"),
+        ("Trained on only", f"{len(division.training)} subjects" if division.training else "nobody"),
+        ("Shares of positives", ", ".join(cohort_title(name) for name in job.cohorts)),
+        ("Target subjects", "not loaded"),
+        ("Sampler", f"{settings['sampler']}, seed {settings['seed']}" + ("; asha" if settings["stop"] else "")),
+        ("Study", str(settings["storage"] or run.folder / "study.db")),
+        (
+            "Version",
+            f"clipautt {known['clipautt']}, optuna {known['packages']['optuna']}, ray {known['packages']['ray']}",
+        ),
+    ]
 
 
 def write_settings(path: Path, facts: Mapping[str, Any], *, title: str) -> None:
@@ -204,13 +259,15 @@ def best_settings(
         "cohorts": [asdict(cohort) for cohort in run.cohorts],
         "seed": settings["seed"],
     }
-    row = trials.set_index("number").loc[record.number]
+    row = trials[trials["number"] == record.number].iloc[0]
     figures = ["uar", "uar_low", "uar_high", *(f"uar_{one}" for one in job.cohorts), "gain", "gain_low", "gain_high"]
-    file = run.folder / ("best.yaml" if held_out is not None or len(run.objectives) == 1 else f"front/{record.number}.yaml")
+    file = run.folder / (
+        "best.yaml" if held_out is not None or len(run.objectives) == 1 else f"front/{record.number}.yaml"
+    )
     return {
         "trial": record.number,
         "in_trials": {one: round(float(row[one]), 6) for one in figures},
-        "held_out": None if held_out is None else {k: v for k, v in asdict(held_out).items() if k != "number"},
+        "held_out": None if held_out is None else asdict(held_out),
         "values": dict(record.params),
         "models": [
             str(run.folder / "models" / model_key(replace(training, seed=training.seed + repeat), subjects))

@@ -1,8 +1,8 @@
 """Runs the trials that a study lacks, on Ray Tune.
 
-In: a `SweepStudy`, and what trials share. Out: finished trials in the study, a line of progress for each. Optuna chooses
-a trial's values; Ray Tune places trials on the cluster, one fold at a time, and keeps the logs. What the two tell each
-other goes through a `Conductor`.
+In: a `SweepStudy`, and what trials share. Out: finished trials in the study, a line of progress for each. Optuna
+chooses a trial's values; Ray Tune places trials on the cluster, one fold at a time, and keeps the logs. What the two
+tell each other goes through a `Conductor`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,49 +120,30 @@ class Conductor:
         self.progress.ended(self.study, number)
 
 
-def run_trials(
-    study: SweepStudy,
-    job: SweepJob,
-    data: SweepData,
-    *,
-    shelf: Any,
-    total: int,
-    objectives: Sequence[str],
-    stopping: Stopping | None,
-    config: TuneConfig,
-    folder: Path,
-    progress: SweepProgress,
-) -> None:
-    """Run the trials that are missing, on the connected Ray, until `total` are finished.
+def run_trials(conductor: Conductor, data: SweepData, *, shelf: Any, config: TuneConfig, folder: Path) -> None:
+    """Run the trials that are missing, on the connected Ray, until all are finished.
 
     Args:
-        study: the study; other drivers may work on it at the same time.
-        job: what all trials know.
+        conductor: knows the study, on which other drivers may work at the same time, and how many trials it is to have.
         data: what all trials share.
         shelf: handle of the `ModelShelf`.
-        total: finished trials to have at the end: complete, stopped and failed ones.
-        objectives: names of the figures that are optimized.
-        stopping: decides whether a trial is stopped before its last fold.
         config: how Ray Tune runs them.
         folder: the run folder; logs go to `tensorboard/` in it.
-        progress: prints a line for every trial that ends.
     """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    conductor = Conductor(study, job, total=total, objectives=objectives, stopping=stopping, progress=progress)
+    study, total = conductor.study, conductor.total
     while not study.finished(total):
         counts = study.counts()
         missing = total - counts.finished - counts.elsewhere
         if counts.waiting or (missing > 0 and not study.sampler.only_queued):
             _tune(conductor, data, shelf, missing=max(missing, 1), config=config, folder=folder)
         else:
-            progress.waiting(counts.elsewhere)
+            conductor.progress.waiting(counts.elsewhere)
             time.sleep(_POLL_SECONDS)
 
 
-def _tune(
-    conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, config: TuneConfig, folder: Path
-) -> None:
+def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, config: TuneConfig, folder: Path) -> None:
     from ray import tune
 
     gpu = gpu_share(config.cluster)
@@ -222,12 +204,19 @@ def keep_logs(scratch: Path, folder: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
-    """Ray's own callbacks that log trials.
+def check_loggers(names: Sequence[Logger]) -> None:
+    """Refuse loggers whose package is not installed.
 
     Raises:
-        ValueError: for an unknown name, or one whose package is not installed.
+        ValueError: naming the package.
     """
+    for name in names:
+        if name != "tensorboard" and find_spec(name) is None:
+            raise ValueError(f"loggers={name}: the package is not installed; pip install {name}")
+
+
+def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
+    """Ray's own callbacks that log trials; MLflow and Weights & Biases read their own environment variables."""
     from ray.tune.logger import TBXLoggerCallback
 
     made: list[Any] = []
@@ -235,31 +224,16 @@ def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
         if name == "tensorboard":
             made.append(TBXLoggerCallback())
         elif name == "mlflow":
-            made.append(_mlflow(experiment))
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            uri = os.environ.get("MLFLOW_TRACKING_URI")
+            made.append(MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment))
         else:
-            made.append(_wandb(experiment))
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            project = os.environ.get("WANDB_PROJECT", "clipautt")
+            made.append(WandbLoggerCallback(project=project, group=experiment))
     return made
-
-
-def _mlflow(experiment: str) -> Any:
-    _require("mlflow")
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-    return MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"), experiment_name=experiment)
-
-
-def _wandb(experiment: str) -> Any:
-    _require("wandb")
-    from ray.air.integrations.wandb import WandbLoggerCallback
-
-    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "clipautt"), group=experiment)
-
-
-def _require(package: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ValueError(f"loggers={package}: the package is not installed; pip install {package}")
 
 
 def _trainable() -> Any:
@@ -273,7 +247,8 @@ def _trainable() -> Any:
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.values, self.trial = new_config["values"], None
+            self.trial: SweepTrial | None = None
+            self.values = new_config["values"]
             return True
 
         def step(self) -> dict[str, Any]:
@@ -300,7 +275,7 @@ def _searcher(conductor: Conductor) -> Any:
     from ray.tune.search import Searcher
 
     class StudySearcher(Searcher):  # type: ignore[misc]
-        def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        def suggest(self, trial_id: str) -> Any:
             return conductor.suggest(trial_id) or Searcher.FINISHED
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

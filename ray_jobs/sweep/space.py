@@ -7,28 +7,23 @@ which some value would not be valid there, is not sampled in it.
 
 from __future__ import annotations
 
-import warnings
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import Trial
 
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.model.training import TrainConfig
+from clipautt.video.augmentation import Augmentation
 from ray_jobs.sweep.dimensions import METHOD, REFUSED, Dimension, Value, read_dimensions, searchable
 
 __all__ = ["MOST_COMBINATIONS", "Dimension", "SearchSpace", "Value", "make_space"]
 
 MOST_COMBINATIONS = 100_000
 """Largest number of combinations of a grid; a trial takes seconds."""
-_STREAM = 31  # Keeps the sampler's random numbers apart from those of training and cohorts.
 _DECIDING = (
     "adapt.method.objective",
     "adapt.method.on",
@@ -89,6 +84,23 @@ class SearchSpace:
             "subject_baseline": adapt.subject_baseline,
         }
         return replace(self.train, **own), adapt
+
+    def augmentations(self) -> list[Augmentation]:
+        """The augmentations that trials can have, without none at all.
+
+        Raises:
+            ValueError: if an augmentation has infinitely many values.
+        """
+        searched = [dimension for dimension in self.dimensions if dimension.name.startswith("train.augmentation.")]
+        for dimension in searched:
+            if dimension.size is None:
+                raise ValueError(
+                    f"space.{dimension.name}: every augmentation is encoded before the trials, so give a list, "
+                    f"space.{dimension.name}={{choices: [{dimension.low}, {dimension.high}]}}"
+                )
+        values = [[(dimension.name, value) for value in dimension.values()] for dimension in searched]
+        found = (self.configs(dict(chosen))[0].augmentation for chosen in itertools.product(*values))
+        return list(dict.fromkeys(one for one in found if one.on))
 
     def applies(self, dimension: Dimension, chosen: Mapping[str, Value]) -> bool:
         """Whether a dimension matters and all of its values are valid, given what was chosen before it."""
@@ -286,41 +298,3 @@ def _reason(error: ValueError) -> str:
     from clipautt.settings import one_line
 
     return one_line(error) if isinstance(error, ValidationError) else str(error)
-
-
-class SeededSampler(BaseSampler):
-    """Optuna's TPE with random numbers that follow from the seed and the trial's number alone.
-
-    A sampler that is seeded once would suggest the first trials again in a resumed sweep.
-
-    Args:
-        seed: seed of the sweep.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._current: tuple[int, TPESampler] | None = None
-
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        if self._current is None or self._current[0] != trial.number:
-            numbers = np.random.SeedSequence([self.seed, _STREAM, trial.number]).generate_state(1)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # `group` allows trials without some dimensions.
-                self._current = trial.number, TPESampler(seed=int(numbers[0]), multivariate=True, group=True)
-        return self._current[1]
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The dimensions that are sampled jointly."""
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Values of the dimensions that are sampled jointly."""
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """The value of a dimension that is sampled alone."""
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from clipautt.selection.scoring import METRICS, spread
+from clipautt.selection.trials import STATUSES
+from ray_jobs.sweep.dimensions import Dimension
 from ray_jobs.sweep.space import SearchSpace
 from ray_jobs.sweep.study import TrialRecord
 
@@ -48,7 +50,7 @@ def trial_table(
     """All trials of a study.
 
     Args:
-        records: from `SweepStudy.trials`.
+        records: from `SweepStudy.trials`; those that run or wait are left out.
         space: its dimensions become columns, empty where they did not matter in a trial.
         cohorts: names of the shares of positives at which trials are scored.
         num_subjects: S, the subjects of all folds.
@@ -61,17 +63,24 @@ def trial_table(
     named = tuple(f"uar_{name}" for name in cohorts)
     rows = []
     for record in records:
+        if record.status not in STATUSES:
+            continue
         facts = record.facts
         row: dict[str, Any] = {"number": record.number, "status": record.status, "reason": record.reason}
         row |= {name: facts.get(name) for name in (*METRICS, *named, *_TIMES, *_COUNTS, "agreement")}
         row |= spread(subject_values(record, num_subjects), reference)
         row["seconds"] = facts.get("seconds", record.seconds)
-        rows.append(row | {dimension.name: record.params.get(dimension.name) for dimension in space.dimensions})
+        rows.append(row | {dimension.name: cell(dimension, record) for dimension in space.dimensions})
     figures = (METRICS[0], *_SPREAD[:3], *named, *METRICS[1:], *_SPREAD[3:])
     columns = ["number", "status", "reason", *figures, "folds", *_TIMES, *_COUNTS[1:], "agreement"]
     types = {name: "float64" for name in (*figures, *_TIMES, "agreement")} | dict.fromkeys(_COUNTS, "Int64")
     types |= {dimension.name: dimension.dtype for dimension in space.dimensions}
     return pd.DataFrame(rows, columns=[*columns, *(dimension.name for dimension in space.dimensions)]).astype(types)
+
+
+def cell(dimension: Dimension, record: TrialRecord) -> Any:
+    """The value of a dimension in a trial as the table holds it; None where it did not matter."""
+    return dimension.cell(record.params[dimension.name]) if dimension.name in record.params else None
 
 
 def best_record(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:

@@ -27,10 +27,21 @@ from clipautt.features.packed import PackedClips
 from clipautt.footage import Footage
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.network import initial_model
-from clipautt.model.training import PHRASES, Example, TrainConfig, centre_subjects, fit, make_checkpoint
+from clipautt.model.training import (
+    PHRASES,
+    AugmentedBatches,
+    Example,
+    TrainConfig,
+    augmented_batches,
+    centre_subjects,
+    fit,
+    make_checkpoint,
+    subject_centres,
+)
 from clipautt.model.windows import clip_starts
 from clipautt.selection.folds import Division
 from clipautt.selection.scoring import METRICS, Draw, FoldScore, score_fold
+from clipautt.video.augmentation import Augmentation
 from ray_jobs.sweep.models import Models
 from ray_jobs.sweep.space import SearchSpace
 
@@ -79,6 +90,8 @@ class SweepData:
     """Subject → class indices of all its clips, those without features included: the class shares of training."""
     draws: Mapping[str, tuple[Draw, ...]]
     """Subject → what is evaluated of it; labels only score."""
+    passes: Mapping[Augmentation, tuple[PackedClips, ...]] = field(default_factory=dict)
+    """Augmentation → features of every pass of it, of the clips that may be trained on."""
 
 
 @dataclass(frozen=True)
@@ -230,10 +243,10 @@ def train_model(
         for clip_id, clip in clips.items()
         if clip.subject_id in members and clip_id in data.labels and clip_starts(clip, config.window)
     ]
-    centred = centre_subjects(chosen, config.subject_baseline)
+    examples = training_examples(data, config, chosen)
     shape = (backbone.feature_dim, len(PHRASES), len(job.classes))
     model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width).to(backbone.device)
-    fit(model, text, [Example(clip, data.labels[clip.clip_id]) for clip in centred], config)
+    fit(model, text, examples, config)
     return make_checkpoint(
         model,
         config,
@@ -246,6 +259,22 @@ def train_model(
         clip_frames=[len(clip.times) for clip in chosen],
         manifest=job.manifest,
     )
+
+
+def training_examples(
+    data: SweepData, config: TrainConfig, clips: Sequence[ClipFeatures]
+) -> list[Example] | AugmentedBatches:
+    """What `fit` trains on: these clips with their subjects' centres removed, or their augmented passes."""
+    if config.features != "augmented":
+        return [Example(clip, data.labels[clip.clip_id]) for clip in centre_subjects(clips, config.subject_baseline)]
+    chosen = {clip.clip_id for clip in clips}
+    passes = [
+        {name: clip for name, clip in packed.clips().items() if name in chosen}
+        for packed in data.passes[config.augmentation][: config.num_passes]
+    ]
+    labels = {name: data.labels[name] for name in chosen}
+    centres = {} if config.subject_baseline == "none" else subject_centres(clips, config.subject_baseline)
+    return augmented_batches(passes, labels, centres, config)
 
 
 def model_key(config: TrainConfig, subjects: Sequence[str]) -> str:

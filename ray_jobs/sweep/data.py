@@ -1,0 +1,87 @@
+"""What the trials of a sweep share: who is in which fold, and the features and labels of the source subjects.
+
+In: a manifest, a feature store. Out: a `Division` and `SweepData`. Target subjects are left out at the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipautt.evaluation.results import Cohort
+from clipautt.features.packed import PackedClips
+from clipautt.features.store import FeatureStore
+from clipautt.manifest import Manifest, by_subject
+from clipautt.selection.folds import Division, divide
+from clipautt.selection.scoring import draws_of
+from clipautt.video.augmentation import Augmentation
+from ray_jobs.platform.extraction.augmented import extract_passes
+from ray_jobs.platform.extraction.extract import ExtractionConfig
+from ray_jobs.sweep.settings import SweepConfig
+from ray_jobs.sweep.space import SearchSpace
+from ray_jobs.sweep.trial import SweepData
+
+
+def source_manifest(manifest: Manifest) -> Manifest:
+    """The labelled source clips alone: nothing of target subjects goes further than this.
+
+    Raises:
+        ValueError: without source clips.
+    """
+    clips = tuple(clip for clip in manifest.of_split("source_train", "source_val") if clip.label is not None)
+    if not clips:
+        raise ValueError("the manifest has no labelled source_train or source_val clips; a sweep works on them alone")
+    return Manifest(clips, manifest.classes)
+
+
+def load_data(
+    manifest: Manifest, store: FeatureStore, config: SweepConfig, cohorts: Sequence[Cohort]
+) -> tuple[Division, SweepData]:
+    """Divide the source subjects, and read their features.
+
+    Args:
+        manifest: labelled source clips.
+        store: their features.
+        config: folds, held-out share and seed.
+        cohorts: shares of positives to score at.
+
+    Raises:
+        ValueError: without features, or with too few subjects.
+    """
+    loaded = store.load(manifest.clips)
+    if not loaded:
+        raise ValueError(f"{len(manifest.clips)} source clips, none with features; see the failures above")
+    there = by_subject(clip for clip in manifest.clips if clip.clip_id in loaded)
+    scorable = {subject: clips for subject, clips in there.items() if len({clip.label for clip in clips}) > 1}
+    division = divide(
+        {clip.subject_id for clip in manifest.of_split("source_train") if clip.subject_id in there},
+        {clip.subject_id for clip in manifest.of_split("source_val") if clip.subject_id in there},
+        scorable=scorable,
+        folds=config.folds,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+    draws = draws_of(scorable, cohorts, classes=manifest.classes, seed=config.seed)
+    return division, SweepData(
+        PackedClips.of(loaded.values()),
+        {clip.clip_id: manifest.label_index(clip) for clips in there.values() for clip in clips},
+        {
+            subject: tuple(manifest.label_index(clip) for clip in clips)
+            for subject, clips in by_subject(manifest.clips).items()
+        },
+        {subject: tuple(draw for draw in draws if draw.subject_id == subject) for subject in scorable},
+    )
+
+
+def augmented_features(
+    manifest: Manifest, space: SearchSpace, division: Division, extraction: ExtractionConfig
+) -> dict[Augmentation, tuple[PackedClips, ...]]:
+    """Encode the augmentations that trials may choose, before the first trial; only what is missing is encoded."""
+    subjects = set(division.trained_on(None))
+    clips = [clip for clip in manifest.clips if clip.subject_id in subjects]
+    found = {}
+    for number, augmentation in enumerate(chosen := space.augmentations(), start=1):
+        count = space.train.augmented_passes
+        print(f"augmentation {number} of {len(chosen)}: {augmentation}, {count} passes over {len(clips)} clips")
+        stores = extract_passes(clips, extraction, augmentation, passes=count, seed=space.train.seed)
+        found[augmentation] = tuple(PackedClips.of(store.load(clips).values()) for store in stores)
+    return found

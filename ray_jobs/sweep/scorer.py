@@ -1,0 +1,87 @@
+"""Scores settings on the cluster outside of trials: CLIP-AU, which gains refer to, and the chosen trial.
+
+In: what trials share. Out: UAR per subject, kept with the study so that it is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipautt.selection.report import HeldOut
+from ray_jobs.sweep.models import ShelvedModels
+from ray_jobs.sweep.results import SweepRun, held_out_record
+from ray_jobs.sweep.study import SweepStudy, TrialRecord
+from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
+
+
+class Scorer:
+    """Scores settings on the connected Ray, outside of trials.
+
+    Args:
+        job: what trials share.
+        data: their features and labels.
+        shelf: handle of the `ModelShelf`.
+        gpu: share of a GPU per task; 0 without GPUs.
+    """
+
+    def __init__(self, job: SweepJob, data: SweepData, shelf: Any, gpu: float) -> None:
+        import ray
+
+        self.job, self.shelf = job, shelf
+        self.shared = ray.put((job, data))
+        self.options = {"num_cpus": 0, "num_gpus": gpu} if gpu else {"num_cpus": 1}
+
+    def scores(self, training: Any, adaptation: Any, folds: Sequence[int | None]) -> npt.NDArray[np.float64]:
+        """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects."""
+        import ray
+
+        task = ray.remote(_score).options(**self.options)
+        parts = ray.get(
+            [
+                task.remote(self.shared, self.shelf, training, adaptation, repeat, fold)
+                for repeat in range(self.job.repeats)
+                for fold in folds
+            ]
+        )
+        return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
+
+    def reference(self, study: SweepStudy) -> npt.NDArray[np.float64]:
+        """CLIP-AU's UAR for every subject of the folds; computed once per study."""
+        noted = study.study.user_attrs.get("reference")
+        if noted is None:
+            values = self.scores(*reference(self.job.space), range(len(self.job.division.folds)))
+            noted = [round(float(one), 6) for one in values]
+            study.study.set_user_attr("reference", noted)
+        return np.asarray(noted, float)
+
+
+def _score(shared: Any, shelf: Any, training: Any, adaptation: Any, repeat: int, fold: int | None) -> Any:
+    """A Ray task: one fold of one repeat."""
+    import ray
+
+    job, data = shared
+    models = ShelvedModels(shelf, holder=str(ray.get_runtime_context().get_task_id()))
+    return score_part(
+        job, data, models, training=replace(training, seed=training.seed + repeat), adaptation=adaptation, fold=fold
+    )
+
+
+def judge(run: SweepRun, scorer: Scorer, study: SweepStudy, best: TrialRecord | None) -> HeldOut | None:
+    """The chosen trial on the held-out subjects; every choice is noted, as each look makes the figure weaker."""
+    if best is None or not run.job.division.held_out:
+        return None
+    noted: dict[str, list[float]] = study.study.user_attrs.get("held_out", {})
+    for key, settings in (
+        ("reference", reference(run.job.space)),
+        (str(best.number), run.job.space.configs(best.params)),
+    ):
+        if key not in noted:
+            noted[key] = [round(float(one), 6) for one in scorer.scores(*settings, [None])]
+    study.study.set_user_attr("held_out", noted)
+    ours, clip_au = (np.asarray(noted[key], float) for key in (str(best.number), "reference"))
+    return held_out_record(run, best, ours, clip_au, looks=len(noted) - 1)
