@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import ray_jobs
+from clipautt.commands import quoted
 from ray_jobs import cli
 from ray_jobs.platform import configuration, jobs
 from ray_jobs.platform.runs import code_version
@@ -80,11 +81,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_entrypoint_survives_a_shell(project: Path) -> None:
     text = "it's a 'b' $HOME `c`; d"
-    entrypoint = submit.entrypoint_of("tiny", [f"text={configuration.quoted(text)}", "runs=/shared"])
+    entrypoint = submit.entrypoint_of("tiny", [f"text={quoted(text)}", "runs=/shared"])
     script = "import sys; print(sys.argv[-2])"
     shown = entrypoint.replace(" -m ray_jobs.tiny", f" -c '{script}'")
     done = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"text={configuration.quoted(text)}"
+    assert done.stdout.strip() == f"text={quoted(text)}"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_a_job_runs_there_and_its_log_and_exit_code_come_back(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # The address given must win over this one.
     text = "it's a (b)"
-    words = ["tiny", f"text={configuration.quoted(text)}", "runs=/shared", "--address", cluster_url]
+    words = ["tiny", f"text={quoted(text)}", "runs=/shared", "--address", cluster_url]
     assert cli.main(["submit", *words]) == 0
     out = capfd.readouterr().out
     assert out.count("squares [0, 1, 4]\n") == 1
