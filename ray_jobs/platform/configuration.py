@@ -243,7 +243,8 @@ def _composed(
         parsed = [parse(word) for given in overrides for word in spelled_out(given)]
         groups = [word for word in parsed if loader.get_group_options(word.key_or_group)]
         defaults = _load(job, [])
-        chosen, own = [], []
+        chosen: list[str] = []
+        own: list[option_files.OptionFile] = []
         for word in groups:
             _check_group(job, defaults, word)
             file = _own_file(loader, word)

@@ -175,8 +175,8 @@ def placed(file: OptionFile, folder: Path, cfg: DictConfig, chosen: str | None, 
         chosen: the group's option in them.
         number: of the file among all words, for its stand-in name.
     """
-    presets = [path.read_text(encoding="utf-8") for path in sorted((folder / file.group).glob("*.yaml"))]
-    everywhere = all(any(_HEADER.fullmatch(line) for line in _head(text)) for text in presets)
+    presets = _presets(folder, file.group)
+    everywhere = all(any(_HEADER.fullmatch(line) for line in _head(text)) for text, _ in presets)
     content, package = dict(file.content), file.package
     if package is None and everywhere:
         package = _GLOBAL
@@ -185,13 +185,20 @@ def placed(file: OptionFile, folder: Path, cfg: DictConfig, chosen: str | None, 
         content = dict(content[file.group])  # as a run's config.yaml has it
     if not everywhere and package in (None, "_group_", _GLOBAL) and not {TARGET, "defaults"} & set(content):
         node = cfg.get(file.group)
-        targets = {OmegaConf.create(text).get(TARGET) for text in presets}
+        targets = {settings.get(TARGET) for _, settings in presets}
         if isinstance(node, DictConfig) and TARGET in node and chosen is not None:
             place = f"@{_GLOBAL}.{file.group}" if package == _GLOBAL else ""
             content = {"defaults": [f"{chosen}{place}", "_self_"], **content}
         elif package != _GLOBAL and len(targets) == 1 and None not in targets:
             content = {TARGET: targets.pop(), **content}
     return replace(file, content=content, package=package, name=f"own_file_{number}")
+
+
+def _presets(folder: Path, group: str) -> list[tuple[str, dict[Any, Any]]]:
+    """Text and settings of a group's presets."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / group).glob("*.yaml"))]
+    loaded = [OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False) for text in texts]
+    return [(text, one if isinstance(one, dict) else {}) for text, one in zip(texts, loaded, strict=True)]
 
 
 def _with_part(content: dict[str, Any], part: str | None, cfg: DictConfig) -> dict[str, Any]:
@@ -261,8 +268,8 @@ def check(file: OptionFile, cfg: DictConfig, before: DictConfig, folder: Path) -
         for part in reversed(package.split(".")):
             content = {part: content}
     assert isinstance(made, dict) and isinstance(there, dict)
-    for path in sorted((folder / file.group).glob("*.yaml")) if package == _GLOBAL else ():
-        there = {**dict(OmegaConf.to_container(OmegaConf.load(path), resolve=False)), **there}
+    for _, settings in _presets(folder, file.group) if package == _GLOBAL else ():
+        there = {**settings, **there}
     problems = dict(_unknown(content, made, there))
     for key, problem in problems.items():
         unknown = tuple(name for name, other in problems.items() if not other)

@@ -88,6 +88,25 @@ def test_the_entrypoint_survives_a_shell(project: Path) -> None:
     assert done.stdout.strip() == f"text={quoted(text)}"
 
 
+def test_files_of_settings_are_sent_with_the_words(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cluster reads needs none of them."""
+    (project / "conf" / "tiny.yaml").write_text(
+        "defaults: [_self_, {how: usual}]\ncode: 0 # exit code\nruns: runs # folder of all runs\n"
+    )
+    (project / "conf" / "how").mkdir()
+    (project / "conf" / "how" / "usual.yaml").write_text("pace: 1 # steps\n")
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("pace: 7 # it's fast\n")
+    Path("best.yaml").write_text("tiny: [code=3, how=mine.yaml]\n")
+    entrypoint = submit.entrypoint_of("tiny", ["@best.yaml", "runs=/shared"])
+    Path("mine.yaml").unlink()
+    words = shlex.split(entrypoint)[-3:]
+    assert (words[0], words[2]) == ("code=3", "runs=/shared")
+    assert configuration.compose("tiny", words) == {"how": {"pace": 7}, "code": 3, "runs": "/shared"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
