@@ -9,11 +9,8 @@ workers get plain values.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +18,27 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from clipautt.commands import looks_otherwise, quoted, setting
-from clipautt.commands import word as shell_word
+from ray_jobs.platform import option_files
 from ray_jobs.platform.nearest import nearest, suggestion
 from ray_jobs.platform.objects import build
+from ray_jobs.platform.overriding import (
+    checked_kind,
+    first_line,
+    kept_as_text,
+    open_clip_models,
+    parse,
+    spelled_out,
+    text_of,
+)
 from ray_jobs.platform.schema import MISSING, TARGET, Field, fields, filled
 
 VERSION_BASE = "1.3"
-_FROM_ELSEWHERE = ("hf-hub:", "local-dir:")
-_WORD = re.compile(r"(?P<key>[+~]{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
-_ITEM = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},'"]+""")
-"""A quoted or bare item of a list in Hydra's grammar."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,31 @@ def compose(job: str, overrides: Sequence[str] = ()) -> DictConfig:
         return _composed(loader, job, overrides)[0].cfg
 
 
+def inlined(overrides: Sequence[str]) -> list[str]:
+    """The words, with the contents of a user's option files in place of their names: for another machine."""
+    with _hydra() as loader:
+        words = [parse(word) for given in overrides for word in spelled_out(given)]
+        files = {text_of(word): _own_file(loader, word) for word in words}
+        return [text_of(word) if file is None else file.inline for word in words for file in (files[text_of(word)],)]
+
+
 def compose_with_sources(job: str, overrides: Sequence[str] = ()) -> Composition:
     """Like `compose`, with the groups, options and files that the settings came from."""
     with _hydra() as loader:
-        layer, words = _composed(loader, job, overrides)
+        layer, words, own = _composed(loader, job, overrides)
         files = loader.compute_defaults_list(job, words, RunMode.RUN).defaults
+        paths = {f"{file.group}/{file.name}": file.path for file in own}
+        names = {file.name: file.word.partition("=")[2] for file in own}
+        taken = [file for file in files if file.config_path and not file.config_path.startswith("hydra")]
+        found = [(paths.get(one.config_path, folder() / f"{one.config_path}.yaml"), one.package) for one in taken]
         return Composition(
             cfg=layer.cfg,
-            choices=layer.choices,
-            options={group: tuple(loader.get_group_options(_bare(group))) for group in layer.choices},
-            sources=tuple(
-                Source(folder() / f"{file.config_path}.yaml", file.package or "")
-                for file in files
-                if file.config_path and not file.config_path.startswith("hydra")
-            ),
+            choices={group: names.get(str(option), option) for group, option in layer.choices.items()},
+            options={
+                group: tuple(names.get(name, name) for name in loader.get_group_options(_bare(group)))
+                for group in layer.choices
+            },
+            sources=tuple(Source(path, package or "") for path, package in found if path is not None),
         )
 
 
@@ -197,7 +208,8 @@ def _plain(node: Any) -> Any:
 @contextlib.contextmanager
 def _hydra() -> Iterator[ConfigLoader]:
     GlobalHydra.instance().clear()  # Hydra refuses to start twice, for instance in a notebook.
-    with initialize_config_dir(config_dir=str(folder()), version_base=VERSION_BASE, job_name="clipautt"):
+    settings = initialize_config_dir(config_dir=str(folder()), version_base=VERSION_BASE, job_name="clipautt")
+    with settings, option_files.registered():
         yield GlobalHydra.instance().config_loader()
 
 
@@ -210,10 +222,10 @@ def _plain_errors() -> Iterator[None]:
         key = getattr(error, "full_key", None)
         if "Missing mandatory value" in str(error):
             raise ValueError(_missing(str(key))) from None
-        raise ValueError(_first_line(error)) from None
+        raise ValueError(first_line(error)) from None
     except HydraException as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise ValueError(_first_line(cause)) from None
+        raise ValueError(first_line(cause)) from None
 
 
 def _missing(*keys: str) -> str:
@@ -221,28 +233,48 @@ def _missing(*keys: str) -> str:
     return f"{', '.join(keys)} {verb} no value; set {them} with {' '.join(f'{key}=…' for key in keys)}"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _composed(loader: ConfigLoader, job: str, overrides: Sequence[str]) -> tuple[_Layer, list[str]]:
-    """The settings, and the words among the overrides that choose options of groups."""
+def _composed(
+    loader: ConfigLoader, job: str, overrides: Sequence[str]
+) -> tuple[_Layer, list[str], list[option_files.OptionFile]]:
+    """The settings, the words among the overrides that choose options of groups, and the user's own files."""
     if job not in configured_jobs():
         raise ValueError(f"no configuration for {job!r}{suggestion(job, configured_jobs())}")
     with _plain_errors():
-        parsed = [_parse(word) for given in overrides for word in _spelled_out(given)]
+        parsed = [parse(word) for given in overrides for word in spelled_out(given)]
         groups = [word for word in parsed if loader.get_group_options(word.key_or_group)]
         defaults = _load(job, [])
+        chosen: list[str] = []
+        own: list[option_files.OptionFile] = []
         for word in groups:
-            _check_choice(loader, job, defaults, word)
-        chosen = [_text(word).lstrip("+") for word in groups]
-        base = _load(job, chosen) if chosen else defaults
+            _check_group(job, defaults, word)
+            file = _own_file(loader, word)
+            if file is None:
+                _check_choice(loader, word)
+                chosen.append(text_of(word).lstrip("+"))
+                continue
+            usual = defaults.choices.get(file.group)
+            own.append(option_files.placed(file, folder(), defaults.cfg, usual, len(own)))
+            chosen.append(f"{text_of(word).partition('=')[0].lstrip('+')}={own[-1].name}")
+        for file in own:
+            option_files.register(file)
+        with option_files.named(own), _plain_errors():
+            base = _load(job, chosen) if chosen else defaults
+        for file in own:
+            if file.name == base.choices.get(file.group):
+                option_files.check(file, base.cfg, defaults.cfg, folder())
         cfg = base.cfg.copy()
         for word in parsed:
             if word not in groups:
                 _apply(cfg, base, word)
-        return _Layer(_filled(cfg), base.choices), chosen
+        return _Layer(_filled(cfg), base.choices), chosen, own
+
+
+def _own_file(loader: ConfigLoader, word: Override) -> option_files.OptionFile | None:
+    """The user's own file that a word chooses as an option; None if it chooses none."""
+    options = loader.get_group_options(word.key_or_group)
+    if not options or word.is_delete() or not option_files.names_file(word.value(), options):
+        return None
+    return option_files.read_option(word.key_or_group, str(word.value()), options)
 
 
 def _filled(cfg: DictConfig) -> DictConfig:
@@ -252,66 +284,19 @@ def _filled(cfg: DictConfig) -> DictConfig:
     return whole
 
 
-def _spelled_out(word: str) -> list[str]:
-    """The word, or for `backbone=NAME` with an open_clip model the two words that it is short for."""
-    group, _, name = word.partition("=")
-    if group != "backbone" or not (name.startswith(_FROM_ELSEWHERE) or name in _open_clip_models()):
-        return [word]
-    return ["backbone=open_clip", f"backbone.name={quoted(name)}"]
-
-
-@cache
-def _open_clip_models() -> frozenset[str]:
-    """Names of the models that open_clip knows, found without importing it."""
-    spec = importlib.util.find_spec("open_clip")
-    folders = spec.submodule_search_locations if spec else None
-    return frozenset(path.stem for folder in folders or [] for path in Path(folder, "model_configs").glob("*.json"))
-
-
-def _parse(word: str) -> Override:
-    parser = OverridesParser.create()
-    match = _WORD.fullmatch(word)
-    if match is None and not word.startswith("~"):
-        raise ValueError(f"cannot read {word!r}: a setting is written key=value")
-    try:
-        override = parser.parse_override(word)
-    except HydraException as error:
-        # A path may contain characters that Hydra's grammar reserves, but does not begin like a list, mapping or
-        # quotation. Letters with accents are reserved too, also in the items of a list.
-        accents = match is not None and match["value"].startswith("[") and not word.isascii()
-        if match is None or (match["value"].startswith(("[", "{", "'", '"')) and not accents):
-            raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
-        value = _ITEM.sub(_quoted_accents, match["value"]) if accents else quoted(match["value"])
-        try:
-            override = parser.parse_override(f"{match['key']}={value}")
-        except HydraException:
-            raise ValueError(f"cannot read {word!r}: {_first_line(error)}") from None
-    if override.is_sweep_override():
-        key = override.key_or_group
+def _check_group(job: str, defaults: _Layer, word: Override) -> None:
+    taken = {_bare(name) for name in defaults.choices}
+    if word.key_or_group not in taken:
         raise ValueError(
-            f"{word!r} gives {key} several values: give one; a list is written {key}=[a,b], one text with a comma "
-            f"{setting(key, word.partition('=')[2])}"
+            f"{job!r} takes no group {word.key_or_group!r}; its groups: {', '.join(sorted(taken)) or 'none'}"
         )
-    return override
 
 
-def _quoted_accents(item: re.Match[str]) -> str:
-    return item[0] if item[0].isascii() or item[0].startswith(("'", '"')) else quoted(item[0].strip())
-
-
-def _text(word: Override) -> str:
-    assert word.input_line is not None
-    return word.input_line
-
-
-def _check_choice(loader: ConfigLoader, job: str, defaults: _Layer, word: Override) -> None:
+def _check_choice(loader: ConfigLoader, word: Override) -> None:
     group, option = word.key_or_group, word.value()
     options = loader.get_group_options(group)
-    taken = {_bare(name) for name in defaults.choices}
-    if group not in taken:
-        raise ValueError(f"{job!r} takes no group {group!r}; its groups: {', '.join(sorted(taken)) or 'none'}")
     if option is not None and option not in options and not word.is_delete():
-        near = nearest(str(option), [*options, *(_open_clip_models() if group == "backbone" else ())])
+        near = nearest(str(option), [*options, *(open_clip_models() if group == "backbone" else ())])
         hint = f"; did you mean {near!r}?" if near else ";"
         raise ValueError(f"unknown option {group}={option}{hint} options: {', '.join(options)}")
 
@@ -362,7 +347,7 @@ def _remove(cfg: DictConfig, word: Override) -> None:
     if name not in parent:
         return
     if word.value() is not None and word.value() != parent._get_node(name):
-        raise ValueError(f"{_text(word)}: not removed, as the value is {parent._get_node(name)}")
+        raise ValueError(f"{text_of(word)}: not removed, as the value is {parent._get_node(name)}")
     with open_dict(parent):
         del parent[name]
 
@@ -371,8 +356,8 @@ def _checked(cfg: DictConfig, word: Override, key: str) -> Any:
     """The value of a word, in the type of its field, or of its default if it fills no field."""
     field = _field(cfg, key)
     if field is None:
-        return _parse(_checked_kind(word, _default(cfg, key))).value()
-    return _parse(_kept_as_text(word, field)).value()
+        return parse(checked_kind(word, _default(cfg, key))).value()
+    return parse(kept_as_text(word, field)).value()
 
 
 def _field(cfg: DictConfig, key: str) -> Field | None:
@@ -386,58 +371,11 @@ def _parent(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
 
 
-def _kept_as_text(word: Override, field: Field) -> str:
-    """The word, quoted if it looks like a number or a truth value where text is expected: 8_1 is a name and not 81."""
-    is_list = isinstance(word.value(), list)
-    text = field.lists_text if is_list else field.takes_text and word.value() is not None
-    return _as_text(word) if text else _text(word)
-
-
-def _as_text(word: Override) -> str:
-    """The word with its value, or each item of its list, as text: `[FALSE,007]` as `['FALSE','007']`."""
-    key, _, value = _text(word).partition("=")
-    return f"{key}={_ITEM.sub(_quoted_item, value)}"
-
-
-def _quoted_item(item: re.Match[str]) -> str:
-    return quoted(item[0].strip()) if looks_otherwise(item[0].strip()) else item[0]
-
-
-def _refuse_doubtful(word: Override) -> None:
-    """Refuse an unusually written number where nothing tells whether text is meant."""
-    key, _, written = _text(word).partition("=")
-    value = word.value()
-    if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != written.strip():
-        ways = " or ".join(shell_word(f"{key}={way}") for way in (quoted(written), value))
-        raise ValueError(f"{_text(word)}: is it text or a number? Write {ways}")
-
-
 def _default(cfg: DictConfig, key: str) -> Any:
     try:
         return OmegaConf.select(cfg, key)
     except OmegaConfBaseException:  # An interpolation of something that the user has yet to set.
         return None
-
-
-def _checked_kind(word: Override, default: Any) -> str:
-    key, value = word.key_or_group, word.value()
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if default is None:
-        _refuse_doubtful(word)
-    if default is None and isinstance(value, bool):  # no setting without a default is true or false
-        return _as_text(word)
-    if default is None or value is None or (isinstance(value, str) and "${" in value):
-        return _text(word)
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(f"{_text(word)}: expected true or false, as in the default {key}={str(default).lower()}")
-    if isinstance(default, int | float) and not isinstance(default, bool) and not is_number:
-        raise ValueError(f"{_text(word)}: expected a number, as in the default {key}={default}")
-    if isinstance(default, ListConfig) and not isinstance(value, list):
-        raise ValueError(f"{_text(word)}: expected a list, written {key}=[a,b]")
-    names = isinstance(default, ListConfig) and all(isinstance(item, str) for item in default)
-    if names or (isinstance(default, str) and (is_number or isinstance(value, bool | list))):
-        return _as_text(word)  # A name, a subject or a class may look like a number.
-    return _text(word)
 
 
 def _load(job: str, words: Sequence[str]) -> _Layer:

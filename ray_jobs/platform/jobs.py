@@ -20,6 +20,7 @@ import ray_jobs
 from clipautt.commands import quoted
 from clipautt.commands import word as shell_word
 from ray_jobs.platform.nearest import nearest
+from ray_jobs.platform.word_files import expanded
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -120,17 +121,24 @@ def overview() -> str:
             *lines,
             "",
             "`clipautt <job> --help` shows a job's settings and examples. `clipautt --version` prints the version.",
+            "",
+            "A choice such as adapt=t3a may be your own YAML file, adapt=mine.yaml: it holds settings that --help",
+            "lists as adapt.…, and changes only those. @best.yaml stands for words from a file, which has them under",
+            "the job's name: `train: [train.epochs=20, name=x]`; words after it win. Both go with submit too.",
+            "",
             "CLIPAUTT_DEBUG=1 in the environment shows where an error came from. RAY_ADDRESS names a cluster to join.",
         ]
     )
 
 
 def overrides(job: Job, words: Sequence[str]) -> list[str]:
-    """The words of a command line as settings; words for the job's positional settings are quoted for Hydra.
+    """The words of a command line as settings; words for the job's positional settings are quoted for Hydra, and those
+    of a file take the place of its `@file`.
 
     Raises:
-        ValueError: A word is not a setting.
+        ValueError: A word is not a setting, or a file has no words for the job.
     """
+    words = expanded(job.name, words)
     named = tuple(word.partition("=")[0] for word in words)
     free = [name for name in job.positional.split() if name.removesuffix(_SEVERAL) not in named]
     settings, several = [], []

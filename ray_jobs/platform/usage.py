@@ -81,7 +81,7 @@ def _group_lines(composition: configuration.Composition) -> list[str]:
             about = comments(path).get("", "") if path.is_file() else ""
             chosen = "(chosen) " if option == composition.choices[group] else ""
             lines.append(_entry(f"{group}={option}", chosen + about))
-    return ["", "Choices, each a set of settings:", *lines] if lines else []
+    return ["", "Choices, each a set of settings; your own is a file, as GROUP=FILE.yaml:", *lines] if lines else []
 
 
 def settings(composition: configuration.Composition) -> list[Setting]:

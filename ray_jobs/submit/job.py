@@ -92,6 +92,7 @@ def entrypoint_of(name: str, words: Sequence[str]) -> str:
         configuration.complete(job.module, settings)
         refuse_uris(job, settings)
         refuse_relative(job, settings)
+        settings = configuration.inlined(settings)
     return f"{_python()} {shlex.join(['-m', f'ray_jobs.{job.module}', *settings])}"
 
 

@@ -41,10 +41,11 @@ marks = [("", spent())]
 import ray_jobs.predict  # sets variables that PyTorch reads on import
 import torch
 marks.append(("  import of torch", spent()))
+from clipautt.commands import quoted
 from ray_jobs.platform import configuration
 from ray_jobs.predict import job
 marks.append(("  import of the rest", spent()))
-words = ["videos=[" + configuration.quoted(sys.argv[1]) + "]", "checkpoint=" + configuration.quoted(sys.argv[2])]
+words = ["videos=[" + quoted(sys.argv[1]) + "]", "checkpoint=" + quoted(sys.argv[2])]
 cfg = configuration.complete("predict", words)
 predictor = job.load_predictor(
     job.chosen_checkpoint(cfg.checkpoint),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import ray_jobs
+from clipautt.commands import quoted
 from ray_jobs import cli
 from ray_jobs.platform import configuration, jobs
 from ray_jobs.platform.runs import code_version
@@ -80,11 +81,30 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_entrypoint_survives_a_shell(project: Path) -> None:
     text = "it's a 'b' $HOME `c`; d"
-    entrypoint = submit.entrypoint_of("tiny", [f"text={configuration.quoted(text)}", "runs=/shared"])
+    entrypoint = submit.entrypoint_of("tiny", [f"text={quoted(text)}", "runs=/shared"])
     script = "import sys; print(sys.argv[-2])"
     shown = entrypoint.replace(" -m ray_jobs.tiny", f" -c '{script}'")
     done = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"text={configuration.quoted(text)}"
+    assert done.stdout.strip() == f"text={quoted(text)}"
+
+
+def test_files_of_settings_are_sent_with_the_words(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cluster reads needs none of them."""
+    (project / "conf" / "tiny.yaml").write_text(
+        "defaults: [_self_, {how: usual}]\ncode: 0 # exit code\nruns: runs # folder of all runs\n"
+    )
+    (project / "conf" / "how").mkdir()
+    (project / "conf" / "how" / "usual.yaml").write_text("pace: 1 # steps\n")
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("pace: 7 # it's fast\n")
+    Path("best.yaml").write_text("tiny: [code=3, how=mine.yaml]\n")
+    entrypoint = submit.entrypoint_of("tiny", ["@best.yaml", "runs=/shared"])
+    Path("mine.yaml").unlink()
+    words = shlex.split(entrypoint)[-3:]
+    assert (words[0], words[2]) == ("code=3", "runs=/shared")
+    assert configuration.compose("tiny", words) == {"how": {"pace": 7}, "code": 3, "runs": "/shared"}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +239,7 @@ def test_a_job_runs_there_and_its_log_and_exit_code_come_back(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # The address given must win over this one.
     text = "it's a (b)"
-    words = ["tiny", f"text={configuration.quoted(text)}", "runs=/shared", "--address", cluster_url]
+    words = ["tiny", f"text={quoted(text)}", "runs=/shared", "--address", cluster_url]
     assert cli.main(["submit", *words]) == 0
     out = capfd.readouterr().out
     assert out.count("squares [0, 1, 4]\n") == 1
