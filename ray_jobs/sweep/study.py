@@ -491,11 +491,13 @@ def _shown(value: Any) -> str:
 def _repeated(trial: FrozenTrial) -> FrozenTrial:
     """The trial to queue for an interrupted one: with its values, its place in a grid, and what its sampler noted.
 
-    CMA-ES and NSGA-II note the generation that a trial belongs to when they choose its values.
+    CMA-ES and NSGA-II note the generation that a trial belongs to when they choose its values. TPE and the Gaussian
+    process note values that others should avoid; those are chosen and noted again.
     """
+    kept = {key: value for key, value in trial.system_attrs.items() if "relative_params" not in key}
     return optuna.trial.create_trial(
         state=TrialState.WAITING,
-        system_attrs=trial.system_attrs | {"fixed_params": queued_values(trial)},
+        system_attrs=kept | {"fixed_params": queued_values(trial)},
         user_attrs={RERUN: trial.number} | {k: v for k, v in trial.user_attrs.items() if k == SLOT},
     )
 

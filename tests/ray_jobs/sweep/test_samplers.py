@@ -35,7 +35,7 @@ def values_of(folder: Path, sampler: str, *, seed: int = 0, killed_after: tuple[
         return [trial.params for trial in study.trials() if trial.status == "ok"]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsga2", pytest.param("gp", marks=pytest.mark.slow)])
 def test_equal_seeds_try_equal_values_however_often_the_sweep_is_killed(sampler: str, tmp_path: Path) -> None:
     if sampler == "cmaes":
         pytest.importorskip("cmaes")
