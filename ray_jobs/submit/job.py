@@ -8,9 +8,9 @@ caches, and the run records its commit; an installed wheel sends nothing, so the
 stops the job.
 
 Paths are read on the cluster: all of them, those left at their defaults included, have to be absolute, on storage that
-its machines share. A relative path is refused, since it would lie in a temporary folder that Ray removes. So is a URL with
-a password, since the dashboard shows the command: write storage='${oc.env:SWEEP_STORAGE}' and set that variable where
-the job runs.
+its machines share. A relative path is refused, since it would lie in a temporary folder that Ray removes. So is a URL
+with a password, since the dashboard shows the command: write storage='${oc.env:SWEEP_STORAGE}' and set that variable
+where the job runs.
 
 Example:
     clipautt submit extract dataset=biovid root=/shared/biovid manifest=/shared/biovid.parquet store=/shared/features \\

@@ -100,10 +100,11 @@ class SeededSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Values of the dimensions that are sampled jointly."""
         ordinal, sampler = self._of(study, trial)
-        ranked = copy.copy(trial)
-        ranked.number = ordinal  # CMA-ES adds it to its seed.
+        if isinstance(sampler, CmaEsSampler):  # It adds the number to its seed; TPE tells trials apart by it.
+            trial = copy.copy(trial)
+            trial.number = ordinal
         with _quiet():
-            return sampler.sample_relative(study, ranked, search_space)
+            return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

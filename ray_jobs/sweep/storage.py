@@ -51,6 +51,7 @@ _LOST = re.compile(
 )
 """Errors after which trying again may help."""
 _ADVICE = {
+    "invalid (?:connection option|integer value|[a-z_]+ value|URI)|unrecognized": "{text}",
     "password authentication failed|no password supplied": (
         "the server refuses the password of {user}; set it in the URL, in PGPASSWORD, or in ~/.pgpass"
     ),
@@ -98,7 +99,7 @@ def open_storage(where: str | None, folder: Path) -> BaseStorage:
         return _journal(where)
     url = _url(where)
     if url.drivername == "sqlite":
-        return _sqlite(_absolute(url), redacted(where))
+        return _sqlite(_absolute(url, where), redacted(where))
     return _postgres(url, redacted(where))
 
 
@@ -123,9 +124,9 @@ def _url(where: str) -> URL:
     return url
 
 
-def _absolute(url: URL) -> URL:
+def _absolute(url: URL, where: str) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise ValueError(f"storage={url.render_as_string()}: names no file; write sqlite:///PATH")
+        raise ValueError(f"storage={redacted(where)}: names no file; write sqlite:///PATH")
     return url.set(database=str(Path(url.database).expanduser().absolute()))
 
 
@@ -327,10 +328,12 @@ def _details(error: BaseException) -> str:
 def _advice(text: str, url: URL | None) -> str:
     """What is wrong and what to do."""
     user = f"user {url.username!r}" if url is not None and url.username else "this user"
+    database = "" if url is None else f" {url.database!r}"
+    line = _without_secrets((text.strip().splitlines() or ["unknown error"])[0], url)
     for pattern, advice in _ADVICE.items():
         if re.search(pattern, text, re.I):
-            return advice.format(user=user, database="" if url is None else f" {url.database!r}")
-    return _without_secrets((text.strip().splitlines() or ["unknown error"])[0], url)
+            return advice.format(user=user, database=database, text=line)
+    return line
 
 
 def _without_secrets(text: str, url: URL | None) -> str:

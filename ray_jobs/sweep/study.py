@@ -326,8 +326,7 @@ class SweepStudy:
                 told = self._end(trial.number, "interrupted", f"its driver ended ({owner or 'unknown'})")
                 closed += [trial.number] if told == "interrupted" else []
         for trial in unrepeated(self._trials()):
-            attributes = {RERUN: trial.number} | {k: v for k, v in trial.user_attrs.items() if k == SLOT}
-            self.study.enqueue_trial(queued_values(trial), user_attrs=attributes)
+            self.study.add_trial(_repeated(trial))
         return closed
 
     @_told
@@ -487,6 +486,20 @@ def _refuse_other_directions(study: Study, directions: Sequence[Direction], wher
 
 def _shown(value: Any) -> str:
     return "(not set)" if value is ... else json.dumps(value, ensure_ascii=False)
+
+
+def _repeated(trial: FrozenTrial) -> FrozenTrial:
+    """The trial to queue for an interrupted one: with its values, its place in a grid, and what its sampler noted.
+
+    CMA-ES and NSGA-II note the generation that a trial belongs to when they choose its values. TPE and the Gaussian
+    process note values that others should avoid; those are chosen and noted again.
+    """
+    kept = {key: value for key, value in trial.system_attrs.items() if "relative_params" not in key}
+    return optuna.trial.create_trial(
+        state=TrialState.WAITING,
+        system_attrs=kept | {"fixed_params": queued_values(trial)},
+        user_attrs={RERUN: trial.number} | {k: v for k, v in trial.user_attrs.items() if k == SLOT},
+    )
 
 
 def _record(trial: FrozenTrial, ordinal: int | None) -> TrialRecord:
