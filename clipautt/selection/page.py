@@ -225,7 +225,7 @@ def _curves(report: SweepReport) -> list[tuple[str, ...]]:
     """A row per dimension that has a curve: label, best value, values not told from it, clearly worse ones."""
     found = report.conclusions
     return [
-        (one.label, *(cell or "none" for cell in curve_cells(found.curves[one.key])))
+        (one.label, *(cell or _DASH for cell in curve_cells(found.curves[one.key])))
         for one in found.dimensions
         if one.key in found.curves
     ]

@@ -147,7 +147,7 @@ def curve_words(report: SweepReport, dimension: Dimension) -> str:
         return f"{name}: highest at {best}, without intervals, so that no value can be called better."
     if not found.worse.any():
         return f"{name}: no difference between its values could be shown; highest at {best}."
-    return f"{name}: best at {best}; not told from it: {level or 'none'}; clearly worse: {worse}."
+    return f"{name}: best at {best}; not told from it: {level or 'no other'}; clearly worse: {worse}."
 
 
 def curve_cells(found: Curve) -> tuple[str, str, str]:
