@@ -6,7 +6,7 @@ import json
 import shlex
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,22 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from clipautt.adaptation.driver import adapt
-from clipautt.adaptation.source import Source
 from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.backbones.pretraining import build_small_clip
 from clipautt.backbones.text_tower import stock_tokenizer
 from clipautt.clips import Clip, id_number
+from clipautt.evaluation.results import read_rows, subject_scores
 from clipautt.features.clip_features import FeatureSpec, clip_key
 from clipautt.features.store import FeatureStore
-from clipautt.manifest import Manifest, read_manifest, write_manifest
-from clipautt.metrics import score
+from clipautt.manifest import read_manifest, write_manifest
 from clipautt.model.checkpoint import load_checkpoint
 from clipautt.model.training import PHRASES
 from clipautt.video.decoding import Sampling
 from clipautt.video.preprocessing import Preprocessing
 from ray_jobs import cli
-from ray_jobs.platform.configuration import complete, compose, flatten, instantiate, resolved
-from ray_jobs.sweep import job as sweep
+from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.sweep import results as sweep_results
-from ray_jobs.sweep.space import make_space
-from ray_jobs.sweep.trial import SweepJob, load_data, run_trial
 
 SHAPE = SmallClipShape(
     image_size=32,
@@ -51,7 +46,7 @@ SHAPE = SmallClipShape(
     preprocessing=Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "area"),
 )
 FRAMES, CLIPS = 24, 6
-SUBJECTS = {"source_train": ("a", "b", "c", "d"), "source_val": ("e", "f", "g"), "target": ("x", "y")}
+SUBJECTS = {"source_train": ("a", "b", "c", "d", "e"), "source_val": ("f", "g", "h"), "target": ("x", "y")}
 
 
 @pytest.fixture(scope="module")
@@ -95,31 +90,27 @@ def row(clip: Clip) -> dict[str, Any]:
     return facts | {"status": "ok", "reason": "", "decoder": "none", "times": times.tolist(), "features": features}
 
 
+FOLDS = ("folds=2", "held_out=0.25", "train.epochs=2", "concurrent=1")
 SPACE = (
-    "space.window_length={low: 4, high: 12, step: 4}",
-    "space.objective.choices=[none,infomax_kl]",
-    "space.steps.choices=[1,3]",
-    "space.subject_baseline={choices: [none, median]}",
+    "space.train.window.length={low: 4, high: 12, step: 4}",
+    "space.adapt.method.objective.choices=[none,infomax_kl]",
+    "space.adapt.method.steps.choices=[1,3]",
+    "space.adapt.subject_baseline={choices: [none, median]}",
+    *(f"~space.{name}" for name in ("train.window.stride", "train.context", "adapt.protocol", "adapt.prior")),
 )
-NO_TUNING = ("~space.objective", "~space.steps", "~space.learning_rate", "~space.balance_weight")
+TIMES = ["seconds", "seconds_per_video", "training_seconds", "adaptation_seconds"]
 
 
 def words(data: Path, runs: Path, *more: str, space: Sequence[str] = SPACE) -> list[str]:
     """A command line for the made-up data."""
     paths = {"manifest": "manifest.parquet", "store": "features", "backbone.weights": "clip.safetensors"}
     given = [f"{key}={data / name}" for key, name in paths.items()]
-    return ["sweep", *given, f"runs={runs}", "train.epochs=3", "concurrent=1", *space, *more]
+    return ["sweep", *given, f"runs={runs}", *FOLDS, *space, *more]
 
 
-def make_job(data: Path, folder: Path) -> tuple[SweepJob, Manifest, FeatureStore]:
-    """What `sweep.main` makes of `words`."""
-    cfg = complete("sweep", words(data, folder)[1:])
-    manifest = read_manifest(cfg.manifest)
-    backbone = instantiate(cfg.backbone)
-    features = FeatureSpec.of(load_backbone(backbone), instantiate(cfg.sampling))
-    space = make_space(resolved(cfg)["space"], train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
-    job = SweepJob(backbone, features, space, manifest.classes, manifest.fingerprint, str(folder))
-    return job, manifest, FeatureStore(cfg.store, features)
+def table_of(folder: Path) -> pd.DataFrame:
+    """The table of trials of a run."""
+    return pd.read_parquet(folder / "trials.parquet")
 
 
 def rows_of(database: Path) -> list[tuple[int, str]]:
@@ -127,161 +118,147 @@ def rows_of(database: Path) -> list[tuple[int, str]]:
         return list(connection.execute("select number, state from trials order by number"))
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_sweep_runs_resumes_and_leaves_what_it_promises(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(words(data, tmp_path, "trials=4", "name=one")) == 0
-    printed = capsys.readouterr().out
-    folder = tmp_path / "sweep" / "one"
-    before = pd.read_parquet(folder / "trials.parquet")
-    assert before["number"].tolist() == [0, 1, 2, 3] and set(before["status"]) == {"ok"}
-    lines = [line for line in printed.splitlines() if line.startswith("sweep: ")]
-    assert [line.split(" trials, ")[0] for line in lines] == [f"sweep: {n}/4" for n in (1, 2, 3, 4)]
-    assert all("UAR" in line and "best" in line for line in lines) and all(line.endswith(" left") for line in lines[:3])
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """Folder of a sweep with six trials: four, and then two more, two at a time."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert cli.main(words(data, runs, "trials=4", "name=one")) == 0
+    first = table_of(runs / "sweep" / "one")
+    assert cli.main(words(data, runs, "trials=6", "name=one", "concurrent=2")) == 0
+    folder = runs / "sweep" / "one"
+    pd.testing.assert_frame_equal(table_of(folder).head(4), first)
+    return folder
 
-    assert cli.main(words(data, tmp_path, "trials=6", "name=one", "concurrent=2")) == 0
-    printed = capsys.readouterr().out
-    trials = pd.read_parquet(folder / "trials.parquet")
-    assert [line.split(" trials, ")[0] for line in printed.splitlines() if line.startswith("sweep: ")] == [
-        "sweep: 5/6",
-        "sweep: 6/6",
-    ]
-    pd.testing.assert_frame_equal(trials.head(4), before)
-    assert rows_of(folder / "study.db") == [(number, "COMPLETE") for number in range(6)]
-    distinct = before[["window_length", "subject_baseline"]].drop_duplicates()
-    assert before["trained"].sum() == len(distinct) < 4, "equal training configurations were trained again, or none are"
-    assert not list(folder.glob(".ray_tune*")) and not list(folder.rglob("*.pkl"))
-    assert (folder / "figures" / "history.png").stat().st_size > 5_000
-    assert (folder / "figures" / "window_length.png").stat().st_size > 5_000
-    assert "no importances: they need 8 finished trials that differ, there are 6" in printed
 
-    assert cli.main(words(data, tmp_path, "trials=6", "name=one")) == 0, "nothing is left to do"
+def test_a_sweep_leaves_what_it_promises(finished: Path) -> None:
+    trials = table_of(finished)
+    assert trials["number"].tolist() == [0, 1, 2, 3, 4, 5] and set(trials["status"]) == {"ok"}
+    assert rows_of(finished / "study.db") == [(number, "COMPLETE") for number in range(6)]
+    settings = trials[["train.window.length", "adapt.subject_baseline"]].drop_duplicates()
+    shared = {"none": trials["train.window.length"].eq(16).sum()}
+    models = [folder.name for folder in (finished / "models").iterdir()]
+    assert trials["trained"].sum() == 2 * len(settings) < 12, (
+        f"equal training configurations were trained again {shared}"
+    )
+    assert len(models) == trials["trained"].sum() + 2 + 2, "of CLIP-AU two folds, and on held-out subjects two models"
+    assert (trials["uar_low"] <= trials["uar"]).all() and (trials["uar"] <= trials["uar_high"]).all()
+    assert ((trials["uar_balanced"] + trials["uar_20%"]) / 2 - trials["uar"]).abs().max() < 1e-9
+    assert (trials["folds"] == 2).all() and (trials["seconds_per_video"] > 0).all() and (trials["fallbacks"] == 0).all()
+    logs = [path.parent.name for path in (finished / "tensorboard").glob("*/events.out.tfevents.*")]
+    assert sorted(logs) == [f"trial-{number:05d}" for number in range(6)]
+    left = {path.name for path in finished.iterdir()}
+    assert left == {
+        "best.yaml", "config.yaml", "folds", "models", "report", "study.db", "tensorboard", "trials.parquet",
+        "versions.json",
+    }  # fmt: skip
+    page = (finished / "report" / "report.html").read_text(encoding="utf-8")
+    assert "source subjects that no trial saw" in page and "adapt.method.objective" in page
+
+
+def test_started_again_it_does_nothing_twice(data: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = table_of(finished)
+    assert cli.main(words(data, finished.parents[1], "trials=6", "name=one")) == 0
     assert "sweep: " not in capsys.readouterr().out
-    check_objective(data, trials)
-    check_best(folder, trials)
-    assert cli.main(words(data, tmp_path, "trials=8", "name=one", "seed=1")) == 2
+    pd.testing.assert_frame_equal(table_of(finished), before)
+    assert cli.main(words(data, finished.parents[1], "trials=8", "name=one", "seed=1")) == 2
     assert "exists with other settings:\n  seed: 0 → 1\n" in capsys.readouterr().err
 
 
-def check_objective(data: Path, trials: pd.DataFrame) -> None:
-    """The best trial's figures from its settings alone, step by step, with a model trained anew."""
-    best = trials.loc[trials["uar"].idxmax()]
-    job, manifest, store = make_job(data, data / "again")
-    sweep_data = load_data(manifest, store)
-    values = sweep_results.values_of(best, job.space)
-    figures = run_trial({**values, "number": 99}, job=job, data=sweep_data)
-    training, adaptation = job.space.configs(values)
-    assert figures["trained"]
-    folder = next((data / "again" / "models").iterdir())
-    source = Source(load_checkpoint(folder), load_backbone(job.backbone))
-    assert source.window == training.window and source.checkpoint.spec.training["epochs"] == 3
-    clips = manifest.of_split("source_val")
-    results = adapt(source, store.load(clips).values(), adaptation)
-    assert list(results) == list(SUBJECTS["source_val"])
-    true = {clip.clip_id: manifest.label_index(clip) for clip in clips}
-    scores = [
-        score([p.label_index for p in r.predictions], [true[p.clip_id] for p in r.predictions], num_classes=2)
-        for r in results.values()
-    ]
-    for name in ("uar", "war", "f1"):
-        assert best[name] == pytest.approx(np.mean([getattr(one, name) for one in scores]), abs=1e-6)
-        assert best[name] == pytest.approx(figures[name], abs=1e-6)
+def test_train_and_adapt_repeat_a_trial_s_figures(data: Path, finished: Path, tmp_path: Path) -> None:
+    """With `best.yaml` as it is, on the manifest of a fold: the figures of the trial's subjects."""
+    best = yaml.safe_load((finished / "best.yaml").read_text())
+    trial = table_of(finished).set_index("number").loc[best["trial"]]
+    values = []
+    for number in (1, 2):
+        manifest = f"manifest={finished / 'folds' / f'fold-{number}.parquet'}"
+        run, name = tmp_path / "train" / f"fold-{number}", f"name=fold-{number}"
+        assert cli.main(["train", f"@{finished / 'best.yaml'}", manifest, f"runs={tmp_path}", name]) == 0
+        more = [f"runs={tmp_path}", name, f"checkpoint={run}", "splits=[source_val]", "compare=[]"]
+        assert cli.main(["adapt", f"@{finished / 'best.yaml'}", manifest, *more]) == 0
+        rows = read_rows((tmp_path / "adapt" / f"fold-{number}" / "subjects").glob("*.parquet"))
+        scores = subject_scores(rows[rows["cohort"] != "every clip"], classes=("neutral", "pain"))
+        values.append(scores.pivot_table(index="subject_id", columns="cohort", values="uar"))
+    found = pd.concat(values)
+    for cohort in ("balanced", "20%"):
+        assert found[cohort].mean() == pytest.approx(trial[f"uar_{cohort}"], abs=1e-9)
+    assert found.mean(axis=1).mean() == pytest.approx(best["in_trials"]["uar"], abs=1e-6)
+    models = [load_checkpoint(folder).fingerprint for folder in best["models"]]
+    baseline = best["values"]["adapt.subject_baseline"]
+    trained = [load_checkpoint(tmp_path / "train" / f"fold-{n}" / "checkpoints" / baseline) for n in (1, 2)]
+    assert [one.spec.window.length for one in trained] == [trial["train.window.length"]] * 2 and len(models) == 2
 
 
-def check_best(folder: Path, trials: pd.DataFrame) -> None:
-    """`best.yaml`: its words compose into the very settings of the best trial."""
-    best = yaml.safe_load((folder / "best.yaml").read_text())
-    trial = trials.loc[trials["uar"].idxmax()]
-    assert best["trial"] == trial["number"] and best["validation"]["uar"] == pytest.approx(trial["uar"], abs=1e-6)
-    assert load_checkpoint(best["model"]).spec.window.length == trial["window_length"]
-    train_words, adapt_words = (shlex.split(command) for command in best["commands"])
-    assert train_words == ["clipautt", "train", *best["train"]]
-    training = complete("train", train_words[2:])
-    adaptation = complete("adapt", adapt_words[2:])
-    assert training.train.window.length == trial["window_length"] and training.train.epochs == 3
-    assert trial["subject_baseline"] in training.baselines and "none" in training.baselines
-    config = instantiate(adaptation.adapt)
-    assert config.method.objective == trial["objective"] and config.subject_baseline == trial["subject_baseline"]
-    if config.method.adapts:
-        assert (config.method.steps, config.method.learning_rate) == (trial["steps"], trial["learning_rate"])
-    assert adaptation.checkpoint == str(Path(training.runs) / "train" / training.name)
-    assert adaptation.backbone is None and training.backbone.weights.endswith("clip.safetensors")
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_failed_and_interrupted_trials_stay_visible(
+def test_target_labels_change_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
+    """Every target label is changed, then the targets are dropped: trials, choice and held-out figure stay."""
+    manifest = read_manifest(data / "manifest.parquet")
+    other = {"neutral": "pain", "pain": "neutral"}
+    changed = [
+        replace(clip, label=other[str(clip.label)]) if clip.split == "target" else clip for clip in manifest.clips
+    ]
+    assert sum(clip != before for clip, before in zip(changed, manifest.clips, strict=True)) == 12
+    kept = [clip for clip in manifest.clips if clip.split != "target"]
+    first = table_of(finished).head(4).drop(columns=TIMES)
+    for name, clips in (("changed", changed), ("dropped", kept)):
+        write_manifest(clips, tmp_path / f"{name}.parquet", classes=manifest.classes)
+        given = words(data, tmp_path, f"manifest={tmp_path / name}.parquet", "trials=4", f"name={name}")
+        assert cli.main(given) == 0
+        found = table_of(tmp_path / "sweep" / name).drop(columns=TIMES)
+        pd.testing.assert_frame_equal(found, first)
+    judged = [yaml.safe_load((tmp_path / "sweep" / n / "best.yaml").read_text()) for n in ("changed", "dropped")]
+    assert judged[0]["held_out"] == judged[1]["held_out"] and judged[0]["held_out"]["subjects"] == 2
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    zebra = "space.context={choices: [a human face with, a zebra with]}"  # The backbone never learned of zebras.
-    given = words(data, tmp_path, "name=odd", "trials=5", space=(zebra, *NO_TUNING))
-    folder = tmp_path / "sweep" / "odd"
-    folder.mkdir(parents=True)
-    sweep.open_study(folder, "odd").ask()  # As a killed run leaves it.
-    assert cli.main(given) == 0
+    zebra = "space.train.context={choices: [a human face with, a zebra with]}"  # The backbone never learned of zebras.
+    alone = (*(f"~space.adapt.{name}" for name in ("method", "readout", "protocol", "prior", "subject_baseline")),)
+    alone = (*alone, "~space.train.window", zebra)
+    assert cli.main(words(data, tmp_path, "name=odd", "sampler=grid", "held_out=0", space=alone)) == 0
     printed = capsys.readouterr().out
-    trials = pd.read_parquet(folder / "trials.parquet").set_index("number")
-    assert trials["status"][0] == "interrupted" and len(trials) == 6
-    failed = trials[trials["status"] == "failed"]
-    assert len(failed) and set(failed["context"]) == {"a zebra with"} and failed["uar"].isna().all()
-    assert set(trials[trials["status"] == "ok"]["context"]) == {"a human face with"}
-    for reason in failed["reason"]:
-        assert reason.startswith("the embedded backbone was never trained on some words of ['a zebra with")
-    assert f"trial {failed.index[0]} failed: the embedded backbone was never" in printed
-    assert f"trials: {6 - 1 - len(failed)} ok, {len(failed)} failed, 1 interrupted; " in printed
-    assert "Traceback" not in printed + capsys.readouterr().err
+    trials = table_of(tmp_path / "sweep" / "odd").set_index("train.context")
+    assert trials["status"].to_dict() == {"a human face with": "ok", "a zebra with": "failed"}
+    reason = "the embedded backbone was never trained on some words of ['a zebra with"
+    assert trials.loc["a zebra with", "reason"].startswith(reason)
+    assert f"trial 1 failed: {reason}" in printed and "Traceback" not in printed
 
-
-def test_targets_are_never_asked_for(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Clip] = []
-    load = FeatureStore.load
-
-    def spy(self: FeatureStore, clips: Sequence[Clip]) -> Any:
-        asked.extend(clips)
-        return load(self, clips)
-
-    monkeypatch.setattr(FeatureStore, "load", spy)
-    _, manifest, store = make_job(data, tmp_path)
-    found = load_data(manifest, store)
-    assert {clip.split for clip in asked} == {"source_train", "source_val"}
-    assert {example.clip.subject_id for example in found.train} == set(SUBJECTS["source_train"])
-    assert {clip.subject_id for clip in found.unseen} == set(SUBJECTS["source_val"])
-    assert set(found.answers) == {clip.clip_id for clip in found.unseen}
-    assert not store.load(manifest.of_split("target")), "the fixture stores no target features, so none can be used"
-
-
-def test_validation_labels_only_score(data: Path, tmp_path: Path) -> None:
-    """With every answer turned round, each subject's accuracy becomes its complement: no prediction saw a label."""
-    job, manifest, store = make_job(data, tmp_path)
-    found = load_data(manifest, store)
-    values = {"window_length": 8, "objective": "infomax_kl", "steps": 2, "learning_rate": 0.3}
-    figures = run_trial(values, job=job, data=found)
-    turned = type(found)(found.train, found.unseen, {clip_id: 1 - label for clip_id, label in found.answers.items()})
-    assert run_trial(values, job=job, data=turned)["war"] == pytest.approx(1 - figures["war"])
-
-
-def test_manifests_without_a_source_split_are_refused(data: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(data / "manifest.parquet")
-    kept = Manifest(tuple(clip for clip in manifest.clips if clip.split != "source_val"), manifest.classes)
-    with pytest.raises(ValueError, match=r"^the manifest has no source_val clips; a sweep trains on source_train"):
-        sweep.check_splits(kept)
+    zebras = [word.replace("a human face with", "two zebras with") for word in alone]
+    assert cli.main(words(data, tmp_path, "name=all", "sampler=grid", "held_out=0", space=zebras)) == 1
+    printed = capsys.readouterr().out
+    assert "no trial succeeded" in printed and not (tmp_path / "sweep" / "all" / "best.yaml").exists()
+    assert (tmp_path / "sweep" / "all" / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trials=0", "trials=0: expected a whole number, at least 1\n"),
-        ("concurrent=0", "concurrent=0: expected a whole number, at least 1, or null\n"),
-        ("+space.window={low: 1, high: 2}", "unknown key 'space.window'; did you mean 'adapt.window'?\n"),
-        ("space.steps.choices=[1]", "space.steps.choices=[1]: expected a list of at least two values\n"),
+        ("trials=0", "trials=0: should be greater than 0\n"),
+        ("concurrent=0", "concurrent=0: should be greater than 0\n"),
+        ("folds=1", "folds=1: should be greater than or equal to 2, or 'source_val'\n"),
+        (
+            "folds=9",
+            "folds=9 with 8 source subjects that have clips of two classes, 2 of them held out; set folds=8 held_out=0\n",
+        ),
+        ("held_out=1", "held_out=1: should be less than 1\n"),
+        ("objectives=[uar_30%]", "objectives=uar_30%: unknown figure; did you mean 'uar_20%'?\n"),
+        ("objectives=[uar,uar]", "objectives=['uar', 'uar']: give each of one or more figures once\n"),
+        ("stop=hyperband", "stop='hyperband': should be asha\n"),
+        ("sampler=tpee", "sampler='tpee': should be one of tpe, random, cmaes, gp, nsga2 or grid\n"),
+        ("loggers=[comet]", "loggers=comet"),
+        ("space.window={low: 1, high: 2}", "unknown key 'space.window'"),
+        (
+            "space.adapt.method.steps.choices=[1]",
+            "space.adapt.method.steps.choices=[1]: expected a list of at least two values\n",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
     assert cli.main(words(data, tmp_path, word, space=())) == 2
-    assert capsys.readouterr().err == f"clipautt sweep: {message}"
+    assert capsys.readouterr().err.startswith(f"clipautt sweep: {message}")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -293,6 +270,7 @@ def test_words_for_a_job_survive_shell_and_hydra() -> None:
             "protocol": "online",
             "method": {"learning_rate": 1e-05, "per_au_context": False, "objective": "entropy", "steps": 10},
         },
+        "cohorts": [{"share": 0.05, "draws": 2}],
         "name": "007",
         "work": {"actors": 3},
     }
