@@ -8,8 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.methods.clip_autt import ClipAUTT
+from clipautt.adaptation.method import AdaptConfig, find_method, method_names
 from clipautt.adaptation.methods.t3a import T3A
 from clipautt.adaptation.methods.tda import TDA
 from clipautt.model.training import TrainConfig
@@ -80,7 +79,7 @@ def test_the_settings_name_everything_that_may_be_searched() -> None:
     """So that words such as `space.train.window.hop={…}` and `~space.adapt.method.steps` go with every preset."""
     cfg = compose("sweep", ["manifest=m.parquet", "sweep=window", "space.train.window.length=null"])
     tree = flatten(resolved(cfg)["space"])
-    assert set(tree) == {key for method in (ClipAUTT, T3A, TDA) for key in searchable(method)}
+    assert set(tree) == {key for name in method_names() for key in searchable(find_method(name))}
     assert set(tree.values()) == {None}
 
 
