@@ -38,7 +38,9 @@ _LUCK = (
 )
 REFUSED = {
     "train.subject_baseline": "training and adaptation share it; search space.adapt.subject_baseline, which sets both",
-    "train.features": "the source of the frames changes no model; augmented trials take augmented features by themselves",
+    "train.features": "trials take stored features, augmented ones where their augmentation is on",
+    "train.augmented_passes": "every augmentation is encoded so many times before the first trial; set "
+    "train.augmented_passes",
     "train.seed": _LUCK,
     "adapt.seed": _LUCK,
     "adapt.window": "trials adapt with the windows they are trained with; search space.train.window.length, which "

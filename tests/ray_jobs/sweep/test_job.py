@@ -239,7 +239,7 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
         ("folds=1", "folds=1: should be greater than or equal to 2, or 'source_val'\n"),
         (
             "folds=9",
-            "folds=9 with 8 source subjects that have clips of two classes, 2 of them held out; set folds=8 held_out=0\n",
+            "folds=9 with 8 source subjects that have clips of two classes, 2 of them held out; set folds=8 ",
         ),
         ("held_out=1", "held_out=1: should be less than 1\n"),
         ("objectives=[uar_30%]", "objectives=uar_30%: unknown figure; did you mean 'uar_20%'?\n"),
