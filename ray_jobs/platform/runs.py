@@ -172,16 +172,19 @@ def _refuse_other_settings(
     folder: Path, before: dict[str, Any], after: dict[str, Any], ignore: tuple[str, ...]
 ) -> None:
     changed = differences(before, after, ignore=ignore)
-    if not changed:
-        return
+    if changed:
+        raise ValueError(
+            f"the run {folder} exists with other settings:\n{difference_lines(changed)}\n"
+            "Choose another name (name=…), or remove that folder to start over."
+        )
+
+
+def difference_lines(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """What `differences` found, a line each, for a message."""
     lines = [f"  {key}: {_shown(old)} → {_shown(new)}" for key, (old, new) in changed.items()]
     if len(lines) > _SHOWN_DIFFERENCES:
         lines[_SHOWN_DIFFERENCES:] = [f"  and {len(lines) - _SHOWN_DIFFERENCES} more"]
-    raise ValueError(
-        f"the run {folder} exists with other settings:\n"
-        + "\n".join(lines)
-        + "\nChoose another name (name=…), or remove that folder to start over."
-    )
+    return "\n".join(lines)
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import logging
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def make_sampler(name: SamplerName, seed: int, *, objectives: int = 1) -> Seeded
         raise ValueError(f"sampler={name} searches one objective, not {objectives}; allowed: {', '.join(able)}")
     if name == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise ValueError("sampler=cmaes needs the package cmaes; install it with pip install cmaes")
+    logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)  # It advises another package at every start.
     return SeededSampler(_MAKERS[name], seed, only_queued=name == "grid")
 
 
@@ -103,7 +105,7 @@ class SeededSampler(BaseSampler):
         if isinstance(sampler, CmaEsSampler):  # It adds the number to its seed; TPE tells trials apart by it.
             trial = copy.copy(trial)
             trial.number = ordinal
-        with _quiet():
+        with quiet():
             return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -112,7 +114,7 @@ class SeededSampler(BaseSampler):
         """The value of a dimension that is sampled alone."""
         ordinal, _ = self._of(study, trial)
         sampler = self._seeded(ordinal, zlib.crc32(param_name.encode()))
-        with _quiet():
+        with quiet():
             return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def _of(self, study: Study, trial: FrozenTrial) -> tuple[int, BaseSampler]:
@@ -129,7 +131,7 @@ class SeededSampler(BaseSampler):
 
     def _seeded(self, *parts: int) -> BaseSampler:
         numbers = np.random.SeedSequence([self.seed, _STREAM, *parts]).generate_state(1)
-        with _quiet():
+        with quiet():
             return self.make(int(numbers[0]))
 
 
@@ -151,7 +153,7 @@ class _OnlyQueued(BaseSampler):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide Optuna's notes on experimental parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -207,7 +207,8 @@ def _sqlite(url: URL, name: str) -> BaseStorage:
     event.listen(storage.engine, "connect", _prepare)
     event.listen(storage.engine, "begin", _begin_exclusively)
     storage.engine.dispose()
-    if not _is_on_network(path):
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists() or not is_on_network(path.parent.resolve(), mounts.read_text(errors="replace")):
         with plain_errors(name):
             _set_journal_mode(storage, "WAL")
     return storage
@@ -233,21 +234,20 @@ def _set_journal_mode(storage: RDBStorage, mode: Literal["WAL", "DELETE"]) -> No
     """
     connection = storage.engine.raw_connection()
     try:
-        connection.cursor().execute(f"PRAGMA journal_mode={mode}")
+        cursor = connection.cursor()
+        if mode == "DELETE":
+            cursor.execute("PRAGMA busy_timeout=0")  # Do not wait for other drivers, who go on with the other mode.
+        cursor.execute(f"PRAGMA journal_mode={mode}")
     finally:
         connection.close()
 
 
-def _is_on_network(path: Path) -> bool:
-    """Whether a file is on a disk of another machine, as far as the system tells."""
-    try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    mounts = [(line.split()[1].replace("\\040", " "), line.split()[2]) for line in lines]
-    folder = path.parent.resolve()
-    found = max(((point, kind) for point, kind in mounts if folder.is_relative_to(point)), key=lambda m: len(m[0]))
-    return bool(_NETWORK.match(found[1]))
+def is_on_network(folder: Path, mounts: str) -> bool:
+    """Whether a folder is on a disk of another machine, by the system's list of mounts."""
+    fields = [line.split() for line in mounts.splitlines()]
+    points = [(field[1].replace("\\040", " "), field[2]) for field in fields if len(field) > 2]
+    holding = [(len(point), kind) for point, kind in points if folder.is_relative_to(point)]
+    return bool(holding) and bool(_NETWORK.match(max(holding, key=lambda found: found[0])[1]))
 
 
 def _prepare(connection: Any, _record: Any) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
@@ -27,20 +26,19 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from ray_jobs.platform.runs import differences
+from ray_jobs.platform.runs import difference_lines, differences
 from ray_jobs.sweep.drivers import REFRESH_SECONDS, Drivers
-from ray_jobs.sweep.samplers import SeededSampler
+from ray_jobs.sweep.records import Counts, TrialRecord, record_of, repeated
+from ray_jobs.sweep.samplers import SeededSampler, quiet
 from ray_jobs.sweep.states import (
     DRIVER,
     FACTS,
     REASON,
-    RERUN,
     SLOT,
     STATUS,
     Status,
     counted,
     ordinal_of,
-    queued_values,
     slots,
     status_of,
     unrepeated,
@@ -50,7 +48,7 @@ from ray_jobs.sweep.storage import close_storage, described, lost, plain_errors
 Direction = Literal["maximize", "minimize"]
 
 _SETTINGS = "settings"
-_SHOWN_DIFFERENCES = 12
+_WAY_OUT = "choose another name (name=…) or another storage"
 _RETRY_SECONDS = 60.0
 _UNOWNED_SECONDS = 30.0
 _FINISHED: tuple[Status, ...] = ("ok", "pruned", "failed")
@@ -58,55 +56,6 @@ _FINISHED: tuple[Status, ...] = ("ok", "pruned", "failed")
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What is known of one trial."""
-
-    number: int
-    """Optuna's number of it, unique in the study."""
-    ordinal: int | None
-    """Its rank among the trials that count, from 0; None for an interrupted one."""
-    status: Status
-    """What became of it."""
-    reason: str
-    """Why it failed, was stopped or interrupted; empty for others."""
-    params: dict[str, Any]
-    """Dimension → value."""
-    values: tuple[float, ...] | None
-    """One per objective; None unless it is `ok`."""
-    intermediate: dict[int, float]
-    """Step → value so far, of one objective."""
-    facts: dict[str, Any]
-    """What it measured beside its values."""
-    seconds: float | None
-    """From its start to its end; None if it has not ended."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Numbers of trials by what became of them."""
-
-    ok: int
-    """Finished, with values."""
-    pruned: int
-    """Stopped early."""
-    failed: int
-    """Ended with an error."""
-    running: int
-    """Given out by this driver."""
-    elsewhere: int
-    """Given out by other drivers."""
-    waiting: int
-    """Queued."""
-    interrupted: int
-    """Left behind by a driver that ended."""
-
-    @property
-    def finished(self) -> int:
-        """Trials that are done."""
-        return self.ok + self.pruned + self.failed
 
 
 def _told(
@@ -162,6 +111,7 @@ class SweepStudy:
         directions: Sequence[Direction],
         sampler: SeededSampler,
         settings: Mapping[str, Any],
+        metrics: Sequence[str] | None = None,
         refresh: float = REFRESH_SECONDS,
     ) -> SweepStudy:
         """Create a study, or join the one of this name.
@@ -172,6 +122,7 @@ class SweepStudy:
             directions: one per objective.
             sampler: chooses the values of trials.
             settings: plain settings that decide what a trial is; without secrets, as they are stored.
+            metrics: names of the objectives, for optuna-dashboard.
             refresh: seconds between two notes that this driver lives.
 
         Raises:
@@ -190,6 +141,7 @@ class SweepStudy:
                 raise ValueError(f"the study {name!r} in {described(storage)} was not made by a sweep; {_WAY_OUT}")
             if noted is None:
                 study.set_user_attr(_SETTINGS, plain)
+                _name_objectives(study, metrics)
             joined = cls(study, sampler, plain, refresh)
             joined._refuse_other_settings()
             joined.drivers.enter()
@@ -251,8 +203,10 @@ class SweepStudy:
         """Note the value so far of a trial of this driver; several objectives have none, so nothing is noted.
 
         Returns:
-            Whether the trial is still this driver's: False if another driver took this one for dead.
+            Whether the trial is still this driver's: False if it has ended, or another driver took this one for dead.
         """
+        if number not in self._own:
+            return False
         if len(self.study.directions) > 1:
             return True
         try:
@@ -326,7 +280,7 @@ class SweepStudy:
                 told = self._end(trial.number, "interrupted", f"its driver ended ({owner or 'unknown'})")
                 closed += [trial.number] if told == "interrupted" else []
         for trial in unrepeated(self._trials()):
-            self.study.add_trial(_repeated(trial))
+            self.study.add_trial(repeated(trial))
         return closed
 
     @_told
@@ -372,7 +326,7 @@ class SweepStudy:
         trials = self._trials()
         ordinals = {trial.number: rank for rank, trial in enumerate(counted(trials))}
         listed = [t for t in trials if t.number in ordinals or status_of(t) == "interrupted"]
-        return [_record(trial, ordinals.get(trial.number)) for trial in listed]
+        return [record_of(trial, ordinals.get(trial.number)) for trial in listed]
 
     def best(self) -> TrialRecord | None:
         """The best finished trial, the first of equals; None without one.
@@ -454,25 +408,23 @@ class SweepStudy:
 
     def _refuse_other_settings(self) -> None:
         changed = differences(self.study.user_attrs[_SETTINGS], self.settings)
-        if not changed:
-            return
-        lines = [f"  {key}: {_shown(old)} → {_shown(new)}" for key, (old, new) in changed.items()]
-        if len(lines) > _SHOWN_DIFFERENCES:
-            lines[_SHOWN_DIFFERENCES:] = [f"  and {len(lines) - _SHOWN_DIFFERENCES} more"]
-        raise ValueError(
-            f"the study {self.study.study_name!r} in {self.where} exists with other settings:\n"
-            + "\n".join(lines)
-            + f"\n{_WAY_OUT[0].upper()}{_WAY_OUT[1:]}."
-        )
-
-
-_WAY_OUT = "choose another name (name=…) or another storage"
+        if changed:
+            raise ValueError(
+                f"the study {self.study.study_name!r} in {self.where} exists with other settings:\n"
+                f"{difference_lines(changed)}\n{_WAY_OUT[0].upper()}{_WAY_OUT[1:]}."
+            )
 
 
 def _backend(study: Study) -> BaseStorage:
     """The storage of a study, without the cache that Optuna puts before a database."""
     backend = getattr(study._storage, "_backend", None)
     return backend if isinstance(backend, BaseStorage) else study._storage
+
+
+def _name_objectives(study: Study, names: Sequence[str] | None) -> None:
+    if names is not None:
+        with quiet():
+            study.set_metric_names(list(names))
 
 
 def _refuse_other_directions(study: Study, directions: Sequence[Direction], where: str) -> None:
@@ -482,37 +434,3 @@ def _refuse_other_directions(study: Study, directions: Sequence[Direction], wher
             f"the study {study.study_name!r} in {where} exists with other objectives: they are to "
             f"{', '.join(there)}, and now to {', '.join(directions)}; {_WAY_OUT}"
         )
-
-
-def _shown(value: Any) -> str:
-    return "(not set)" if value is ... else json.dumps(value, ensure_ascii=False)
-
-
-def _repeated(trial: FrozenTrial) -> FrozenTrial:
-    """The trial to queue for an interrupted one: with its values, its place in a grid, and what its sampler noted.
-
-    CMA-ES and NSGA-II note the generation that a trial belongs to when they choose its values. TPE and the Gaussian
-    process note values that others should avoid; those are chosen and noted again.
-    """
-    kept = {key: value for key, value in trial.system_attrs.items() if "relative_params" not in key}
-    return optuna.trial.create_trial(
-        state=TrialState.WAITING,
-        system_attrs=kept | {"fixed_params": queued_values(trial)},
-        user_attrs={RERUN: trial.number} | {k: v for k, v in trial.user_attrs.items() if k == SLOT},
-    )
-
-
-def _record(trial: FrozenTrial, ordinal: int | None) -> TrialRecord:
-    status = status_of(trial)
-    reason = trial.user_attrs.get(REASON) or ("unknown" if status == "failed" else "")
-    return TrialRecord(
-        number=trial.number,
-        ordinal=ordinal,
-        status=status,
-        reason="" if status in ("ok", "running", "waiting") else reason,
-        params=queued_values(trial),
-        values=tuple(trial.values) if status == "ok" else None,
-        intermediate=dict(trial.intermediate_values),
-        facts=dict(trial.user_attrs.get(FACTS, {})),
-        seconds=None if trial.duration is None else trial.duration.total_seconds(),
-    )

@@ -21,6 +21,7 @@ from ray_jobs.sweep.study import SweepStudy
 def opened(where: str | None, folder: Path, *, sampler: str = "random", seed: int = 0, **options: Any) -> SweepStudy:
     """The study `demo` of one objective."""
     options = {"directions": ["maximize"], "settings": {"folds": 5}, "refresh": 0.5} | options
+    options["metrics"] = [f"objective {number}" for number, _ in enumerate(options["directions"])]
     maker: Any = make_sampler
     chosen = maker(sampler, seed, objectives=len(options["directions"]))
     return SweepStudy.open(open_storage(where, folder), "demo", sampler=chosen, **options)

@@ -167,6 +167,25 @@ def test_a_uri_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.startswith("clipautt submit: runs=s3://bucket/runs: URIs are not read yet; ")
 
 
+def test_a_password_is_refused_as_the_dashboard_shows_the_command(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["submit", "tiny", "runs=/shared", "text=postgresql://lab:Secret-7@db/sweeps"]) == 2
+    assert capsys.readouterr().err == (
+        "clipautt submit: text=postgresql://lab:***@db/sweeps: the cluster's dashboard would show this password to "
+        "everybody; write 'text=${oc.env:SWEEP_TEXT}' and set SWEEP_TEXT on the machine where the job runs, or omit "
+        "the password and put it into PGPASSWORD or ~/.pgpass there\n"
+    )
+    reference = "text=${oc.env:SWEEP_TEXT}"
+    entrypoint = submit.entrypoint_of("tiny", ["runs=/shared", reference])
+    assert entrypoint.endswith(f"-m ray_jobs.tiny runs=/shared '{reference}'")  # resolved there, not here
+    with pytest.raises(ValueError, match="Environment variable 'SWEEP_TEXT' not found"):
+        configuration.resolved(configuration.complete("tiny", ["runs=/shared", reference]))
+    monkeypatch.setenv("SWEEP_TEXT", "postgresql://lab:Secret-7@db/sweeps")
+    settings = configuration.resolved(configuration.complete("tiny", ["runs=/shared", reference]))
+    assert settings["text"] == "postgresql://lab:Secret-7@db/sweeps"
+
+
 def test_the_helps_own_examples_are_complete() -> None:
     """With the project's own jobs: every command in the help passes the checks that are made before sending."""
     text = submit.__doc__ or ""

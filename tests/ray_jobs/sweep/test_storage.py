@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-from ray_jobs.sweep.storage import close_storage, open_storage, shown
+from ray_jobs.sweep.storage import close_storage, is_on_network, open_storage, shown
 from ray_jobs.sweep.study import SweepStudy
 from tests.support.postgres import PostgresServer
 from tests.support.sweep_driver import opened, run
@@ -101,6 +101,15 @@ def test_nobody_changes_what_another_connection_to_sqlite_has_read(tmp_path: Pat
         reading.rollback()
         other.execute("UPDATE trials SET state='FAIL'")
         other.close()
+
+
+def test_a_disk_of_another_machine_is_known_by_its_mount() -> None:
+    mounts = (
+        "/dev/sda / ext4 rw 0 0\nhead:/x /shared nfs4 rw 0 0\ntmpfs /shared/fast tmpfs rw 0 0\nh:/y /a\\040b cifs rw\n"
+    )
+    found = {name: is_on_network(Path(name), mounts) for name in ("/shared/runs", "/shared/fast/x", "/runs", "/a b/c")}
+    assert found == {"/shared/runs": True, "/shared/fast/x": False, "/runs": False, "/a b/c": True}
+    assert not is_on_network(Path("/runs"), "")
 
 
 def _engine(study: SweepStudy) -> Any:

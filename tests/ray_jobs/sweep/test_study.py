@@ -15,9 +15,10 @@ from typing import Any
 import optuna
 import pytest
 
+from ray_jobs.sweep.records import Counts
 from ray_jobs.sweep.states import RERUN
 from ray_jobs.sweep.storage import open_storage
-from ray_jobs.sweep.study import Counts, SweepStudy
+from ray_jobs.sweep.study import SweepStudy
 from tests.support import sweep_driver
 from tests.support.postgres import PostgresServer
 from tests.support.sweep_driver import choose, opened, run
@@ -93,6 +94,8 @@ def test_several_objectives_have_a_front_and_no_best_trial(journal: str, tmp_pat
                     study.prune(2, {})
             study.complete(trial.number, values, {})
         assert [trial.number for trial in study.front()] == [0, 1]
+        assert study.study.metric_names == ["objective 0", "objective 1"]
+        assert not study.report(0, 2, 0.5)  # it has ended
         with pytest.raises(ValueError, match="of several objectives no trial is the best one; read the front"):
             study.best()
 
