@@ -30,9 +30,11 @@ from ray_jobs.platform.extraction.extract import ExtractionConfig, extract
 from ray_jobs.platform.extraction.pipeline import EncodedClip, PipelineConfig
 from ray_jobs.train.job import (
     TrainJob,
+    _train_one,
     augmented_examples,
     check_streaming,
     epoch_lines,
+    extract_augmented,
     load_examples,
     stored_splits,
     streamed_clips,
@@ -95,6 +97,11 @@ def fitted(examples: Any, config: TrainConfig) -> tuple[ClipAU, list[float]]:
     losses: list[float] = []
     fit(model, text, examples, config, on_epoch=lambda _, loss: losses.append(loss))
     return model, losses
+
+
+def same_weights(one: ClipAU, other: ClipAU) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.allclose(p.detach(), q.detach(), atol=1e-5, rtol=0) for p, q in pairs)
 
 
 def job_of(data: Path, *configs: TrainConfig) -> TrainJob:
@@ -185,19 +192,17 @@ def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data
     assert set(omitted[0]) == {"broken"} and "broken.mp4" in omitted[0]["broken"] and omitted[1] == {}
 
 
-AUGMENTED = ("train.features=augmented", "train.augmentation.flip=0.5", "train.augmentation.crop=0.3")
-
-
-def test_stored_passes_give_the_model_that_streaming_gives(
+def test_stored_passes_are_what_streaming_gives_and_are_trained_on(
     data: Path, stored: FeatureStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command; every pass is encoded once and found again."""
-    words = (*AUGMENTED, "train.augmentation.colour=0.4", "train.epochs=2", "train.augmented_passes=2")
-    assert train(data, *words, "baselines=[median]", "name=augmented") == 0
-    shown = capsys.readouterr().out
-    assert "extract pass 1: 9/9" in shown and "extract pass 2: 9/9" in shown
+    """Every pass is encoded once and found again."""
     config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED)
-    kept = replace(config, features="augmented")
+    kept = replace(config, features="augmented", augmented_passes=3)
+    extract_augmented(manifest_of(data).clips, extraction_of(data), kept)
+    shown = capsys.readouterr().out
+    assert "extract pass 1: 9/9" in shown and "extract pass 2: 9/9" in shown and "pass 3" not in shown
+    extract_augmented(manifest_of(data).clips, extraction_of(data), kept)
+    assert capsys.readouterr().out == ""
     batches = augmented_examples(job_of(data, kept), kept, stored)
     assert batches.omitted == {}
     stream = streamed_clips(job_of(data, config), config, stored)
@@ -208,12 +213,21 @@ def test_stored_passes_give_the_model_that_streaming_gives(
     first, again = ({e.clip.clip_id: e.clip.features for b in batches(epoch) for e in b} for epoch in range(2))
     assert min(float((first[name] - again[name]).abs().max()) for name in first) > 1e-3, "the passes differ"
     model, _ = fitted(batches, kept)
-    checkpoint = load_checkpoint(data / "runs" / "train" / "augmented" / "checkpoints" / "median")
-    for parameter, trained in zip(checkpoint.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(parameter.detach(), trained.detach(), atol=1e-4, rtol=0)
-    assert checkpoint.spec.training["augmented_passes"] == 2 and checkpoint.spec.features == spec()
-    extract_passes(manifest_of(data).of_split("source_train"), extraction_of(data), CHANGED, passes=2, seed=0)
-    assert "extract" not in capsys.readouterr().out
+    metrics = _train_one(job_of(data, kept), kept, load_backbone(BackboneConfig()), rank=0, world=1)
+    checkpoint = load_checkpoint(data / "checkpoints" / "median")
+    assert same_weights(checkpoint.model, model) and set(metrics) == {"war", "uar", "entropy"}
+    assert checkpoint.spec.training["features"] == "augmented" and checkpoint.spec.features == spec()
+
+
+@pytest.mark.slow
+def test_the_command_extracts_and_trains_on_augmented_features(data: Path, stored: FeatureStore) -> None:
+    words = ("train.features=augmented", "train.augmentation.flip=0.5", "train.augmentation.crop=0.3")
+    assert train(data, *words, "train.augmentation.colour=0.4", "train.epochs=2", "name=augmented") == 0
+    config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED)
+    expected, _ = fitted(streamed_clips(job_of(data, config), config, stored).batches, config)
+    found = load_checkpoint(data / "runs" / "train" / "augmented" / "checkpoints" / "median")
+    for parameter, other in zip(found.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.detach(), other.detach(), atol=1e-4, rtol=0)
 
 
 def test_passes_are_extracted_where_something_is_missing(data: Path, stored: FeatureStore, tmp_path: Path) -> None:
