@@ -5,5 +5,5 @@ each trial. Out: which trials cannot be told apart from the best one, how the sc
 intervals, and `report.html`.
 
 Open `report` first: a `SweepReport` is all that the page knows. `ranking`, `importances` and `curves` compute, the last
-two with the model of `additive`; `figures` draws, `sentences` says it in words, and `page` puts them together.
+two with the model of `surrogate`; `figures` draws, `sentences` says it in words, and `page` puts them together.
 """

@@ -15,7 +15,7 @@ import pandas as pd
 
 from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.metrics import Interval
-from clipautt.selection.curves import Curve, curve
+from clipautt.selection.curves import Curve, curves
 from clipautt.selection.importances import Importances, importances
 from clipautt.selection.ranking import ranking
 from clipautt.selection.trials import Dimension, check_trials, finished, varied
@@ -124,14 +124,11 @@ class SweepReport:
         """Computed once, in about a second."""
         value, done = self.value, self.done
         people = self.subject_values if value == "uar" else None
-        shown = varied(done, self.dimensions)
-        found = {
-            one.key: curve(done, one, self.dimensions, subject_values=people, value=value) for one in shown
-        }
+        found = curves(done, self.dimensions, subject_values=people, value=value)
         return Conclusions(
             ranking(done, self.subject_values, value=value, best=self.best),
             importances(done, self.dimensions, value=value),
-            tuple(shown),
+            tuple(varied(done, self.dimensions)),
             {key: one for key, one in found.items() if not isinstance(one, str)},
             {key: one for key, one in found.items() if isinstance(one, str)},
         )

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from clipautt.metrics import rank_correlation
-from clipautt.selection.curves import curve
+from clipautt.selection.curves import curves
 from clipautt.selection.importances import Importances, importances
 from clipautt.selection.trials import Dimension, finished, varied
 from ray_jobs.platform.progress import table
@@ -125,7 +125,7 @@ def with_known_truth() -> None:
 
 
 def _curve_errors(trials: pd.DataFrame, part: object) -> list[float]:
-    found = curve(trials, _LENGTH, DIMENSIONS, draws=20)
+    found = curves(trials, DIMENSIONS, draws=20)[_LENGTH.key]
     if isinstance(found, str):
         return [float("nan")] * 2
     lengths = pd.Series(list(found.at))
