@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clipautt.selection.surrogate import Block, Design, Floats, Rows, fit, make_design
+from clipautt.selection.surrogate import Block, Design, Floats, Rows, fit, make_design, resample
 from clipautt.selection.trials import Dimension, categories, coordinates, finished, text, varied
 
 DRAWS = 300
 FEWEST_TRIALS = 10
 """Below this number of finished trials a model says nothing of a dimension among others."""
-_AVERAGED = 400
 _POINTS = 25
 """Points of a curve over a number with many values."""
 _CONFIDENCE = 0.95
@@ -91,7 +90,7 @@ def curves(
         seed: of the resamples.
 
     Returns:
-        Dimension's key → its curve, or the reason why there is none, as a sentence. The model and its refits are shared.
+        Dimension's key → its curve, or the reason why there is none, as a sentence. All share the model and its refits.
     """
     done = finished(trials, value=value)
     chosen, people = varied(done, dimensions), _subjects(done, subject_values)
@@ -197,7 +196,7 @@ def _modelled(
     means = _dependences(design, blocks, bases, values, np.arange(len(values)))
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
-        rows = rng.integers(0, len(values), len(values))
+        rows, _ = resample(rng, len(values))
         of_some = values if people is None else people[:, rng.integers(0, people.shape[1], people.shape[1])].mean(1)
         drawn.append(_dependences(design, blocks, bases, of_some, rows))
     over = "trials" if people is None else f"trials and {people.shape[1]} subjects"
@@ -223,15 +222,14 @@ def _dependences(
 ) -> list[Floats]:
     """Partial dependence (Friedman, 2001, doi:10.1214/aos/1013203451) of each block at its basis, [P] each.
 
-    It is averaged over the trials in which the dimension mattered, at most `_AVERAGED` of them.
+    It is averaged over those of the trials in which the dimension mattered.
     """
-    averaged = rows[:_AVERAGED]
-    expected = fit(design, values, rows).of(averaged)
+    expected = fit(design, values, rows).of(rows)
     found = []
     for block, basis in zip(blocks, bases, strict=True):
-        used = block.active[averaged]
+        used = block.active[rows]
         if not used.any():
-            used = np.ones(len(averaged), bool)
+            used = np.ones(len(rows), bool)
         found.append(expected.exchanged(block, used, basis).mean(axis=0))
     return found
 

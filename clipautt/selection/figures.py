@@ -58,10 +58,8 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
     axes.plot(done["number"], 100 * done[value], "o", color=UNCHANGED, ms=5, alpha=alpha, mew=0, label="finished")
     if len(cut):
         axes.plot(cut["number"], 100 * cut[value].astype(float), "v", mfc="none", mec=_CUT, ms=5, label="pruned early")
-    _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
-    shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float)])
-    if value == "uar" and "uar_high" in done and np.isfinite(top := float(done["uar_high"][done[value].idxmax()])):
-        shown = np.append(shown, top)
+    top = _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
+    shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float), [top]])
     _value_axis(axes, 100 * shown, name_of(value), below=0.12)
     for status, mark, colour in (("failed", "x", HURT), ("interrupted", "|", _INK)):
         own = trials[trials["status"] == status]
@@ -75,14 +73,17 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
     return save(figure, path)
 
 
-def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> None:
+def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> float:
+    """Draw the best value so far; returns the top of its last interval, or the value where there is none."""
     values = done[value].to_numpy(float)
     best = [int(values[: place + 1].argmax()) for place in range(len(values))]
     ends = np.append(done["number"].to_numpy(float), last)
     places = np.append(best, best[-1])
+    top = float(values[places[-1]])
     axes.step(ends, 100 * values[places], where="post", color=_BEST, lw=2, label="best so far")
     if value == "uar" and {"uar_low", "uar_high"} <= set(done):
         low, high = (100 * done[name].to_numpy(float)[places] for name in ("uar_low", "uar_high"))
+        top = high[-1] / 100 if np.isfinite(high[-1]) else top
         if np.isfinite(low).any():
             label = "its 95% interval"
             axes.fill_between(ends, low, high, step="post", color=_BEST, alpha=0.13, lw=0, label=label)
@@ -90,6 +91,7 @@ def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> No
     where = (float(done["number"].iloc[row]), 100 * values[row])
     style: dict[str, Any] = {"ha": "center", "color": _BEST, "fontweight": "bold"}
     axes.annotate(percent(values[row]), where, (0, 6), textcoords="offset points", **style)
+    return top
 
 
 def importance_bars(path: Path, found: Importances) -> Path:
@@ -106,7 +108,9 @@ def importance_bars(path: Path, found: Importances) -> Path:
         colour = _BEST if row.told else _QUIET
         axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
         axes.plot(100 * row.share, place, "o", color=colour, mfc=colour if row.told else "white", mew=1.6, ms=7)
-    names = [f"{shorten(row.dimension.label, 40)}{'' if row.trials == found.trials else _some(row.trials)}" for row in rows]
+    names = [
+        f"{shorten(row.dimension.label, 40)}{'' if row.trials == found.trials else _some(row.trials)}" for row in rows
+    ]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.axvline(0, color=_INK, lw=0.8)
@@ -177,7 +181,9 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
         foot = high - 0.08 * (high - low) - clip_points
         style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": _INK, "clip_on": False}
         axes.plot([1.02, 1.02], [foot, foot + clip_points], lw=4, solid_capstyle="butt", **style)
-        axes.text(1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style)
+        axes.text(
+            1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style
+        )
     if found.kind == "means" and found.trials.max() > 1:
         axes.set_xlabel(f"{found.dimension.label}; {found.trials.max()} trials each")
     _legend(figure)
@@ -186,16 +192,20 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
 
 def _extent(curves: Sequence[Curve], done: pd.DataFrame, value: str) -> npt.NDArray[np.float64]:
     """What an axis of values has to show, percent: the trials, the curves and their intervals."""
-    ends = np.concatenate([done[value].to_numpy(float), *(part for one in curves for part in (one.mean, one.low, one.high))])
+    ends = np.concatenate(
+        [done[value].to_numpy(float), *(part for one in curves for part in (one.mean, one.low, one.high))]
+    )
     return np.asarray(100 * ends[np.isfinite(ends)])
 
 
-def _draw_trials(axes: Axes, dimension: Dimension, at: Sequence[Any], done: pd.DataFrame, value: str, *, small: bool) -> None:
+def _draw_trials(
+    axes: Axes, dimension: Dimension, at: Sequence[Any], done: pd.DataFrame, value: str, *, small: bool
+) -> None:
     """The finished trials as faint dots, a little beside their value where many would lie on top of each other."""
     own = done[done[dimension.key].notna()]
     places = _places(dimension, at)
     lookup = dict(zip(map(text, at), places, strict=True))
-    grid = dimension.kind == "category" or not dimension.log and len(at) <= _GRID
+    grid = dimension.kind == "category" or (not dimension.log and len(at) <= _GRID)
     dots = np.array([lookup[text(one)] if dimension.kind == "category" else float(one) for one in own[dimension.key]])
     if grid and len(places) > 1:
         dots = dots + _jitter(own["number"], 0.14 * float(np.diff(places).min()))
@@ -333,7 +343,9 @@ def parallel_coordinates(
     for one in np.flatnonzero(ok)[np.argsort(values[ok], kind="stable")]:
         top = values[one] == ends[1]
         colour = colours(norm(values[one]))
-        axes.plot(xs[one], rows, color=colour, lw=2.6 if top else 1.1, alpha=1 if top else alpha, zorder=3 if top else 2)
+        axes.plot(
+            xs[one], rows, color=colour, lw=2.6 if top else 1.1, alpha=1 if top else alpha, zorder=3 if top else 2
+        )
     axes.set_yticks(rows, [_wrapped(one.label, 20, lines=2) for one in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.45, -0.45)
     axes.set_xlim(-0.12, 1.04)
@@ -351,7 +363,7 @@ def _along(axes: Axes, used: pd.DataFrame, dimension: Dimension, row: int) -> np
     low, high = float(np.nanmin(places)), float(np.nanmax(places))
     different = categories(used, dimension)
     if dimension.kind == "category":
-        ticks, low, high = list(range(len(different))), -0.4, len(different) - 0.6
+        ticks, low, high = [float(one) for one in range(len(different))], -0.4, len(different) - 0.6
     elif len(different) <= 9:
         ticks = sorted({float(one) for one in places if math.isfinite(one)})
     elif dimension.log:

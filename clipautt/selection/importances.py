@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from clipautt.selection.surrogate import Block, Design, Expected, Floats, fit, make_design
+from clipautt.selection.surrogate import Block, Design, Expected, Floats, fit, make_design, resample
 from clipautt.selection.trials import Dimension, finished, varied
 
 FEWEST_TRIALS = 40
@@ -89,9 +89,9 @@ def importances(
     values = done[value].to_numpy(float)
     if len(chosen) < 2:
         return "No importances: they compare settings, and the finished trials vary fewer than two."
-    if len(done) < max(fewest, _LEAST):
+    if len(done) < (least := max(fewest, _LEAST)):
         return (
-            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {max(fewest, _LEAST)} the most "
+            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {least} the most "
             "important setting changes from one sweep to the next."
         )
     if np.ptp(values) == 0:
@@ -112,18 +112,16 @@ def _summary(design: Design, shares: Floats, explained: Floats) -> Importances:
     order = np.argsort(-means, kind="stable")
     behind = np.quantile(shares[:, order[:1]] - shares, tail, axis=0) <= 0
     level = [rows[place].dimension for place in order if behind[place]]
-    return Importances(
-        tuple(rows[place] for place in order), len(design.matrix), float(explained.mean()), tuple(level)
-    )
+    return Importances(tuple(rows[place] for place in order), len(design.matrix), float(explained.mean()), tuple(level))
 
 
 def _drawn_shares(design: Design, values: Floats, draws: int, seed: int) -> tuple[Floats, Floats]:
     """Shares of every draw, [draws, dimensions], and of all dimensions together, [draws]."""
     rng, count = np.random.default_rng(seed), len(values)
-    shares, explained = [], []
+    shares: list[list[float]] = []
+    explained: list[float] = []
     while len(shares) < draws:
-        rows = rng.integers(0, count, count)
-        left = np.setdiff1d(np.arange(count), rows)
+        rows, left = resample(rng, count)
         variance = values[rows].var()
         if len(left) < 2 or variance == 0:
             continue

@@ -132,15 +132,15 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),
             "The best trials with their intervals",
-            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ among themselves more "
-            "than trials do, so the intervals on the left overlap even where the paired ones on the right exclude 0.",
+            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials do, "
+            "so the intervals on the left overlap even where the paired ones on the right exclude 0.",
         ),
     }
     if len(shown) > 1:
         draw["slices"] = (
             lambda path: figures.slices(path, trials, shown, found.curves, value=value),
             f"{name_of(value)} by each setting",
-            "Grey: finished trials. Blue: the setting alone, the others averaged by a model, with 95% intervals. Filled: "
+            "Grey: finished trials. Blue: the setting alone, others averaged by a model, with 95% intervals. Filled: "
             "not told from the best value of the setting; hollow: clearly worse, in paired comparison.",
         )
         draw["parallel_coordinates"] = (
@@ -193,7 +193,9 @@ def _top(report: SweepReport) -> dict[str, list[list[str]] | list[str]]:
     """Head and rows of the table of the best trials."""
     ranked, dimensions = report.conclusions.ranked.head(_ROWS), report.conclusions.dimensions
     done = report.done.set_index("number")
-    extra = [name for name in ("gain", "war", "f1", SECONDS, "folds", "fallbacks") if name in done and name != report.value]
+    extra = [
+        name for name in ("gain", "war", "f1", SECONDS, "folds", "fallbacks") if name in done and name != report.value
+    ]
     head = ["trial", f"{name_of(report.value)} (95% interval)", "lacks to the first, points (95% interval)"]
     rows = []
     for place, row in enumerate(ranked.to_dict("records")):
@@ -232,13 +234,18 @@ def _curves(report: SweepReport) -> list[tuple[str, ...]]:
 def _failed(trials: pd.DataFrame) -> list[tuple[str, str]]:
     """Reasons of failed trials with the numbers of the trials, the most frequent first."""
     failed = trials[trials["status"] == "failed"]
-    reasons = failed["reason"].fillna("unknown").astype(str) if "reason" in failed else pd.Series("unknown", failed.index)
+    reasons = (
+        failed["reason"].fillna("unknown").astype(str) if "reason" in failed else pd.Series("unknown", failed.index)
+    )
     groups: dict[str, list[str]] = {}
     for number, reason in zip(failed["number"], reasons, strict=True):
         groups.setdefault(reason, []).append(str(number))
     ordered: Sequence[tuple[str, list[str]]] = sorted(groups.items(), key=lambda item: -len(item[1]))
     shown = [(_numbers(numbers), reason) for reason, numbers in ordered[:_REASONS]]
-    return [*shown, *([(f"{len(ordered) - _REASONS} more reasons", "see trials.parquet")] if len(ordered) > _REASONS else [])]
+    return [
+        *shown,
+        *([(f"{len(ordered) - _REASONS} more reasons", "see trials.parquet")] if len(ordered) > _REASONS else []),
+    ]
 
 
 def _numbers(numbers: Sequence[str]) -> str:

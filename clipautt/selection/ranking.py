@@ -28,8 +28,8 @@ def ranking(
         best: number of the trial to compare with, which then comes first; None: the one with the highest value.
 
     Returns:
-        Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how much
-        of UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
+        Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how
+        much UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
         interval over subjects) and `apart`: True if the interval excludes 0, None where there are no values of at least
         `MIN_SUBJECTS` subjects.
     """
@@ -54,17 +54,22 @@ def _behind(numbers: list[int], values: SubjectValues) -> dict[str, list[object]
                 groups.setdefault(known.tobytes(), []).append(number)
     for mask, members in groups.items():
         known = np.frombuffer(mask, bool)
-        lacks = [np.asarray(values[numbers[0]], float)[known] - np.asarray(values[one], float)[known] for one in members]
+        lacks = [
+            np.asarray(values[numbers[0]], float)[known] - np.asarray(values[one], float)[known] for one in members
+        ]
         for number, one in zip(members, bootstraps(np.stack(lacks, axis=1)), strict=True):
             found[number] = one.mean, one.low, one.high
     rows = [found.get(number) for number in numbers]
     nothing = (math.nan,) * 3
     columns: dict[str, list[object]] = {
-        name: [(row or nothing)[place] for row in rows] for place, name in enumerate(("behind", "behind_low", "behind_high"))
+        name: [(row or nothing)[place] for row in rows]
+        for place, name in enumerate(("behind", "behind_low", "behind_high"))
     }
     return columns | {"apart": [None if row is None else bool(row[1] > 0 or row[2] < 0) for row in rows]}
 
 
 def not_apart(ranked: pd.DataFrame) -> list[int]:
     """Numbers of the trials that cannot be told apart from the best one, without it."""
-    return [int(number) for number, apart in zip(ranked["number"][1:], ranked["apart"][1:], strict=True) if apart is False]
+    return [
+        int(number) for number, apart in zip(ranked["number"][1:], ranked["apart"][1:], strict=True) if apart is False
+    ]

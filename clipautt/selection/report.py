@@ -91,7 +91,7 @@ class SweepReport:
     num_clips: int
     """Their clips."""
     clip_points: tuple[float, float]
-    """By how many points the value changes if one clip is decided otherwise: median over clips, and largest; NaN: unknown."""
+    """Points by which one clip decided otherwise moves the value: median over clips, and largest; NaN: unknown."""
     held_out: HeldOut | None
     """None if no subjects were held out."""
     commands: Sequence[str]
@@ -133,7 +133,7 @@ class SweepReport:
             {key: one for key, one in found.items() if isinstance(one, str)},
         )
 
-    @property
+    @cached_property
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return finished(self.trials, value=self.value)
@@ -143,9 +143,9 @@ class SweepReport:
         """Number of the chosen trial; None if no trial was finished."""
         if self.chosen is not None or self.done.empty:
             return self.chosen
-        if tuple(self.objectives) == (SECONDS,):
-            return int(self.done.loc[self.done[SECONDS].astype(float).idxmin(), "number"])
-        return int(self.done.loc[self.done[self.value].astype(float).idxmax(), "number"])
+        fastest = tuple(self.objectives) == (SECONDS,)
+        scores = -self.done[SECONDS].to_numpy(float) if fastest else self.done[self.value].to_numpy(float)
+        return int(self.done["number"].to_numpy()[scores.argmax()])
 
 
 def name_of(column: str) -> str:

@@ -22,6 +22,10 @@ from clipautt.selection.trials import Dimension, categories, coordinates
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 _KNOTS = 5
+_MOST = 400
+"""Trials that one fit rests on at most, as its cost grows with their cube."""
+_LEFT = 150
+"""Trials that one fit is judged on at most."""
 _PENALTIES = tuple(np.logspace(-2, 2, 13))
 _PAIRS = (0.0, 0.1, 0.3, 1.0)
 """Weights of pairs of dimensions relative to single ones; 0: the model is a sum."""
@@ -118,8 +122,9 @@ def _columns(places: Floats, knots: Floats, num_values: int) -> Floats:
 
 def _tuned(design: Design, values: Floats) -> Design:
     """The design with the hyperparameters that have the smallest error over trials left out one by one."""
-    everyone = np.arange(len(values))
-    single, both = design.kernel(everyone, everyone)
+    some = np.random.default_rng(0).permutation(len(values))[:_MOST]
+    values = values[some]
+    single, both = design.kernel(some, some)
     found: list[tuple[float, float, float]] = []
     for pairs in _PAIRS:
         kernel = single + pairs * both
@@ -203,3 +208,13 @@ def fit(design: Design, values: Floats, rows: Rows) -> Fit:
     target = values[rows]
     weights = np.linalg.solve(centred + design.penalty * np.eye(len(rows)), target - target.mean())
     return Fit(design, rows, weights, float(target.mean() - (kernel @ weights).mean()))
+
+
+def resample(rng: np.random.Generator, count: int) -> tuple[Rows, Rows]:
+    """Trials drawn with replacement, and those that were not drawn; at most `_MOST` and `_LEFT`.
+
+    Fewer than there are make intervals wider, never narrower.
+    """
+    rows = rng.integers(0, count, min(count, _MOST))
+    left = np.setdiff1d(np.arange(count), rows)
+    return rows, left if len(left) <= _LEFT else np.sort(rng.choice(left, _LEFT, replace=False))

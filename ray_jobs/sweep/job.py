@@ -315,4 +315,4 @@ def main(cfg: DictConfig) -> int:
         trials = sweep(
             job, load_data(manifest, store), cluster=extraction.cluster, concurrent=cfg.concurrent, **options
         )
-    return write_results(job, trials, open_study(run.folder, cfg.name), settings)
+    return write_results(job, trials, settings)

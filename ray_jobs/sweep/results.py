@@ -5,6 +5,7 @@ In: the trials, their study and the run's settings. Out: files in the run folder
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from clipautt.commands import quoted
-from clipautt.evaluation.reports import sweep_figures
 from clipautt.files import write_table, write_text
+from clipautt.selection import figures
+from clipautt.selection.curves import curves
+from clipautt.selection.importances import importances
+from clipautt.selection.trials import Dimension
 from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
 from ray_jobs.sweep.space import SearchSpace
@@ -29,18 +33,16 @@ _BEST_HEADER = """\
 # `train` and `adapt` are the words of these commands, `model` is the checkpoint that the trial itself used.
 """
 _SHOWN = 5
-_FEWEST_FOR_IMPORTANCES = 8
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
 
 
-def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Mapping[str, Any]) -> int:
+def write_results(job: SweepJob, trials: pd.DataFrame, settings: Mapping[str, Any]) -> int:
     """Write `trials.parquet`, `best.yaml` and the figures into the run folder, and print the best trials.
 
     Args:
         job: what the trials shared.
         trials: from `job.read_trials`.
-        study: the Optuna study, for the importances.
         settings: the run's settings, plain and resolved.
 
     Returns:
@@ -56,7 +58,7 @@ def write_results(job: SweepJob, trials: pd.DataFrame, study: Any, settings: Map
     facts = best_settings(job, best, settings)
     text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
     write_text(folder / "best.yaml", text)
-    for note in draw(job.space, trials, study, folder / "figures"):
+    for note in draw(job.space, trials, folder / "figures"):
         print(note)
     print_best(trials, job.space)
     print(f"\nTo use the best one (also in {folder / 'best.yaml'}):")
@@ -142,30 +144,25 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def draw(space: SearchSpace, trials: pd.DataFrame, study: Any, folder: Path) -> list[str]:
+def draw(space: SearchSpace, trials: pd.DataFrame, folder: Path) -> list[str]:
     """Write the figures; returns a note for each that could not be drawn."""
     notes = []
-    good = trials[trials["status"] == "ok"]
-    sweep_figures.history(folder / "history.png", trials)
-    if "window_length" in good and good["window_length"].nunique() > 1:
-        sweep_figures.window_curve(folder / "window_length.png", good)
+    dimensions = [
+        Dimension(one.name, one.name.replace("_", " "), "category" if one.choices else "real", one.log)
+        for one in space.dimensions
+    ]
+    figures.history(folder / "history.png", trials)
+    found = curves(trials, dimensions).get("window_length", "No curve of window length: all trials have the same.")
+    if isinstance(found, str):
+        notes.append(found)
     else:
-        notes.append("no window-length curve: all trials have the same length")
-    if len(good) < _FEWEST_FOR_IMPORTANCES or good["uar"].nunique() < 2:
-        notes.append(
-            f"no importances: they need {_FEWEST_FOR_IMPORTANCES} finished trials that differ, there are {len(good)}"
-        )
+        figures.value_curve(folder / "window_length.png", found, trials, clip_points=math.nan)
+    shares = importances(trials, dimensions)
+    if isinstance(shares, str):
+        notes.append(shares)
     else:
-        sweep_figures.importances(folder / "importances.png", importances(study), num_trials=len(good))
+        figures.importance_bars(folder / "importances.png", shares)
     return notes
-
-
-def importances(study: Any) -> dict[str, float]:
-    """Dimension → its share in what makes a trial good; conditional PED-ANOVA (arXiv 2304.10255, 2601.20800)."""
-    import optuna
-
-    shares = optuna.importance.get_param_importances(study)
-    return {str(name): float(share) for name, share in shares.items()}
 
 
 def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:

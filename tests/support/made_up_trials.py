@@ -48,7 +48,11 @@ def random_settings(rng: np.random.Generator, count: int) -> pd.DataFrame:
         values = CHOICES[dimension.key]
         if dimension.kind == "real":
             low, high = float(str(values[0])), float(str(values[1]))
-            drawn = np.exp(rng.uniform(np.log(low), np.log(high), count)) if dimension.log else rng.uniform(low, high, count)
+            drawn = (
+                np.exp(rng.uniform(np.log(low), np.log(high), count))
+                if dimension.log
+                else rng.uniform(low, high, count)
+            )
             columns[dimension.key] = drawn
         else:
             columns[dimension.key] = pd.array([values[i] for i in rng.integers(0, len(values), count)]).astype(

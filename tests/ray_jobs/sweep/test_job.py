@@ -153,8 +153,7 @@ def test_a_sweep_runs_resumes_and_leaves_what_it_promises(
     assert before["trained"].sum() == len(distinct) < 4, "equal training configurations were trained again, or none are"
     assert not list(folder.glob(".ray_tune*")) and not list(folder.rglob("*.pkl"))
     assert (folder / "figures" / "history.png").stat().st_size > 5_000
-    assert (folder / "figures" / "window_length.png").stat().st_size > 5_000
-    assert "no importances: they need 8 finished trials that differ, there are 6" in printed
+    assert "No importances: 6 trials finished" in printed
 
     assert cli.main(words(data, tmp_path, "trials=6", "name=one")) == 0, "nothing is left to do"
     assert "sweep: " not in capsys.readouterr().out
