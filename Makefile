@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep gpu-check test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep bench-window gpu-check test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-validity: $(STAMP) ## How short and how dark a video may be before the ans
 
 bench-sweep: $(STAMP) ## 100 trials of a sweep compared with one extraction pass of ViT-B-32 and with trials that share nothing
 	$(BIN)/python -m tests.benchmarks.bench_sweep $(ARGS)
+
+bench-window: $(STAMP) ## The window-length curve on synthetic people, and what its choice is worth on target subjects; half an hour
+	$(BIN)/python -m tests.benchmarks.bench_window $(ARGS)
 
 gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

@@ -1,6 +1,9 @@
-"""Choosing settings without target labels: how well settings do on source subjects that the model never saw.
+"""What may be concluded from trials: settings and their scores on held-out source subjects → figures and one page.
 
-In: labelled features of source subjects, and the scores of settings that were tried. Out: subjects divided into folds
-and a held-out part, scores per subject, and what may be concluded from them, as figures and one page. `folds` and
-`scoring` are the objective of a sweep, `curves` and `importances` what its trials say, `page` shows the result.
+In: a table with a row per trial (its settings, the mean UAR over subjects, its status) and the UAR of every subject in
+each trial. Out: which trials cannot be told apart from the best one, how the score depends on each setting, with
+intervals, and `report.html`.
+
+Open `report` first: a `SweepReport` is all that the page knows. `ranking`, `importances` and `curves` compute, the last
+two with the model of `surrogate`; `figures` draws, `sentences` says it in words, and `page` puts them together.
 """

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clipautt.selection.additive import Block, Design, Floats, choose_penalty, fit, make_design
+from clipautt.selection.surrogate import Block, Design, Floats, Rows, fit, make_design, resample
 from clipautt.selection.trials import Dimension, categories, coordinates, finished, text, varied
 
-DRAWS = 500
+DRAWS = 300
 FEWEST_TRIALS = 10
 """Below this number of finished trials a model says nothing of a dimension among others."""
 _POINTS = 25
@@ -70,45 +70,49 @@ class Curve:
         return np.asarray(self.behind_low > 0)
 
 
-def curve(
+def curves(
     trials: pd.DataFrame,
-    dimension: Dimension,
     dimensions: Sequence[Dimension],
     *,
     subject_values: SubjectValues | None = None,
     value: str = "uar",
     draws: int = DRAWS,
     seed: int = 0,
-) -> Curve | str:
-    """The value over one dimension, or why nothing can be said.
+) -> dict[str, Curve | str]:
+    """The value over each dimension that varies, or why nothing can be said.
 
     Args:
         trials: the table; only finished trials count.
-        dimension: which one.
-        dimensions: the whole search space.
+        dimensions: the search space.
         subject_values: for intervals over subjects; without them a grid of single trials has no intervals.
         value: column of the values.
         draws: number of resamples.
         seed: of the resamples.
 
     Returns:
-        The curve, or the reason why there is none, as a sentence.
+        Dimension's key → its curve, or the reason why there is none, as a sentence. All share the model and its refits.
     """
     done = finished(trials, value=value)
-    done = done[done[dimension.key].notna()].reset_index(drop=True)
-    if done[dimension.key].nunique() < 2:
-        return f"No curve of {dimension.label}: the finished trials do not vary it."
-    chosen = varied(done, dimensions)
-    people = _subjects(done, subject_values)
-    others = [one for one in chosen if one.key != dimension.key]
-    if _same_others(done, dimension, others):
-        return _means(done, dimension, others, people, value=value, draws=draws, seed=seed)
-    if len(done) < FEWEST_TRIALS:
-        return (
-            f"No curve of {dimension.label}: other settings vary with it, and the {len(done)} finished trials "
-            f"in which it mattered are too few to tell their effects apart; {FEWEST_TRIALS} are needed."
-        )
-    return _modelled(done, dimension, chosen, people, value=value, draws=draws, seed=seed)
+    chosen, people = varied(done, dimensions), _subjects(done, subject_values)
+    found: dict[str, Curve | str] = {}
+    modelled = []
+    for dimension in chosen:
+        rows = np.flatnonzero(done[dimension.key].notna())
+        own, others = done.iloc[rows], [one for one in chosen if one.key != dimension.key]
+        others = varied(own, others)
+        if _same_others(own, dimension, others):
+            those = None if people is None else people[rows]
+            found[dimension.key] = _means(own, dimension, others, those, value=value, draws=draws, seed=seed)
+        elif len(own) < FEWEST_TRIALS:
+            found[dimension.key] = (
+                f"No curve of {dimension.label}: other settings vary with it, and the {len(own)} finished trials in "
+                f"which it mattered are too few to tell their effects apart; {FEWEST_TRIALS} are needed."
+            )
+        else:
+            modelled.append(dimension)
+    if modelled:
+        found |= _modelled(done, modelled, chosen, people, value=value, draws=draws, seed=seed)
+    return {one.key: found[one.key] for one in chosen}
 
 
 def _subjects(done: pd.DataFrame, given: SubjectValues | None) -> Floats | None:
@@ -175,44 +179,59 @@ def _ends(drawn: Floats, best: int) -> tuple[Floats, Floats, Floats]:
 
 def _modelled(
     done: pd.DataFrame,
-    dimension: Dimension,
+    dimensions: Sequence[Dimension],
     chosen: Sequence[Dimension],
     people: Floats | None,
     *,
     value: str,
     draws: int,
     seed: int,
-) -> Curve:
-    design, values = make_design(done, chosen), done[value].to_numpy(float)
-    block = next(one for one in design.blocks if one.dimension.key == dimension.key)
-    at, places = _grid(done, dimension)
-    basis, penalty, everyone = block.rows(places), choose_penalty(design, values), np.arange(len(values))
-    mean = _dependence(design, block, basis, values, everyone, penalty)
+) -> dict[str, Curve]:
+    """Curves of dimensions by one model of all that vary, `chosen`."""
+    values = done[value].to_numpy(float)
+    design = make_design(done, chosen, values)
+    blocks = [design.block(one.key) for one in dimensions]
+    grids = [_grid(done, one) for one in dimensions]
+    bases = [block.rows(places) for block, (_, places) in zip(blocks, grids, strict=True)]
+    means = _dependences(design, blocks, bases, values, np.arange(len(values)))
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
-        rows = rng.integers(0, len(values), len(values))
+        rows, _ = resample(rng, len(values))
         of_some = values if people is None else people[:, rng.integers(0, people.shape[1], people.shape[1])].mean(1)
-        drawn.append(_dependence(design, block, basis, of_some, rows, penalty))
-    low, high, behind = _ends(np.array(drawn), int(mean.argmax()))
-    counts = np.array([int((done[dimension.key] == one).sum()) for one in at])
-    counts = counts if counts.sum() == len(done) else np.zeros(len(at), int)
-    others = [one for one in chosen if one.key != dimension.key]
+        drawn.append(_dependences(design, blocks, bases, of_some, rows))
     over = "trials" if people is None else f"trials and {people.shape[1]} subjects"
-    words = (
-        f"A sum of one curve per setting, fitted to {len(done)} trials; {_listed(others)} "
-        f"{'is' if len(others) == 1 else 'are'} averaged over the trials. Intervals: refits on resampled {over}."
-    )
-    return Curve(dimension, tuple(at), mean, low, high, behind, counts, "model", words)
+    made = {}
+    for place, (dimension, (at, _), mean) in enumerate(zip(dimensions, grids, means, strict=True)):
+        low, high, behind = _ends(np.array([one[place] for one in drawn]), int(mean.argmax()))
+        counts = np.array([int((done[dimension.key] == one).sum()) for one in at])
+        own = int(done[dimension.key].notna().sum())
+        counts = counts if counts.sum() == own else np.zeros(len(at), int)
+        others = [one for one in chosen if one.key != dimension.key]
+        mattered = "" if own == len(done) else f" over the {own} in which it mattered"
+        words = (
+            f"A model of all settings and their pairs, fitted to {len(done)} trials; {_listed(others)} "
+            f"{'is' if len(others) == 1 else 'are'} averaged{mattered or ' over them'}. Intervals: refits on resampled "
+            f"{over}."
+        )
+        made[dimension.key] = Curve(dimension, tuple(at), mean, low, high, behind, counts, "model", words)
+    return made
 
 
-def _dependence(
-    design: Design, block: Block, basis: Floats, values: Floats, rows: npt.NDArray[np.int64], penalty: float
-) -> Floats:
-    """Partial dependence (Friedman, 2001, doi:10.1214/aos/1013203451) at the rows of `basis`, [P]."""
-    model = fit(design, values, rows, penalty=penalty)
-    whole = model.mean + design.matrix[rows] @ model.weights
-    weights = model.weights[block.columns]
-    return np.asarray((whole - design.matrix[rows][:, block.columns] @ weights).mean() + basis @ weights)
+def _dependences(
+    design: Design, blocks: Sequence[Block], bases: Sequence[Floats], values: Floats, rows: Rows
+) -> list[Floats]:
+    """Partial dependence (Friedman, 2001, doi:10.1214/aos/1013203451) of each block at its basis, [P] each.
+
+    It is averaged over those of the trials in which the dimension mattered.
+    """
+    expected = fit(design, values, rows).of(rows)
+    found = []
+    for block, basis in zip(blocks, bases, strict=True):
+        used = block.active[rows]
+        if not used.any():
+            used = np.ones(len(rows), bool)
+        found.append(expected.exchanged(block, used, basis).mean(axis=0))
+    return found
 
 
 def _grid(done: pd.DataFrame, dimension: Dimension) -> tuple[list[Any], Floats]:

@@ -58,10 +58,8 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
     axes.plot(done["number"], 100 * done[value], "o", color=UNCHANGED, ms=5, alpha=alpha, mew=0, label="finished")
     if len(cut):
         axes.plot(cut["number"], 100 * cut[value].astype(float), "v", mfc="none", mec=_CUT, ms=5, label="pruned early")
-    _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
-    shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float)])
-    if value == "uar" and "uar_high" in done and np.isfinite(top := float(done["uar_high"][done[value].idxmax()])):
-        shown = np.append(shown, top)
+    top = _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
+    shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float), [top]])
     _value_axis(axes, 100 * shown, name_of(value), below=0.12)
     for status, mark, colour in (("failed", "x", HURT), ("interrupted", "|", _INK)):
         own = trials[trials["status"] == status]
@@ -75,14 +73,17 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
     return save(figure, path)
 
 
-def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> None:
+def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> float:
+    """Draw the best value so far; returns the top of its last interval, or the value where there is none."""
     values = done[value].to_numpy(float)
     best = [int(values[: place + 1].argmax()) for place in range(len(values))]
     ends = np.append(done["number"].to_numpy(float), last)
     places = np.append(best, best[-1])
+    top = float(values[places[-1]])
     axes.step(ends, 100 * values[places], where="post", color=_BEST, lw=2, label="best so far")
     if value == "uar" and {"uar_low", "uar_high"} <= set(done):
         low, high = (100 * done[name].to_numpy(float)[places] for name in ("uar_low", "uar_high"))
+        top = high[-1] / 100 if np.isfinite(high[-1]) else top
         if np.isfinite(low).any():
             label = "its 95% interval"
             axes.fill_between(ends, low, high, step="post", color=_BEST, alpha=0.13, lw=0, label=label)
@@ -90,6 +91,7 @@ def _best_so_far(axes: Axes, done: pd.DataFrame, *, last: int, value: str) -> No
     where = (float(done["number"].iloc[row]), 100 * values[row])
     style: dict[str, Any] = {"ha": "center", "color": _BEST, "fontweight": "bold"}
     axes.annotate(percent(values[row]), where, (0, 6), textcoords="offset points", **style)
+    return top
 
 
 def importance_bars(path: Path, found: Importances) -> Path:
@@ -361,7 +363,7 @@ def _along(axes: Axes, used: pd.DataFrame, dimension: Dimension, row: int) -> np
     low, high = float(np.nanmin(places)), float(np.nanmax(places))
     different = categories(used, dimension)
     if dimension.kind == "category":
-        ticks, low, high = list(range(len(different))), -0.4, len(different) - 0.6
+        ticks, low, high = [float(one) for one in range(len(different))], -0.4, len(different) - 0.6
     elif len(different) <= 9:
         ticks = sorted({float(one) for one in places if math.isfinite(one)})
     elif dimension.log:

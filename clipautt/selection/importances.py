@@ -5,19 +5,17 @@ In: the table of trials. Out: a share of the variance per dimension, with a boot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from clipautt.selection.additive import Design, Floats, choose_penalty, fit, make_design
+from clipautt.selection.surrogate import Block, Design, Expected, Floats, fit, make_design, resample
 from clipautt.selection.trials import Dimension, finished, varied
 
 FEWEST_TRIALS = 40
-DRAWS = 500
+DRAWS = 300
 _LEAST = 10
 """With fewer trials, resamples leave too few out to judge a fit."""
 _CONFIDENCE = 0.95
@@ -69,7 +67,7 @@ def importances(
 ) -> Importances | str:
     """Estimate the shares, or say why they cannot be estimated.
 
-    The model of `additive` is fitted to trials drawn with replacement, and judged on those that were not drawn: by how
+    The model of `surrogate` is fitted to trials drawn with replacement, and judged on those that were not drawn: by how
     much its squared error grows when a dimension's values are exchanged at random among the trials in which it
     mattered (Breiman, 2001, doi:10.1023/A:1010933404324). Half of that over the variance of the values is the
     dimension's share; all exchanges are averaged, not sampled. The share is the mean over the draws and the interval
@@ -91,14 +89,14 @@ def importances(
     values = done[value].to_numpy(float)
     if len(chosen) < 2:
         return "No importances: they compare settings, and the finished trials vary fewer than two."
-    if len(done) < max(fewest, _LEAST):
+    if len(done) < (least := max(fewest, _LEAST)):
         return (
-            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {max(fewest, _LEAST)} the most "
+            f"No importances: {len(done)} trial{'s' * (len(done) != 1)} finished, and with fewer than {least} the most "
             "important setting changes from one sweep to the next."
         )
     if np.ptp(values) == 0:
         return "No importances: all finished trials have the same value."
-    design = make_design(done, chosen)
+    design = make_design(done, chosen, values)
     shares, explained = _drawn_shares(design, values, draws, seed)
     return _summary(design, shares, explained)
 
@@ -119,28 +117,26 @@ def _summary(design: Design, shares: Floats, explained: Floats) -> Importances:
 
 def _drawn_shares(design: Design, values: Floats, draws: int, seed: int) -> tuple[Floats, Floats]:
     """Shares of every draw, [draws, dimensions], and of all dimensions together, [draws]."""
-    rng = np.random.default_rng(seed)
-    count, penalty = len(values), choose_penalty(design, values)
-    shares, explained = [], []
+    rng, count = np.random.default_rng(seed), len(values)
+    shares: list[list[float]] = []
+    explained: list[float] = []
     while len(shares) < draws:
-        rows = rng.integers(0, count, count)
-        left = np.setdiff1d(np.arange(count), rows)
+        rows, left = resample(rng, count)
         variance = values[rows].var()
         if len(left) < 2 or variance == 0:
             continue
-        model = fit(design, values, rows, penalty=penalty)
-        parts = model.contributions(design)
-        errors = values - model.mean - np.sum(list(parts.values()), axis=0)
-        shares.append([_growth(errors, parts[b.dimension.key], b.active, left) / 2 / variance for b in design.blocks])
-        explained.append(1 - (errors[left] ** 2).mean() / values.var())
+        expected = fit(design, values, rows).of(left)
+        errors = (values[left] - expected.values()) ** 2
+        shares.append([_growth(expected, block, values[left], errors) / 2 / variance for block in design.blocks])
+        explained.append(1 - errors.mean() / values.var())
     return np.array(shares), np.array(explained)
 
 
-def _growth(errors: Floats, part: Floats, active: npt.NDArray[np.bool_], left: npt.NDArray[np.int64]) -> float:
-    """Growth of the mean squared error over the trials `left` when their contributions are exchanged at random."""
-    used = left[active[left]]
-    if len(used) < 2:
+def _growth(expected: Expected, block: Block, values: Floats, errors: Floats) -> float:
+    """Growth of the mean squared error when the trials' values of a dimension are exchanged among them."""
+    used = block.active[expected.rows]
+    if used.sum() < 2:
         return 0.0
-    own, error = part[used], errors[used]
-    grown = (error + own) ** 2 - 2 * (error + own) * own.mean() + (own**2).mean() - error**2
-    return math.fsum(grown) / len(left)
+    moved = expected.exchanged(block, used, expected.model.design.matrix[expected.rows[used]][:, block.columns])
+    grown = ((values[used][:, None] - moved) ** 2).mean(axis=1) - errors[used]
+    return float(grown.sum() / len(values))

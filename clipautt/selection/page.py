@@ -132,15 +132,15 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),
             "The best trials with their intervals",
-            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ among themselves more "
-            "than trials do, so the intervals on the left overlap even where the paired ones on the right exclude 0.",
+            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials do, "
+            "so the intervals on the left overlap even where the paired ones on the right exclude 0.",
         ),
     }
     if len(shown) > 1:
         draw["slices"] = (
             lambda path: figures.slices(path, trials, shown, found.curves, value=value),
             f"{name_of(value)} by each setting",
-            "Grey: finished trials. Blue: the setting alone, the others averaged by a model, with 95% intervals. Filled: "
+            "Grey: finished trials. Blue: the setting alone, others averaged by a model, with 95% intervals. Filled: "
             "not told from the best value of the setting; hollow: clearly worse, in paired comparison.",
         )
         draw["parallel_coordinates"] = (

@@ -28,8 +28,8 @@ def ranking(
         best: number of the trial to compare with, which then comes first; None: the one with the highest value.
 
     Returns:
-        Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how much
-        of UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
+        Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how
+        much UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
         interval over subjects) and `apart`: True if the interval excludes 0, None where there are no values of at least
         `MIN_SUBJECTS` subjects.
     """

@@ -15,7 +15,7 @@ import pandas as pd
 
 from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.metrics import Interval
-from clipautt.selection.curves import Curve, curve
+from clipautt.selection.curves import Curve, curves
 from clipautt.selection.importances import Importances, importances
 from clipautt.selection.ranking import ranking
 from clipautt.selection.trials import Dimension, check_trials, finished, varied
@@ -91,7 +91,7 @@ class SweepReport:
     num_clips: int
     """Their clips."""
     clip_points: tuple[float, float]
-    """By how many points the value changes if one clip is decided otherwise: median over clips, and largest; NaN: unknown."""
+    """Points by which one clip decided otherwise moves the value: median over clips, and largest; NaN: unknown."""
     held_out: HeldOut | None
     """None if no subjects were held out."""
     commands: Sequence[str]
@@ -124,17 +124,16 @@ class SweepReport:
         """Computed once, in about a second."""
         value, done = self.value, self.done
         people = self.subject_values if value == "uar" else None
-        shown = varied(done, self.dimensions)
-        found = {one.key: curve(done, one, self.dimensions, subject_values=people, value=value) for one in shown}
+        found = curves(done, self.dimensions, subject_values=people, value=value)
         return Conclusions(
             ranking(done, self.subject_values, value=value, best=self.best),
             importances(done, self.dimensions, value=value),
-            tuple(shown),
+            tuple(varied(done, self.dimensions)),
             {key: one for key, one in found.items() if not isinstance(one, str)},
             {key: one for key, one in found.items() if isinstance(one, str)},
         )
 
-    @property
+    @cached_property
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return finished(self.trials, value=self.value)
@@ -144,9 +143,9 @@ class SweepReport:
         """Number of the chosen trial; None if no trial was finished."""
         if self.chosen is not None or self.done.empty:
             return self.chosen
-        if tuple(self.objectives) == (SECONDS,):
-            return int(self.done.loc[self.done[SECONDS].astype(float).idxmin(), "number"])
-        return int(self.done.loc[self.done[self.value].astype(float).idxmax(), "number"])
+        fastest = tuple(self.objectives) == (SECONDS,)
+        scores = -self.done[SECONDS].to_numpy(float) if fastest else self.done[self.value].to_numpy(float)
+        return int(self.done["number"].to_numpy()[scores.argmax()])
 
 
 def name_of(column: str) -> str:

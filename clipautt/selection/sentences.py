@@ -73,8 +73,8 @@ def chosen_words(report: SweepReport) -> list[str]:
         told.append(f"In the trials it had UAR {percent(held.value)}%: {_best_of(report)}.")
     if held.looks > 1:
         told.append(
-            f"These subjects have now judged {held.looks} choices. Who keeps the best of them chooses on these subjects, "
-            "too; hold out others for a final figure."
+            f"These subjects have now judged {held.looks} choices. Who keeps the best of them chooses on these "
+            "subjects, too; hold out others for a final figure."
         )
     return told
 
@@ -113,14 +113,15 @@ def level_words(report: SweepReport) -> str:
             f"{MIN_SUBJECTS} subjects."
         )
     level = judged.loc[~judged["apart"].astype(bool), "number"].tolist()
-    of = f"of the {len(judged)} other trials" if len(judged) > 1 else "The other trial"
+    how = "(95% intervals, paired over subjects)"
     if not level:
         which = f"All {len(judged)} other trials differ" if len(judged) > 1 else "The other trial differs"
-        return f"{which} from trial {report.best} by more than chance (95% intervals, paired over subjects)."
+        return f"{which} from trial {report.best} by more than chance {how}."
     if len(judged) == 1:
-        return f"The other trial cannot be told apart from trial {report.best} (95% interval, paired over subjects)."
-    named = ", ".join(map(str, level[:_NAMED])) + (f" and {len(level) - _NAMED} more" if len(level) > _NAMED else "")
-    return f"{len(level)} {of} cannot be told apart from trial {report.best} (95% intervals, paired over subjects): {named}."
+        return f"The other trial cannot be told apart from trial {report.best} {how}."
+    more = f" and {len(level) - _NAMED} more" if len(level) > _NAMED else ""
+    named = ", ".join(map(str, level[:_NAMED])) + more
+    return f"{len(level)} of {len(judged)} other trials cannot be told apart from trial {report.best} {how}: {named}."
 
 
 def clip_words(report: SweepReport) -> str:

@@ -59,7 +59,8 @@ def check_trials(trials: pd.DataFrame, dimensions: Sequence[Dimension], *, value
 def finished(trials: pd.DataFrame, *, value: str = "uar") -> pd.DataFrame:
     """The trials that ran to their end and have a finite value, by number."""
     values = pd.to_numeric(trials[value], errors="coerce").to_numpy(float, na_value=math.nan)
-    return trials[(trials["status"] == "ok").to_numpy() & np.isfinite(values)].sort_values("number", ignore_index=True)
+    kept: pd.DataFrame = trials[(trials["status"] == "ok").to_numpy() & np.isfinite(values)]
+    return kept.sort_values("number", ignore_index=True)
 
 
 def varied(trials: pd.DataFrame, dimensions: Sequence[Dimension]) -> list[Dimension]:

@@ -25,7 +25,7 @@ def source_manifest(manifest: Manifest) -> Manifest:
     """The labelled source clips alone: nothing of target subjects goes further than this.
 
     Raises:
-        ValueError: without source clips.
+        ValueError: without labelled source clips.
     """
     clips = tuple(clip for clip in manifest.of_split("source_train", "source_val") if clip.label is not None)
     if not clips:

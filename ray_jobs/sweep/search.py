@@ -136,8 +136,8 @@ def run_trials(conductor: Conductor, data: SweepData, *, shelf: Any, config: Tun
     while not study.finished(total):
         counts = study.counts()
         missing = total - counts.finished - counts.elsewhere
-        if counts.waiting or (missing > 0 and not study.sampler.only_queued):
-            _tune(conductor, data, shelf, missing=max(missing, 1), config=config, folder=folder)
+        if missing > 0 and (counts.waiting or not study.sampler.only_queued):
+            _tune(conductor, data, shelf, missing=missing, config=config, folder=folder)
         else:
             conductor.progress.waiting(counts.elsewhere)
             time.sleep(_POLL_SECONDS)

@@ -80,7 +80,7 @@ class SearchSpace:
             **fields.get("train", {}),
             "window": replace(self.train.window, **fields.get("train.window", {})),
             "augmentation": augmentation,
-            "features": "augmented" if augmentation.on else self.train.features,
+            "features": "augmented" if augmentation.on else "cached",
             "subject_baseline": adapt.subject_baseline,
         }
         return replace(self.train, **own), adapt

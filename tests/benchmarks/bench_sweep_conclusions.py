@@ -5,8 +5,8 @@
 Trials with a known truth come from `tests/support/made_up_trials.py`: twelve dimensions, five of which do nothing, some
 of which matter in some trials only; the values of half of the sweeps have two dimensions that act together. Their
 standard deviation over trials is 6 to 8 points, and every value has a noise of 2.5 points. The importances of
-`clipautt.selection` are compared with the truth, and with Optuna's default (PED-ANOVA) on the same trials; the curve over
-the window length with the truth, and with the plain means of the trials at each length.
+`clipautt.selection` are compared with the truth, and with Optuna's default (PED-ANOVA) on the same trials; the curve
+over the window length with the truth, and with the plain means of the trials at each length.
 
 A real sweep has no known truth. There the importances of random subsets of N trials are compared with those of all
 finished trials; the sampler must have been `random`, or the first trials would differ from the last ones.
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from clipautt.metrics import rank_correlation
-from clipautt.selection.curves import curve
+from clipautt.selection.curves import curves
 from clipautt.selection.importances import Importances, importances
 from clipautt.selection.trials import Dimension, finished, varied
 from ray_jobs.platform.progress import table
@@ -125,7 +125,7 @@ def with_known_truth() -> None:
 
 
 def _curve_errors(trials: pd.DataFrame, part: object) -> list[float]:
-    found = curve(trials, _LENGTH, DIMENSIONS, draws=20)
+    found = curves(trials, DIMENSIONS, draws=20)[_LENGTH.key]
     if isinstance(found, str):
         return [float("nan")] * 2
     lengths = pd.Series(list(found.at))

@@ -129,6 +129,20 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: No
     pd.testing.assert_frame_equal(table_of(folder).head(4), first)
     return folder
 
+    assert cli.main(words(data, tmp_path, "trials=6", "name=one", "concurrent=2")) == 0
+    printed = capsys.readouterr().out
+    trials = pd.read_parquet(folder / "trials.parquet")
+    assert [line.split(" trials, ")[0] for line in printed.splitlines() if line.startswith("sweep: ")] == [
+        "sweep: 5/6",
+        "sweep: 6/6",
+    ]
+    pd.testing.assert_frame_equal(trials.head(4), before)
+    assert rows_of(folder / "study.db") == [(number, "COMPLETE") for number in range(6)]
+    distinct = before[["window_length", "subject_baseline"]].drop_duplicates()
+    assert before["trained"].sum() == len(distinct) < 4, "equal training configurations were trained again, or none are"
+    assert not list(folder.glob(".ray_tune*")) and not list(folder.rglob("*.pkl"))
+    assert (folder / "figures" / "history.png").stat().st_size > 5_000
+    assert "No importances: 6 trials finished" in printed
 
 def test_a_sweep_leaves_what_it_promises(finished: Path) -> None:
     trials = table_of(finished)
