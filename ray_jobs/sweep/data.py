@@ -33,6 +33,23 @@ def source_manifest(manifest: Manifest) -> Manifest:
     return Manifest(clips, manifest.classes)
 
 
+def divided(manifest: Manifest, config: SweepConfig) -> Division:
+    """Divide the subjects of labelled source clips; those with clips of one class only are trained on.
+
+    Raises:
+        ValueError: with too few subjects; the message says what to set.
+    """
+    subjects = by_subject(manifest.clips)
+    return divide(
+        {clip.subject_id for clip in manifest.of_split("source_train")},
+        {clip.subject_id for clip in manifest.of_split("source_val")},
+        scorable=[subject for subject, clips in subjects.items() if len({clip.label for clip in clips}) > 1],
+        folds=config.folds,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+
+
 def load_data(
     manifest: Manifest, store: FeatureStore, config: SweepConfig, cohorts: Sequence[Cohort]
 ) -> tuple[Division, SweepData]:
@@ -50,16 +67,9 @@ def load_data(
     loaded = store.load(manifest.clips)
     if not loaded:
         raise ValueError(f"{len(manifest.clips)} source clips, none with features; see the failures above")
-    there = by_subject(clip for clip in manifest.clips if clip.clip_id in loaded)
-    scorable = {subject: clips for subject, clips in there.items() if len({clip.label for clip in clips}) > 1}
-    division = divide(
-        {clip.subject_id for clip in manifest.of_split("source_train") if clip.subject_id in there},
-        {clip.subject_id for clip in manifest.of_split("source_val") if clip.subject_id in there},
-        scorable=scorable,
-        folds=config.folds,
-        held_out=config.held_out,
-        seed=config.seed,
-    )
+    kept = Manifest(tuple(clip for clip in manifest.clips if clip.clip_id in loaded), manifest.classes)
+    division, there = divided(kept, config), by_subject(kept.clips)
+    scorable = {subject: there[subject] for subject in (*division.subjects, *division.held_out)}
     draws = draws_of(scorable, cohorts, classes=manifest.classes, seed=config.seed)
     return division, SweepData(
         PackedClips.of(loaded.values()),

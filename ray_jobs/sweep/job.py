@@ -32,7 +32,7 @@ from ray_jobs.platform.extraction.extract import extract, extraction_config, ref
 from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.runs import IGNORED, open_run
-from ray_jobs.sweep.data import augmented_features, load_data, source_manifest
+from ray_jobs.sweep.data import augmented_features, divided, load_data, source_manifest
 from ray_jobs.sweep.models import start_shelf
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.results import SweepRun, write_manifests, write_results
@@ -60,6 +60,7 @@ def main(cfg: DictConfig) -> int:
     space = make_space(settings.get("space") or {}, train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
     grid = space.grid() if config.sampler == "grid" else None
     config = replace(config, trials=config.trials or (_USUAL_TRIALS if grid is None else len(grid)))
+    divided(manifest, config)  # Too few subjects are told now; clips that fail may change who is where.
     extraction = extraction_config(cfg)
     settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage)}
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=_MAY_DIFFER)
@@ -81,4 +82,77 @@ def main(cfg: DictConfig) -> int:
             config.repeats,
             training_footage(manifest, extraction.backbone),
         )
-    return write_results(job, trials, settings)
+        write_manifests(run.folder, manifest, job)
+        study = SweepStudy.open(
+            storage,
+            cfg.name,
+            directions=["minimize" if name in MINIMIZED else "maximize" for name in config.objectives],
+            sampler=sampler,
+            metrics=config.objectives,
+            settings=deciding(settings, job),
+        )
+        sweep = Sweep(job, data, config, cohorts, extraction.cluster, run.folder, settings)
+        with study:
+            study.enqueue_all((grid or [])[: config.trials])
+            return sweep.run(study)
+
+
+def deciding(settings: Mapping[str, Any], job: SweepJob) -> dict[str, Any]:
+    """What drivers of one study must agree on; no subject is named."""
+    names = ("train", "adapt", "space", "cohorts", "objectives", "folds", "repeats", "held_out", "seed", "sampler")
+    more = ("stop", "grace_folds", "reduction", "manifest_fingerprint")
+    sizes = [len(part) for part in (*job.division.folds, job.division.training, job.division.held_out)]
+    known = {name: settings[name] for name in (*names, *more)}
+    return known | {"features": job.features.fingerprint, "subjects": sizes}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that is ready to run on the connected Ray."""
+
+    job: SweepJob
+    """What trials know."""
+    data: SweepData
+    """What trials share."""
+    config: SweepConfig
+    """How settings are searched; `trials` is a number."""
+    cohorts: tuple[Cohort, ...]
+    """Shares of positives at which trials are scored."""
+    cluster: ClusterConfig
+    """Gives the share of a GPU per trial."""
+    folder: Path
+    """The run folder."""
+    settings: Mapping[str, Any]
+    """The run's settings, plain, resolved and without secrets."""
+
+    def run(self, study: SweepStudy) -> int:
+        """Run the trials that are missing, judge the chosen one, write the results; returns the exit code."""
+        job, config = self.job, self.config
+        sweep_up(self.folder, study.drivers.alive())
+        shelf = start_shelf(self.folder / "models")
+        scorer = Scorer(job, self.data, shelf, gpu_share(self.cluster))
+        clip_au = scorer.reference(study)
+        total = config.trials or 0
+        run_trials(
+            Conductor(
+                study,
+                job,
+                total=total,
+                objectives=config.objectives,
+                stopping=config.stopping,
+                progress=SweepProgress(total, config.objectives),
+            ),
+            self.data,
+            shelf=shelf,
+            config=TuneConfig(self.cluster, config.concurrent, config.loggers),
+            folder=self.folder,
+        )
+        subjects = job.division.subjects
+        worth = clip_worth([draw for subject in subjects for draw in self.data.draws[subject]])
+        num_clips = len({clip for subject in subjects for draw in self.data.draws[subject] for clip in draw.labels})
+        run = SweepRun(job, self.folder, self.settings, self.cohorts, config.objectives, clip_au, worth, num_clips)
+        records = study.trials()
+        trials = trial_table(records, job.space, cohorts=job.cohorts, num_subjects=len(subjects), reference=clip_au)
+        held_out = judge(run, scorer, study, best_record(records, config.objectives[0]))
+        front = [record.number for record in study.front()]
+        return write_results(run, trials, records, front=front, held_out=held_out)

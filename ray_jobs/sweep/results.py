@@ -5,7 +5,6 @@ In: the trials, their study, the held-out judgement and the run's settings. Out:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +17,24 @@ import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 
-from clipautt.commands import quoted
+from clipautt.clips import Clip
+from clipautt.commands import quoted, word
+from clipautt.evaluation.reports.tables import cohort_title
+from clipautt.evaluation.results import Cohort
 from clipautt.files import write_table, write_text
-from clipautt.selection import figures
-from clipautt.selection.curves import curves
-from clipautt.selection.importances import importances
-from clipautt.selection.trials import Dimension
+from clipautt.manifest import Manifest, write_manifest
+from clipautt.metrics import Interval
+from clipautt.selection.page import write_page
+from clipautt.selection.report import HeldOut, SweepReport
+from clipautt.selection.scoring import spread
+from clipautt.selection.sentences import summary_lines
+from clipautt.selection.trials import Dimension as Axis
+from clipautt.selection.trials import Kind
 from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 from ray_jobs.sweep.dimensions import Dimension
-from ray_jobs.sweep.study import TrialRecord
+from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.table import best_record, subject_values
 from ray_jobs.sweep.trial import SweepJob, model_key
 
@@ -36,18 +42,94 @@ _BEST_HEADER = """\
 # {title} of a sweep. `clipautt train @THIS_FILE` and `clipautt adapt @THIS_FILE` take its settings; words after
 # `@THIS_FILE` change them. `folds/` beside it has a manifest per fold, to repeat the trial's figures.
 """
-_SHOWN = 5
+_SHOWN_REASONS = 5
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
 
 
-def write_results(job: SweepJob, trials: pd.DataFrame, settings: Mapping[str, Any]) -> int:
-    """Write `trials.parquet`, `best.yaml` and the figures into the run folder, and print the best trials.
+@dataclass(frozen=True)
+class SweepRun:
+    """A sweep with everything that its results need."""
+
+    job: SweepJob
+    """What trials share."""
+    folder: Path
+    """The run folder."""
+    settings: Mapping[str, Any]
+    """The run's settings, plain, resolved and without secrets."""
+    cohorts: tuple[Cohort, ...]
+    """Shares of positives at which trials are scored."""
+    objectives: tuple[str, ...]
+    """Figures that are optimized."""
+    reference: npt.NDArray[np.float64]
+    """UAR of CLIP-AU for every subject of the folds, mean over the cohorts, [S]."""
+    clip_worth: tuple[float, float]
+    """By how much one decision changes the value: the median over clips and the largest, 0..1."""
+    num_clips: int
+    """Clips of the source subjects with features."""
+
+
+def held_out_record(
+    run: SweepRun, record: TrialRecord, ours: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], *, looks: int
+) -> HeldOut:
+    """How the chosen trial does on the subjects that no trial saw.
 
     Args:
-        job: what the trials shared.
-        trials: from `job.read_trials`.
-        settings: the run's settings, plain and resolved.
+        run: the sweep.
+        record: the chosen trial.
+        ours: UAR of every held-out subject with the trial's settings, mean over the cohorts, [S].
+        reference: that of CLIP-AU, [S].
+        looks: number of choices that these subjects have judged so far.
+    """
+    found = spread(ours, reference)
+    return HeldOut(
+        subjects=len(run.job.division.held_out),
+        trial=record.number,
+        uar=Interval(float(np.nanmean(ours)), found["uar_low"], found["uar_high"]),
+        gain=Interval(found["gain"], found["gain_low"], found["gain_high"]),
+        value=float(record.facts["uar"]),
+        looks=looks,
+    )
+
+
+def write_manifests(folder: Path, manifest: Manifest, job: SweepJob) -> None:
+    """Write a manifest per fold, `folds/fold-1.parquet` and so on, and `held_out.parquet`.
+
+    In each, the subjects to score are source_val and those that their model is trained on are source_train, so that
+    `clipautt train` and `clipautt adapt splits=[source_val]` repeat what a trial does.
+    """
+    parts: list[tuple[str, int | None, Sequence[str]]] = [
+        (f"fold-{number + 1}", number, subjects) for number, subjects in enumerate(job.division.folds)
+    ]
+    parts += [("held_out", None, job.division.held_out)] if job.division.held_out else []
+    for name, fold, scored in parts:
+        trained = set(job.division.trained_on(fold))
+        clips: list[Clip] = [
+            replace(clip, split="source_val" if clip.subject_id in scored else "source_train")
+            for clip in manifest.clips
+            if clip.subject_id in trained or clip.subject_id in scored
+        ]
+        path = folder / "folds" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(clips, path, classes=manifest.classes)
+
+
+def write_results(
+    run: SweepRun,
+    trials: pd.DataFrame,
+    records: Sequence[TrialRecord],
+    *,
+    front: Sequence[int],
+    held_out: HeldOut | None,
+) -> int:
+    """Write `trials.parquet`, `best.yaml` and the page into the run folder, and print what was found.
+
+    Args:
+        run: the sweep.
+        trials: from `trial_table`.
+        records: the same trials as the study has them.
+        front: numbers of the trials that no other one beats in all objectives.
+        held_out: the judgement of the chosen trial; None without held-out subjects.
 
     Returns:
         The exit code: 1 if no trial succeeded, else 0.
@@ -69,19 +151,13 @@ def write_results(job: SweepJob, trials: pd.DataFrame, settings: Mapping[str, An
     for line in summary_lines(report):
         print(line)
     if best is None:
-        print(f"no trial succeeded, so there is no best one; the reasons are in {folder / 'trials.parquet'}")
-        return 1
-    facts = best_settings(job, best, settings)
-    text = _BEST_HEADER + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
-    write_text(folder / "best.yaml", text)
-    for note in draw(job.space, trials, folder / "figures"):
-        print(note)
-    print_best(trials, job.space)
-    print(f"\nTo use the best one (also in {folder / 'best.yaml'}):")
-    for command in facts["commands"]:
-        print(f"  {command}")
-    print(f"\ntrials, study and figures: {folder}")
-    return 0
+        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / 'trials.parquet'}")
+    else:
+        print(f"\nTo use the best trial ({run.folder / 'best.yaml'}):")
+        for command in commands:
+            print(f"  {command}")
+    print(f"\npage: {page}")
+    return 0 if best is not None else 1
 
 
 def make_report(
@@ -239,28 +315,7 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def draw(space: SearchSpace, trials: pd.DataFrame, folder: Path) -> list[str]:
-    """Write the figures; returns a note for each that could not be drawn."""
-    notes = []
-    dimensions = [
-        Dimension(one.name, one.name.replace("_", " "), "category" if one.choices else "real", one.log)
-        for one in space.dimensions
-    ]
-    figures.history(folder / "history.png", trials)
-    found = curves(trials, dimensions).get("window_length", "No curve of window length: all trials have the same.")
-    if isinstance(found, str):
-        notes.append(found)
-    else:
-        figures.value_curve(folder / "window_length.png", found, trials, clip_points=math.nan)
-    shares = importances(trials, dimensions)
-    if isinstance(shares, str):
-        notes.append(shares)
-    else:
-        figures.importance_bars(folder / "importances.png", shares)
-    return notes
-
-
-def print_counts(trials: pd.DataFrame, space: SearchSpace) -> None:
+def print_counts(trials: pd.DataFrame) -> None:
     """Print how many trials have each status, and the first reasons of failed ones."""
     counts = trials["status"].value_counts()
     states = ("ok", "pruned", "failed", "interrupted")

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipautt.adaptation.method import AdaptConfig
+from clipautt.model.training import TrainConfig
 from clipautt.selection.report import HeldOut
 from ray_jobs.sweep.models import ShelvedModels
+from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.results import SweepRun, held_out_record
-from ray_jobs.sweep.study import SweepStudy, TrialRecord
+from ray_jobs.sweep.study import SweepStudy
 from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
 
 
@@ -36,7 +39,9 @@ class Scorer:
         self.shared = ray.put((job, data))
         self.options = {"num_cpus": 0, "num_gpus": gpu} if gpu else {"num_cpus": 1}
 
-    def scores(self, training: Any, adaptation: Any, folds: Sequence[int | None]) -> npt.NDArray[np.float64]:
+    def scores(
+        self, training: TrainConfig, adaptation: AdaptConfig, folds: Sequence[int | None]
+    ) -> npt.NDArray[np.float64]:
         """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects."""
         import ray
 

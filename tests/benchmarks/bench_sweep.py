@@ -1,4 +1,4 @@
-"""What a sweep costs: 100 trials against one extraction pass of a real backbone, and against trials that share nothing.
+"""What a sweep costs: 100 trials against one extraction pass of a real backbone and against trials that share nothing.
 
 The data are the synthetic people of `size=demo`. Three things are measured on the same Ray: one pass of ViT-B-32 (random
 weights, which cost what trained ones cost) over the source clips; a sweep of 100 trials with the embedded backbone,
@@ -94,10 +94,16 @@ def main(arguments: list[str]) -> None:
     rows = [
         (f"{trials} trials of the sweep", duration(seconds), "1"),
         ("one ViT-B-32 pass over the same clips", duration(one_pass), f"{one_pass / seconds:.2f}"),
-        (f"{trials} trials that share nothing ({few} measured)", duration(naive * trials), f"{naive * trials / seconds:.1f}"),
+        (
+            f"{trials} trials that share nothing ({few} measured)",
+            duration(naive * trials),
+            f"{naive * trials / seconds:.1f}",
+        ),
     ]
     table(rows, ["", "time", "sweeps"])
-    print(f"outside adaptation and training: {100 * (1 - work / (seconds * cores)):.0f} % of the sweep's time on {cores} cores")
+    print(
+        f"outside adaptation and training: {100 * (1 - work / (seconds * cores)):.0f} % of the sweep's time on {cores} cores"
+    )
 
 
 if __name__ == "__main__":
