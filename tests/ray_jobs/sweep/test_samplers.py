@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 
 from ray_jobs.sweep.samplers import SeededSampler, make_sampler
@@ -40,7 +41,8 @@ def test_equal_seeds_try_equal_values_however_often_the_sweep_is_killed(sampler:
     if sampler == "cmaes":
         pytest.importorskip("cmaes")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", ExperimentalWarning)
+        warnings.simplefilter("error", UserWarning)
         whole = values_of(tmp_path / "whole", sampler)
     total = TOTAL[sampler]
     assert len(whole) == total

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,22 @@ def journal(tmp_path: Path) -> str:
     return str(tmp_path / "study.log")
 
 
-def start(where: str | None, folder: Path, total: int, **options: Any) -> subprocess.Popen[str]:
-    """A driver of its own process, which prints the number of each trial that it begins."""
-    given = {"where": where, "folder": str(folder), "total": total} | options
-    command = [sys.executable, sweep_driver.__file__, json.dumps(given)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={"PYTHONPATH": ":".join(sys.path)}, stdout=subprocess.PIPE, text=True
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a driver as a process of its own, which prints the number of each trial that it begins."""
+    with ExitStack() as started:
+
+        def begin(where: str | None, folder: Path, total: int, **options: Any) -> subprocess.Popen[str]:
+            given = {"where": where, "folder": str(folder), "total": total} | options
+            command = [sys.executable, sweep_driver.__file__, json.dumps(given)]
+            environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+            process = started.enter_context(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+            )
+            started.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -230,7 +240,9 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str 
     ["journal", pytest.param("sqlite", marks=pytest.mark.slow), pytest.param("postgres", marks=pytest.mark.slow)],
     indirect=True,
 )
-def test_of_two_processes_one_is_killed_and_the_number_is_reached(storage_url: str | None, tmp_path: Path) -> None:
+def test_of_two_processes_one_is_killed_and_the_number_is_reached(
+    storage_url: str | None, tmp_path: Path, start: Any
+) -> None:
     drivers = [start(storage_url, tmp_path, 10, seconds=0.1) for _ in range(2)]
     killed, other = drivers
     begun = [line(killed) for _ in range(2)]
@@ -249,7 +261,9 @@ def test_of_two_processes_one_is_killed_and_the_number_is_reached(storage_url: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage_url", ["journal", "sqlite", "postgres"], indirect=True)
-def test_a_grid_that_is_killed_again_and_again_is_done_once(storage_url: str | None, tmp_path: Path) -> None:
+def test_a_grid_that_is_killed_again_and_again_is_done_once(
+    storage_url: str | None, tmp_path: Path, start: Any
+) -> None:
     grid = [{"kind": "flat", "rate": rate / 20} for rate in range(1, 13)]
     for wait in (1, 3, 2):
         drivers = [start(storage_url, tmp_path, 12, seconds=0.05, sampler="grid", grid=grid) for _ in range(2)]
