@@ -193,16 +193,25 @@ def test_augmentation_changes_every_epoch_and_unreadable_clips_are_left_out(data
 
 
 def test_stored_passes_are_what_streaming_gives_and_are_trained_on(
-    data: Path, stored: FeatureStore, capsys: pytest.CaptureFixture[str]
+    data: Path, stored: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every pass is encoded once and found again."""
+    """A clip that fails costs one row per pass, and two clips of one file are changed by their own ids."""
+    clips = list(manifest_of(data).of_split("source_train"))
+    (tmp_path / "broken.mp4").write_text("not a video")
+    twin = replace(clips[0], clip_id="twin")
+    every = [*clips, twin, replace(clips[0], clip_id="broken", source=str(tmp_path / "broken.mp4"))]
+    stores = extract_passes(every, extraction_of(data), CHANGED, passes=2, seed=0)
+    shown = capsys.readouterr().out
+    assert "extract pass 1: 11/11" in shown and "without augmented features in pass 2 of 2:\nclip" in shown
+    for store in stores:
+        loaded = store.load(every)
+        assert store.present(every) == set(loaded) == {f"c{number:02d}" for number in range(9)} | {"twin"}
+        assert (loaded["twin"].features - loaded["c00"].features).abs().max() > 1e-3
+        assert store.missing(every) == [] and store.facts([twin])["twin"].num_frames == len(loaded["c00"].times)
     config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED)
     kept = replace(config, features="augmented", augmented_passes=3)
-    extract_augmented(manifest_of(data).clips, extraction_of(data), kept)
-    shown = capsys.readouterr().out
-    assert "extract pass 1: 9/9" in shown and "extract pass 2: 9/9" in shown and "pass 3" not in shown
-    extract_augmented(manifest_of(data).clips, extraction_of(data), kept)
-    assert capsys.readouterr().out == ""
+    extract_augmented(clips, extraction_of(data), kept)
+    assert capsys.readouterr().out == "", "two epochs take two passes, which are there"
     batches = augmented_examples(job_of(data, kept), kept, stored)
     assert batches.omitted == {}
     stream = streamed_clips(job_of(data, config), config, stored)
@@ -223,28 +232,17 @@ def test_stored_passes_are_what_streaming_gives_and_are_trained_on(
 def test_the_command_extracts_and_trains_on_augmented_features(data: Path, stored: FeatureStore) -> None:
     words = ("train.features=augmented", "train.augmentation.flip=0.5", "train.augmentation.crop=0.3")
     assert train(data, *words, "train.augmentation.colour=0.4", "train.epochs=2", "name=augmented") == 0
-    config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED)
-    expected, _ = fitted(streamed_clips(job_of(data, config), config, stored).batches, config)
+    config = replace(STREAMED, subject_baseline="median", epochs=2, augmentation=CHANGED, features="augmented")
+    expected, _ = fitted(augmented_examples(job_of(data, config), config, stored), config)
     found = load_checkpoint(data / "runs" / "train" / "augmented" / "checkpoints" / "median")
     for parameter, other in zip(found.model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter.detach(), other.detach(), atol=1e-4, rtol=0)
 
 
-def test_passes_are_extracted_where_something_is_missing(data: Path, stored: FeatureStore, tmp_path: Path) -> None:
-    """What fails costs one row, clips of one file are changed by their own ids, and no change takes no pass."""
-    extraction, clips = extraction_of(data), list(manifest_of(data).clips[:1])
-    assert [store.path for store in extract_passes(clips, extraction, Augmentation(), passes=3, seed=0)] == [
-        stored.path
-    ]
-    twin = replace(clips[0], clip_id="twin")
-    broken = replace(clips[0], clip_id="broken", source=str(tmp_path / "broken.mp4"))
-    (tmp_path / "broken.mp4").write_text("not a video")
-    elsewhere = replace(extraction, store=str(tmp_path / "store"))
-    (store,) = extract_passes([*clips, twin, broken], elsewhere, CHANGED, passes=1, seed=3)
-    loaded = store.load([*clips, twin, broken])
-    assert set(loaded) == {clips[0].clip_id, "twin"} and store.missing([*clips, twin, broken]) == []
-    assert (loaded["twin"].features - loaded[clips[0].clip_id].features).abs().max() > 1e-3
-    assert store.present([twin]) == {"twin"} and store.facts([twin])["twin"].num_frames == 3
+def test_no_change_takes_no_pass(data: Path, stored: FeatureStore) -> None:
+    clips, extraction = manifest_of(data).clips, extraction_of(data)
+    (store,) = extract_passes(clips, extraction, Augmentation(), passes=3, seed=0)
+    assert store.path == stored.path
     with pytest.raises(ValueError, match="passes=0; allowed: 1 or more"):
         extract_passes(clips, extraction, CHANGED, passes=0, seed=0)
 
