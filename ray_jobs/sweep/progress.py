@@ -57,7 +57,8 @@ def _outcome(record: TrialRecord, objective: str) -> str:
     if record.status == "failed":
         return f"trial {record.number} failed: {record.reason}"
     if record.status == "pruned":
-        return f"trial {record.number} pruned after {record.facts.get('folds', 0)} folds"
+        folds = record.facts.get("folds", 0)
+        return f"trial {record.number} pruned after {folds} fold{'s' * (folds != 1)}"
     if record.status != "ok":
         return f"trial {record.number} {record.status}"
     return f"trial {record.number}: {figure_text(record, objective)}"

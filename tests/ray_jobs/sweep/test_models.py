@@ -1,0 +1,43 @@
+"""Source models of a sweep: trained once, whoever asks, and by somebody else where the first one ended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from clipautt.model.checkpoint import load_checkpoint
+from ray_jobs.sweep.models import ModelShelf
+from tests.support.fakes import fake_checkpoint
+
+
+def test_a_model_is_trained_once_and_kept_in_the_run_folder(tmp_path: Path) -> None:
+    made = fake_checkpoint()
+
+    async def two_ask() -> None:
+        shelf = ModelShelf(str(tmp_path / "models"))
+        assert await shelf.take("key", "first") is None
+        second, other = asyncio.create_task(shelf.take("key", "second")), await shelf.take("other", "second")
+        await asyncio.sleep(0.01)
+        assert other is None and not second.done(), "the second one waits for the first one's model only"
+        await shelf.put("key", made)
+        found = await second
+        assert found is not None and found.fingerprint == made.fingerprint
+
+    asyncio.run(two_ask())
+    assert load_checkpoint(tmp_path / "models" / "key").fingerprint == made.fingerprint
+    again = asyncio.run(ModelShelf(str(tmp_path / "models")).take("key", "later"))
+    assert again is not None and again.fingerprint == made.fingerprint
+
+
+def test_what_a_process_trained_that_ended_is_trained_by_the_next(tmp_path: Path) -> None:
+    async def one_dies() -> None:
+        shelf = ModelShelf(str(tmp_path))
+        assert await shelf.take("key", "dies") is None
+        waiting = asyncio.create_task(shelf.take("key", "next"))
+        await shelf.release("somebody else")
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await shelf.release("dies")
+        assert await waiting is None and shelf.claims == {"key": "next"}
+
+    asyncio.run(one_dies())
