@@ -10,9 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
-
-from optuna.trial import Trial
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from clipautt.adaptation.method import AdaptConfig, find_method, method_names
 from clipautt.model.training import TrainConfig
@@ -21,6 +19,9 @@ from clipautt.video.augmentation import Augmentation
 from ray_jobs.platform import schema
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.objects import field_value
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 Value = str | int | float | bool | None
 

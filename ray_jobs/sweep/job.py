@@ -33,13 +33,13 @@ from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.runs import IGNORED, open_run
 from ray_jobs.sweep.data import augmented_features, divided, load_data, source_manifest
-from ray_jobs.sweep.models import start_shelf
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.results import SweepRun, write_manifests, write_results
 from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.scorer import Scorer, judge
 from ray_jobs.sweep.search import Conductor, TuneConfig, check_loggers, run_trials, sweep_up
 from ray_jobs.sweep.settings import SweepConfig, make_config
+from ray_jobs.sweep.shelf import start_shelf
 from ray_jobs.sweep.space import make_space
 from ray_jobs.sweep.storage import open_storage, shown
 from ray_jobs.sweep.study import SweepStudy
@@ -150,9 +150,13 @@ class Sweep:
         subjects = job.division.subjects
         worth = clip_worth([draw for subject in subjects for draw in self.data.draws[subject]])
         num_clips = len({clip for subject in subjects for draw in self.data.draws[subject] for clip in draw.labels})
-        run = SweepRun(job, self.folder, self.settings, self.cohorts, config.objectives, clip_au, worth, num_clips)
+        run = SweepRun(
+            job, self.folder, self.settings, self.cohorts, config.objectives, clip_au.subjects, worth, num_clips
+        )
         records = study.trials()
-        trials = trial_table(records, job.space, cohorts=job.cohorts, num_subjects=len(subjects), reference=clip_au)
-        held_out = judge(run, scorer, study, best_record(records, config.objectives[0]))
+        trials = trial_table(
+            records, job.space, cohorts=job.cohorts, num_subjects=len(subjects), reference=clip_au.subjects
+        )
+        held_out = judge(run, scorer, study, best_record(records, config.objectives[0]), clip_au)
         front = [record.number for record in study.front()]
         return write_results(run, trials, records, front=front, held_out=held_out)

@@ -6,7 +6,7 @@ In: what trials share. Out: UAR per subject, kept with the study so that it is c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,16 @@ from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.results import SweepRun, held_out_record
 from ray_jobs.sweep.study import SweepStudy
 from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """UAR of CLIP-AU for every subject, mean over the cohorts."""
+
+    subjects: npt.NDArray[np.float64]
+    """Of the subjects of the folds, [S]."""
+    held_out: npt.NDArray[np.float64]
+    """Of those held out, [number of them]."""
 
 
 class Scorer:
@@ -55,14 +65,16 @@ class Scorer:
         )
         return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
 
-    def reference(self, study: SweepStudy) -> npt.NDArray[np.float64]:
-        """CLIP-AU's UAR for every subject of the folds; computed once per study."""
+    def reference(self, study: SweepStudy) -> Reference:
+        """CLIP-AU's UAR for every subject; computed once per study."""
+        division = self.job.division
         noted = study.study.user_attrs.get("reference")
         if noted is None:
-            values = self.scores(*reference(self.job.space), range(len(self.job.division.folds)))
-            noted = [round(float(one), 6) for one in values]
+            folds = [*range(len(division.folds)), *[None] * bool(division.held_out)]
+            noted = [round(float(one), 6) for one in self.scores(*reference(self.job.space), folds)]
             study.study.set_user_attr("reference", noted)
-        return np.asarray(noted, float)
+        values = np.asarray(noted, float)
+        return Reference(values[: len(division.subjects)], values[len(division.subjects) :])
 
 
 def _score(shared: Any, shelf: Any, training: Any, adaptation: Any, repeat: int, fold: int | None) -> Any:
@@ -76,17 +88,15 @@ def _score(shared: Any, shelf: Any, training: Any, adaptation: Any, repeat: int,
     )
 
 
-def judge(run: SweepRun, scorer: Scorer, study: SweepStudy, best: TrialRecord | None) -> HeldOut | None:
+def judge(
+    run: SweepRun, scorer: Scorer, study: SweepStudy, best: TrialRecord | None, clip_au: Reference
+) -> HeldOut | None:
     """The chosen trial on the held-out subjects; every choice is noted, as each look makes the figure weaker."""
     if best is None or not run.job.division.held_out:
         return None
     noted: dict[str, list[float]] = study.study.user_attrs.get("held_out", {})
-    for key, settings in (
-        ("reference", reference(run.job.space)),
-        (str(best.number), run.job.space.configs(best.params)),
-    ):
-        if key not in noted:
-            noted[key] = [round(float(one), 6) for one in scorer.scores(*settings, [None])]
-    study.study.set_user_attr("held_out", noted)
-    ours, clip_au = (np.asarray(noted[key], float) for key in (str(best.number), "reference"))
-    return held_out_record(run, best, ours, clip_au, looks=len(noted) - 1)
+    key = str(best.number)
+    if key not in noted:
+        noted[key] = [round(float(one), 6) for one in scorer.scores(*run.job.space.configs(best.params), [None])]
+        study.study.set_user_attr("held_out", noted)
+    return held_out_record(run, best, np.asarray(noted[key], float), clip_au.held_out, looks=len(noted))

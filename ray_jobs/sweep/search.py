@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from clipautt.files import move
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gpus
-from ray_jobs.sweep.models import ShelvedModels
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.stopping import Stopping
 from ray_jobs.sweep.study import SweepStudy
-from ray_jobs.sweep.trial import SweepData, SweepJob, SweepTrial
+from ray_jobs.sweep.trainable import make_trainable
+from ray_jobs.sweep.trial import SweepData, SweepJob
 
 Logger = Literal["tensorboard", "mlflow", "wandb"]
 _QUIET = {
@@ -149,7 +149,7 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
     gpu = gpu_share(config.cluster)
     fits = max(1, int(num_gpus() / gpu)) if gpu else num_cpus()
     scratch = (folder / scratch_name(conductor.study.drivers.name)).absolute()
-    trainable = tune.with_parameters(_trainable(), job=conductor.job, data=data, shelf=shelf)
+    trainable = tune.with_parameters(make_trainable(), job=conductor.job, data=data, shelf=shelf)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, "gpu": gpu} if gpu else {"cpu": 1}),
         tune_config=tune.TuneConfig(
@@ -236,41 +236,6 @@ def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
     return made
 
 
-def _trainable() -> Any:
-    """A trial as Ray Tune's class of trainables: one step is one fold."""
-    from ray import tune
-
-    class Trial(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: dict[str, Any], **shared: Any) -> None:
-            self.job, self.data, shelf = shared["job"], shared["data"], shared["shelf"]
-            self.models = ShelvedModels(shelf)
-            self.reset_config(config)
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.trial: SweepTrial | None = None
-            self.values = new_config["values"]
-            return True
-
-        def step(self) -> dict[str, Any]:
-            self.models.holder = str(self.trial_id)
-            try:
-                if self.trial is None:
-                    self.trial = SweepTrial(self.values, job=self.job, data=self.data, models=self.models)
-                facts = self.trial.advance()
-            except Exception as error:
-                return {"facts": json.dumps({"failed": reason_of(error)}), "done": True}
-            plain = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-            return {**plain, "facts": json.dumps(facts), "done": facts["folds"] >= self.job.steps}
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Nothing: an interrupted trial is run again."""
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """Nothing to load."""
-
-    return Trial
-
-
 def _searcher(conductor: Conductor) -> Any:
     from ray.tune.search import Searcher
 
@@ -316,13 +281,6 @@ def _callback(conductor: Conductor, shelf: Any) -> Any:
             conductor.ended(trial.trial_id, why_ended(trial.error_file))
 
     return Ended()
-
-
-def reason_of(error: BaseException) -> str:
-    """The error of a trial's code in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no reason given"
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def why_ended(error_file: str | None) -> str:

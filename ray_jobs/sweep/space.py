@@ -11,14 +11,15 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
-
-from optuna.trial import Trial
+from typing import TYPE_CHECKING, Any
 
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.model.training import TrainConfig
 from clipautt.video.augmentation import Augmentation
 from ray_jobs.sweep.dimensions import METHOD, REFUSED, Dimension, Value, read_dimensions, searchable
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 __all__ = ["MOST_COMBINATIONS", "Dimension", "SearchSpace", "Value", "make_space"]
 

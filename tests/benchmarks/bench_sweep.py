@@ -1,9 +1,9 @@
 """What a sweep costs: 100 trials against one extraction pass of a real backbone and against trials that share nothing.
 
-The data are the synthetic people of `size=demo`. Three things are measured on the same Ray: one pass of ViT-B-32 (random
-weights, which cost what trained ones cost) over the source clips; a sweep of 100 trials with the embedded backbone,
-extraction not included; and trials that each encode the clips and train their models anew, as separate scripts would,
-measured on a few and extrapolated. The time of the sweep outside adaptation and training is what its cores did not
+The data are the synthetic people of `size=demo`. Three things are measured on the same Ray: one pass of ViT-B-32
+(random weights, which cost what trained ones cost) over the source clips; a sweep of 100 trials with the embedded
+backbone, extraction not included; and trials that each encode the clips and train their models anew, as separate
+scripts would, measured on a few and extrapolated. The time of the sweep outside adaptation and training is what its cores did not
 spend in them, its start and its page included.
 
     make bench-sweep                                        # ten to twenty minutes on two cores
@@ -102,7 +102,8 @@ def main(arguments: list[str]) -> None:
     ]
     table(rows, ["", "time", "sweeps"])
     print(
-        f"outside adaptation and training: {100 * (1 - work / (seconds * cores)):.0f} % of the sweep's time on {cores} cores"
+        f"outside adaptation and training: {100 * (1 - work / (seconds * cores)):.0f} % of the sweep's time on "
+        f"{cores} cores"
     )
 
 

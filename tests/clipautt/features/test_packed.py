@@ -26,5 +26,5 @@ def test_clips_come_out_as_they_went_in() -> None:
         assert after.features.data_ptr() >= packed.features.ctypes.data
     assert found["a"].face_found is None and found["b"].face_found is not None
     np.testing.assert_array_equal(found["b"].face_found, seen.face_found)
-    with pytest.raises(ValueError, match="^no clips to pack$"):
+    with pytest.raises(ValueError, match=r"^no clips to pack$"):
         PackedClips.of([])

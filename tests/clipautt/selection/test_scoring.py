@@ -1,4 +1,4 @@
-"""Scores per subject and cohort: equal to those of single adaptations, blind to labels, honest about what is missing."""
+"""Scores per subject and cohort: those of single adaptations, blind to labels, honest about what is missing."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_a_sweep_leaves_what_it_promises(finished: Path) -> None:
         "versions.json",
     }  # fmt: skip
     page = (finished / "report" / "report.html").read_text(encoding="utf-8")
-    assert "source subjects that no trial saw" in page and "adapt.method.objective" in page
+    assert "source subjects that no trial saw" in page and "subject baseline" in page
 
 
 def test_started_again_it_does_nothing_twice(data: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from clipautt.model.checkpoint import load_checkpoint
-from ray_jobs.sweep.models import ModelShelf
+from ray_jobs.sweep.models import checkpoint_of, files_of
+from ray_jobs.sweep.shelf import ModelShelf
 from tests.support.fakes import fake_checkpoint
 
 
@@ -19,14 +20,14 @@ def test_a_model_is_trained_once_and_kept_in_the_run_folder(tmp_path: Path) -> N
         second, other = asyncio.create_task(shelf.take("key", "second")), await shelf.take("other", "second")
         await asyncio.sleep(0.01)
         assert other is None and not second.done(), "the second one waits for the first one's model only"
-        await shelf.put("key", made)
+        await shelf.put("key", files_of(made))
         found = await second
-        assert found is not None and found.fingerprint == made.fingerprint
+        assert found is not None and checkpoint_of(found).fingerprint == made.fingerprint
 
     asyncio.run(two_ask())
     assert load_checkpoint(tmp_path / "models" / "key").fingerprint == made.fingerprint
     again = asyncio.run(ModelShelf(str(tmp_path / "models")).take("key", "later"))
-    assert again is not None and again.fingerprint == made.fingerprint
+    assert again is not None and checkpoint_of(again).fingerprint == made.fingerprint
 
 
 def test_what_a_process_trained_that_ended_is_trained_by_the_next(tmp_path: Path) -> None:
