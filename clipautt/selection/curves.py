@@ -24,6 +24,8 @@ from clipautt.selection.trials import Dimension, categories, coordinates, finish
 DRAWS = 300
 FEWEST_TRIALS = 10
 """Below this number of finished trials a model says nothing of a dimension among others."""
+_GRID = 12
+"""Values of a number that varies alone up to which its trials are averaged at each; more are smoothed by the model."""
 _POINTS = 25
 """Points of a curve over a number with many values."""
 _CONFIDENCE = 0.95
@@ -117,7 +119,7 @@ def curves(
 
 def _subjects(done: pd.DataFrame, given: SubjectValues | None) -> Floats | None:
     """UAR per trial and subject, [N, S], of the subjects that every trial has; None where that is nobody."""
-    if not given or any(number not in given for number in done["number"]):
+    if not given or done.empty or any(number not in given for number in done["number"]):
         return None
     rows = np.stack([np.asarray(given[number], float) for number in done["number"]])
     rows = rows[:, np.isfinite(rows).all(axis=0)]
@@ -126,6 +128,9 @@ def _subjects(done: pd.DataFrame, given: SubjectValues | None) -> Floats | None:
 
 def _same_others(done: pd.DataFrame, dimension: Dimension, others: Sequence[Dimension]) -> bool:
     """Whether the trials at each value of the dimension have the same other settings, equally often."""
+    if not others:
+        few = done[dimension.key].nunique() <= _GRID or len(done) < FEWEST_TRIALS
+        return dimension.kind == "category" or few
     settings = [tuple(map(text, row)) for row in done[[one.key for one in others]].itertuples(index=False)]
     counts: dict[Any, Counter[Any]] = {}
     for own, rest in zip(done[dimension.key], settings, strict=True):
@@ -147,13 +152,12 @@ def _means(
     rows = [np.flatnonzero((done[dimension.key] == one).to_numpy(bool)) for one in at]
     mean = np.array([done[value].to_numpy(float)[own].mean() for own in rows])
     counts = np.array([len(own) for own in rows])
-    each = int(counts[0])
+    each = f"{counts.max()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     if others:
         words = f"Means of {each} trials at each value, with the same settings of {_listed(others)}."
-    elif each > 1:
-        words = f"Means of {each} trials at each value; nothing else varies."
     else:
-        words = "A trial at each value; nothing else varies."
+        start = "A trial" if counts.max() == 1 else f"Means of {each} trials"
+        words = f"{start} at each value; nothing else varies."
     low = high = behind = np.full(len(at), np.nan)
     if people is None:
         words += " No intervals, as the values of the subjects are not known."
@@ -208,10 +212,10 @@ def _modelled(
         counts = counts if counts.sum() == own else np.zeros(len(at), int)
         others = [one for one in chosen if one.key != dimension.key]
         mattered = "" if own == len(done) else f" over the {own} in which it mattered"
+        averaged = f"; {_listed(others)} {'is' if len(others) == 1 else 'are'} averaged{mattered or ' over them'}"
         words = (
-            f"A model of all settings and their pairs, fitted to {len(done)} trials; {_listed(others)} "
-            f"{'is' if len(others) == 1 else 'are'} averaged{mattered or ' over them'}. Intervals: refits on resampled "
-            f"{over}."
+            f"A model of all settings and their pairs, fitted to {len(done)} trials{averaged if others else ''}. "
+            f"Intervals: refits on resampled {over}."
         )
         made[dimension.key] = Curve(dimension, tuple(at), mean, low, high, behind, counts, "model", words)
     return made
@@ -243,7 +247,7 @@ def _grid(done: pd.DataFrame, dimension: Dimension) -> tuple[list[Any], Floats]:
         places = np.asarray([float(one) for one in different])
         return different, np.log(places) if dimension.log else places
     own = coordinates(done, dimension)
-    places = np.linspace(own.min(), own.max(), _POINTS)
+    places = np.linspace(np.nanmin(own), np.nanmax(own), _POINTS)
     return list(np.exp(places) if dimension.log else places), places
 
 

@@ -184,7 +184,7 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
         axes.text(
             1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style
         )
-    if found.kind == "means" and found.trials.max() > 1:
+    if found.kind == "means" and found.trials.min() == found.trials.max() > 1:
         axes.set_xlabel(f"{found.dimension.label}; {found.trials.max()} trials each")
     _legend(figure)
     return save(figure, path)

@@ -132,8 +132,8 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),
             "The best trials with their intervals",
-            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials do, "
-            "so the intervals on the left overlap even where the paired ones on the right exclude 0.",
+            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials "
+            "do, so the intervals on the left overlap even where the paired ones on the right exclude 0.",
         ),
     }
     if len(shown) > 1:
