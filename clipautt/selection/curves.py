@@ -48,7 +48,7 @@ class Curve:
     high: Floats
     """Upper ends, [P]."""
     behind_low: Floats
-    """Lower ends of the intervals of what each value lacks to the best one, [P]: above 0 if it is clearly worse."""
+    """What each value lacks at least to the best one, [P], see `least_lacks`: above 0 if it is clearly worse."""
     trials: npt.NDArray[np.int64]
     """Finished trials at each value, [P]; all 0 for a number that is not on a grid."""
     kind: Literal["means", "model"]
@@ -162,23 +162,41 @@ def _means(
     if people is None:
         words += " No intervals, as the values of the subjects are not known."
     else:
-        drawn = _resampled(np.stack([people[own].mean(axis=0) for own in rows], axis=1), draws, seed)
-        low, high, behind = _ends(drawn, int(mean.argmax()))
+        of_people = np.stack([people[own].mean(axis=0) for own in rows], axis=1)
+        low, high, behind = _ends(of_people.mean(axis=0), resampled_means(of_people, draws, seed))
         words += f" Intervals: over {people.shape[1]} subjects."
     return Curve(dimension, tuple(at), mean, low, high, behind, counts, "means", words)
 
 
-def _resampled(values: Floats, draws: int, seed: int) -> Floats:
+def resampled_means(values: Floats, draws: int, seed: int) -> Floats:
     """Means over subjects drawn with replacement: [S, P] → [draws, P]."""
-    rng = np.random.default_rng(seed)
-    index = rng.integers(0, len(values), (draws, len(values)))
-    return np.stack([values[one].mean(axis=0) for one in index])
+    count = len(values)
+    counts = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    return np.asarray(counts @ values / count)
 
 
-def _ends(drawn: Floats, best: int) -> tuple[Floats, Floats, Floats]:
+def least_lacks(means: Floats, drawn: Floats) -> Floats:
+    """What each of several means lacks at least to the best one, with 95% confidence, [P].
+
+    The best of several is picked by the same data, which a paired interval does not take into account: of 40 equal
+    trials of 24 subjects it calls a third worse than the best. Here the difference is compared with how far resampling
+    moves the best of all: of equal ones, each is called worse in 5% of cases, and the truly best is among those with a
+    bound of 0 or less in 95% (Hsu, *Simultaneous Confidence Intervals for all Distances from the "Best"*, Annals of
+    Statistics 9(5), 1981; with bootstrap quantiles).
+
+    Args:
+        means: the means, [P].
+        drawn: resampled means, [draws, P].
+    """
+    errors = drawn - means
+    reach = np.quantile(errors.max(axis=1, keepdims=True) - errors, _CONFIDENCE, axis=0)
+    return np.asarray(means.max() - means - reach)
+
+
+def _ends(means: Floats, drawn: Floats) -> tuple[Floats, Floats, Floats]:
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return low, high, np.quantile(drawn[:, [best]] - drawn, tail, axis=0)
+    return low, high, least_lacks(means, drawn)
 
 
 def _modelled(
@@ -206,7 +224,7 @@ def _modelled(
     over = "trials" if people is None else f"trials and {people.shape[1]} subjects"
     made = {}
     for place, (dimension, (at, _), mean) in enumerate(zip(dimensions, grids, means, strict=True)):
-        low, high, behind = _ends(np.array([one[place] for one in drawn]), int(mean.argmax()))
+        low, high, behind = _ends(mean, np.array([one[place] for one in drawn]))
         counts = np.array([int((done[dimension.key] == one).sum()) for one in at])
         own = int(done[dimension.key].notna().sum())
         counts = counts if counts.sum() == own else np.zeros(len(at), int)

@@ -132,8 +132,9 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),
             "The best trials with their intervals",
-            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials "
-            "do, so the intervals on the left overlap even where the paired ones on the right exclude 0.",
+            "Filled: not told apart from the first one. Hollow: clearly different; the intervals on the right "
+            "allow for having picked the best. Subjects differ more than trials do, so those on "
+            "the left overlap all the same.",
         ),
     }
     if len(shown) > 1:
@@ -141,7 +142,7 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
             lambda path: figures.slices(path, trials, shown, found.curves, value=value),
             f"{name_of(value)} by each setting",
             "Grey: finished trials. Blue: the setting alone, others averaged by a model, with 95% intervals. Filled: "
-            "not told from the best value of the setting; hollow: clearly worse, in paired comparison.",
+            "not told from the best value of the setting; hollow: clearly worse, in a paired comparison.",
         )
         draw["parallel_coordinates"] = (
             lambda path: figures.parallel_coordinates(path, trials, shown, value=value),
