@@ -18,6 +18,7 @@ from clipautt.evaluation.reports.tables import percent, points
 from clipautt.evaluation.reports.templates import render
 from clipautt.files import write_text
 from clipautt.selection import figures
+from clipautt.selection.curves import FEWEST_TRIALS as FEWEST_FOR_CURVES
 from clipautt.selection.importances import FEWEST_TRIALS
 from clipautt.selection.report import SECONDS, Conclusions, SweepReport, name_of
 from clipautt.selection.sentences import (
@@ -71,7 +72,7 @@ def write_page(folder: Path, report: SweepReport) -> Path:
         fewest=FEWEST_TRIALS,
         explained="" if isinstance(found.importances, str) else f"{100 * max(0.0, found.importances.explained):.0f}",
         curves=_curves(report),
-        reasons=_unique(found.reasons.values()),
+        without_curve=_without_curve(report),
         objectives=[name_of(one) + (" (smaller is better)" if one == SECONDS else "") for one in report.objectives],
         figures=made,
         failed=_failed(report.trials),
@@ -82,8 +83,15 @@ def write_page(folder: Path, report: SweepReport) -> Path:
     return folder / PAGE
 
 
-def _unique(sentences: object) -> list[str]:
-    return list(dict.fromkeys(sentences))  # type: ignore[call-overload]
+def _without_curve(report: SweepReport) -> str:
+    """Why settings have no curve, all in one sentence; empty if all have one."""
+    missing = [one.label for one in report.conclusions.dimensions if one.key in report.conclusions.reasons]
+    if not missing:
+        return ""
+    return (
+        f"No curve of {', '.join(missing)}: other settings vary, too, and fewer than {FEWEST_FOR_CURVES} finished trials "
+        "are too few to tell their effects apart."
+    )
 
 
 def _figures(folder: Path, report: SweepReport) -> dict[str, Picture | None]:
