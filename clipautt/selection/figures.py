@@ -39,6 +39,8 @@ _ROWS = 15
 _ACROSS = 3
 _GRID = 12
 """Values of a number that are drawn one by one; more become a line in a band."""
+_TICK_GAP = 0.06
+"""Least distance of labels along an axis, as a share of it."""
 _UNUSED = -0.07
 """Where a line crosses the axis of a dimension that did not matter in its trial."""
 
@@ -184,7 +186,7 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
         axes.text(
             1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style
         )
-    if found.kind == "means" and found.trials.max() > 1:
+    if found.kind == "means" and found.trials.min() == found.trials.max() > 1:
         axes.set_xlabel(f"{found.dimension.label}; {found.trials.max()} trials each")
     _legend(figure)
     return save(figure, path)
@@ -251,7 +253,7 @@ def _dimension_axis(axes: Axes, dimension: Dimension, at: Sequence[Any], *, smal
             ticks = _log_ticks(float(places.min()), float(places.max()))
             axes.set_xticks(ticks, [text(one) for one in ticks], fontsize=fontsize)
             axes.minorticks_off()
-        elif len(places) <= (9 if small else 16):
+        elif len(places) <= (9 if small else 16) and np.diff(places).min() >= _TICK_GAP * np.ptp(places):
             axes.set_xticks(places, [text(one) for one in places], fontsize=fontsize)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5 if small else 10, integer=dimension.kind == "whole"))
@@ -374,9 +376,12 @@ def _along(axes: Axes, used: pd.DataFrame, dimension: Dimension, row: int) -> np
         different = [one for one in nice if low <= one <= high]
         ticks = different
     axes.plot([0, 1], [row, row], color=_INK, lw=1, zorder=4)
-    limit = max(6, 92 // len(ticks))
+    limit, last = max(6, 92 // len(ticks)), -math.inf
     for tick, name in zip(ticks, different, strict=True):
         x = (tick - low) / (high - low)
+        if x - last < _TICK_GAP:
+            continue
+        last = x
         style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": _INK, "zorder": 6}
         axes.plot(x, row, "|", color=_INK, ms=7, zorder=4)
         label = shorten(text(name).replace("_", " "), limit)
@@ -435,7 +440,7 @@ def _number(
     written: list[tuple[float, float]] = []
     for x, y, number in zip(xs, ys, numbers, strict=True):
         place = axes.transData.transform((x, y))
-        if all(abs(place[0] - a) > 26 or abs(place[1] - b) > 14 for a, b in written):
+        if all(abs(place[0] - a) > 34 or abs(place[1] - b) > 18 for a, b in written):
             written.append((float(place[0]), float(place[1])))
             style: dict[str, Any] = {"fontsize": 9, "color": _BEST, "ha": "left", "fontweight": "bold"}
             axes.annotate(str(number), (x, y), (5, 5), textcoords="offset points", **style)

@@ -18,6 +18,7 @@ from clipautt.evaluation.reports.tables import percent, points
 from clipautt.evaluation.reports.templates import render
 from clipautt.files import write_text
 from clipautt.selection import figures
+from clipautt.selection.curves import FEWEST_TRIALS as FEWEST_FOR_CURVES
 from clipautt.selection.importances import FEWEST_TRIALS
 from clipautt.selection.report import SECONDS, Conclusions, SweepReport, name_of
 from clipautt.selection.sentences import (
@@ -71,7 +72,7 @@ def write_page(folder: Path, report: SweepReport) -> Path:
         fewest=FEWEST_TRIALS,
         explained="" if isinstance(found.importances, str) else f"{100 * max(0.0, found.importances.explained):.0f}",
         curves=_curves(report),
-        reasons=_unique(found.reasons.values()),
+        without_curve=_without_curve(report),
         objectives=[name_of(one) + (" (smaller is better)" if one == SECONDS else "") for one in report.objectives],
         figures=made,
         failed=_failed(report.trials),
@@ -82,8 +83,15 @@ def write_page(folder: Path, report: SweepReport) -> Path:
     return folder / PAGE
 
 
-def _unique(sentences: object) -> list[str]:
-    return list(dict.fromkeys(sentences))  # type: ignore[call-overload]
+def _without_curve(report: SweepReport) -> str:
+    """Why settings have no curve, all in one sentence; empty if all have one."""
+    missing = [one.label for one in report.conclusions.dimensions if one.key in report.conclusions.reasons]
+    if not missing:
+        return ""
+    return (
+        f"No curve of {', '.join(missing)}: other settings vary, too, and fewer than {FEWEST_FOR_CURVES} finished trials "
+        "are too few to tell their effects apart."
+    )
 
 
 def _figures(folder: Path, report: SweepReport) -> dict[str, Picture | None]:
@@ -132,8 +140,9 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),
             "The best trials with their intervals",
-            "Filled: not told apart from the first one. Hollow: clearly different. Subjects differ more than trials, "
-            "so the intervals on the left overlap even where the paired ones on the right exclude 0.",
+            "Filled: not told apart from the first one. Hollow: clearly different; the intervals on the right "
+            "allow for having picked the best. Subjects differ more than trials do, so those on "
+            "the left overlap all the same.",
         ),
     }
     if len(shown) > 1:
@@ -141,7 +150,7 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
             lambda path: figures.slices(path, trials, shown, found.curves, value=value),
             f"{name_of(value)} by each setting",
             "Grey: finished trials. Blue: the setting alone, others averaged by a model, with 95% intervals. Filled: "
-            "not told from the best value of the setting; hollow: clearly worse, in paired comparison.",
+            "not told from the best value of the setting; hollow: clearly worse, in a paired comparison.",
         )
         draw["parallel_coordinates"] = (
             lambda path: figures.parallel_coordinates(path, trials, shown, value=value),

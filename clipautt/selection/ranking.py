@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from clipautt.evaluation.reports.sentences import MIN_SUBJECTS
-from clipautt.metrics import bootstraps
-from clipautt.selection.curves import SubjectValues
+from clipautt.selection.curves import SubjectValues, least_lacks, resampled_means
 from clipautt.selection.trials import finished
+
+_DRAWS = 2000
 
 
 def ranking(
@@ -29,9 +30,9 @@ def ranking(
 
     Returns:
         Columns `number`, `value`, `low`, `high` (the table's interval of UAR, NaN for another value), `behind` (how
-        much UAR it lacks to the best one, mean over subjects, paired), `behind_low`, `behind_high` (95% bootstrap
-        interval over subjects) and `apart`: True if the interval excludes 0, None where there are no values of at least
-        `MIN_SUBJECTS` subjects.
+        much UAR it lacks to the first one, mean over subjects, paired), `behind_low` (what it lacks at least, see
+        `least_lacks`), `behind_high` (97.5% bootstrap quantile) and `apart`: True if 0 is
+        outside of these two, None where there are no values of at least `MIN_SUBJECTS` subjects.
     """
     done = finished(trials, value=value)
     first = done["number"].eq(best) if best is not None else pd.Series(False, index=done.index)
@@ -54,11 +55,13 @@ def _behind(numbers: list[int], values: SubjectValues) -> dict[str, list[object]
                 groups.setdefault(known.tobytes(), []).append(number)
     for mask, members in groups.items():
         known = np.frombuffer(mask, bool)
-        lacks = [
-            np.asarray(values[numbers[0]], float)[known] - np.asarray(values[one], float)[known] for one in members
-        ]
-        for number, one in zip(members, bootstraps(np.stack(lacks, axis=1)), strict=True):
-            found[number] = one.mean, one.low, one.high
+        everyone = list(dict.fromkeys([numbers[0], *members]))
+        people = np.stack([np.asarray(values[one], float)[known] for one in everyone], axis=1)
+        means, drawn = people.mean(axis=0), resampled_means(people, _DRAWS, 0)
+        least = least_lacks(means, drawn) - (means.max() - means[0])
+        highest = np.quantile(drawn[:, :1] - drawn, 0.975, axis=0)
+        for place, number in enumerate(everyone):
+            found.setdefault(number, (float(means[0] - means[place]), float(least[place]), float(highest[place])))
     rows = [found.get(number) for number in numbers]
     nothing = (math.nan,) * 3
     columns: dict[str, list[object]] = {

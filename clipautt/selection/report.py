@@ -112,6 +112,8 @@ class SweepReport:
             raise ValueError(f"the table of trials lacks the objective {missing[0]}")
         if self.chosen is not None and self.chosen not in set(self.done["number"]):
             raise ValueError(f"trial {self.chosen} was chosen, but it is not among the finished trials")
+        if self.held_out is not None and self.held_out.trial != self.best:
+            raise ValueError(f"trial {self.held_out.trial} was judged on held-out subjects, but {self.best} was chosen")
 
     @property
     def value(self) -> str:

@@ -113,7 +113,7 @@ def level_words(report: SweepReport) -> str:
             f"{MIN_SUBJECTS} subjects."
         )
     level = judged.loc[~judged["apart"].astype(bool), "number"].tolist()
-    how = "(95% intervals, paired over subjects)"
+    how = "(95% confidence, paired over subjects, allowing for having picked the best)"
     if not level:
         which = f"All {len(judged)} other trials differ" if len(judged) > 1 else "The other trial differs"
         return f"{which} from trial {report.best} by more than chance {how}."

@@ -21,7 +21,7 @@ from clipautt.selection.trials import Dimension, categories, coordinates
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-_KNOTS = 5
+_KNOTS, _GRID = 5, 12
 _MOST = 400
 """Trials that one fit rests on at most, as its cost grows with their cube."""
 _LEFT = 150
@@ -110,7 +110,7 @@ def make_design(trials: pd.DataFrame, dimensions: Sequence[Dimension], values: F
 
 def _knots(places: Floats) -> Floats:
     different = np.unique(places)
-    return different if len(different) <= _KNOTS else np.unique(np.quantile(places, np.linspace(0, 1, _KNOTS)))
+    return different if len(different) <= _GRID else np.unique(np.quantile(places, np.linspace(0, 1, _KNOTS)))
 
 
 def _columns(places: Floats, knots: Floats, num_values: int) -> Floats:
