@@ -70,7 +70,7 @@ METHOD = {
         "loading",
         "pretraining",
     ],
-    "features": ["clip_features", "contents", "store", "references", "maintenance", "rebase"],
+    "features": ["clip_features", "packed", "contents", "store", "references", "maintenance", "rebase"],
     "model": ["windows", "network", "checkpoint", "published", "training"],
     "adaptation": [
         "priors",
@@ -108,6 +108,8 @@ METHOD = {
         "reports",
     ],
     "selection": [
+        "folds",
+        "scoring",
         "trials",
         "surrogate",
         "importances",

@@ -23,6 +23,8 @@ from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.evaluation.results import Cohort
 from clipautt.files import write_table, write_text
 from clipautt.manifest import Manifest, write_manifest
+from clipautt.model.checkpoint import is_checkpoint
+from clipautt.model.training import TrainConfig
 from clipautt.metrics import Interval
 from clipautt.selection.page import write_page
 from clipautt.selection.report import HeldOut, SweepReport
@@ -135,7 +137,7 @@ def write_results(
         The exit code: 1 if no trial succeeded, else 0.
     """
     write_table(run.folder / "trials.parquet", trials)
-    print_counts(trials)
+    print_reasons(trials)
     best = best_record(records, run.objectives[0])
     commands: list[str] = []
     if best is not None:
@@ -269,16 +271,24 @@ def best_settings(
         "in_trials": {one: round(float(row[one]), 6) for one in figures},
         "held_out": None if held_out is None else asdict(held_out),
         "values": dict(record.params),
-        "models": [
-            str(run.folder / "models" / model_key(replace(training, seed=training.seed + repeat), subjects))
-            for repeat in range(job.repeats)
-            for fold in range(len(job.division.folds))
-            for subjects in [job.division.trained_on(fold)]
-        ],
+        "models": [str(folder) for folder in models_of(run, training) if is_checkpoint(folder)],
         "train": words_for("train", shared | frames | {"train": own, "baselines": baselines}),
         "adapt": words_for("adapt", shared | evaluation, [f"adapt={_preset(adaptation.method.name)}"]),
         "commands": [f"clipautt train {word(f'@{file}')}", f"clipautt adapt {word(f'@{file}')}"],
     }
+
+
+def models_of(run: SweepRun, training: TrainConfig) -> list[Path]:
+    """Where the models of a training configuration are, fold by fold and repeat by repeat.
+
+    Those of a trial that another driver ran are in that driver's run folder.
+    """
+    division = run.job.division
+    return [
+        run.folder / "models" / model_key(replace(training, seed=training.seed + repeat), division.trained_on(fold))
+        for repeat in range(run.job.repeats)
+        for fold in range(len(division.folds))
+    ]
 
 
 def _preset(method: str) -> str:
@@ -315,11 +325,8 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def print_counts(trials: pd.DataFrame) -> None:
-    """Print how many trials have each status, and the first reasons of failed ones."""
-    counts = trials["status"].value_counts()
-    states = ("ok", "pruned", "failed", "interrupted")
-    print("trials: " + ", ".join(f"{counts[status]} {status}" for status in states if status in counts))
+def print_reasons(trials: pd.DataFrame) -> None:
+    """Print why trials failed, each reason once."""
     failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
     if len(failed):
         table(failed[["number", "reason"]].head(_SHOWN_REASONS).to_numpy().tolist(), ["failed trial", "reason"])

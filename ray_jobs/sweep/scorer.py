@@ -19,6 +19,7 @@ from ray_jobs.sweep.models import ShelvedModels
 from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.results import SweepRun, held_out_record
 from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.trainable import reason_of
 from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
 
 
@@ -52,17 +53,24 @@ class Scorer:
     def scores(
         self, training: TrainConfig, adaptation: AdaptConfig, folds: Sequence[int | None]
     ) -> npt.NDArray[np.float64]:
-        """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects."""
+        """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects.
+
+        Raises:
+            ValueError: if the settings cannot be trained or adapted with.
+        """
         import ray
+        from ray.exceptions import RayTaskError
 
         task = ray.remote(_score).options(**self.options)
-        parts = ray.get(
-            [
-                task.remote(self.shared, self.shelf, training, adaptation, repeat, fold)
-                for repeat in range(self.job.repeats)
-                for fold in folds
-            ]
-        )
+        tasks = [
+            task.remote(self.shared, self.shelf, training, adaptation, repeat, fold)
+            for repeat in range(self.job.repeats)
+            for fold in folds
+        ]
+        try:
+            parts = ray.get(tasks)
+        except RayTaskError as error:
+            raise ValueError(reason_of(error.cause or error)) from error
         return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
 
     def reference(self, study: SweepStudy) -> Reference:
