@@ -428,22 +428,32 @@ def pareto_front(path: Path, trials: pd.DataFrame, objectives: Sequence[str], fr
     _plain(axes, grid="y")
     axes.margins(0.08)
     figure.draw_without_rendering()
-    _number(axes, xs[order], ys[order], done["number"].to_numpy(int)[order])
+    _number(axes, xs[order], ys[order], done["number"].to_numpy(int)[order], left=across == SECONDS)
     _legend(figure)
     return save(figure, path)
 
 
 def _number(
-    axes: Axes, xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64], numbers: npt.NDArray[np.int64]
+    axes: Axes,
+    xs: npt.NDArray[np.float64],
+    ys: npt.NDArray[np.float64],
+    numbers: npt.NDArray[np.int64],
+    *,
+    left: bool,
 ) -> None:
-    """Write a trial's number beside its mark where no other number is near."""
+    """Write a trial's number beside its mark, on the side where no trial can be, unless another number is near."""
     written: list[tuple[float, float]] = []
     for x, y, number in zip(xs, ys, numbers, strict=True):
         place = axes.transData.transform((x, y))
-        if all(abs(place[0] - a) > 34 or abs(place[1] - b) > 18 for a, b in written):
+        if all(abs(place[0] - a) > 34 or abs(place[1] - b) > 14 for a, b in written):
             written.append((float(place[0]), float(place[1])))
-            style: dict[str, Any] = {"fontsize": 9, "color": _BEST, "ha": "left", "fontweight": "bold"}
-            axes.annotate(str(number), (x, y), (5, 5), textcoords="offset points", **style)
+            style: dict[str, Any] = {
+                "fontsize": 9,
+                "color": _BEST,
+                "fontweight": "bold",
+                "ha": "right" if left else "left",
+            }
+            axes.annotate(str(number), (x, y), (-5 if left else 5, 5), textcoords="offset points", **style)
 
 
 def _value_axis(axes: Axes, percents: npt.NDArray[np.floating], name: str, *, below: float = 0.06) -> None:
