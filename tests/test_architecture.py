@@ -114,6 +114,7 @@ METHOD = {
         "curves",
         "ranking",
         "report",
+        "drawing",
         "figures",
         "sentences",
         "page",
