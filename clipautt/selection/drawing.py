@@ -20,7 +20,7 @@ _LEAST_SPAN = 4.0
 
 
 def wrapped(name: str, wide: int, *, lines: int) -> str:
-    """A name in at most so many lines of so many letters, with spaces for underscores, its middle left out if needed."""
+    """A name in at most so many lines of so many letters, spaces for underscores, its middle left out if needed."""
     return textwrap.fill(shorten(name.replace("_", " "), wide * lines - lines), wide)
 
 
