@@ -116,6 +116,7 @@ METHOD = {
         "curves",
         "ranking",
         "report",
+        "drawing",
         "figures",
         "sentences",
         "page",

@@ -6,10 +6,9 @@ Every value is drawn in percent. Filled marks are what cannot be told from the b
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +23,13 @@ from matplotlib.ticker import MaxNLocator
 from clipautt.evaluation.reports.figures import HURT, UNCHANGED, save, shorten
 from clipautt.evaluation.reports.tables import percent
 from clipautt.selection.curves import Curve
+from clipautt.selection.drawing import FAINT, INK, jitter, legend, log_ticks, plain, value_axis, wrapped
 from clipautt.selection.importances import Importances
 from clipautt.selection.report import SECONDS, name_of
 from clipautt.selection.trials import Dimension, categories, coordinates, finished, text, varied
 
-_BEST, _CUT, _INK, _FAINT, _QUIET = "#0072B2", "#CC79A7", "#222222", "#D9D9D9", "#8C96A3"
+_BEST, _CUT, _QUIET = "#0072B2", "#CC79A7", "#8C96A3"
 _WIDE = 9.5
-_LEAST_SPAN = 4.0
-"""Points on an axis at least, so that noise does not look like an effect."""
 _CROWD = 60
 """Above this number of trials their marks are fainter."""
 _ROWS = 15
@@ -62,8 +60,8 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
         axes.plot(cut["number"], 100 * cut[value].astype(float), "v", mfc="none", mec=_CUT, ms=5, label="pruned early")
     top = _best_so_far(axes, done, last=int(trials["number"].max()), value=value)
     shown = np.concatenate([done[value].to_numpy(float), cut[value].to_numpy(float), [top]])
-    _value_axis(axes, 100 * shown, name_of(value), below=0.12)
-    for status, mark, colour in (("failed", "x", HURT), ("interrupted", "|", _INK)):
+    value_axis(axes, 100 * shown, name_of(value), below=0.12)
+    for status, mark, colour in (("failed", "x", HURT), ("interrupted", "|", INK)):
         own = trials[trials["status"] == status]
         if len(own):
             style: dict[str, Any] = {"color": colour, "ms": 8, "mew": 1.8, "ls": "", "label": status}
@@ -71,7 +69,7 @@ def history(path: Path, trials: pd.DataFrame, *, value: str = "uar") -> Path:
     axes.set_xlim(trials["number"].min() - 0.7, trials["number"].max() + 0.7)
     axes.set_xlabel("trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _legend(figure)
+    legend(figure)
     return save(figure, path)
 
 
@@ -115,9 +113,9 @@ def importance_bars(path: Path, found: Importances) -> Path:
     ]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.axvline(0, color=_INK, lw=0.8)
+    axes.axvline(0, color=INK, lw=0.8)
     axes.set_xlabel(f"share of the variance over {found.trials} trials that it explains, %")
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     return save(figure, path)
 
 
@@ -146,10 +144,10 @@ def best_trials(path: Path, ranked: pd.DataFrame, *, value: str = "uar") -> Path
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     panels[0].set_xlabel(f"{name_of(value)}, %" + ("; 95% interval over subjects" if value == "uar" else ""))
     if paired:
-        panels[1].axvline(0, color=_INK, lw=0.8)
+        panels[1].axvline(0, color=INK, lw=0.8)
         panels[1].set_xlabel(f"UAR minus that of trial {shown['number'].iloc[0]}, points; paired over subjects")
     for axes in panels:
-        _plain(axes, grid="x")
+        plain(axes, grid="x")
     return save(figure, path)
 
 
@@ -177,18 +175,18 @@ def value_curve(path: Path, found: Curve, trials: pd.DataFrame, *, clip_points: 
     _draw_trials(axes, found.dimension, found.at, done, value, small=False)
     _draw_curve(axes, found, small=False)
     _dimension_axis(axes, found.dimension, found.at, small=False)
-    _value_axis(axes, _extent([found], done, value), name_of(value))
+    value_axis(axes, _extent([found], done, value), name_of(value))
     if math.isfinite(clip_points) and clip_points > 0:
         low, high = axes.get_ylim()
         foot = high - 0.08 * (high - low) - clip_points
-        style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": _INK, "clip_on": False}
+        style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": INK, "clip_on": False}
         axes.plot([1.02, 1.02], [foot, foot + clip_points], lw=4, solid_capstyle="butt", **style)
         axes.text(
             1.03, foot + clip_points / 2, f"one clip:\n{clip_points:.2g} points", va="center", fontsize=9, **style
         )
     if found.kind == "means" and found.trials.min() == found.trials.max() > 1:
         axes.set_xlabel(f"{found.dimension.label}; {found.trials.max()} trials each")
-    _legend(figure)
+    legend(figure)
     return save(figure, path)
 
 
@@ -210,7 +208,7 @@ def _draw_trials(
     grid = dimension.kind == "category" or (not dimension.log and len(at) <= _GRID)
     dots = np.array([lookup[text(one)] if dimension.kind == "category" else float(one) for one in own[dimension.key]])
     if grid and len(places) > 1:
-        dots = dots + _jitter(own["number"], 0.14 * float(np.diff(places).min()))
+        dots = dots + jitter(own["number"], 0.14 * float(np.diff(places).min()))
     alpha, size = 0.55 if len(own) <= _CROWD else 0.3, 3 if small else 4
     axes.plot(dots, 100 * own[value], "o", color=UNCHANGED, ms=size, alpha=alpha, mew=0, label="one trial", zorder=1)
 
@@ -244,13 +242,13 @@ def _dimension_axis(axes: Axes, dimension: Dimension, at: Sequence[Any], *, smal
     places, fontsize = _places(dimension, at), 8 if small else 9
     if dimension.kind == "category":
         wide = max(7, (30 if small else 100) // len(at))
-        names = [_wrapped(text(one), wide, lines=4) for one in at]
+        names = [wrapped(text(one), wide, lines=4) for one in at]
         axes.set_xticks(places, names, fontsize=fontsize if len(at) < 5 else fontsize - 1)
         axes.set_xlim(-0.5, len(places) - 0.5)
     else:
         if dimension.log:
             axes.set_xscale("log")
-            ticks = _log_ticks(float(places.min()), float(places.max()))
+            ticks = log_ticks(float(places.min()), float(places.max()))
             axes.set_xticks(ticks, [text(one) for one in ticks], fontsize=fontsize)
             axes.minorticks_off()
         elif len(places) <= (9 if small else 16) and np.diff(places).min() >= _TICK_GAP * np.ptp(places):
@@ -259,26 +257,6 @@ def _dimension_axis(axes: Axes, dimension: Dimension, at: Sequence[Any], *, smal
             axes.xaxis.set_major_locator(MaxNLocator(5 if small else 10, integer=dimension.kind == "whole"))
             axes.tick_params(labelsize=fontsize)
     axes.set_xlabel(shorten(dimension.label, 44), fontsize=fontsize + 1)
-
-
-def _wrapped(name: str, wide: int, *, lines: int) -> str:
-    return textwrap.fill(shorten(name.replace("_", " "), wide * lines - lines), wide)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two ends, at most about six."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
-        if len(ticks) <= 6:
-            break
-    return ticks if len(ticks) > 1 else [low, high]
-
-
-def _jitter(numbers: pd.Series, width: float) -> npt.NDArray[np.float64]:
-    """Sidesteps that follow from the trials' numbers, so that equal trials give equal figures."""
-    golden = 0.6180339887
-    return np.asarray(2 * width * ((numbers.to_numpy(float) * golden) % 1 - 0.5))
 
 
 def slices(
@@ -310,7 +288,7 @@ def slices(
         if found is not None:
             _draw_curve(axes, found, small=True)
         _dimension_axis(axes, dimension, at, small=True)
-        _value_axis(axes, _extent([*curves.values()], done, value), name_of(value) if place % across == 0 else "")
+        value_axis(axes, _extent([*curves.values()], done, value), name_of(value) if place % across == 0 else "")
     for axes in panels[len(dimensions) :]:
         axes.set_axis_off()
     return save(figure, path)
@@ -341,14 +319,14 @@ def parallel_coordinates(
     colours, norm = colormaps["cividis_r"], Normalize(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1)
     rows, alpha = np.arange(len(shown)), 0.75 if ok.sum() <= _CROWD else 0.45
     for one in np.flatnonzero(~ok):
-        axes.plot(xs[one], rows, color=_FAINT, lw=0.7, zorder=1)
+        axes.plot(xs[one], rows, color=FAINT, lw=0.7, zorder=1)
     for one in np.flatnonzero(ok)[np.argsort(values[ok], kind="stable")]:
         top = values[one] == ends[1]
         colour = colours(norm(values[one]))
         axes.plot(
             xs[one], rows, color=colour, lw=2.6 if top else 1.1, alpha=1 if top else alpha, zorder=3 if top else 2
         )
-    axes.set_yticks(rows, [_wrapped(one.label, 20, lines=2) for one in shown], fontsize=9)
+    axes.set_yticks(rows, [wrapped(one.label, 20, lines=2) for one in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.45, -0.45)
     axes.set_xlim(-0.12, 1.04)
     axes.set_xticks([])
@@ -369,28 +347,28 @@ def _along(axes: Axes, used: pd.DataFrame, dimension: Dimension, row: int) -> np
     elif len(different) <= 9:
         ticks = sorted({float(one) for one in places if math.isfinite(one)})
     elif dimension.log:
-        different = _log_ticks(math.exp(low), math.exp(high))
+        different = log_ticks(math.exp(low), math.exp(high))
         ticks = [math.log(one) for one in different]
     else:
         nice = MaxNLocator(6, integer=dimension.kind == "whole").tick_values(low, high)
         different = [one for one in nice if low <= one <= high]
         ticks = different
-    axes.plot([0, 1], [row, row], color=_INK, lw=1, zorder=4)
+    axes.plot([0, 1], [row, row], color=INK, lw=1, zorder=4)
     limit, last = max(6, 92 // len(ticks)), -math.inf
     for tick, name in zip(ticks, different, strict=True):
         x = (tick - low) / (high - low)
         if x - last < _TICK_GAP:
             continue
         last = x
-        style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": _INK, "zorder": 6}
-        axes.plot(x, row, "|", color=_INK, ms=7, zorder=4)
+        style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": INK, "zorder": 6}
+        axes.plot(x, row, "|", color=INK, ms=7, zorder=4)
         label = shorten(text(name).replace("_", " "), limit)
         axes.annotate(label, (x, row), (0, -4), textcoords="offset points", bbox=_behind(), **style)
     if np.isnan(places).any():
         axes.plot([_UNUSED - 0.02, _UNUSED + 0.02], [row, row], color=_QUIET, lw=1, zorder=4)
         where, style = (_UNUSED, row), {"ha": "center", "va": "top", "fontsize": 7.5, "color": UNCHANGED, "zorder": 6}
         axes.annotate("unused", where, (0, -4), textcoords="offset points", bbox=_behind(), **style)
-    wiggle = _jitter(used["number"], 0.012)
+    wiggle = jitter(used["number"], 0.012)
     return np.where(np.isnan(places), _UNUSED, (places - low) / (high - low)) + wiggle
 
 
@@ -420,48 +398,37 @@ def pareto_front(path: Path, trials: pd.DataFrame, objectives: Sequence[str], fr
     axes.plot(xs[order], ys[order], joined, label="Pareto front, with trial numbers", **style)
     if across == SECONDS and len(xs) and xs.min() > 0 and xs.max() / xs.min() > 20:
         axes.set_xscale("log")
-        ticks = _log_ticks(float(xs.min()), float(xs.max()))
+        ticks = log_ticks(float(xs.min()), float(xs.max()))
         axes.set_xticks(ticks, [text(one) for one in ticks])
         axes.minorticks_off()
     for axis, name in ((axes.xaxis, across), (axes.yaxis, up)):
         axis.set_label_text(name_of(name) + ("" if name == SECONDS else ", %"))
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     axes.margins(0.08)
     figure.draw_without_rendering()
-    _number(axes, xs[order], ys[order], done["number"].to_numpy(int)[order])
-    _legend(figure)
+    _number(axes, xs[order], ys[order], done["number"].to_numpy(int)[order], left=across == SECONDS)
+    legend(figure)
     return save(figure, path)
 
 
 def _number(
-    axes: Axes, xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64], numbers: npt.NDArray[np.int64]
+    axes: Axes,
+    xs: npt.NDArray[np.float64],
+    ys: npt.NDArray[np.float64],
+    numbers: npt.NDArray[np.int64],
+    *,
+    left: bool,
 ) -> None:
-    """Write a trial's number beside its mark where no other number is near."""
+    """Write a trial's number beside its mark, on the side where no trial can be, unless another number is near."""
     written: list[tuple[float, float]] = []
     for x, y, number in zip(xs, ys, numbers, strict=True):
         place = axes.transData.transform((x, y))
-        if all(abs(place[0] - a) > 34 or abs(place[1] - b) > 18 for a, b in written):
+        if all(abs(place[0] - a) > 34 or abs(place[1] - b) > 14 for a, b in written):
             written.append((float(place[0]), float(place[1])))
-            style: dict[str, Any] = {"fontsize": 9, "color": _BEST, "ha": "left", "fontweight": "bold"}
-            axes.annotate(str(number), (x, y), (5, 5), textcoords="offset points", **style)
-
-
-def _value_axis(axes: Axes, percents: npt.NDArray[np.floating], name: str, *, below: float = 0.06) -> None:
-    low, high = float(np.min(percents)), float(np.max(percents))
-    slack = max(0.0, (_LEAST_SPAN - (high - low)) / 2)
-    span = high - low + 2 * slack
-    axes.set_ylim(low - slack - below * span, high + slack + 0.1 * span)
-    axes.set_ylabel(f"{name}, %" if name else "")
-    _plain(axes, grid="y")
-
-
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=9, frameon=False)
-
-
-def _plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color=_FAINT, lw=0.6)
-    axes.tick_params(colors=_INK)
-    axes.set_axisbelow(True)
+            style: dict[str, Any] = {
+                "fontsize": 9,
+                "color": _BEST,
+                "fontweight": "bold",
+                "ha": "right" if left else "left",
+            }
+            axes.annotate(str(number), (x, y), (-5 if left else 5, 5), textcoords="offset points", **style)

@@ -15,8 +15,8 @@ from clipautt.selection.surrogate import Block, Design, Expected, Floats, fit, m
 from clipautt.selection.trials import Dimension, finished, varied
 
 FEWEST_TRIALS = 40
-"""With so many trials the setting with the largest share is the right one in six of seven sweeps or more, in made-up ones
-and in subsets of a real one; with 20 in three of four, with 10 in less than half (`make bench-sweep-conclusions`)."""
+"""With so many trials the setting with the largest share is the right one in at least four of five sweeps, made-up ones
+and subsets of a real one; with 80 in nine of ten, with 10 in about half (`make bench-sweep-conclusions`)."""
 DRAWS = 300
 _LEAST = 10
 """With fewer trials, resamples leave too few out to judge a fit."""

@@ -89,8 +89,8 @@ def _without_curve(report: SweepReport) -> str:
     if not missing:
         return ""
     return (
-        f"No curve of {', '.join(missing)}: other settings vary, too, and fewer than {FEWEST_FOR_CURVES} finished trials "
-        "are too few to tell their effects apart."
+        f"No curve of {', '.join(missing)}: other settings vary, too, and fewer than {FEWEST_FOR_CURVES} finished "
+        "trials are too few to tell their effects apart."
     )
 
 
