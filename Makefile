@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep bench-window gpu-check test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep bench-window bench-sweep-conclusions gpu-check test test-slow lint format types wheel clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, for instance: make demo ARGS="seed=3 difficulty=standard"'
 
 setup: $(STAMP) ## Create .venv with the tested versions; nothing to do when it is up to date
@@ -61,6 +61,9 @@ bench-sweep: $(STAMP) ## 100 trials of a sweep compared with one extraction pass
 
 bench-window: $(STAMP) ## The window-length curve on synthetic people, and what its choice is worth on target subjects; half an hour
 	$(BIN)/python -m tests.benchmarks.bench_window $(ARGS)
+
+bench-sweep-conclusions: $(STAMP) ## From how many trials on importances and curves can be trusted; a few minutes
+	$(BIN)/python -m tests.benchmarks.bench_sweep_conclusions $(ARGS)
 
 gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

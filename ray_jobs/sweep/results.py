@@ -23,9 +23,9 @@ from clipautt.evaluation.reports.tables import cohort_title
 from clipautt.evaluation.results import Cohort
 from clipautt.files import write_table, write_text
 from clipautt.manifest import Manifest, write_manifest
+from clipautt.metrics import Interval
 from clipautt.model.checkpoint import is_checkpoint
 from clipautt.model.training import TrainConfig
-from clipautt.metrics import Interval
 from clipautt.selection.page import write_page
 from clipautt.selection.report import HeldOut, SweepReport
 from clipautt.selection.scoring import spread
