@@ -76,11 +76,11 @@ class Scorer:
     def reference(self, study: SweepStudy) -> Reference:
         """CLIP-AU's UAR for every subject; computed once per study."""
         division = self.job.division
-        noted = study.study.user_attrs.get("reference")
+        noted = study.noted("reference")
         if noted is None:
             folds = [*range(len(division.folds)), *[None] * bool(division.held_out)]
             noted = [round(float(one), 6) for one in self.scores(*reference(self.job.space), folds)]
-            study.study.set_user_attr("reference", noted)
+            study.note("reference", noted)
         values = np.asarray(noted, float)
         return Reference(values[: len(division.subjects)], values[len(division.subjects) :])
 
@@ -102,9 +102,9 @@ def judge(
     """The chosen trial on the held-out subjects; every choice is noted, as each look makes the figure weaker."""
     if best is None or not run.job.division.held_out:
         return None
-    noted: dict[str, list[float]] = study.study.user_attrs.get("held_out", {})
+    noted: dict[str, list[float]] = study.noted("held_out") or {}
     key = str(best.number)
     if key not in noted:
         noted[key] = [round(float(one), 6) for one in scorer.scores(*run.job.space.configs(best.params), [None])]
-        study.study.set_user_attr("held_out", noted)
+        study.note("held_out", noted)
     return held_out_record(run, best, np.asarray(noted[key], float), clip_au.held_out, looks=len(noted))

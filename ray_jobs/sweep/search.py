@@ -89,7 +89,7 @@ class Conductor:
         trial = self.study.ask(self.total)
         if trial is None:
             return None
-        values = self.job.space(trial)
+        values = self.study.values(trial, self.job.space)
         self.numbers[trial_id] = trial.number
         return {"number": trial.number, "values": values}
 
@@ -101,8 +101,10 @@ class Conductor:
         number, folds = self.numbers[trial_id], facts["folds"]
         if len(self.objectives) > 1:
             return False
-        self.study.report(number, folds, facts[self.objectives[0]])
-        return folds < self.job.steps and self.stopping is not None and self.stopping(self.study.study, number)
+        if not self.study.report(number, folds, facts[self.objectives[0]]):
+            return True  # Another driver took this one for dead and runs the trial again.
+        stopping = self.stopping if folds < self.job.steps else None
+        return stopping is not None and self.study.stops(number, stopping)
 
     def ended(self, trial_id: str, reason: str | None = None) -> None:
         """Tell the study how a trial ended; `reason` if its process did."""

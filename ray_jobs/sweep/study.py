@@ -185,6 +185,26 @@ class SweepStudy:
         return None
 
     @_told
+    def values(self, trial: Trial, space: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
+        """The values that a search space chooses for a trial; those that are chosen already stay."""
+        return space(trial)
+
+    @_told
+    def stops(self, number: int, stopping: Callable[[Study, int], bool]) -> bool:
+        """Whether a trial is to be stopped, given the values that it and others reported."""
+        return stopping(self.study, number)
+
+    @_told
+    def noted(self, key: str) -> Any:
+        """What was noted with the study, as plain JSON; None if nothing was."""
+        return self.study.user_attrs.get(key)
+
+    @_told
+    def note(self, key: str, value: Any) -> None:
+        """Note something with the study, as plain JSON, for other drivers and later runs."""
+        self.study.set_user_attr(key, value)
+
+    @_told
     def finished(self, total: int) -> bool:
         """Whether so many trials are finished that none is missing; for a grid, also when its queue has been done."""
         self._tend()

@@ -136,10 +136,17 @@ class SweepTrial:
     def figures(self) -> dict[str, Any]:
         """Plain values: `uar`, `war`, `f1` and one `uar_<cohort>` each as means over subjects, the times, what was
         trained, `fallbacks`, `unpredicted`, `agreement`, `folds` done, and `subjects`: mean UAR over cohorts of every
-        subject of the folds done, in the order of `Division.subjects`."""
-        values = per_subject([part.score for part in self.parts], folds=len(self.job.division.folds))
-        means = np.nanmean(values, axis=0)
+        subject of the folds done, in the order of `Division.subjects`.
+
+        Raises:
+            ValueError: if no clip of the folds done can be predicted.
+        """
         scores = [part.score for part in self.parts]
+        if not any(score.videos for score in scores):
+            clips = sum(score.unpredicted for score in scores)
+            raise ValueError(f"none of {clips} clips can be predicted: no window of them shows the face")
+        values = per_subject(scores, folds=len(self.job.division.folds))
+        means = np.nanmean(values, axis=0)
         agreements = [score.agreement for score in scores if score.agreement]
         videos, spent = sum(score.videos for score in scores), sum(score.seconds for score in scores)
         named = {f"uar_{name}": float(means[index, 0]) for index, name in enumerate(self.job.cohorts)}

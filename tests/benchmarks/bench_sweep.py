@@ -3,8 +3,8 @@
 The data are the synthetic people of `size=demo`. Three things are measured on the same Ray: one pass of ViT-B-32
 (random weights, which cost what trained ones cost) over the source clips; a sweep of 100 trials with the embedded
 backbone, extraction not included; and trials that each encode the clips and train their models anew, as separate
-scripts would, measured on a few and extrapolated. The time of the sweep outside adaptation and training is what its cores did not
-spend in them, its start and its page included.
+scripts would, measured on a few and extrapolated. The time of the sweep outside adaptation and training is what its
+cores did not spend in them, its start and its page included.
 
     make bench-sweep                                        # ten to twenty minutes on two cores
     make bench-sweep ARGS="trials=20 alone=1 folder=/tmp/sweep"   # smaller; what the folder has is used again
@@ -27,6 +27,14 @@ from ray_jobs.platform.progress import duration, table
 from tests.benchmarks.bench_extract import write_weights
 from tests.benchmarks.machine import machine
 
+SIZES = (
+    "dataset.source_subjects=30",
+    "dataset.source_val_subjects=6",
+    "dataset.target_subjects=30",
+    "dataset.clips_per_source_subject=8",
+    "dataset.clips_per_target_subject=8",
+)
+"""Of `conf/size/demo.yaml`."""
 _SEARCH = ("stop=asha",)
 
 
@@ -43,10 +51,10 @@ def make_data(folder: Path) -> Path:
     """The manifest of source clips alone, so that every pass covers the same clips; made unless it exists."""
     manifest = folder / "data" / "manifest.parquet"
     if not manifest.is_file():
-        timed(["synth", "size=demo", f"out={manifest.parent}"])
-        clips = pd.read_parquet(manifest)
-        clips[clips["split"] != "target"].to_parquet(folder / "data" / "sources.parquet")
-    return folder / "data" / "sources.parquet"
+        timed(["synth", *SIZES, f"out={manifest.parent}"])
+    clips, sources = pd.read_parquet(manifest), folder / "data" / "sources.parquet"
+    clips[clips["split"] != "target"].to_parquet(sources)
+    return sources
 
 
 def vit_pass(folder: Path, manifest: Path) -> float:
@@ -83,6 +91,7 @@ def main(arguments: list[str]) -> None:
         folder = Path(options.get("folder", temporary))
         folder.mkdir(parents=True, exist_ok=True)
         manifest = make_data(folder)
+        num_clips = len(pd.read_parquet(manifest))
         with connect(ClusterConfig(address="local")):
             cores = num_cpus()
             one_pass = vit_pass(folder, manifest)
@@ -90,7 +99,7 @@ def main(arguments: list[str]) -> None:
             naive = median(alone(manifest, seed=seed) for seed in range(few))
     work = float(found["training_seconds"].sum() + found["adaptation_seconds"].sum())
     counts = found["status"].value_counts().to_dict()
-    print(f"\n{machine()}; {len(pd.read_parquet(manifest)) if manifest.is_file() else ''}; trials {counts}")
+    print(f"\n{machine()}; {num_clips} source clips; trials: {counts}")
     rows = [
         (f"{trials} trials of the sweep", duration(seconds), "1"),
         ("one ViT-B-32 pass over the same clips", duration(one_pass), f"{one_pass / seconds:.2f}"),

@@ -27,6 +27,7 @@ from clipautt.metrics import bootstrap
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.progress import table
+from tests.benchmarks.bench_sweep import SIZES
 from tests.benchmarks.machine import machine
 
 LENGTH = "train.window.length"
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(options.get("folder", temporary)).absolute()
         manifest, store = folder / "data" / "manifest.parquet", f"store={folder / 'features'}"
         if not manifest.is_file():
-            run("synth", "size=demo", "dataset.difficulty=hard", f"out={manifest.parent}")
+            run("synth", *SIZES, "dataset.difficulty=hard", f"out={manifest.parent}")
         more = [f"repeats={options['repeats']}"] if "repeats" in options else []
         run("sweep", "sweep=window", f"manifest={manifest}", store, f"runs={folder}", "name=window", *more)
         sweep = folder / "sweep" / "window"
