@@ -6,6 +6,7 @@ In: the trials, their study, the held-out judgement and the run's settings. Out:
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,13 +142,9 @@ def write_results(
     best = best_record(records, run.objectives[0])
     commands: list[str] = []
     if best is not None:
-        facts = best_settings(run, best, trials, held_out=held_out)
-        commands = facts["commands"]
-        write_settings(run.folder / "best.yaml", facts, title="The best trial")
-        for number in front if len(run.objectives) > 1 else ():
-            one = next(record for record in records if record.number == number)
-            title = f"Trial {number}, on the Pareto front"
-            write_settings(run.folder / "front" / f"{number}.yaml", best_settings(run, one, trials), title=title)
+        path = run.folder / "best.yaml"
+        commands = write_settings(path, "The best trial", settings_of(run, best, trials, held_out=held_out))
+        write_front(run, trials, [one for one in records if one.number in front])
     report = make_report(run, trials, records, front=front, held_out=held_out, commands=commands)
     page = write_page(run.folder / "report", report)
     for line in summary_lines(report):
@@ -221,14 +218,24 @@ def facts_of(run: SweepRun) -> list[tuple[str, str]]:
     ]
 
 
-def write_settings(path: Path, facts: Mapping[str, Any], *, title: str) -> None:
-    """Write a trial's settings as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_front(run: SweepRun, trials: pd.DataFrame, front: Sequence[TrialRecord]) -> None:
+    """With several objectives, write the settings of the trials on the Pareto front, `front/NUMBER.yaml`."""
+    folder = run.folder / "front"
+    shutil.rmtree(folder, ignore_errors=True)  # An earlier front may have had trials that are now beaten.
+    for record in front if len(run.objectives) > 1 else ():
+        folder.mkdir(exist_ok=True)
+        title = f"Trial {record.number}, on the Pareto front"
+        write_settings(folder / f"{record.number}.yaml", title, settings_of(run, record, trials))
+
+
+def write_settings(path: Path, title: str, facts: Mapping[str, Any]) -> list[str]:
+    """Write a trial's settings as YAML; returns the commands that take them from the file."""
     text = yaml.safe_dump(dict(facts), sort_keys=False, allow_unicode=True, width=1000)
     write_text(path, _BEST_HEADER.format(title=title) + text)
+    return [f"clipautt {job} {word(f'@{path}')}" for job in ("train", "adapt")]
 
 
-def best_settings(
+def settings_of(
     run: SweepRun, record: TrialRecord, trials: pd.DataFrame, *, held_out: HeldOut | None = None
 ) -> dict[str, Any]:
     """What `best.yaml` holds.
@@ -240,9 +247,8 @@ def best_settings(
         held_out: how it does on held-out subjects, if they judged it.
 
     Returns:
-        The trial's number, figures, values and models, the words for `clipautt train` and `clipautt adapt`, and the
-        commands that take them from this file. Training includes a model without subject baseline, which `adapt`
-        compares with.
+        The trial's number, figures, values and models, and the words for `clipautt train` and `clipautt adapt`.
+        Training includes a model without subject baseline, which `adapt` compares with.
     """
     settings, job = run.settings, run.job
     training, adaptation = job.space.configs(record.params)
@@ -263,9 +269,6 @@ def best_settings(
     }
     row = trials[trials["number"] == record.number].iloc[0]
     figures = ["uar", "uar_low", "uar_high", *(f"uar_{one}" for one in job.cohorts), "gain", "gain_low", "gain_high"]
-    file = run.folder / (
-        "best.yaml" if held_out is not None or len(run.objectives) == 1 else f"front/{record.number}.yaml"
-    )
     return {
         "trial": record.number,
         "in_trials": {one: round(float(row[one]), 6) for one in figures},
@@ -274,7 +277,6 @@ def best_settings(
         "models": [str(folder) for folder in models_of(run, training) if is_checkpoint(folder)],
         "train": words_for("train", shared | frames | {"train": own, "baselines": baselines}),
         "adapt": words_for("adapt", shared | evaluation, [f"adapt={_preset(adaptation.method.name)}"]),
-        "commands": [f"clipautt train {word(f'@{file}')}", f"clipautt adapt {word(f'@{file}')}"],
     }
 
 
