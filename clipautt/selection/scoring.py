@@ -17,7 +17,7 @@ import numpy.typing as npt
 from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled
 from clipautt.adaptation.driver import SubjectResult, Unit, adapt_units
 from clipautt.adaptation.method import AdaptConfig, Session
-from clipautt.adaptation.predictions import OK
+from clipautt.adaptation.predictions import NO_PREDICTION, OK, Prediction
 from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort
@@ -45,16 +45,18 @@ class FoldScore:
     """The figures of the subjects of one fold."""
 
     figures: npt.NDArray[np.float64]
-    """UAR, WAR and macro F1 of every subject at every cohort, means over the draws, [S, cohorts, 3]; NaN where no clip
-    of the subject can be predicted."""
+    """UAR, WAR and macro F1 of every subject at every cohort, means over the draws, [S, cohorts, 3]; a clip without a
+    prediction counts as a wrong one, so that settings gain nothing by leaving out clips."""
     videos: int
     """Predictions made."""
     fallbacks: int
     """Predictions made without adaptation, because it went wrong."""
     unpredicted: int
-    """Clips without a prediction, as no window of them shows the face."""
+    """Clips without a prediction, such as those that are shorter than a window."""
     seconds: float
     """Time of adaptation and prediction."""
+    reason: str = ""
+    """Why the first clip without a prediction has none."""
     agreement: Agreement | None = None
     """How closely an approximation matches the exact method; None if the method is exact."""
 
@@ -131,26 +133,30 @@ def score_fold(
     made = {(r.subject_id, p.clip_id): p for r in results for p in r.predictions} if not config.transductive else None
     subjects = list(dict.fromkeys(draw.subject_id for draw in draws))
     sums = np.zeros((len(subjects), 1 + max(draw.cohort for draw in draws), len(METRICS)))
-    counts, videos, fallbacks, unpredicted = np.zeros(sums.shape[:2]), 0, 0, 0
+    counts, videos, fallbacks, missing = np.zeros(sums.shape[:2]), 0, 0, list[str]()
     for number, draw in enumerate(draws):
         if made is None:
             predictions = list(results[number].predictions)
         else:
             predictions = [made[draw.subject_id, clip_id] for clip_id in draw.labels]
-        shown = [prediction for prediction in predictions if prediction.made]
-        videos, unpredicted = videos + len(shown), unpredicted + len(predictions) - len(shown)
-        fallbacks += sum(prediction.status != OK for prediction in shown)
-        if not shown:
-            continue
-        true = [draw.labels[prediction.clip_id] for prediction in shown]
-        found = score([p.label_index for p in shown], true, num_classes=len(source.classes))
+        missing += [one.status.removeprefix(NO_PREDICTION) for one in predictions if not one.made]
+        videos += sum(one.made for one in predictions)
+        fallbacks += sum(one.made and one.status != OK for one in predictions)
+        true = [draw.labels[one.clip_id] for one in predictions]
+        found = score(_decided(predictions, true, len(source.classes)), true, num_classes=len(source.classes))
         place = subjects.index(draw.subject_id), draw.cohort
         sums[place] += [getattr(found, name) for name in METRICS]
         counts[place] += 1
-    with np.errstate(invalid="ignore"):
-        figures = sums / counts[..., None]
     agreement = _agreement(source, units, results, config, compare) if compare else None
-    return FoldScore(figures, videos, fallbacks, unpredicted, seconds, agreement)
+    figures, reason = sums / counts[..., None], missing[0] if missing else ""
+    return FoldScore(figures, videos, fallbacks, len(missing), seconds, reason, agreement)
+
+
+def _decided(predictions: Sequence[Prediction], true: Sequence[int], num_classes: int) -> list[int]:
+    """The predicted classes; one that is wrong where there is no prediction."""
+    return [
+        one.label_index if one.made else (label + 1) % num_classes for one, label in zip(predictions, true, strict=True)
+    ]
 
 
 def _distinct(draws: Sequence[Draw], config: AdaptConfig) -> list[Draw]:

@@ -11,6 +11,7 @@ from clipautt.evaluation.results import Cohort
 from clipautt.features.packed import PackedClips
 from clipautt.features.store import FeatureStore
 from clipautt.manifest import Manifest, by_subject
+from clipautt.model.windows import WindowSpec, clip_starts
 from clipautt.selection.folds import Division, divide
 from clipautt.selection.scoring import draws_of
 from clipautt.video.augmentation import Augmentation
@@ -51,15 +52,18 @@ def divided(manifest: Manifest, config: SweepConfig) -> Division:
 
 
 def load_data(
-    manifest: Manifest, store: FeatureStore, config: SweepConfig, cohorts: Sequence[Cohort]
+    manifest: Manifest, store: FeatureStore, config: SweepConfig, cohorts: Sequence[Cohort], *, window: WindowSpec
 ) -> tuple[Division, SweepData]:
     """Divide the source subjects, and read their features.
+
+    Clips that have no window of the usual length that shows the face are left out for all trials alike.
 
     Args:
         manifest: labelled source clips.
         store: their features.
         config: folds, held-out share and seed.
         cohorts: shares of positives to score at.
+        window: the windows that all trials have unless they are searched.
 
     Raises:
         ValueError: without features, or with too few subjects.
@@ -67,13 +71,15 @@ def load_data(
     loaded = store.load(manifest.clips)
     if not loaded:
         raise ValueError(f"{len(manifest.clips)} source clips, none with features; see the failures above")
-    kept = Manifest(tuple(clip for clip in manifest.clips if clip.clip_id in loaded), manifest.classes)
+
+    usual = {clip_id for clip_id, clip in loaded.items() if clip_starts(clip, window)}
+    kept = Manifest(tuple(clip for clip in manifest.clips if clip.clip_id in usual), manifest.classes)
     division, there = divided(kept, config), by_subject(kept.clips)
     scorable = {subject: there[subject] for subject in (*division.subjects, *division.held_out)}
     draws = draws_of(scorable, cohorts, classes=manifest.classes, seed=config.seed)
     return division, SweepData(
         PackedClips.of(loaded.values()),
-        {clip.clip_id: manifest.label_index(clip) for clips in there.values() for clip in clips},
+        {clip.clip_id: manifest.label_index(clip) for clip in manifest.clips if clip.clip_id in loaded},
         {
             subject: tuple(manifest.label_index(clip) for clip in clips)
             for subject, clips in by_subject(manifest.clips).items()

@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> int:
         store, summary = extract(manifest.clips, extraction)
         report_failures(summary)
         refuse_lost(summary)
-        division, data = load_data(manifest, store, config, cohorts)
+        division, data = load_data(manifest, store, config, cohorts, window=space.train.window)
         data = replace(data, passes=augmented_features(manifest, space, division, extraction))
         job = SweepJob(
             extraction.backbone,

@@ -5,7 +5,6 @@ In: the records of a study. Out: one row per trial with its figures, intervals a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ def subject_values(record: TrialRecord, num_subjects: int) -> npt.NDArray[np.flo
     """UAR of every subject in a trial, mean over the cohorts, [S]; NaN for those of folds that were not done."""
     values = np.full(num_subjects, np.nan)
     told = record.facts.get("subjects") or []
-    values[: len(told)] = [math.nan if one is None else one for one in told]
+    values[: len(told)] = told
     return values
 
 

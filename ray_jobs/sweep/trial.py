@@ -144,9 +144,9 @@ class SweepTrial:
         scores = [part.score for part in self.parts]
         if not any(score.videos for score in scores):
             clips = sum(score.unpredicted for score in scores)
-            raise ValueError(f"none of {clips} clips can be predicted: no window of them shows the face")
+            raise ValueError(f"none of {clips} clips can be predicted: {scores[0].reason}")
         values = per_subject(scores, folds=len(self.job.division.folds))
-        means = np.nanmean(values, axis=0)
+        means = values.mean(axis=0)
         agreements = [score.agreement for score in scores if score.agreement]
         videos, spent = sum(score.videos for score in scores), sum(score.seconds for score in scores)
         named = {f"uar_{name}": float(means[index, 0]) for index, name in enumerate(self.job.cohorts)}
@@ -162,7 +162,7 @@ class SweepTrial:
             "fallbacks": sum(score.fallbacks for score in scores),
             "unpredicted": sum(score.unpredicted for score in scores),
             "agreement": pooled(agreements).share if agreements else None,
-            "subjects": [None if np.isnan(one) else round(float(one), 6) for one in values[:, :, 0].mean(-1)],
+            "subjects": [round(float(one), 6) for one in values[:, :, 0].mean(-1)],
         }
 
 

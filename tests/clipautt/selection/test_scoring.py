@@ -72,13 +72,18 @@ def test_labels_only_score() -> None:
     np.testing.assert_allclose(war[0] + war[1], 1)
 
 
-def test_a_clip_without_a_face_has_no_score() -> None:
-    clips = features()
+def test_a_clip_without_a_prediction_counts_as_a_wrong_one() -> None:
+    clips, config = features(), adapt_config()
     hidden = {name: replace(one, face_found=np.zeros(20, bool), min_share=0.5) for name, one in clips.items()}
-    found = score_fold(fake_source(), clips | {"s00": hidden["s00"]}, DRAWS[:1], adapt_config())
-    assert (found.videos, found.unpredicted) == (9, 1) and np.isfinite(found.figures).all()
-    nobody = score_fold(fake_source(), hidden, DRAWS[:1], adapt_config())
-    assert (nobody.videos, nobody.unpredicted) == (0, 10) and np.isnan(nobody.figures).all()
+    whole = score_fold(fake_source(), clips, DRAWS[:1], config)
+    (result,) = adapt(fake_source(), [clips[one] for one in DRAWS[0].labels], config).values()
+    right = [one.clip_id for one in result.predictions if one.label_index == DRAWS[0].labels[one.clip_id]]
+    found = score_fold(fake_source(), clips | {right[0]: hidden[right[0]]}, DRAWS[:1], config)
+    assert (found.videos, found.unpredicted) == (9, 1)
+    assert found.reason.startswith("the face is found in 0 of 20 frames")
+    assert found.figures[0, 0, 1] == pytest.approx(whole.figures[0, 0, 1] - 0.1)
+    nobody = score_fold(fake_source(), hidden, DRAWS[:1], config)
+    assert (nobody.videos, nobody.unpredicted) == (0, 10) and nobody.figures[0, 0, 0] == 0
 
 
 def test_an_approximation_is_compared_with_the_exact_method() -> None:
