@@ -43,15 +43,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:
-    """Bytes that a computation saves for its backward pass, including inputs such as weights."""
-    seen: dict[int, int] = {}
+    """Bytes that a computation saves for its backward pass, including inputs such as weights.
 
-    def note(tensor: Tensor) -> Tensor:
+    Nothing is kept: a saved result that refers to itself through its own backward step would never be freed.
+    """
+    seen: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        alive.append(tensor.detach())  # An address must not be used again while others are counted.
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
         result = compute()
     del result
+    alive.clear()
     return sum(seen.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,16 @@ def test_saved_bytes_literal() -> None:
     assert saved_bytes(lambda: x.sin().sin()) == 800
     assert saved_bytes(lambda: x[:1].sin()) == 400  # a view keeps all of its storage alive
     assert saved_bytes(lambda: x.detach().sin()) == 0
+
+
+def test_measuring_keeps_nothing() -> None:
+    """A result that is saved for its own backward step refers to itself; it has to be freed all the same."""
+    results = []
+
+    def compute() -> torch.Tensor:
+        result = torch.ones(3, requires_grad=True).exp()
+        results.append(weakref.ref(result))
+        return result.sum()
+
+    assert saved_bytes(compute) == 12
+    assert results[0]() is None
