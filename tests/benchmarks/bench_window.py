@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
         would = max(targets, key=lambda length: float(np.mean(targets[length])))
         print(f"chosen on source subjects: {chosen} frames; on targets one would have chosen {would}")
         if options.get("picture") == "true":
-            shutil.copy(sweep / "report" / "figures" / "window_length.png", _PICTURE)
+            shutil.copy(sweep / "report" / "figures" / "curve.png", _PICTURE)
 
 
 if __name__ == "__main__":
