@@ -30,6 +30,7 @@ from clipautt.selection.sentences import (
     headline,
     importance_words,
     level_words,
+    pruned_words,
 )
 from clipautt.selection.trials import text
 
@@ -38,6 +39,7 @@ _ROWS = 10
 """Trials in the table of the best ones."""
 _REASONS = 10
 _DASH = "\N{EN DASH}"
+_COUNTED = ("fallbacks", "unpredicted")
 _Draw = Callable[[Path], Path]
 
 
@@ -62,6 +64,7 @@ def write_page(folder: Path, report: SweepReport) -> Path:
         headline=headline(report),
         words=chosen_words(report) if best else [],
         counts=counts(report),
+        pruned=pruned_words(report) if best else "",
         tiles=_tiles(report) if best else [],
         level=level_words(report) if best else "",
         clip=clip_words(report) if best else "",
@@ -203,7 +206,7 @@ def _top(report: SweepReport) -> dict[str, list[list[str]] | list[str]]:
     ranked, dimensions = report.conclusions.ranked.head(_ROWS), report.conclusions.dimensions
     done = report.done.set_index("number")
     extra = [
-        name for name in ("gain", "war", "f1", SECONDS, "folds", "fallbacks") if name in done and name != report.value
+        name for name in ("gain", "war", "f1", SECONDS, "folds", *_COUNTED) if name in done and name != report.value
     ]
     head = ["trial", f"{name_of(report.value)} (95% interval)", "lacks to the first, points (95% interval)"]
     rows = []
@@ -225,7 +228,7 @@ def _cell(name: str, value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return _DASH
     number = float(str(value))
-    if name in ("folds", "fallbacks"):
+    if name in ("folds", *_COUNTED):
         return f"{number:.0f}"
     return points(number) if name == "gain" else f"{number:.3g}" if name == SECONDS else percent(number)
 

@@ -82,11 +82,27 @@ def draws_of(
     ]
 
 
+def positive_shares(draws: Sequence[Draw], *, positive: int) -> tuple[float, ...]:
+    """Share of the positive class in the draws of each cohort, mean over draws, [cohorts].
+
+    Small shares need many clips: of 8 neutral clips and one positive one, 11% are positive, whatever was asked for.
+
+    Args:
+        draws: what is evaluated.
+        positive: index of the positive class.
+    """
+    found: dict[int, list[float]] = {}
+    for draw in draws:
+        found.setdefault(draw.cohort, []).append(float(np.mean([one == positive for one in draw.labels.values()])))
+    return tuple(float(np.mean(found[cohort])) for cohort in sorted(found))
+
+
 def clip_worth(draws: Sequence[Draw]) -> tuple[float, float]:
-    """By how much one decision changes the mean UAR over subjects and cohorts: the median over clips and the largest.
+    """By how much the mean UAR over subjects and cohorts changes if one clip is decided otherwise: the median over clips
+    and the largest.
 
     A clip of a class with n clips in a draw with C classes counts 1 / (C n) of the draw's UAR, which is one of the
-    draws of its subject and cohort.
+    draws of its subject and cohort. A clip that is in several draws counts in all of them.
 
     Returns:
         Two shares in 0..1.
@@ -95,13 +111,14 @@ def clip_worth(draws: Sequence[Draw]) -> tuple[float, float]:
     repeats: dict[tuple[str, int], int] = {}
     for draw in draws:
         repeats[draw.subject_id, draw.cohort] = repeats.get((draw.subject_id, draw.cohort), 0) + 1
-    worth = []
+    worth: dict[tuple[str, str], float] = {}
     for draw in draws:
         counts = np.bincount([*draw.labels.values()])
-        for label in draw.labels.values():
-            worth.append(1 / ((counts > 0).sum() * counts[label] * repeats[draw.subject_id, draw.cohort]))
-    scale = len(subjects) * len(cohorts)
-    return float(np.median(worth)) / scale, float(np.max(worth)) / scale
+        for clip, label in draw.labels.items():
+            own = 1 / ((counts > 0).sum() * counts[label] * repeats[draw.subject_id, draw.cohort])
+            worth[draw.subject_id, clip] = worth.get((draw.subject_id, clip), 0.0) + own
+    found, scale = [*worth.values()], len(subjects) * len(cohorts)
+    return float(np.median(found)) / scale, float(np.max(found)) / scale
 
 
 def score_fold(

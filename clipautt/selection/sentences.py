@@ -15,7 +15,7 @@ from clipautt.evaluation.reports.tables import percent, points
 from clipautt.metrics import Interval
 from clipautt.selection.curves import Curve
 from clipautt.selection.importances import Importances
-from clipautt.selection.report import HeldOut, SweepReport, name_of
+from clipautt.selection.report import SECONDS, HeldOut, SweepReport, name_of
 from clipautt.selection.trials import STATUSES, Dimension, text
 
 _NAMED = 10
@@ -31,7 +31,8 @@ def summary_lines(report: SweepReport) -> list[str]:
     main = report.conclusions.main
     if main is not None:
         lines.append(curve_words(report, main))
-    return [line for line in [*lines, *importance_words(report.conclusions.importances)] if line]
+    lines += importance_words(report.conclusions.importances)
+    return [line for line in [*lines, pruned_words(report)] if line]
 
 
 def headline(report: SweepReport) -> str:
@@ -54,6 +55,17 @@ def counts(report: SweepReport) -> str:
     number = report.trials["status"].value_counts()
     parts = [f"{number[status]} {_WORDS[status]}" for status in STATUSES if number.get(status, 0)]
     return f"{_counted(len(report.trials), 'trial')}{': ' if parts else ''}{', '.join(parts)}."
+
+
+def pruned_words(report: SweepReport) -> str:
+    """What curves and importances lack where trials were pruned."""
+    pruned = int((report.trials["status"] == "pruned").sum())
+    if not pruned:
+        return ""
+    return (
+        f"Curves and importances rest on the finished trials alone: what made {_counted(pruned, 'trial')} bad enough to "
+        "be pruned is missing there, so that bad settings look better than they are."
+    )
 
 
 def chosen_words(report: SweepReport) -> list[str]:
@@ -80,6 +92,8 @@ def chosen_words(report: SweepReport) -> list[str]:
 
 
 def _best_of(report: SweepReport) -> str:
+    if tuple(report.objectives) == (SECONDS,):
+        return "it was chosen for its speed alone"
     if len(report.objectives) > 1:
         return f"the value in the trials is too good, because it is among the best of {len(report.done)}"
     return f"the value in the trials is too good, because it is the best of {len(report.done)}"

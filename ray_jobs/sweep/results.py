@@ -44,7 +44,10 @@ _BEST_HEADER = """\
 # {title} of a sweep. `clipautt train @THIS_FILE` and `clipautt adapt @THIS_FILE` take its settings; words after
 # `@THIS_FILE` change them. `folds/` beside it has a manifest per fold, to repeat the trial's figures.
 """
+TRIALS = "trials.parquet"
+"""The table of trials in the run folder."""
 _SHOWN_REASONS = 5
+_SHARE_TOLERANCE = 0.03
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
 
@@ -67,6 +70,8 @@ class SweepRun:
     """UAR of CLIP-AU for every subject of the folds, mean over the cohorts, [S]."""
     clip_worth: tuple[float, float]
     """By how much one decision changes the value: the median over clips and the largest, 0..1."""
+    shares: tuple[float, ...]
+    """Shares of positives that the clips allowed, one per cohort, 0..1."""
     num_clips: int
     """Clips of the source subjects with features."""
 
@@ -136,7 +141,7 @@ def write_results(
     Returns:
         The exit code: 1 if no trial succeeded, else 0.
     """
-    write_table(run.folder / "trials.parquet", trials)
+    write_table(run.folder / TRIALS, trials)
     print_reasons(trials)
     best = best_record(records, run.objectives[0])
     commands: list[str] = []
@@ -144,6 +149,9 @@ def write_results(
         facts = best_settings(run, best, trials, held_out=held_out)
         commands = facts["commands"]
         write_settings(run.folder / "best.yaml", facts, title="The best trial")
+        for path in (run.folder / "front").glob("*.yaml"):
+            if path.stem not in map(str, front):
+                path.unlink()  # A later trial beats it.
         for number in front if len(run.objectives) > 1 else ():
             one = next(record for record in records if record.number == number)
             title = f"Trial {number}, on the Pareto front"
@@ -153,7 +161,7 @@ def write_results(
     for line in summary_lines(report):
         print(line)
     if best is None:
-        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / 'trials.parquet'}")
+        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / TRIALS}")
     else:
         print(f"\nTo use the best trial ({run.folder / 'best.yaml'}):")
         for command in commands:
@@ -210,7 +218,7 @@ def facts_of(run: SweepRun) -> list[tuple[str, str]]:
         ("Folds", f"{folds}, each trained {job.repeats} times" if job.repeats > 1 else folds),
         ("Held out", f"{len(division.held_out)} source subjects that no trial saw" if division.held_out else "nobody"),
         ("Trained on only", f"{len(division.training)} subjects" if division.training else "nobody"),
-        ("Shares of positives", ", ".join(cohort_title(name) for name in job.cohorts)),
+        ("Shares of positives", ", ".join(map(_share_words, run.cohorts, run.shares))),
         ("Target subjects", "not loaded"),
         ("Sampler", f"{settings['sampler']}, seed {settings['seed']}" + ("; asha" if settings["stop"] else "")),
         ("Study", str(settings["storage"] or run.folder / "study.db")),
@@ -219,6 +227,13 @@ def facts_of(run: SweepRun) -> list[tuple[str, str]]:
             f"clipautt {known['clipautt']}, optuna {known['packages']['optuna']}, ray {known['packages']['ray']}",
         ),
     ]
+
+
+def _share_words(cohort: Cohort, share: float) -> str:
+    """Name of a cohort, with the share that there is where subjects have too few clips for the one that is named."""
+    if abs(share - cohort.share) < _SHARE_TOLERANCE:
+        return cohort_title(cohort.name)
+    return f"{cohort_title(cohort.name)} (in fact {share:.0%}, as subjects have too few clips)"
 
 
 def write_settings(path: Path, facts: Mapping[str, Any], *, title: str) -> None:
@@ -247,14 +262,13 @@ def best_settings(
     settings, job = run.settings, run.job
     training, adaptation = job.space.configs(record.params)
     name = f"{settings['name']}-best"
-    shared = {key: settings[key] for key in ("manifest", "store", "runs") if key in settings} | {"name": name}
+    shared = {key: settings[key] for key in ("manifest", "classes", "store", "runs") if key in settings}
+    shared |= {"name": name}
     frames = {key: settings[key] for key in ("backbone", "faces", "sampling")}
     own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
     baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
     chosen = adaptation.facts
     chosen["method"].pop("name")
-    if not adaptation.method.adapts:
-        chosen["method"] = {key: value for key, value in chosen["method"].items() if key in ("objective",)}
     evaluation = {
         "checkpoint": str(Path(settings["runs"]) / "train" / name),
         "adapt": chosen,

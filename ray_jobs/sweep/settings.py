@@ -74,8 +74,9 @@ def make_config(given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[Cohort, ..
     config = cast(SweepConfig, build({"_target_": target, **{name: given[name] for name in names}}, ""))
     cohorts = tuple(make_cohorts(given["cohorts"]))
     if not cohorts:
-        raise ValueError("cohorts=[]: give at least one share of positives, such as cohorts=[{share:0.5,draws:1}]")
+        raise ValueError("cohorts=[]: give at least one share of positives, such as 'cohorts=[{share: 0.5, draws: 1}]'")
     check_objectives(config, [cohort.name for cohort in cohorts])
+    check_stopping(config)
     return config, cohorts
 
 
@@ -93,3 +94,17 @@ def check_objectives(config: SweepConfig, cohorts: Sequence[str]) -> None:
         raise ValueError(f"objectives={list(config.objectives)}: give each of one or more figures once")
     if config.stop and len(config.objectives) > 1:
         raise ValueError("stop=asha compares trials by one figure; give one objective, or set stop=null")
+
+
+def check_stopping(config: SweepConfig) -> None:
+    """Refuse to stop trials that have no folds left to omit.
+
+    Raises:
+        ValueError: naming what to set.
+    """
+    folds = config.repeats * (1 if config.folds == "source_val" else config.folds)
+    if config.stop and config.grace_folds >= folds:
+        raise ValueError(
+            f"stop=asha with grace_folds={config.grace_folds}: a trial has {folds} fold{'s' * (folds != 1)}, so no "
+            "trial can be stopped early; set more folds or repeats, fewer grace_folds, or stop=null"
+        )

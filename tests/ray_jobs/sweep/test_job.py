@@ -162,6 +162,10 @@ def test_started_again_it_does_nothing_twice(data: Path, finished: Path, capsys:
     pd.testing.assert_frame_equal(table_of(finished), before)
     assert cli.main(words(data, finished.parents[1], "trials=8", "name=one", "seed=1")) == 2
     assert "exists with other settings:\n  seed: 0 → 1\n" in capsys.readouterr().err
+    elsewhere = f"storage={data / 'empty.log'}"
+    assert cli.main(words(data, finished.parents[1], "trials=6", "name=one", elsewhere)) == 2
+    assert f"{finished} has results of trials that the study in {data / 'empty.log'}" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(table_of(finished), before)
 
 
 def test_train_and_adapt_repeat_a_trial_s_figures(finished: Path, tmp_path: Path) -> None:
@@ -248,6 +252,11 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
         ("objectives=[uar_30%]", "objectives=uar_30%: unknown figure; did you mean 'uar_20%'?\n"),
         ("objectives=[uar,uar]", "objectives=['uar', 'uar']: give each of one or more figures once\n"),
         ("stop=hyperband", "stop='hyperband': should be asha\n"),
+        (
+            "stop=asha grace_folds=2",
+            "stop=asha with grace_folds=2: a trial has 2 folds, so no trial can be stopped early; set more folds or ",
+        ),
+        ("classes=[neutral,pain,joy]", "no source clip has the label 'joy', so that nothing can be selected for it; "),
         ("sampler=tpee", "sampler='tpee': should be one of tpe, random, cmaes, gp, nsga2, grid\n"),
         ("loggers=[comet]", "loggers[0]='comet': should be one of tensorboard, mlflow, wandb\n"),
         ("space.window={low: 1, high: 2}", "unknown key 'space.window'"),
@@ -260,7 +269,8 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
 def test_mistakes_are_told_before_anything_runs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
-    assert cli.main(words(data, tmp_path, word, space=())) == 2
+    given = shlex.split(word) if word.startswith("stop=asha") else [word]
+    assert cli.main(words(data, tmp_path, *given, space=())) == 2
     assert capsys.readouterr().err.startswith(f"clipautt sweep: {message}")
     assert not (tmp_path / "sweep").exists()
 
