@@ -98,8 +98,9 @@ def positive_shares(draws: Sequence[Draw], *, positive: int) -> tuple[float, ...
 
 
 def clip_worth(draws: Sequence[Draw]) -> tuple[float, float]:
-    """By how much the mean UAR over subjects and cohorts changes if one clip is decided otherwise: the median over clips
-    and the largest.
+    """By how much the mean UAR over subjects and cohorts changes if one clip is decided otherwise.
+
+    The median over clips, and the largest.
 
     A clip of a class with n clips in a draw with C classes counts 1 / (C n) of the draw's UAR, which is one of the
     draws of its subject and cohort. A clip that is in several draws counts in all of them.

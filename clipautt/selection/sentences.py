@@ -63,8 +63,8 @@ def pruned_words(report: SweepReport) -> str:
     if not pruned:
         return ""
     return (
-        f"Curves and importances rest on the finished trials alone: what made {_counted(pruned, 'trial')} bad enough to "
-        "be pruned is missing there, so that bad settings look better than they are."
+        f"Curves and importances rest on the finished trials alone: what made {_counted(pruned, 'trial')} bad enough "
+        "to be pruned is missing there, so that bad settings look better than they are."
     )
 
 

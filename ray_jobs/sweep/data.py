@@ -33,6 +33,8 @@ def source_manifest(manifest: Manifest) -> Manifest:
     if not clips:
         raise ValueError("the manifest has no labelled source_train or source_val clips; a sweep works on them alone")
     found = {clip.label for clip in clips}
+    if len(found) == 1:
+        raise ValueError(f"all labelled source clips are {clips[0].label!r}; a sweep needs clips of two classes")
     missing = [name for name in manifest.classes if name not in found]
     if missing:
         raise ValueError(
@@ -43,8 +45,10 @@ def source_manifest(manifest: Manifest) -> Manifest:
 
 
 def divided(manifest: Manifest, config: SweepConfig) -> Division:
-    """Divide the subjects of labelled source clips; those without clips of the positive (last) class, or without others,
-    cannot be scored at a share of positives, and are trained on.
+    """Divide the subjects of labelled source clips.
+
+    Those without clips of the positive (last) class, or with no others, cannot be scored at a share of positives; they
+    are trained on.
 
     Raises:
         ValueError: with too few subjects; the message says what to set.
@@ -101,7 +105,8 @@ def augmented_features(
     found = {}
     for number, augmentation in enumerate(chosen := space.augmentations(), start=1):
         count = space.train.augmented_passes
-        print(f"augmentation {number} of {len(chosen)}: {augmentation}, {count} passes over {len(clips)} clips")
+        times = f"{count} pass{'es' * (count != 1)} over {len(clips)} clips"
+        print(f"augmentation {number} of {len(chosen)}: {augmentation}, {times}")
         stores = extract_passes(clips, extraction, augmentation, passes=count, seed=space.train.seed)
         found[augmentation] = tuple(PackedClips.of(store.load(clips).values()) for store in stores)
     return found

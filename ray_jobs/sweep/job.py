@@ -103,7 +103,9 @@ def _wanted(trials: int | None, grid: Sequence[Any] | None) -> int:
     if grid is None:
         return trials or _USUAL_TRIALS
     if trials is not None and trials < len(grid):
-        print(f"trials={trials}: the first {trials} of the grid's {len(grid)} combinations; omit trials for all of them")
+        print(
+            f"trials={trials}: the first {trials} of the grid's {len(grid)} combinations; omit trials for all of them"
+        )
     return min(trials or len(grid), len(grid))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from clipautt.evaluation.results import Cohort, make_cohorts
 from clipautt.settings import settings
@@ -19,7 +19,13 @@ from ray_jobs.sweep.search import Logger
 from ray_jobs.sweep.stopping import Stopping
 from ray_jobs.sweep.table import figures_known
 
-FoldsSetting = Annotated[int, Field(ge=2)] | Literal["source_val"]
+
+def _as_number(given: Any) -> Any:
+    """A number that the command line keeps as text, as the setting takes text as well."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
+
+
+FoldsSetting = Annotated[Annotated[int, Field(ge=2)] | Literal["source_val"], BeforeValidator(_as_number)]
 
 
 @settings

@@ -110,7 +110,9 @@ def test_the_page_says_what_the_choice_is_worth_and_what_cannot_be_told_apart(tm
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
             assert picture.width > 1000 and picture.height > 250
     assert summary_lines(report)[0] == "15 trials: 12 finished, 1 pruned early, 1 failed, 1 interrupted."
-    assert summary_lines(report)[-1].startswith("Curves and importances rest on the finished trials alone: what made 1 ")
+    assert summary_lines(report)[-1].startswith(
+        "Curves and importances rest on the finished trials alone: what made 1 "
+    )
     assert all(line in text for line in summary_lines(report))
 
     text = written(tmp_path, unfinished("failed"))

@@ -223,8 +223,10 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
     zebra = "space.train.context={choices: [a human face with, a zebra with]}"  # The backbone never learned of zebras.
     alone = (*(f"~space.adapt.{name}" for name in ("method", "readout", "protocol", "prior", "subject_baseline")),)
     alone = (*alone, "~space.train.window", zebra)
-    assert cli.main(words(data, tmp_path, "name=odd", "sampler=grid", "held_out=0", space=alone)) == 0
+    assert cli.main(words(data, tmp_path, "name=odd", "sampler=grid", "folds=source_val", "trials=9", space=alone)) == 0
     printed = capsys.readouterr().out
+    assert "sweep: 2/2 trials" in printed, "a grid has no more than its combinations"
+    assert yaml.safe_load((tmp_path / "sweep" / "odd" / "best.yaml").read_text())["held_out"]["subjects"] == 2
     trials = table_of(tmp_path / "sweep" / "odd").set_index("train.context")
     assert trials["status"].to_dict() == {"a human face with": "ok", "a zebra with": "failed"}
     reason = "the embedded backbone was never trained on some words of ['a zebra with"
@@ -244,6 +246,7 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
         ("trials=0", "trials=0: should be greater than 0\n"),
         ("concurrent=0", "concurrent=0: should be greater than 0\n"),
         ("folds=1", "folds=1: should be greater than or equal to 2 or source_val\n"),
+        ("folds=source_vall", "folds='source_vall': should be an integer or source_val\n"),
         (
             "folds=9",
             "folds=9 with 8 source subjects that have clips of two classes, 2 of them held out; set folds=8 ",

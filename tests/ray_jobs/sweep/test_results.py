@@ -36,7 +36,12 @@ FLIPPED = TrainConfig(
         (FLIPPED, AdaptConfig(ClipAUTT(), subject_baseline="median"), "prior", (0.2, "estimate")),
         (TrainConfig(), AdaptConfig(ClipAUTT(), readout="whole_clip"), "subject_baseline", ("none", "mean")),
         (TrainConfig(), AdaptConfig(T3A(update="after"), protocol="online"), "method.capacity", (20, 0)),
-        (TrainConfig(), AdaptConfig(TDA(positive_capacity=0), protocol="per_video"), "method.negative_capacity", (1, 0)),
+        (
+            TrainConfig(),
+            AdaptConfig(TDA(positive_capacity=0), protocol="per_video"),
+            "method.negative_capacity",
+            (1, 0),
+        ),
     ],
 )
 def test_best_settings_are_those_of_the_trial(
