@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled
 from clipautt.adaptation.driver import SubjectResult, Unit, adapt_units
 from clipautt.adaptation.method import AdaptConfig, Session
-from clipautt.adaptation.predictions import OK
+from clipautt.adaptation.predictions import NO_PREDICTION, OK
 from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
 from clipautt.evaluation.results import Cohort
@@ -52,9 +53,11 @@ class FoldScore:
     fallbacks: int
     """Predictions made without adaptation, because it went wrong."""
     unpredicted: int
-    """Clips without a prediction, as no window of them shows the face."""
+    """Clips without a prediction."""
     seconds: float
     """Time of adaptation and prediction."""
+    why_not: str = ""
+    """The most frequent reason why a clip has no prediction, as a sentence; empty if all have one."""
     agreement: Agreement | None = None
     """How closely an approximation matches the exact method; None if the method is exact."""
 
@@ -149,14 +152,15 @@ def score_fold(
     made = {(r.subject_id, p.clip_id): p for r in results for p in r.predictions} if not config.transductive else None
     subjects = list(dict.fromkeys(draw.subject_id for draw in draws))
     sums = np.zeros((len(subjects), 1 + max(draw.cohort for draw in draws), len(METRICS)))
-    counts, videos, fallbacks, unpredicted = np.zeros(sums.shape[:2]), 0, 0, 0
+    counts, videos, fallbacks, reasons = np.zeros(sums.shape[:2]), 0, 0, Counter[str]()
     for number, draw in enumerate(draws):
         if made is None:
             predictions = list(results[number].predictions)
         else:
             predictions = [made[draw.subject_id, clip_id] for clip_id in draw.labels]
         shown = [prediction for prediction in predictions if prediction.made]
-        videos, unpredicted = videos + len(shown), unpredicted + len(predictions) - len(shown)
+        videos += len(shown)
+        reasons.update(one.status.removeprefix(NO_PREDICTION) for one in predictions if not one.made)
         fallbacks += sum(prediction.status != OK for prediction in shown)
         if not shown:
             continue
@@ -168,7 +172,8 @@ def score_fold(
     with np.errstate(invalid="ignore"):
         figures = sums / counts[..., None]
     agreement = _agreement(source, units, results, config, compare) if compare else None
-    return FoldScore(figures, videos, fallbacks, unpredicted, seconds, agreement)
+    why_not = next((reason for reason, _ in reasons.most_common(1)), "")
+    return FoldScore(figures, videos, fallbacks, reasons.total(), seconds, why_not, agreement)
 
 
 def _distinct(draws: Sequence[Draw], config: AdaptConfig) -> list[Draw]:

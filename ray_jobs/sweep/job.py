@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> int:
     config = replace(config, trials=_wanted(config.trials, grid))
     divided(manifest, config)  # Too few subjects are told now; clips that fail may change who is where.
     extraction = extraction_config(cfg)
-    settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage)}
+    settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage), "folds": config.folds}
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=_MAY_DIFFER)
     storage = open_storage(config.storage, run.folder)
     with connect(extraction.cluster):

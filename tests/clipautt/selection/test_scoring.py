@@ -15,6 +15,7 @@ from clipautt.evaluation.results import Cohort
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.features.packed import PackedClips
 from clipautt.metrics import score
+from clipautt.model.windows import WindowSpec
 from clipautt.selection.scoring import Draw, clip_worth, draws_of, positive_shares, score_fold, spread
 from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clip, fake_source
@@ -79,6 +80,10 @@ def test_a_clip_without_a_face_has_no_score() -> None:
     assert (found.videos, found.unpredicted) == (9, 1) and np.isfinite(found.figures).all()
     nobody = score_fold(fake_source(), hidden, DRAWS[:1], adapt_config())
     assert (nobody.videos, nobody.unpredicted) == (0, 10) and np.isnan(nobody.figures).all()
+    assert nobody.why_not.startswith("the face is found in 0 of 20 frames, and no window of ")
+    short = adapt_config(protocol="per_video", subject_baseline="mean")
+    source = fake_source(subject_baseline="mean", window=WindowSpec(21))
+    assert score_fold(source, clips, DRAWS[:1], short).why_not.startswith("too short: 20 frames, fewer than a window ")
 
 
 def test_an_approximation_is_compared_with_the_exact_method() -> None:
