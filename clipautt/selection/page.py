@@ -173,7 +173,9 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
 def _tiles(report: SweepReport) -> list[Tile]:
     held, ranked = report.held_out, report.conclusions.ranked.iloc[0]
     finished = len(report.done)
-    tiles = [Tile(f"{name_of(report.value)} in the trials", f"{percent(ranked['value'])}%", (_best_line(finished),))]
+    tiles = [
+        Tile(f"{name_of(report.value)} in the trials", f"{percent(ranked['value'])}%", (_best_line(report.compared),))
+    ]
     if held is None:
         tiles.insert(0, Tile("UAR on subjects that no trial saw", _DASH, ("none were held out",)))
     else:
@@ -197,8 +199,8 @@ def _tiles(report: SweepReport) -> list[Tile]:
     return [*tiles, Tile("trials finished", f"{finished} of {len(report.trials)}", others)]
 
 
-def _best_line(finished: int) -> str:
-    return f"the best of {finished}, so too good" if finished > 1 else "the only one"
+def _best_line(compared: int) -> str:
+    return f"the best of {compared}, so too good" if compared > 1 else "the only one"
 
 
 def _top(report: SweepReport) -> dict[str, list[list[str]] | list[str]]:

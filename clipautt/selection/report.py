@@ -148,6 +148,11 @@ class SweepReport:
         return finished(self.trials, value=self.value)
 
     @property
+    def compared(self) -> int:
+        """Number of trials that the chosen one was compared with, itself and the pruned ones included."""
+        return len(self.done) + int((self.trials["status"] == "pruned").sum())
+
+    @property
     def best(self) -> int | None:
         """Number of the chosen trial; None if no trial was finished."""
         if self.chosen is not None or self.done.empty:

@@ -70,9 +70,9 @@ def pruned_words(report: SweepReport) -> str:
 
 def chosen_words(report: SweepReport) -> list[str]:
     """What the chosen trial is worth on subjects that no trial saw, and why its value in the trials is more."""
-    held, finished = report.held_out, len(report.done)
+    held, alone = report.held_out, report.compared == 1
     if held is None:
-        best_of = "" if finished == 1 else f", and {_best_of(report)}"
+        best_of = "" if alone else f", and {_best_of(report)}"
         return [
             f"Trial {report.best} has {_shown(report)} in the trials. No subjects were held out{best_of}: what it is "
             "worth on new people is not known."
@@ -81,7 +81,7 @@ def chosen_words(report: SweepReport) -> list[str]:
         f"On {_people(held.subjects)} that no trial saw, trial {held.trial} has UAR {_interval(held.uar)}.",
         _gain_words(held),
     ]
-    if finished > 1:
+    if not alone:
         told.append(f"In the trials it had UAR {percent(held.value)}%: {_best_of(report)}.")
     if held.looks > 1:
         told.append(
@@ -94,9 +94,8 @@ def chosen_words(report: SweepReport) -> list[str]:
 def _best_of(report: SweepReport) -> str:
     if tuple(report.objectives) == (SECONDS,):
         return "it was chosen for its speed alone"
-    if len(report.objectives) > 1:
-        return f"the value in the trials is too good, because it is among the best of {len(report.done)}"
-    return f"the value in the trials is too good, because it is the best of {len(report.done)}"
+    chosen = "among the best" if len(report.objectives) > 1 else "the best"
+    return f"the value in the trials is too good, because it is {chosen} of {report.compared}"
 
 
 def _gain_words(held: HeldOut) -> str:

@@ -95,7 +95,11 @@ def main(cfg: DictConfig) -> int:
             _refuse_other_trials(run.folder, study)
             write_manifests(run.folder, manifest, job)
             study.enqueue_all((grid or [])[: config.trials])
-            return sweep.run(study)
+            try:
+                return sweep.run(study)
+            except KeyboardInterrupt:
+                print("\nfinished trials are kept; the same command goes on with the others", flush=True)
+                raise
 
 
 def _wanted(trials: int | None, grid: Sequence[Any] | None) -> int:
