@@ -142,7 +142,8 @@ def test_an_interrupted_trial_is_stopped_again_and_counts_once(tmp_path: Path) -
     with sweep.study:
         assert sweep.trial("y again", [0.5] * 4), "it begins with its first fold, as if it had never run"
         assert sweep.trial("z", [0.8] * 4), "one of three goes on; with y counted twice it would be two of four"
-        assert [one.status for one in sweep.study.trials()] == ["ok", "interrupted", "pruned", "pruned"]
+        told_of = [(one.status, one.facts.get("folds")) for one in sweep.study.trials()]
+        assert told_of == [("ok", 4), ("interrupted", None), ("pruned", 1), ("pruned", 1)]
 
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
