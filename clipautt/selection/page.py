@@ -30,6 +30,7 @@ from clipautt.selection.sentences import (
     headline,
     importance_words,
     level_words,
+    pruned_words,
 )
 from clipautt.selection.trials import text
 
@@ -38,6 +39,7 @@ _ROWS = 10
 """Trials in the table of the best ones."""
 _REASONS = 10
 _DASH = "\N{EN DASH}"
+_COUNTED = ("fallbacks", "unpredicted")
 _Draw = Callable[[Path], Path]
 
 
@@ -62,6 +64,7 @@ def write_page(folder: Path, report: SweepReport) -> Path:
         headline=headline(report),
         words=chosen_words(report) if best else [],
         counts=counts(report),
+        pruned=pruned_words(report) if best else "",
         tiles=_tiles(report) if best else [],
         level=level_words(report) if best else "",
         clip=clip_words(report) if best else "",
@@ -170,7 +173,9 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
 def _tiles(report: SweepReport) -> list[Tile]:
     held, ranked = report.held_out, report.conclusions.ranked.iloc[0]
     finished = len(report.done)
-    tiles = [Tile(f"{name_of(report.value)} in the trials", f"{percent(ranked['value'])}%", (_best_line(finished),))]
+    tiles = [
+        Tile(f"{name_of(report.value)} in the trials", f"{percent(ranked['value'])}%", (_best_line(report.compared),))
+    ]
     if held is None:
         tiles.insert(0, Tile("UAR on subjects that no trial saw", _DASH, ("none were held out",)))
     else:
@@ -194,8 +199,8 @@ def _tiles(report: SweepReport) -> list[Tile]:
     return [*tiles, Tile("trials finished", f"{finished} of {len(report.trials)}", others)]
 
 
-def _best_line(finished: int) -> str:
-    return f"the best of {finished}, so too good" if finished > 1 else "the only one"
+def _best_line(compared: int) -> str:
+    return f"the best of {compared}, so too good" if compared > 1 else "the only one"
 
 
 def _top(report: SweepReport) -> dict[str, list[list[str]] | list[str]]:
@@ -203,7 +208,7 @@ def _top(report: SweepReport) -> dict[str, list[list[str]] | list[str]]:
     ranked, dimensions = report.conclusions.ranked.head(_ROWS), report.conclusions.dimensions
     done = report.done.set_index("number")
     extra = [
-        name for name in ("gain", "war", "f1", SECONDS, "folds", "fallbacks") if name in done and name != report.value
+        name for name in ("gain", "war", "f1", SECONDS, "folds", *_COUNTED) if name in done and name != report.value
     ]
     head = ["trial", f"{name_of(report.value)} (95% interval)", "lacks to the first, points (95% interval)"]
     rows = []
@@ -225,7 +230,7 @@ def _cell(name: str, value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return _DASH
     number = float(str(value))
-    if name in ("folds", "fallbacks"):
+    if name in ("folds", *_COUNTED):
         return f"{number:.0f}"
     return points(number) if name == "gain" else f"{number:.3g}" if name == SECONDS else percent(number)
 

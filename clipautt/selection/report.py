@@ -22,7 +22,14 @@ from clipautt.selection.trials import Dimension, check_trials, finished, varied
 
 SECONDS = "seconds_per_video"
 """The objective that is minimized; all others are maximized."""
-_NAMES = {"uar": "UAR", "war": "WAR", "f1": "macro F1", "gain": "gain in UAR", SECONDS: "seconds per video"}
+_NAMES = {
+    "uar": "UAR",
+    "war": "WAR",
+    "f1": "macro F1",
+    "gain": "gain in UAR",
+    "unpredicted": "clips without a prediction",
+    SECONDS: "seconds per video",
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,11 @@ class SweepReport:
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return finished(self.trials, value=self.value)
+
+    @property
+    def compared(self) -> int:
+        """Number of trials that the chosen one was compared with, itself and the pruned ones included."""
+        return len(self.done) + int((self.trials["status"] == "pruned").sum())
 
     @property
     def best(self) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -55,8 +56,8 @@ class FoldScore:
     """Clips without a prediction, such as those that are shorter than a window."""
     seconds: float
     """Time of adaptation and prediction."""
-    reason: str = ""
-    """Why the first clip without a prediction has none."""
+    why_not: str = ""
+    """The most frequent reason why a clip has no prediction, as a sentence; empty if all have one."""
     agreement: Agreement | None = None
     """How closely an approximation matches the exact method; None if the method is exact."""
 
@@ -84,11 +85,28 @@ def draws_of(
     ]
 
 
+def positive_shares(draws: Sequence[Draw], *, positive: int) -> tuple[float, ...]:
+    """Share of the positive class in the draws of each cohort, mean over draws, [cohorts].
+
+    Small shares need many clips: of 8 neutral clips and one positive one, 11% are positive, whatever was asked for.
+
+    Args:
+        draws: what is evaluated.
+        positive: index of the positive class.
+    """
+    found: dict[int, list[float]] = {}
+    for draw in draws:
+        found.setdefault(draw.cohort, []).append(float(np.mean([one == positive for one in draw.labels.values()])))
+    return tuple(float(np.mean(found[cohort])) for cohort in sorted(found))
+
+
 def clip_worth(draws: Sequence[Draw]) -> tuple[float, float]:
-    """By how much one decision changes the mean UAR over subjects and cohorts: the median over clips and the largest.
+    """By how much the mean UAR over subjects and cohorts changes if one clip is decided otherwise.
+
+    The median over clips, and the largest.
 
     A clip of a class with n clips in a draw with C classes counts 1 / (C n) of the draw's UAR, which is one of the
-    draws of its subject and cohort.
+    draws of its subject and cohort. A clip that is in several draws counts in all of them.
 
     Returns:
         Two shares in 0..1.
@@ -97,13 +115,14 @@ def clip_worth(draws: Sequence[Draw]) -> tuple[float, float]:
     repeats: dict[tuple[str, int], int] = {}
     for draw in draws:
         repeats[draw.subject_id, draw.cohort] = repeats.get((draw.subject_id, draw.cohort), 0) + 1
-    worth = []
+    worth: dict[tuple[str, str], float] = {}
     for draw in draws:
         counts = np.bincount([*draw.labels.values()])
-        for label in draw.labels.values():
-            worth.append(1 / ((counts > 0).sum() * counts[label] * repeats[draw.subject_id, draw.cohort]))
-    scale = len(subjects) * len(cohorts)
-    return float(np.median(worth)) / scale, float(np.max(worth)) / scale
+        for clip, label in draw.labels.items():
+            own = 1 / ((counts > 0).sum() * counts[label] * repeats[draw.subject_id, draw.cohort])
+            worth[draw.subject_id, clip] = worth.get((draw.subject_id, clip), 0.0) + own
+    found, scale = [*worth.values()], len(subjects) * len(cohorts)
+    return float(np.median(found)) / scale, float(np.max(found)) / scale
 
 
 def score_fold(
@@ -133,13 +152,13 @@ def score_fold(
     made = {(r.subject_id, p.clip_id): p for r in results for p in r.predictions} if not config.transductive else None
     subjects = list(dict.fromkeys(draw.subject_id for draw in draws))
     sums = np.zeros((len(subjects), 1 + max(draw.cohort for draw in draws), len(METRICS)))
-    counts, videos, fallbacks, missing = np.zeros(sums.shape[:2]), 0, 0, list[str]()
+    counts, videos, fallbacks, reasons = np.zeros(sums.shape[:2]), 0, 0, Counter[str]()
     for number, draw in enumerate(draws):
         if made is None:
             predictions = list(results[number].predictions)
         else:
             predictions = [made[draw.subject_id, clip_id] for clip_id in draw.labels]
-        missing += [one.status.removeprefix(NO_PREDICTION) for one in predictions if not one.made]
+        reasons.update(one.status.removeprefix(NO_PREDICTION) for one in predictions if not one.made)
         videos += sum(one.made for one in predictions)
         fallbacks += sum(one.made and one.status != OK for one in predictions)
         true = [draw.labels[one.clip_id] for one in predictions]
@@ -148,8 +167,8 @@ def score_fold(
         sums[place] += [getattr(found, name) for name in METRICS]
         counts[place] += 1
     agreement = _agreement(source, units, results, config, compare) if compare else None
-    figures, reason = sums / counts[..., None], missing[0] if missing else ""
-    return FoldScore(figures, videos, fallbacks, len(missing), seconds, reason, agreement)
+    figures, why_not = sums / counts[..., None], next((reason for reason, _ in reasons.most_common(1)), "")
+    return FoldScore(figures, videos, fallbacks, reasons.total(), seconds, why_not, agreement)
 
 
 def _decided(predictions: Sequence[Prediction], true: Sequence[int], num_classes: int) -> list[int]:

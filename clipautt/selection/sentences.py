@@ -15,7 +15,7 @@ from clipautt.evaluation.reports.tables import percent, points
 from clipautt.metrics import Interval
 from clipautt.selection.curves import Curve
 from clipautt.selection.importances import Importances
-from clipautt.selection.report import HeldOut, SweepReport, name_of
+from clipautt.selection.report import SECONDS, HeldOut, SweepReport, name_of
 from clipautt.selection.trials import STATUSES, Dimension, text
 
 _NAMED = 10
@@ -31,7 +31,8 @@ def summary_lines(report: SweepReport) -> list[str]:
     main = report.conclusions.main
     if main is not None:
         lines.append(curve_words(report, main))
-    return [line for line in [*lines, *importance_words(report.conclusions.importances)] if line]
+    lines += importance_words(report.conclusions.importances)
+    return [line for line in [*lines, pruned_words(report)] if line]
 
 
 def headline(report: SweepReport) -> str:
@@ -56,11 +57,22 @@ def counts(report: SweepReport) -> str:
     return f"{_counted(len(report.trials), 'trial')}{': ' if parts else ''}{', '.join(parts)}."
 
 
+def pruned_words(report: SweepReport) -> str:
+    """What curves and importances lack where trials were pruned."""
+    pruned = int((report.trials["status"] == "pruned").sum())
+    if not pruned:
+        return ""
+    return (
+        f"Curves and importances rest on the finished trials alone: what made {_counted(pruned, 'trial')} bad enough "
+        "to be pruned is missing there, so that bad settings look better than they are."
+    )
+
+
 def chosen_words(report: SweepReport) -> list[str]:
     """What the chosen trial is worth on subjects that no trial saw, and why its value in the trials is more."""
-    held, finished = report.held_out, len(report.done)
+    held, alone = report.held_out, report.compared == 1
     if held is None:
-        best_of = "" if finished == 1 else f", and {_best_of(report)}"
+        best_of = "" if alone else f", and {_best_of(report)}"
         return [
             f"Trial {report.best} has {_shown(report)} in the trials. No subjects were held out{best_of}: what it is "
             "worth on new people is not known."
@@ -69,7 +81,7 @@ def chosen_words(report: SweepReport) -> list[str]:
         f"On {_people(held.subjects)} that no trial saw, trial {held.trial} has UAR {_interval(held.uar)}.",
         _gain_words(held),
     ]
-    if finished > 1:
+    if not alone:
         told.append(f"In the trials it had UAR {percent(held.value)}%: {_best_of(report)}.")
     if held.looks > 1:
         told.append(
@@ -80,9 +92,10 @@ def chosen_words(report: SweepReport) -> list[str]:
 
 
 def _best_of(report: SweepReport) -> str:
-    if len(report.objectives) > 1:
-        return f"the value in the trials is too good, because it is among the best of {len(report.done)}"
-    return f"the value in the trials is too good, because it is the best of {len(report.done)}"
+    if tuple(report.objectives) == (SECONDS,):
+        return "it was chosen for its speed alone"
+    chosen = "among the best" if len(report.objectives) > 1 else "the best"
+    return f"the value in the trials is too good, because it is {chosen} of {report.compared}"
 
 
 def _gain_words(held: HeldOut) -> str:

@@ -34,6 +34,8 @@ _GLOBAL = "_global_"
 _HEADER = re.compile(r"#\s*@package\s+(\S+)\s*")
 _PART_OF = {"sweep": "space"}
 """Group → the mapping that its file may hold right away: a search space without the key `space`."""
+_DIMENSION = {"low", "high", "step", "log", "choices"}
+"""Keys of a dimension of a search space, which is given as a whole: choices may take the place of a preset's range."""
 _LONGEST = 1_000_000
 
 
@@ -310,6 +312,8 @@ def _unknown(content: Mapping[str, Any], made: Any, there: Any, prefix: str = ""
         inside = made.get(name) if isinstance(made, Mapping) else None
         usual = there.get(name) if isinstance(there, Mapping) else None
         default = known[name].default if target and usual is None else usual
+        if isinstance(default, Mapping) and default and set(default) <= _DIMENSION:
+            continue  # the job checks it
         of_class = any(isinstance(one, Mapping) and TARGET in one for one in (value, inside, default))
         if isinstance(value, Mapping) and (isinstance(default, Mapping) or of_class):
             yield from _unknown(value, inside, default, f"{key}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipautt.commands import setting
 from clipautt.evaluation.results import Cohort
 from clipautt.features.packed import PackedClips
 from clipautt.features.store import FeatureStore
@@ -26,25 +27,38 @@ def source_manifest(manifest: Manifest) -> Manifest:
     """The labelled source clips alone: nothing of target subjects goes further than this.
 
     Raises:
-        ValueError: without labelled source clips.
+        ValueError: without labelled source clips, or without those of a class; a class that target clips alone have
+            would change the models.
     """
     clips = tuple(clip for clip in manifest.of_split("source_train", "source_val") if clip.label is not None)
     if not clips:
         raise ValueError("the manifest has no labelled source_train or source_val clips; a sweep works on them alone")
+    found = {clip.label for clip in clips}
+    if len(found) == 1:
+        raise ValueError(f"all labelled source clips are {clips[0].label!r}; a sweep needs clips of two classes")
+    missing = [name for name in manifest.classes if name not in found]
+    if missing:
+        raise ValueError(
+            f"no source clip has the label {missing[0]!r}, so that nothing can be selected for it; correct the labels, "
+            f"or name the others, {setting('classes', [name for name in manifest.classes if name in found])}"
+        )
     return Manifest(clips, manifest.classes)
 
 
 def divided(manifest: Manifest, config: SweepConfig) -> Division:
-    """Divide the subjects of labelled source clips; those with clips of one class only are trained on.
+    """Divide the subjects of labelled source clips.
+
+    Those without clips of the positive (last) class, or with no others, cannot be scored at a share of positives; they
+    are trained on.
 
     Raises:
         ValueError: with too few subjects; the message says what to set.
     """
-    subjects = by_subject(manifest.clips)
+    subjects, positive = by_subject(manifest.clips), manifest.classes[-1]
     return divide(
         {clip.subject_id for clip in manifest.of_split("source_train")},
         {clip.subject_id for clip in manifest.of_split("source_val")},
-        scorable=[subject for subject, clips in subjects.items() if len({clip.label for clip in clips}) > 1],
+        scorable=[name for name, clips in subjects.items() if len({clip.label == positive for clip in clips}) > 1],
         folds=config.folds,
         held_out=config.held_out,
         seed=config.seed,
@@ -97,7 +111,8 @@ def augmented_features(
     found = {}
     for number, augmentation in enumerate(chosen := space.augmentations(), start=1):
         count = space.train.augmented_passes
-        print(f"augmentation {number} of {len(chosen)}: {augmentation}, {count} passes over {len(clips)} clips")
+        times = f"{count} pass{'es' * (count != 1)} over {len(clips)} clips"
+        print(f"augmentation {number} of {len(chosen)}: {augmentation}, {times}")
         stores = extract_passes(clips, extraction, augmentation, passes=count, seed=space.train.seed)
         found[augmentation] = tuple(PackedClips.of(store.load(clips).values()) for store in stores)
     return found

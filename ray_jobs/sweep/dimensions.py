@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from clipautt.adaptation.method import AdaptConfig, find_method, method_names
+from clipautt.commands import word
 from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
 from clipautt.video.augmentation import Augmentation
@@ -87,6 +88,11 @@ class Dimension:
     def ends(self) -> tuple[Value, ...]:
         """Values that stand for all when it is asked what is allowed: the choices, or both ends of the range."""
         return self.choices or (self.low, self.high)
+
+    @property
+    def as_choices(self) -> str:
+        """The word of a command line that searches the ends of a range alone, for messages."""
+        return word(f"space.{self.name}={{choices: [{self.low}, {self.high}]}}")
 
     def cell(self, value: Value) -> Value:
         """A value as the table of trials holds it: text in a column of text, `null` among it."""

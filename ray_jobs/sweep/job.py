@@ -17,7 +17,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from clipautt.evaluation.results import Cohort
-from clipautt.selection.scoring import clip_worth
+from clipautt.selection.scoring import clip_worth, positive_shares
 from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.extraction.extract import extract, extraction_config, refuse_lost, report_failures
@@ -34,7 +34,7 @@ from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.runs import IGNORED, open_run
 from ray_jobs.sweep.data import augmented_features, divided, load_data, source_manifest
 from ray_jobs.sweep.progress import SweepProgress
-from ray_jobs.sweep.results import SweepRun, write_manifests, write_results
+from ray_jobs.sweep.results import TRIALS, SweepRun, write_manifests, write_results
 from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.scorer import Scorer, judge
 from ray_jobs.sweep.search import Conductor, TuneConfig, check_loggers, run_trials, sweep_up
@@ -59,10 +59,10 @@ def main(cfg: DictConfig) -> int:
     manifest = source_manifest(load_manifest(cfg))
     space = make_space(settings.get("space") or {}, train=instantiate(cfg.train), adapt=instantiate(cfg.adapt))
     grid = space.grid() if config.sampler == "grid" else None
-    config = replace(config, trials=config.trials or (_USUAL_TRIALS if grid is None else len(grid)))
+    config = replace(config, trials=_wanted(config.trials, grid))
     divided(manifest, config)  # Too few subjects are told now; clips that fail may change who is where.
     extraction = extraction_config(cfg)
-    settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage)}
+    settings |= {"manifest_fingerprint": manifest.fingerprint, "storage": shown(config.storage), "folds": config.folds}
     run = open_run("sweep", cfg.name, settings, root=cfg.runs, ignore=_MAY_DIFFER)
     storage = open_storage(config.storage, run.folder)
     with connect(extraction.cluster):
@@ -82,28 +82,57 @@ def main(cfg: DictConfig) -> int:
             config.repeats,
             training_footage(manifest, extraction.backbone),
         )
-        write_manifests(run.folder, manifest, job)
         study = SweepStudy.open(
             storage,
             cfg.name,
             directions=["minimize" if name in MINIMIZED else "maximize" for name in config.objectives],
             sampler=sampler,
             metrics=config.objectives,
-            settings=deciding(settings, job),
+            settings=deciding(settings, job, data),
         )
         sweep = Sweep(job, data, config, cohorts, extraction.cluster, run.folder, settings)
         with study:
+            _refuse_other_trials(run.folder, study)
+            write_manifests(run.folder, manifest, job)
             study.enqueue_all((grid or [])[: config.trials])
-            return sweep.run(study)
+            try:
+                return sweep.run(study)
+            except KeyboardInterrupt:
+                print("\nfinished trials are kept; the same command goes on with the others", flush=True)
+                raise
 
 
-def deciding(settings: Mapping[str, Any], job: SweepJob) -> dict[str, Any]:
+def _wanted(trials: int | None, grid: Sequence[Any] | None) -> int:
+    """How many trials there are to be."""
+    if grid is None:
+        return trials or _USUAL_TRIALS
+    if trials is not None and trials < len(grid):
+        print(
+            f"trials={trials}: the first {trials} of the grid's {len(grid)} combinations; omit trials for all of them"
+        )
+    return min(trials or len(grid), len(grid))
+
+
+def _refuse_other_trials(folder: Path, study: SweepStudy) -> None:
+    """Refuse to replace the results of a study in another storage.
+
+    Raises:
+        ValueError: the folder has results, and the study has no trials.
+    """
+    if (folder / TRIALS).is_file() and not study.trials():
+        raise ValueError(
+            f"{folder} has results of trials that the study in {study.where} does not know; give the storage that they "
+            "are in (storage=…), choose another name (name=…), or remove that folder to start over"
+        )
+
+
+def deciding(settings: Mapping[str, Any], job: SweepJob, data: SweepData) -> dict[str, Any]:
     """What drivers of one study must agree on; no subject is named."""
     names = ("train", "adapt", "space", "cohorts", "objectives", "folds", "repeats", "held_out", "seed", "sampler")
     more = ("stop", "grace_folds", "reduction", "manifest_fingerprint")
     sizes = [len(part) for part in (*job.division.folds, job.division.training, job.division.held_out)]
     known = {name: settings[name] for name in (*names, *more)}
-    return known | {"features": job.features.fingerprint, "subjects": sizes}
+    return known | {"features": job.features.fingerprint, "subjects": sizes, "clips with features": len(data.labels)}
 
 
 @dataclass(frozen=True)
@@ -148,10 +177,17 @@ class Sweep:
             folder=self.folder,
         )
         subjects = job.division.subjects
-        worth = clip_worth([draw for subject in subjects for draw in self.data.draws[subject]])
-        num_clips = len({clip for subject in subjects for draw in self.data.draws[subject] for clip in draw.labels})
+        draws = [draw for subject in subjects for draw in self.data.draws[subject]]
         run = SweepRun(
-            job, self.folder, self.settings, self.cohorts, config.objectives, clip_au.subjects, worth, num_clips
+            job,
+            self.folder,
+            self.settings,
+            self.cohorts,
+            config.objectives,
+            clip_au.subjects,
+            clip_worth(draws),
+            positive_shares(draws, positive=len(job.classes) - 1),
+            len({clip for draw in draws for clip in draw.labels}),
         )
         records = study.trials()
         trials = trial_table(

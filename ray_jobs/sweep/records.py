@@ -12,6 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ray_jobs.sweep.states import FACTS, REASON, RERUN, SLOT, Status, queued_values, status_of
 
+_AGAIN = ("relative_params", "completed_rung")
+"""Parts of the keys of notes that a repeated trial writes itself."""
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -66,9 +69,10 @@ def repeated(trial: FrozenTrial) -> FrozenTrial:
     """The trial to queue for an interrupted one: with its values, its place in a grid, and what its sampler noted.
 
     CMA-ES and NSGA-II note the generation that a trial belongs to when they choose its values. TPE and the Gaussian
-    process note values that others should avoid; those are chosen and noted again.
+    process note values that others should avoid; those are chosen and noted again. ASHA notes what the trial reached
+    so far, which its first folds have to reach again.
     """
-    kept = {key: value for key, value in trial.system_attrs.items() if "relative_params" not in key}
+    kept = {key: value for key, value in trial.system_attrs.items() if not any(one in key for one in _AGAIN)}
     return create_trial(
         state=TrialState.WAITING,
         system_attrs=kept | {"fixed_params": queued_values(trial)},

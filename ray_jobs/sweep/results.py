@@ -45,7 +45,10 @@ _BEST_HEADER = """\
 # {title} of a sweep. `clipautt train @THIS_FILE` and `clipautt adapt @THIS_FILE` take its settings; words after
 # `@THIS_FILE` change them. `folds/` beside it has a manifest per fold, to repeat the trial's figures.
 """
+TRIALS = "trials.parquet"
+"""The table of trials in the run folder."""
 _SHOWN_REASONS = 5
+_SHARE_TOLERANCE = 0.03
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 _WORDS_OF_YAML = ("null", "true", "false", "nan", "inf")
 
@@ -68,6 +71,8 @@ class SweepRun:
     """UAR of CLIP-AU for every subject of the folds, mean over the cohorts, [S]."""
     clip_worth: tuple[float, float]
     """By how much one decision changes the value: the median over clips and the largest, 0..1."""
+    shares: tuple[float, ...]
+    """Shares of positives that the clips allowed, one per cohort, 0..1."""
     num_clips: int
     """Clips of the source subjects with features."""
 
@@ -88,7 +93,7 @@ def held_out_record(
     return HeldOut(
         subjects=len(run.job.division.held_out),
         trial=record.number,
-        uar=Interval(float(np.nanmean(ours)), found["uar_low"], found["uar_high"]),
+        uar=Interval(float(ours.mean()), found["uar_low"], found["uar_high"]),
         gain=Interval(found["gain"], found["gain_low"], found["gain_high"]),
         value=float(record.facts["uar"]),
         looks=looks,
@@ -137,7 +142,7 @@ def write_results(
     Returns:
         The exit code: 1 if no trial succeeded, else 0.
     """
-    write_table(run.folder / "trials.parquet", trials)
+    write_table(run.folder / TRIALS, trials)
     print_reasons(trials)
     best = best_record(records, run.objectives[0])
     commands: list[str] = []
@@ -150,7 +155,7 @@ def write_results(
     for line in summary_lines(report):
         print(line)
     if best is None:
-        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / 'trials.parquet'}")
+        print(f"no trial succeeded, so there is no best one; the reasons are in {run.folder / TRIALS}")
     else:
         print(f"\nTo use the best trial ({run.folder / 'best.yaml'}):")
         for command in commands:
@@ -207,7 +212,7 @@ def facts_of(run: SweepRun) -> list[tuple[str, str]]:
         ("Folds", f"{folds}, each trained {job.repeats} times" if job.repeats > 1 else folds),
         ("Held out", f"{len(division.held_out)} source subjects that no trial saw" if division.held_out else "nobody"),
         ("Trained on only", f"{len(division.training)} subjects" if division.training else "nobody"),
-        ("Shares of positives", ", ".join(cohort_title(name) for name in job.cohorts)),
+        ("Shares of positives", ", ".join(map(_share_words, run.cohorts, run.shares))),
         ("Target subjects", "not loaded"),
         ("Sampler", f"{settings['sampler']}, seed {settings['seed']}" + ("; asha" if settings["stop"] else "")),
         ("Study", str(settings["storage"] or run.folder / "study.db")),
@@ -216,6 +221,13 @@ def facts_of(run: SweepRun) -> list[tuple[str, str]]:
             f"clipautt {known['clipautt']}, optuna {known['packages']['optuna']}, ray {known['packages']['ray']}",
         ),
     ]
+
+
+def _share_words(cohort: Cohort, share: float) -> str:
+    """Name of a cohort, with the share that there is where subjects have too few clips for the one that is named."""
+    if abs(share - cohort.share) < _SHARE_TOLERANCE:
+        return cohort_title(cohort.name)
+    return f"{cohort_title(cohort.name)} (in fact {share:.0%}, as subjects have too few clips)"
 
 
 def write_front(run: SweepRun, trials: pd.DataFrame, front: Sequence[TrialRecord]) -> None:
@@ -253,14 +265,13 @@ def settings_of(
     settings, job = run.settings, run.job
     training, adaptation = job.space.configs(record.params)
     name = f"{settings['name']}-best"
-    shared = {key: settings[key] for key in ("manifest", "store", "runs") if key in settings} | {"name": name}
+    shared = {key: settings[key] for key in ("manifest", "classes", "store", "runs") if key in settings}
+    shared |= {"name": name}
     frames = {key: settings[key] for key in ("backbone", "faces", "sampling")}
     own = {key: value for key, value in asdict(training).items() if key != "subject_baseline"}
     baselines = list(dict.fromkeys(["none", adaptation.subject_baseline]))
     chosen = adaptation.facts
     chosen["method"].pop("name")
-    if not adaptation.method.adapts:
-        chosen["method"] = {key: value for key, value in chosen["method"].items() if key in ("objective",)}
     evaluation = {
         "checkpoint": str(Path(settings["runs"]) / "train" / name),
         "adapt": chosen,

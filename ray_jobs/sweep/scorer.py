@@ -56,10 +56,10 @@ class Scorer:
         """Mean UAR over the cohorts of every subject of these folds, [S]; None stands for the held-out subjects.
 
         Raises:
-            ValueError: if the settings cannot be trained or adapted with.
+            ValueError: if the settings cannot be trained or adapted with, or the processes that do so die.
         """
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayError
 
         task = ray.remote(_score).options(**self.options)
         tasks = [
@@ -69,8 +69,8 @@ class Scorer:
         ]
         try:
             parts = ray.get(tasks)
-        except RayTaskError as error:
-            raise ValueError(reason_of(error.cause or error)) from error
+        except RayError as error:
+            raise ValueError(reason_of(getattr(error, "cause", None) or error)) from error
         return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
 
     def reference(self, study: SweepStudy) -> Reference:

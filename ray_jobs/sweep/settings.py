@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from clipautt.evaluation.results import Cohort, make_cohorts
 from clipautt.settings import settings
@@ -19,7 +19,13 @@ from ray_jobs.sweep.search import Logger
 from ray_jobs.sweep.stopping import Stopping
 from ray_jobs.sweep.table import figures_known
 
-FoldsSetting = Annotated[int, Field(ge=2)] | Literal["source_val"]
+
+def _as_number(given: Any) -> Any:
+    """A number that the command line keeps as text, as the setting takes text as well."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
+
+
+FoldsSetting = Annotated[Annotated[int, Field(ge=2)] | Literal["source_val"], BeforeValidator(_as_number)]
 
 
 @settings
@@ -74,8 +80,9 @@ def make_config(given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[Cohort, ..
     config = cast(SweepConfig, build({"_target_": target, **{name: given[name] for name in names}}, ""))
     cohorts = tuple(make_cohorts(given["cohorts"]))
     if not cohorts:
-        raise ValueError("cohorts=[]: give at least one share of positives, such as cohorts=[{share:0.5,draws:1}]")
+        raise ValueError("cohorts=[]: give at least one share of positives, such as 'cohorts=[{share: 0.5, draws: 1}]'")
     check_objectives(config, [cohort.name for cohort in cohorts])
+    check_stopping(config)
     return config, cohorts
 
 
@@ -93,3 +100,17 @@ def check_objectives(config: SweepConfig, cohorts: Sequence[str]) -> None:
         raise ValueError(f"objectives={list(config.objectives)}: give each of one or more figures once")
     if config.stop and len(config.objectives) > 1:
         raise ValueError("stop=asha compares trials by one figure; give one objective, or set stop=null")
+
+
+def check_stopping(config: SweepConfig) -> None:
+    """Refuse to stop trials that have no folds left to omit.
+
+    Raises:
+        ValueError: naming what to set.
+    """
+    folds = config.repeats * (1 if config.folds == "source_val" else config.folds)
+    if config.stop and config.grace_folds >= folds:
+        raise ValueError(
+            f"stop=asha with grace_folds={config.grace_folds}: a trial has {folds} fold{'s' * (folds != 1)}, so no "
+            "trial can be stopped early; set more folds or repeats, fewer grace_folds, or stop=null"
+        )

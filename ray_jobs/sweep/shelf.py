@@ -30,9 +30,12 @@ class ModelShelf:
         self.changed = asyncio.Condition()
 
     async def take(self, key: str, holder: str) -> Files | None:
-        """The files of a model; None makes the caller train it. Waits while somebody else trains it."""
+        """The files of a model; None makes the caller train it. Waits while somebody else trains it.
+
+        A holder that asks again died while it trained: Ray runs its task once more.
+        """
         async with self.changed:
-            await self.changed.wait_for(lambda: key not in self.claims)
+            await self.changed.wait_for(lambda: self.claims.get(key, holder) == holder)
             if (self.folder / key).is_dir():
                 return {path.name: path.read_bytes() for path in (self.folder / key).iterdir()}
             self.claims[key] = holder

@@ -97,7 +97,7 @@ class SearchSpace:
             if dimension.size is None:
                 raise ValueError(
                     f"space.{dimension.name}: every augmentation is encoded before the trials, so give a list, "
-                    f"space.{dimension.name}={{choices: [{dimension.low}, {dimension.high}]}}"
+                    f"{dimension.as_choices}"
                 )
         values = [[(dimension.name, value) for value in dimension.values()] for dimension in searched]
         found = (self.configs(dict(chosen))[0].augmentation for chosen in itertools.product(*values))
@@ -120,7 +120,7 @@ class SearchSpace:
                 key = f"space.{dimension.name}"
                 raise ValueError(
                     f"{key} has infinitely many values between {dimension.low} and {dimension.high}, and a grid takes "
-                    f"each of them: give {key}.step=… or a list, {key}={{choices: [{dimension.low}, {dimension.high}]}}"
+                    f"each of them: give {key}.step=… or a list, {dimension.as_choices}"
                 )
         found = list(islice(self._combinations(self.dimensions, {}), MOST_COMBINATIONS + 1))
         if len(found) > MOST_COMBINATIONS:

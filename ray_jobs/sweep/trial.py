@@ -144,7 +144,8 @@ class SweepTrial:
         scores = [part.score for part in self.parts]
         if not any(score.videos for score in scores):
             clips = sum(score.unpredicted for score in scores)
-            raise ValueError(f"none of {clips} clips can be predicted: {scores[0].reason}")
+            why = next(score.why_not for score in scores if score.why_not)
+            raise ValueError(f"none of {clips} clips can be predicted: {why}")
         values = per_subject(scores, folds=len(self.job.division.folds))
         means = values.mean(axis=0)
         agreements = [score.agreement for score in scores if score.agreement]

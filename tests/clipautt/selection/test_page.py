@@ -81,7 +81,7 @@ def test_the_page_says_what_the_choice_is_worth_and_what_cannot_be_told_apart(tm
     assert f"Trial {best}: UAR 71.0% on 6 source subjects that no trial saw" in text
     assert f"On 6 source subjects that no trial saw, trial {best} has UAR 71.0% (95% interval 62.0 to 79.0)." in text
     assert "It is better than CLIP-AU on the same subjects (+5.0 points, 95% interval +1.0 to +9.0, paired)." in text
-    assert "In the trials it had UAR 81.2%: the value in the trials is too good, because it is the best of 12." in text
+    assert "In the trials it had UAR 81.2%: the value in the trials is too good, because it is the best of 13." in text
     assert "15 trials: 12 finished, 1 pruned early, 1 failed, 1 interrupted." in text
     assert (
         "One clip decided otherwise moves the value by 0.78 points (median over clips; at most 1.6). The value is a "
@@ -110,6 +110,9 @@ def test_the_page_says_what_the_choice_is_worth_and_what_cannot_be_told_apart(tm
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
             assert picture.width > 1000 and picture.height > 250
     assert summary_lines(report)[0] == "15 trials: 12 finished, 1 pruned early, 1 failed, 1 interrupted."
+    assert summary_lines(report)[-1].startswith(
+        "Curves and importances rest on the finished trials alone: what made 1 "
+    )
     assert all(line in text for line in summary_lines(report))
 
     text = written(tmp_path, unfinished("failed"))
@@ -126,7 +129,7 @@ def test_the_page_says_what_the_choice_is_worth_and_what_cannot_be_told_apart(tm
                 "On 8 source subjects that no trial saw, trial 8 has UAR 70.0% (95% interval 60.0 to 80.0).",
                 "No difference to CLIP-AU on the same subjects could be shown (+1.0 points, 95% interval −5.0 to +7.0, "
                 "paired).",
-                "In the trials it had UAR 80.0%: the value in the trials is too good, because it is the best of 12.",
+                "In the trials it had UAR 80.0%: the value in the trials is too good, because it is the best of 13.",
                 "These subjects have now judged 3 choices. Who keeps the best of them chooses on these subjects, too; "
                 "hold out others for a final figure.",
             ],
@@ -137,14 +140,14 @@ def test_the_page_says_what_the_choice_is_worth_and_what_cannot_be_told_apart(tm
                 "On 1 source subject that no trial saw, trial 8 has UAR 70.0% (no interval).",
                 "Against CLIP-AU on the same subjects: +10.0 points; too few subjects for a verdict, which needs at "
                 "least 6.",
-                "In the trials it had UAR 80.0%: the value in the trials is too good, because it is the best of 12.",
+                "In the trials it had UAR 80.0%: the value in the trials is too good, because it is the best of 13.",
             ],
         ),
         (
             None,
             [
                 "Trial 8 has UAR 83.2% in the trials. No subjects were held out, and the value in the trials is too "
-                "good, because it is the best of 12: what it is worth on new people is not known."
+                "good, because it is the best of 13: what it is worth on new people is not known."
             ],
         ),
     ],
@@ -191,7 +194,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     report = small(trials=trials, objectives=("uar", "seconds_per_video"), front=(0, 1, 2), chosen=1, held_out=None)
     text = written(tmp_path, report)
     assert "UAR, seconds per video (smaller is better)." in text and (tmp_path / "figures/pareto_front.png").is_file()
-    assert "too good, because it is among the best of 12" in text
+    assert "too good, because it is among the best of 13" in text
     with pytest.raises(ValueError, match="trial 13 was chosen, but it is not among the finished trials"):
         small(chosen=13, held_out=None)
     with pytest.raises(ValueError, match="trial 8 was judged on held-out subjects, but 1 was chosen"):

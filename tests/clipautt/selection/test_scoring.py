@@ -15,7 +15,8 @@ from clipautt.evaluation.results import Cohort
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.features.packed import PackedClips
 from clipautt.metrics import score
-from clipautt.selection.scoring import Draw, clip_worth, draws_of, score_fold, spread
+from clipautt.model.windows import WindowSpec
+from clipautt.selection.scoring import Draw, clip_worth, draws_of, positive_shares, score_fold, spread
 from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clip, fake_source
 
@@ -80,10 +81,13 @@ def test_a_clip_without_a_prediction_counts_as_a_wrong_one() -> None:
     right = [one.clip_id for one in result.predictions if one.label_index == DRAWS[0].labels[one.clip_id]]
     found = score_fold(fake_source(), clips | {right[0]: hidden[right[0]]}, DRAWS[:1], config)
     assert (found.videos, found.unpredicted) == (9, 1)
-    assert found.reason.startswith("the face is found in 0 of 20 frames")
+    assert found.why_not.startswith("the face is found in 0 of 20 frames")
     assert found.figures[0, 0, 1] == pytest.approx(whole.figures[0, 0, 1] - 0.1)
     nobody = score_fold(fake_source(), hidden, DRAWS[:1], config)
     assert (nobody.videos, nobody.unpredicted) == (0, 10) and nobody.figures[0, 0, 0] == 0
+    short = adapt_config(protocol="per_video", subject_baseline="mean")
+    source = fake_source(subject_baseline="mean", window=WindowSpec(21))
+    assert score_fold(source, clips, DRAWS[:1], short).why_not.startswith("too short: 20 frames, fewer than a window ")
 
 
 def test_an_approximation_is_compared_with_the_exact_method() -> None:
@@ -98,7 +102,16 @@ def test_what_one_clip_is_worth() -> None:
     rare = Draw("b", 0, {"1": 0, "2": 0, "3": 0, "4": 0, "5": 1})
     assert clip_worth([rare]) == (1 / 8, 1 / 2)
     assert clip_worth([one, rare]) == pytest.approx((1 / 8, 1 / 4)), "two subjects: half of each"
-    assert clip_worth([rare, rare]) == (1 / 16, 1 / 4), "two draws of one subject: half of each"
+    other = Draw("b", 0, {"6": 0, "7": 0, "8": 0, "9": 0, "10": 1})
+    assert clip_worth([rare, other]) == (1 / 16, 1 / 4), "two draws of one subject: half of each"
+    assert clip_worth([rare, rare]) == clip_worth([rare]), "a clip that is in both draws counts in both"
+    even = Draw("b", 1, {"1": 0, "5": 1})
+    assert clip_worth([rare, even]) == (1 / 16, (1 / 2 + 1 / 2) / 2), "clip 5 decides half of either cohort"
+
+
+def test_the_share_of_positives_that_there_is() -> None:
+    even, rare = Draw("a", 0, {"1": 0, "2": 1}), Draw("a", 1, {"1": 0, "2": 0, "3": 0, "4": 1})
+    assert positive_shares([even, rare, Draw("b", 1, {"1": 0, "2": 1})], positive=1) == (0.5, 0.375)
 
 
 def test_spread_over_subjects() -> None:

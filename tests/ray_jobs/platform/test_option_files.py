@@ -80,6 +80,11 @@ def test_a_search_space_needs_no_frame(text: str) -> None:
     assert (cfg.sampler, cfg.train.window.length) == ("random", 16)
 
 
+def test_choices_take_the_place_of_a_preset_s_range() -> None:
+    for text in ("train: {window: {length: {choices: [4, 8]}}}\n", "space.train.window.length: {choices: [4, 8]}\n"):
+        assert made("sweep", "sweep=mine.yaml", text).space.train.window.length == {"choices": [4, 8]}
+
+
 def test_fixed_settings_stay_beside_a_space() -> None:
     text = "train: {epochs: 3}\nspace: {adapt.method.steps: {choices: [5, 10]}}\ntrials: 7\n"
     cfg = made("sweep", "sweep=mine.yaml", text)

@@ -155,6 +155,10 @@ def test_started_again_it_does_nothing_twice(data: Path, finished: Path, capsys:
     pd.testing.assert_frame_equal(table_of(finished), before)
     assert cli.main(words(data, finished.parents[1], "trials=8", "name=one", "seed=1")) == 2
     assert "exists with other settings:\n  seed: 0 → 1\n" in capsys.readouterr().err
+    elsewhere = f"storage={data / 'empty.log'}"
+    assert cli.main(words(data, finished.parents[1], "trials=6", "name=one", elsewhere)) == 2
+    assert f"{finished} has results of trials that the study in {data / 'empty.log'}" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(table_of(finished), before)
 
 
 def test_train_and_adapt_repeat_a_trial_s_figures(finished: Path, tmp_path: Path) -> None:
@@ -212,8 +216,10 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
     zebra = "space.train.context={choices: [a human face with, a zebra with]}"  # The backbone never learned of zebras.
     alone = (*(f"~space.adapt.{name}" for name in ("method", "readout", "protocol", "prior", "subject_baseline")),)
     alone = (*alone, "~space.train.window", zebra)
-    assert cli.main(words(data, tmp_path, "name=odd", "sampler=grid", "held_out=0", space=alone)) == 0
+    assert cli.main(words(data, tmp_path, "name=odd", "sampler=grid", "folds=source_val", "trials=9", space=alone)) == 0
     printed = capsys.readouterr().out
+    assert "sweep: 2/2 trials" in printed, "a grid has no more than its combinations"
+    assert yaml.safe_load((tmp_path / "sweep" / "odd" / "best.yaml").read_text())["held_out"]["subjects"] == 2
     trials = table_of(tmp_path / "sweep" / "odd").set_index("train.context")
     assert trials["status"].to_dict() == {"a human face with": "ok", "a zebra with": "failed"}
     reason = "the embedded backbone was never trained on some words of ['a zebra with"
@@ -233,6 +239,7 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
         ("trials=0", "trials=0: should be greater than 0\n"),
         ("concurrent=0", "concurrent=0: should be greater than 0\n"),
         ("folds=1", "folds=1: should be greater than or equal to 2 or source_val\n"),
+        ("folds=source_vall", "folds='source_vall': should be an integer or source_val\n"),
         (
             "folds=9",
             "folds=9 with 8 source subjects that have clips of two classes, 2 of them held out; set folds=8 ",
@@ -241,6 +248,11 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
         ("objectives=[uar_30%]", "objectives=uar_30%: unknown figure; did you mean 'uar_20%'?\n"),
         ("objectives=[uar,uar]", "objectives=['uar', 'uar']: give each of one or more figures once\n"),
         ("stop=hyperband", "stop='hyperband': should be asha\n"),
+        (
+            "stop=asha grace_folds=2",
+            "stop=asha with grace_folds=2: a trial has 2 folds, so no trial can be stopped early; set more folds or ",
+        ),
+        ("classes=[neutral,pain,joy]", "no source clip has the label 'joy', so that nothing can be selected for it; "),
         ("sampler=tpee", "sampler='tpee': should be one of tpe, random, cmaes, gp, nsga2, grid\n"),
         ("loggers=[comet]", "loggers[0]='comet': should be one of tensorboard, mlflow, wandb\n"),
         ("space.window={low: 1, high: 2}", "unknown key 'space.window'"),
@@ -253,7 +265,8 @@ def test_failing_trials_end_nothing_and_a_sweep_in_which_all_fail_says_so(
 def test_mistakes_are_told_before_anything_runs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
-    assert cli.main(words(data, tmp_path, word, space=())) == 2
+    given = shlex.split(word) if word.startswith("stop=asha") else [word]
+    assert cli.main(words(data, tmp_path, *given, space=())) == 2
     assert capsys.readouterr().err.startswith(f"clipautt sweep: {message}")
     assert not (tmp_path / "sweep").exists()
 

@@ -40,5 +40,7 @@ def test_what_a_process_trained_that_ended_is_trained_by_the_next(tmp_path: Path
         assert not waiting.done()
         await shelf.release("dies")
         assert await waiting is None and shelf.claims == {"key": "next"}
+        again = await asyncio.wait_for(shelf.take("key", "next"), timeout=5)
+        assert again is None, "Ray repeats the task of a process that died while it trained"
 
     asyncio.run(one_dies())

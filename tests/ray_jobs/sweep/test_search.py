@@ -132,6 +132,20 @@ def test_a_bad_trial_is_stopped_and_told_as_pruned(tmp_path: Path, capsys: pytes
     assert best is not None and best.number == 2
 
 
+def test_an_interrupted_trial_is_stopped_again_and_counts_once(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, total=3, stop=True)
+    assert not sweep.trial("x", [0.9] * 4)
+    sweep.conductor.suggest("y")
+    assert sweep.conductor.result("y", told([0.5])), "it is to be stopped, and the sweep is killed before that is noted"
+    sweep.study.close()
+    sweep = Sweep(tmp_path, total=3, stop=True)
+    with sweep.study:
+        assert sweep.trial("y again", [0.5] * 4), "it begins with its first fold, as if it had never run"
+        assert sweep.trial("z", [0.8] * 4), "one of three goes on; with y counted twice it would be two of four"
+        told_of = [(one.status, one.facts.get("folds")) for one in sweep.study.trials()]
+        assert told_of == [("ok", 4), ("interrupted", None), ("pruned", 1), ("pruned", 1)]
+
+
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, total=4, objectives=("uar", "seconds_per_video"), stop=False)
     with sweep.study:
