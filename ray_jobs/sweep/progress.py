@@ -60,5 +60,5 @@ def _outcome(record: TrialRecord, objective: str) -> str:
         folds = record.facts.get("folds", 0)
         return f"trial {record.number} pruned after {folds} fold{'s' * (folds != 1)}"
     if record.status != "ok":
-        return f"trial {record.number} {record.status}"
+        return f"trial {record.number} {record.status}: {record.reason}"
     return f"trial {record.number}: {figure_text(record, objective)}"
