@@ -5,12 +5,15 @@ In: Optuna's trials. Out: what the tables, figures and messages of a sweep show 
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ray_jobs.sweep.states import FACTS, REASON, RERUN, SLOT, Status, queued_values, status_of
+
+_SHOWN_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Counts:
     def finished(self) -> int:
         """Trials that are done."""
         return self.ok + self.pruned + self.failed
+
+
+def brief(reason: str) -> str:
+    """A reason for the terminal; the table of trials has the whole of it."""
+    return textwrap.shorten(reason, _SHOWN_LETTERS, placeholder=" …")
 
 
 def repeated(trial: FrozenTrial) -> FrozenTrial:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -32,9 +33,12 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run continues from there.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The setting `loggers` says which there are.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # A failed trial has no figures.
+    "TUNE_WARN_THRESHOLD_S": "60",  # A logger may take its time.
 }
 _SCRATCH = ".ray_tune."
 _POLL_SECONDS = 2.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(r"[\w.]+: ")
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
             mode="max",
             num_samples=-1,  # The searcher says when there are enough.
             max_concurrent_trials=min(config.concurrent or fits, missing),
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
             reuse_actors=True,  # A process that has loaded the backbone runs the next trial.
         ),
         run_config=tune.RunConfig(
@@ -167,7 +172,11 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
             storage_path=str(scratch),
             verbose=0,
             stop=_stopper(conductor),
-            callbacks=[_callback(conductor, shelf), *make_loggers(config.loggers, conductor.study.study.study_name, folder)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # Other nodes cannot write here.
+            callbacks=[
+                _callback(conductor, shelf),
+                *make_loggers(config.loggers, conductor.study.study.study_name, folder),
+            ],
         ),
     )
     for noisy in ("ray.tune.tune", "ray.tune.analysis.experiment_analysis"):
@@ -176,6 +185,11 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _name_of(trial: Any) -> str:
+    """The name of a trial for loggers."""
+    return f"trial-{trial.config['number']:05d}"
 
 
 def sweep_up(folder: Path, drivers: Collection[str]) -> None:
@@ -246,7 +260,12 @@ def _callback(conductor: Conductor, shelf: Any) -> Any:
 
 
 def why_ended(error_file: str | None) -> str:
-    """Why a trial ended whose process left no reason: the first line that Ray noted below a headline with the time."""
+    """Why a trial ended whose process left no reason, as Ray noted it below a headline with the time.
+
+    It is the first line, or the last one of a traceback, which begins with `ray::`.
+    """
     text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
-    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    return lines[0] if lines else "its process ended without a reason"
+    lines = [_COLOURS.sub("", line) for line in text.splitlines()[1:] if line.strip()]
+    if lines and lines[0].lstrip().startswith("ray::"):
+        lines = [line for line in reversed(lines) if _ERROR.match(line)] or lines
+    return lines[0].strip() if lines else "its process ended without a reason"

@@ -50,9 +50,7 @@ def make_trainable() -> Any:
 
 def logged(facts: Mapping[str, Any]) -> dict[str, float]:
     """The figures that are numbers, under names that every logger takes: MLflow refuses `uar_20%`."""
-    return {
-        name.replace("%", "_percent"): value for name, value in facts.items() if isinstance(value, int | float)
-    }
+    return {name.replace("%", "_percent"): value for name, value in facts.items() if isinstance(value, int | float)}
 
 
 def reason_of(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def test_a_folder_is_not_taken_for_a_package(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "wandb" / "run-1").mkdir(parents=True)  # wandb's own folder, where it has run before
     monkeypatch.syspath_prepend(tmp_path)
     assert find_spec("wandb") is not None
-    with pytest.raises(ValueError, match="^loggers=wandb: the package is not installed; pip install wandb$"):
+    with pytest.raises(ValueError, match=r"^loggers=wandb: the package is not installed; pip install wandb$"):
         check_loggers(["tensorboard", "wandb"])
 
 

@@ -117,7 +117,10 @@ def test_trials_become_records_and_lines(tmp_path: Path, capsys: pytest.CaptureF
     reference = np.array([0.5, 0.5, 0.5, 0.5])
     table = trial_table(records, SPACE, cohorts=COHORTS, num_subjects=4, reference=reference).set_index("number")
     assert table.loc[0, "gain"] == pytest.approx(0.25) and table.loc[0, "uar_sd"] == pytest.approx(0.2041, abs=1e-4)
-    assert table["status"].tolist() == ["ok", "failed", "interrupted", "failed"] and table["train.window.length"].notna().all()
+    assert (
+        table["status"].tolist() == ["ok", "failed", "interrupted", "failed"]
+        and table["train.window.length"].notna().all()
+    )
     assert math.isnan(table.loc[1, "uar"]) and table.loc[3, "reason"] == "its process died"
 
 
@@ -158,8 +161,13 @@ def test_what_killed_sweeps_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["aaaa"]
 
 
-def test_why_a_process_ended_is_the_first_line_below_ray_s_headline(tmp_path: Path) -> None:
+def test_why_a_process_ended_is_one_line_of_what_ray_noted(tmp_path: Path) -> None:
     file = tmp_path / "error.txt"
     file.write_text("Failure # 1 (occurred at 2026-11-28)\n\n  The actor died: out of memory\nmore\n")
     assert why_ended(str(file)) == "The actor died: out of memory"
+    traceback = (
+        "\x1b[36mray::Trial.__init__()\x1b[39m (pid=7)\n  File trial.py, line 3\nImportError: no disk\nmore of it\n"
+    )
+    file.write_text(f"Failure # 1 (occurred at 2026-11-28)\n{traceback}")
+    assert why_ended(str(file)) == "ImportError: no disk"
     assert why_ended(None) == why_ended(str(tmp_path / "none")) == "its process ended without a reason"
