@@ -64,9 +64,9 @@ def _mlflow(experiment: str, folder: Path) -> Any:
 def _wandb(experiment: str, folder: Path) -> Any:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
-    given = {name: os.environ[variable] for variable, name in _WANDB.items() if variable in os.environ}
-    project = os.environ.get("WANDB_PROJECT", "clipautt")
-    return WandbLoggerCallback(project=project, group=experiment, **{"dir": str(folder), **given})
+    options: dict[str, Any] = {"dir": str(folder), "project": os.environ.get("WANDB_PROJECT", "clipautt")}
+    options |= {name: os.environ[variable] for variable, name in _WANDB.items() if variable in os.environ}
+    return WandbLoggerCallback(group=experiment, **options)
 
 
 def _told_of_started_ones(callback: Any) -> Any:

@@ -125,9 +125,9 @@ def test_the_configurations_of_the_project() -> None:
     assert auto == ClusterConfig()
 
 
-def test_ray_notes_no_password_of_the_command(tmp_path: Path) -> None:
+def test_ray_notes_no_password_of_the_command() -> None:
     code = (
-        "import ray; from ray._private.state import jobs; from ray_jobs.platform.cluster import ClusterConfig, connect\n"
+        "from ray._private.state import jobs; from ray_jobs.platform.cluster import ClusterConfig, connect\n"
         "with connect(ClusterConfig(address='local', num_cpus=1)): print([job['Entrypoint'] for job in jobs()])"
     )
     command = [sys.executable, "-c", code, "storage=postgresql://me:Secret-7@host/sweeps"]
