@@ -138,7 +138,7 @@ def _of_trials(report: SweepReport, found: Conclusions) -> dict[str, tuple[_Draw
             lambda path: figures.history(path, trials, value=value),
             f"{name_of(value)} of every trial in order",
             "A pruned trial was stopped on some of the folds, and has their mean. An interrupted one was cut off with "
-            "the sweep; nothing speaks against its settings.",
+            "the sweep or with its process, and run again; nothing speaks against its settings.",
         ),
         "best_trials": (
             lambda path: figures.best_trials(path, found.ranked, value=value),

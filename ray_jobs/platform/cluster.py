@@ -24,6 +24,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from clipautt.settings import settings
 from ray_jobs.platform.configuration import checkout
 from ray_jobs.platform.messages import kept_aside, silence, watched
+from ray_jobs.platform.secrets import redacted
 from ray_jobs.platform.tokens import mode_for
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -208,6 +209,7 @@ def _connected(ray: ModuleType, config: ClusterConfig) -> Iterator[None]:
     address = _address(config)
     with contextlib.ExitStack() as around:
         around.callback(ray.shutdown)
+        around.enter_context(_secrets_unnoted())
         if address == "local":
             store = config.object_store_gb
             options |= {"include_dashboard": False, "num_cpus": config.num_cpus}
@@ -215,6 +217,19 @@ def _connected(ray: ModuleType, config: ClusterConfig) -> Iterator[None]:
         else:
             _join(ray, address, options, around)
         yield
+
+
+@contextlib.contextmanager
+def _secrets_unnoted() -> Iterator[None]:
+    """Keep passwords out of the command that Ray notes of this process, which its dashboard shows to everybody."""
+    from ray._private import utils
+
+    noted = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: redacted(noted())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = noted
 
 
 def _join(ray: ModuleType, address: str, options: dict[str, Any], around: contextlib.ExitStack) -> None:

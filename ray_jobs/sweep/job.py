@@ -33,11 +33,12 @@ from ray_jobs.platform.footage import training_footage
 from ray_jobs.platform.manifests import load_manifest
 from ray_jobs.platform.runs import IGNORED, open_run
 from ray_jobs.sweep.data import augmented_features, divided, load_data, source_manifest
+from ray_jobs.sweep.loggers import check_loggers
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.results import TRIALS, SweepRun, write_manifests, write_results
 from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.scorer import Scorer, judge
-from ray_jobs.sweep.search import Conductor, TuneConfig, check_loggers, run_trials, sweep_up
+from ray_jobs.sweep.search import Conductor, TuneConfig, run_trials, sweep_up
 from ray_jobs.sweep.settings import SweepConfig, make_config
 from ray_jobs.sweep.shelf import start_shelf
 from ray_jobs.sweep.space import make_space

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from ray_jobs.platform.progress import duration
-from ray_jobs.sweep.records import TrialRecord
+from ray_jobs.sweep.records import TrialRecord, brief
 from ray_jobs.sweep.study import SweepStudy
 from ray_jobs.sweep.table import best_record, figure_text
 
@@ -55,10 +55,10 @@ class SweepProgress:
 
 def _outcome(record: TrialRecord, objective: str) -> str:
     if record.status == "failed":
-        return f"trial {record.number} failed: {record.reason}"
+        return f"trial {record.number} failed: {brief(record.reason)}"
     if record.status == "pruned":
         folds = record.facts.get("folds", 0)
         return f"trial {record.number} pruned after {folds} fold{'s' * (folds != 1)}"
     if record.status != "ok":
-        return f"trial {record.number} {record.status}"
+        return f"trial {record.number} {record.status}: {brief(record.reason)}"
     return f"trial {record.number}: {figure_text(record, objective)}"

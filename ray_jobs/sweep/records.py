@@ -5,6 +5,7 @@ In: Optuna's trials. Out: what the tables, figures and messages of a sweep show 
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray_jobs.sweep.states import FACTS, REASON, RERUN, SLOT, Status, queued_val
 
 _AGAIN = ("relative_params", "completed_rung")
 """Parts of the keys of notes that a repeated trial writes itself."""
+_SHOWN_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Counts:
     def finished(self) -> int:
         """Trials that are done."""
         return self.ok + self.pruned + self.failed
+
+
+def brief(reason: str) -> str:
+    """A reason for the terminal; the table of trials has the whole of it."""
+    return textwrap.shorten(reason, _SHOWN_LETTERS, placeholder=" …")
 
 
 def repeated(trial: FrozenTrial) -> FrozenTrial:

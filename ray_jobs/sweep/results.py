@@ -37,7 +37,7 @@ from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 from ray_jobs.sweep.dimensions import Dimension
-from ray_jobs.sweep.records import TrialRecord
+from ray_jobs.sweep.records import TrialRecord, brief
 from ray_jobs.sweep.table import best_record, subject_values
 from ray_jobs.sweep.trial import SweepJob, model_key
 
@@ -342,4 +342,7 @@ def print_reasons(trials: pd.DataFrame) -> None:
     """Print why trials failed, each reason once."""
     failed = trials[trials["status"] == "failed"].drop_duplicates("reason")
     if len(failed):
-        table(failed[["number", "reason"]].head(_SHOWN_REASONS).to_numpy().tolist(), ["failed trial", "reason"])
+        rows = [
+            [number, brief(reason)] for number, reason in failed[["number", "reason"]].head(_SHOWN_REASONS).to_numpy()
+        ]
+        table(rows, ["failed trial", "reason"])

@@ -59,7 +59,7 @@ class Scorer:
             ValueError: if the settings cannot be trained or adapted with, or the processes that do so die.
         """
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         task = ray.remote(_score).options(**self.options)
         tasks = [
@@ -69,8 +69,10 @@ class Scorer:
         ]
         try:
             parts = ray.get(tasks)
-        except RayError as error:
-            raise ValueError(reason_of(getattr(error, "cause", None) or error)) from error
+        except RayTaskError as error:
+            raise ValueError(reason_of(error.cause or error)) from error
+        except RayError as error:  # Ray has tried several times.
+            raise ConnectionError(f"the cluster loses the processes that score: {reason_of(error)}") from error
         return per_subject([part.score for part in parts], folds=len(folds))[:, :, 0].mean(-1)
 
     def reference(self, study: SweepStudy) -> Reference:

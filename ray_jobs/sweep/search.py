@@ -11,32 +11,34 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from clipautt.files import move
 from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gpus
+from ray_jobs.sweep.loggers import Logger, make_loggers
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.stopping import Stopping
 from ray_jobs.sweep.study import SweepStudy
 from ray_jobs.sweep.trainable import make_trainable
 from ray_jobs.sweep.trial import SweepData, SweepJob
 
-Logger = Literal["tensorboard", "mlflow", "wandb"]
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # The newer output prints a table even with verbose=0.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # We print one line per failed trial, and keep its reason.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job; the next run continues from there.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The setting `loggers` says which there are.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # A failed trial has no figures.
+    "TUNE_WARN_THRESHOLD_S": "60",  # A logger may take its time.
 }
 _SCRATCH = ".ray_tune."
 _POLL_SECONDS = 2.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(r"[\w.]+: ")
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,15 @@ class Conductor:
         return stopping is not None and self.study.stops(number, stopping)
 
     def ended(self, trial_id: str, reason: str | None = None) -> None:
-        """Tell the study how a trial ended; `reason` if its process did."""
+        """Tell the study how a trial ended; `reason` if its process died."""
         number, facts = self.numbers.pop(trial_id, None), self.facts.pop(trial_id, {})
         if number is None:
             return
-        reason = reason or facts.get("failed")
         values = [facts.get(name, math.nan) for name in self.objectives]
         if reason:
-            self.study.fail(number, reason)
+            self.study.lose(number, reason)
+        elif "failed" in facts:
+            self.study.fail(number, facts["failed"])
         elif facts["folds"] < self.job.steps:
             self.study.prune(number, facts)
         else:
@@ -160,7 +163,8 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
             mode="max",
             num_samples=-1,  # The searcher says when there are enough.
             max_concurrent_trials=min(config.concurrent or fits, missing),
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
             reuse_actors=True,  # A process that has loaded the backbone runs the next trial.
         ),
         run_config=tune.RunConfig(
@@ -168,7 +172,11 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
             storage_path=str(scratch),
             verbose=0,
             stop=_stopper(conductor),
-            callbacks=[_callback(conductor, shelf), *make_loggers(config.loggers, conductor.study.study.study_name)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # Other nodes cannot write here.
+            callbacks=[
+                _callback(conductor, shelf),
+                *make_loggers(config.loggers, conductor.study.study.study_name, folder),
+            ],
         ),
     )
     for noisy in ("ray.tune.tune", "ray.tune.analysis.experiment_analysis"):
@@ -176,66 +184,32 @@ def _tune(conductor: Conductor, data: SweepData, shelf: Any, *, missing: int, co
     try:
         tuner.fit()
     finally:
-        keep_logs(scratch, folder)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sweep_up(folder: Path, drivers: Iterable[str]) -> None:
-    """Remove what killed sweeps left in the run folder; their logs are kept.
+def _name_of(trial: Any) -> str:
+    """The name of a trial for loggers."""
+    return f"trial-{trial.config['number']:05d}"
+
+
+def sweep_up(folder: Path, drivers: Collection[str]) -> None:
+    """Remove what killed sweeps left in the run folder.
 
     Args:
         folder: the run folder.
-        drivers: names of the drivers that live.
+        drivers: names of the drivers that live, this one among them.
     """
     used = {scratch_name(driver) for driver in drivers}
-    for scratch in folder.glob(f"{_SCRATCH}*"):
-        if scratch.name not in used:
-            keep_logs(scratch, folder)
+    left = [path for path in folder.glob(f"{_SCRATCH}*") if path.name not in used]
+    if len(drivers) == 1:  # Nobody else writes models here.
+        left += folder.glob("models/.*.tmp")
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def scratch_name(driver: str) -> str:
     """Name of the folder in which Ray Tune keeps what it needs while a driver runs."""
     return _SCRATCH + driver.replace(" ", "-")
-
-
-def keep_logs(scratch: Path, folder: Path) -> None:
-    """Move the TensorBoard logs from a scratch folder to `tensorboard/`, and remove it."""
-    for log in scratch.glob("trials/*/events.out.tfevents.*"):
-        target = folder / "tensorboard" / log.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        move(log, target / log.name)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def check_loggers(names: Sequence[Logger]) -> None:
-    """Refuse loggers whose package is not installed.
-
-    Raises:
-        ValueError: naming the package.
-    """
-    for name in names:
-        if name != "tensorboard" and find_spec(name) is None:
-            raise ValueError(f"loggers={name}: the package is not installed; pip install {name}")
-
-
-def make_loggers(names: Sequence[Logger], experiment: str) -> list[Any]:
-    """Ray's own callbacks that log trials; MLflow and Weights & Biases read their own environment variables."""
-    from ray.tune.logger import TBXLoggerCallback
-
-    made: list[Any] = []
-    for name in names:
-        if name == "tensorboard":
-            made.append(TBXLoggerCallback())
-        elif name == "mlflow":
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-            uri = os.environ.get("MLFLOW_TRACKING_URI")
-            made.append(MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment))
-        else:
-            from ray.air.integrations.wandb import WandbLoggerCallback
-
-            project = os.environ.get("WANDB_PROJECT", "clipautt")
-            made.append(WandbLoggerCallback(project=project, group=experiment))
-    return made
 
 
 def _searcher(conductor: Conductor) -> Any:
@@ -286,7 +260,12 @@ def _callback(conductor: Conductor, shelf: Any) -> Any:
 
 
 def why_ended(error_file: str | None) -> str:
-    """Why a trial ended whose process left no reason: the first line that Ray noted below a headline with the time."""
+    """Why a trial ended whose process left no reason, as Ray noted it below a headline with the time.
+
+    It is the first line, or the last one of a traceback, which begins with `ray::`.
+    """
     text = Path(error_file).read_text(encoding="utf-8") if error_file and Path(error_file).is_file() else ""
-    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    return lines[0] if lines else "its process ended without a reason"
+    lines = [_COLOURS.sub("", line) for line in text.splitlines()[1:] if line.strip()]
+    if lines and lines[0].lstrip().startswith("ray::"):
+        lines = [line for line in reversed(lines) if _ERROR.match(line)] or lines
+    return lines[0].strip() if lines else "its process ended without a reason"

@@ -27,18 +27,21 @@ class ModelShelf:
         self.folder = Path(folder)
         self.claims: dict[str, str] = {}
         """Key → who is training it."""
+        self.ended: set[str] = set()
+        """Who has ended: of these, one may still wait here, and must not be given anything to train."""
         self.changed = asyncio.Condition()
 
     async def take(self, key: str, holder: str) -> Files | None:
         """The files of a model; None makes the caller train it. Waits while somebody else trains it.
 
-        A holder that asks again died while it trained: Ray runs its task once more.
+        A task of Ray whose process died asks again under its name, and goes on with what it had claimed.
         """
         async with self.changed:
-            await self.changed.wait_for(lambda: self.claims.get(key, holder) == holder)
+            await self.changed.wait_for(lambda: self.claims.get(key, holder) == holder or holder in self.ended)
             if (self.folder / key).is_dir():
                 return {path.name: path.read_bytes() for path in (self.folder / key).iterdir()}
-            self.claims[key] = holder
+            if holder not in self.ended:
+                self.claims[key] = holder
             return None
 
     async def put(self, key: str, files: Files) -> None:
@@ -53,6 +56,7 @@ class ModelShelf:
     async def release(self, holder: str) -> None:
         """Let others train what a process that ended was training."""
         async with self.changed:
+            self.ended.add(holder)
             self.claims = {key: one for key, one in self.claims.items() if one != holder}
             self.changed.notify_all()
 
@@ -69,9 +73,14 @@ class ModelShelf:
 
 
 def start_shelf(folder: Path) -> Any:
-    """A `ModelShelf` on this node, as a handle of its actor."""
+    """A `ModelShelf` on this node, as a handle of its actor.
+
+    Ray starts it again if its process dies. Who is training what is then forgotten, so that a model may be trained
+    twice; of equal ones, the first stays.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(ModelShelf).options(num_cpus=0, scheduling_strategy=here).remote(str(folder))
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(ModelShelf).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(str(folder))

@@ -23,6 +23,8 @@ FACTS = "facts"
 """Key of the attribute with what the trial measured beside its values."""
 RERUN = "rerun of"
 """Key of the attribute with the number of the interrupted trial that a trial repeats."""
+LOST = "lost"
+"""Key of the attribute of an interrupted trial whose process or node died while its driver went on."""
 SLOT = "slot"
 """Key of the attribute that names a combination of a grid."""
 _STATES: dict[TrialState, Status] = {

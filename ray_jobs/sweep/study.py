@@ -33,7 +33,9 @@ from ray_jobs.sweep.samplers import SeededSampler, quiet
 from ray_jobs.sweep.states import (
     DRIVER,
     FACTS,
+    LOST,
     REASON,
+    RERUN,
     SLOT,
     STATUS,
     Status,
@@ -282,6 +284,22 @@ class SweepStudy:
         """
         self._note(number, {FACTS: dict(facts or {})})
         return self._end(number, "failed", reason)
+
+    @_told
+    def lose(self, number: int, reason: str) -> Status:
+        """Note a trial whose process or node died, which may not be its fault: it is run again, once.
+
+        Returns:
+            What became of it: `interrupted`, or `failed` if the trial that it repeats was lost in the same way.
+        """
+        trials = {trial.number: trial for trial in self._trials()}
+        before = trials.get(trials[number].user_attrs.get(RERUN, -1))
+        if before is not None and before.user_attrs.get(LOST):
+            return self._end(number, "failed", reason)
+        self._note(number, {LOST: True})
+        told = self._end(number, "interrupted", reason)
+        self.close_interrupted()
+        return told
 
     @_told
     def close_interrupted(self) -> list[int]:

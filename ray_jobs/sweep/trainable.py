@@ -7,6 +7,7 @@ are numbers for the loggers; an error of the trial's code is its last result, so
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.sweep.models import ShelvedModels
@@ -35,9 +36,8 @@ def make_trainable() -> Any:
                     self.trial = SweepTrial(self.values, job=self.job, data=self.data, models=self.models)
                 facts = self.trial.advance()
             except Exception as error:
-                return {"facts": json.dumps({"failed": reason_of(error)}), "done": True}
-            plain = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-            return {**plain, "facts": json.dumps(facts), "done": facts["folds"] >= self.job.steps}
+                return {"facts": json.dumps({"failed": reason_of(error)}), "failed": 1, "done": True}
+            return {**logged(facts), "facts": json.dumps(facts), "done": facts["folds"] >= self.job.steps}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing: an interrupted trial is run again."""
@@ -46,6 +46,11 @@ def make_trainable() -> Any:
             """Nothing to load."""
 
     return Trial
+
+
+def logged(facts: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that are numbers, under names that every logger takes: MLflow refuses `uar_20%`."""
+    return {name.replace("%", "_percent"): value for name, value in facts.items() if isinstance(value, int | float)}
 
 
 def reason_of(error: BaseException) -> str:

@@ -123,3 +123,13 @@ def test_the_address_of_a_dashboard_is_recognized(monkeypatch: pytest.MonkeyPatc
 def test_the_configurations_of_the_project() -> None:
     auto = instantiate(OmegaConf.load(folder() / "cluster" / "auto.yaml"))
     assert auto == ClusterConfig()
+
+
+def test_ray_notes_no_password_of_the_command() -> None:
+    code = (
+        "from ray._private.state import jobs; from ray_jobs.platform.cluster import ClusterConfig, connect\n"
+        "with connect(ClusterConfig(address='local', num_cpus=1)): print([job['Entrypoint'] for job in jobs()])"
+    )
+    command = [sys.executable, "-c", code, "storage=postgresql://me:Secret-7@host/sweeps"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    assert "storage=postgresql://me:***@host/sweeps" in done.stdout and "Secret-7" not in done.stdout

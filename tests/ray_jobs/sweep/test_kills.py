@@ -96,4 +96,4 @@ def test_a_front_of_two_objectives(data: Path, tmp_path: Path) -> None:
         if not ((trials >= trial).all(axis=1) & (trials > trial).any(axis=1)).any()
     ]
     assert sorted(int(path.stem) for path in (folder / "front").iterdir()) == sorted(front)
-    assert "Pareto front" in (folder / "report" / "report.html").read_text()
+    assert "No trial is better than one on the front" in (folder / "report" / "report.html").read_text()

@@ -44,3 +44,18 @@ def test_what_a_process_trained_that_ended_is_trained_by_the_next(tmp_path: Path
         assert again is None, "Ray repeats the task of a process that died while it trained"
 
     asyncio.run(one_dies())
+
+
+def test_one_that_died_while_it_waited_is_given_nothing_to_train(tmp_path: Path) -> None:
+    async def two_die() -> None:
+        shelf = ModelShelf(str(tmp_path))
+        assert await shelf.take("key", "trains") is None
+        waiting = asyncio.create_task(shelf.take("key", "waits"))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(shelf.release("trains"), shelf.release("waits"))
+        await waiting
+        assert shelf.claims == {} and await asyncio.wait_for(shelf.take("key", "next"), 1) is None
+        # Ray repeats a task whose process died, under the same name.
+        assert await asyncio.wait_for(shelf.take("key", "next"), 1) is None and shelf.claims == {"key": "next"}
+
+    asyncio.run(two_die())

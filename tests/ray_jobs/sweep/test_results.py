@@ -19,7 +19,7 @@ from clipautt.model.windows import WindowSpec
 from clipautt.video.augmentation import Augmentation
 from ray_jobs.platform.configuration import compose, instantiate, resolved
 from ray_jobs.sweep.records import TrialRecord
-from ray_jobs.sweep.results import SweepRun, best_settings
+from ray_jobs.sweep.results import SweepRun, settings_of
 from ray_jobs.sweep.space import make_space
 from ray_jobs.sweep.table import trial_table
 from tests.ray_jobs.sweep.test_search import COHORTS, job
@@ -44,7 +44,7 @@ FLIPPED = TrainConfig(
         ),
     ],
 )
-def test_best_settings_are_those_of_the_trial(
+def test_settings_are_those_of_the_trial(
     train: TrainConfig, adapt: AdaptConfig, name: str, values: tuple[Any, ...], tmp_path: Path
 ) -> None:
     own = {"adapt": {name: {"choices": list(values)}}}
@@ -57,7 +57,7 @@ def test_best_settings_are_those_of_the_trial(
     facts = {"subjects": [0.5, 0.5, 1.0, 1.0], "uar": 0.75, **dict.fromkeys(("uar_balanced", "uar_20%"), 0.75)}
     record = TrialRecord(0, 0, "ok", "", {f"adapt.{name}": values[1]}, (0.75,), {}, facts, 1.0)
     trials = trial_table([record], space, cohorts=COHORTS, num_subjects=4, reference=run.reference)
-    found = best_settings(run, record, trials)
+    found = settings_of(run, record, trials)
     made = {one: compose(one, found[one]) for one in ("train", "adapt")}
     training, adaptation = space.configs(record.params)
     assert instantiate(made["adapt"].adapt) == adaptation
