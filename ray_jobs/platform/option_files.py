@@ -212,10 +212,22 @@ def _with_part(content: dict[str, Any], part: str | None, cfg: DictConfig) -> di
     inner = [
         name
         for name, value in content.items()
-        if any(_unknown({name: value}, tree, tree)) and not any(_unknown({name: value}, tree[part], tree[part]))
+        if (_has_dimension(value) or any(_unknown({name: value}, tree, tree)))
+        and not any(_unknown({name: value}, tree[part], tree[part]))
     ]
     moved = {name: content[name] for name in inner}
     return {**{name: value for name, value in content.items() if name not in moved}, **({part: moved} if moved else {})}
+
+
+def _has_dimension(value: Any) -> bool:
+    """Whether a value is a dimension of a search space, or holds one; a setting without a default does not tell."""
+    if not isinstance(value, Mapping):
+        return False
+    return _is_dimension(value) or any(map(_has_dimension, value.values()))
+
+
+def _is_dimension(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and set(value) <= _DIMENSION
 
 
 @contextlib.contextmanager
@@ -312,7 +324,7 @@ def _unknown(content: Mapping[str, Any], made: Any, there: Any, prefix: str = ""
         inside = made.get(name) if isinstance(made, Mapping) else None
         usual = there.get(name) if isinstance(there, Mapping) else None
         default = known[name].default if target and usual is None else usual
-        if isinstance(default, Mapping) and default and set(default) <= _DIMENSION:
+        if _is_dimension(default):
             continue  # the job checks it
         of_class = any(isinstance(one, Mapping) and TARGET in one for one in (value, inside, default))
         if isinstance(value, Mapping) and (isinstance(default, Mapping) or of_class):

@@ -85,6 +85,11 @@ def test_choices_take_the_place_of_a_preset_s_range() -> None:
         assert made("sweep", "sweep=mine.yaml", text).space.train.window.length == {"choices": [4, 8]}
 
 
+def test_a_setting_without_a_default_is_searched_without_a_frame_too() -> None:
+    cfg = made("sweep", "sweep=mine.yaml", "adapt:\n  prior: {choices: [null, estimate, 0.2]}\n")
+    assert (cfg.adapt.prior, cfg.space.adapt.prior.choices) == (None, [None, "estimate", 0.2])
+
+
 def test_fixed_settings_stay_beside_a_space() -> None:
     text = "train: {epochs: 3}\nspace: {adapt.method.steps: {choices: [5, 10]}}\ntrials: 7\n"
     cfg = made("sweep", "sweep=mine.yaml", text)
