@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sqlite3
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from tensorboardX.proto.event_pb2 import Event
 
 from clipautt.backbones.embedded import SmallClipShape, pack_small_clip
 from clipautt.backbones.loading import BackboneConfig, load_backbone
@@ -146,6 +148,29 @@ def test_a_sweep_leaves_what_it_promises(finished: Path) -> None:
     }  # fmt: skip
     page = (finished / "report" / "report.html").read_text(encoding="utf-8")
     assert "source subjects that no trial saw" in page and "subject baseline" in page
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Tag → step → value, of TensorBoard's one log in a folder: records of length, checksum, content, checksum."""
+    (file,) = folder.iterdir()
+    content, found, at = file.read_bytes(), dict[str, dict[int, float]](), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        at += length + 16
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_has_every_trial_fold_by_fold(finished: Path) -> None:
+    trials = table_of(finished).set_index("number")
+    for number, trial in trials.iterrows():
+        told = scalars(finished / "tensorboard" / f"trial-{number:05d}")
+        assert sorted(told["ray/tune/uar"]) == [1, 2] and told["ray/tune/folds"] == {1: 1, 2: 2}
+        assert told["ray/tune/uar"][2] == pytest.approx(trial["uar"], abs=1e-6)
+        assert told["ray/tune/uar_20_percent"][2] == pytest.approx(trial["uar_20%"], abs=1e-6)
 
 
 def test_started_again_it_does_nothing_twice(data: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
