@@ -52,6 +52,7 @@ Direction = Literal["maximize", "minimize"]
 _SETTINGS = "settings"
 _WAY_OUT = "choose another name (name=…) or another storage"
 _RETRY_SECONDS = 60.0
+_PAUSE_SECONDS = 0.5
 _UNOWNED_SECONDS = 30.0
 _FINISHED: tuple[Status, ...] = ("ok", "pruned", "failed")
 
@@ -67,7 +68,7 @@ def _told(
 
     @functools.wraps(method)
     def call(self: SweepStudy, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        deadline, pause = time.monotonic() + _RETRY_SECONDS, 0.5
+        deadline, pause = time.monotonic() + _RETRY_SECONDS, _PAUSE_SECONDS
         while True:
             try:
                 with self._lock:
@@ -76,7 +77,8 @@ def _told(
                 if not lost(error) or time.monotonic() + pause > deadline:
                     with plain_errors(self.where):
                         raise
-                _log.warning("storage %s: the connection was lost; trying again", self.where)
+                if pause == _PAUSE_SECONDS:
+                    _log.warning("storage %s: the connection was lost; trying again", self.where)
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ray_jobs import cli
 from tests.ray_jobs.sweep.test_job import TIMES, data, table_of, words
 from tests.support.postgres import PostgresServer
 
@@ -97,3 +98,36 @@ def test_a_front_of_two_objectives(data: Path, tmp_path: Path) -> None:
     ]
     assert sorted(int(path.stem) for path in (folder / "front").iterdir()) == sorted(front)
     assert "No trial is better than one on the front" in (folder / "report" / "report.html").read_text()
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("no_ray")
+def test_a_node_that_cannot_see_the_run_folder_takes_part(data: Path, tmp_path: Path) -> None:
+    """Models that it trains come to the driver's folder, and nothing is written where it is not seen."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
+        pytest.skip("hiding a folder from a process needs root and unshare")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    joining = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+    hide = f'mount -t tmpfs none {runs} && exec "$@"'
+    other = subprocess.Popen(["unshare", "-m", "sh", "-c", hide, "sh", *joining, f"--address={nodes.address}"])
+    try:
+        ray.init(address=nodes.address, logging_level="ERROR")
+        deadline = time.monotonic() + 60
+        while len(ray.nodes()) < 2 and time.monotonic() < deadline:  # type: ignore[no-untyped-call]
+            time.sleep(0.2)
+        assert cli.main(words(data, runs, "trials=6", "name=nodes", "concurrent=2")) == 0
+        assert [*Path(f"/proc/{other.pid}/root{runs}").iterdir()] == []
+    finally:
+        ray.shutdown()
+        other.terminate()
+        other.wait(timeout=60)
+        nodes.shutdown()
+    trials = table_of(runs / "sweep" / "nodes")
+    assert trials["status"].tolist() == ["ok"] * 6
+    assert len([*(runs / "sweep" / "nodes" / "models").iterdir()]) == trials["trained"].sum() + 4
