@@ -36,14 +36,14 @@ from ray_jobs.sweep.data import augmented_features, divided, load_data, source_m
 from ray_jobs.sweep.loggers import check_loggers
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.results import TRIALS, SweepRun, write_manifests, write_results
-from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.scorer import Scorer, judge
 from ray_jobs.sweep.search import Conductor, TuneConfig, run_trials, sweep_up
 from ray_jobs.sweep.settings import SweepConfig, make_config
 from ray_jobs.sweep.shelf import start_shelf
 from ray_jobs.sweep.space import make_space
-from ray_jobs.sweep.storage import open_storage, shown
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.samplers import make_sampler
+from ray_jobs.sweep.studies.storage import open_storage, shown
+from ray_jobs.sweep.studies.study import SweepStudy
 from ray_jobs.sweep.table import MINIMIZED, best_record, trial_table
 from ray_jobs.sweep.trial import SweepData, SweepJob
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 from ray_jobs.platform.progress import duration
-from ray_jobs.sweep.records import TrialRecord, brief
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.records import TrialRecord, brief
+from ray_jobs.sweep.studies.study import SweepStudy
 from ray_jobs.sweep.table import best_record, figure_text
 
 

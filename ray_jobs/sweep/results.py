@@ -37,7 +37,7 @@ from ray_jobs.platform.configuration import compose, flatten
 from ray_jobs.platform.progress import table
 from ray_jobs.platform.runs import versions
 from ray_jobs.sweep.dimensions import Dimension
-from ray_jobs.sweep.records import TrialRecord, brief
+from ray_jobs.sweep.studies.records import TrialRecord, brief
 from ray_jobs.sweep.table import best_record, subject_values
 from ray_jobs.sweep.trial import SweepJob, model_key
 

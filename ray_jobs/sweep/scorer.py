@@ -16,9 +16,9 @@ from clipautt.adaptation.method import AdaptConfig
 from clipautt.model.training import TrainConfig
 from clipautt.selection.report import HeldOut
 from ray_jobs.sweep.models import ShelvedModels
-from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.results import SweepRun, held_out_record
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.records import TrialRecord
+from ray_jobs.sweep.studies.study import SweepStudy
 from ray_jobs.sweep.trainable import reason_of
 from ray_jobs.sweep.trial import SweepData, SweepJob, per_subject, reference, score_part
 

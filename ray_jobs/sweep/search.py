@@ -23,7 +23,7 @@ from ray_jobs.platform.cluster import ClusterConfig, gpu_share, num_cpus, num_gp
 from ray_jobs.sweep.loggers import Logger, make_loggers
 from ray_jobs.sweep.progress import SweepProgress
 from ray_jobs.sweep.stopping import Stopping
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.study import SweepStudy
 from ray_jobs.sweep.trainable import make_trainable
 from ray_jobs.sweep.trial import SweepData, SweepJob
 

@@ -15,8 +15,8 @@ from clipautt.settings import settings
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.objects import build
 from ray_jobs.sweep.loggers import Logger
-from ray_jobs.sweep.samplers import SamplerName
 from ray_jobs.sweep.stopping import Stopping
+from ray_jobs.sweep.studies.samplers import SamplerName
 from ray_jobs.sweep.table import figures_known
 
 

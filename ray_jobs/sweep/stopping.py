@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from pydantic import Field, PositiveInt
 
 from clipautt.settings import settings
-from ray_jobs.sweep.states import counted
+from ray_jobs.sweep.studies.states import counted
 
 
 @settings

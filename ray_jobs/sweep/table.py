@@ -15,8 +15,8 @@ import pandas as pd
 from clipautt.selection.scoring import METRICS, spread
 from clipautt.selection.trials import STATUSES
 from ray_jobs.sweep.dimensions import Dimension
-from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.space import SearchSpace
+from ray_jobs.sweep.studies.records import TrialRecord
 
 MINIMIZED = ("seconds_per_video",)
 """Figures of which less is better."""

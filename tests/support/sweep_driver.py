@@ -13,9 +13,9 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from ray_jobs.sweep.samplers import make_sampler
-from ray_jobs.sweep.storage import open_storage
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.samplers import make_sampler
+from ray_jobs.sweep.studies.storage import open_storage
+from ray_jobs.sweep.studies.study import SweepStudy
 
 
 def opened(where: str | None, folder: Path, *, sampler: str = "random", seed: int = 0, **options: Any) -> SweepStudy:

@@ -18,9 +18,9 @@ from clipautt.model.training import TrainConfig
 from clipautt.model.windows import WindowSpec
 from clipautt.video.augmentation import Augmentation
 from ray_jobs.platform.configuration import compose, instantiate, resolved
-from ray_jobs.sweep.records import TrialRecord
 from ray_jobs.sweep.results import SweepRun, settings_of
 from ray_jobs.sweep.space import make_space
+from ray_jobs.sweep.studies.records import TrialRecord
 from ray_jobs.sweep.table import trial_table
 from tests.ray_jobs.sweep.test_search import COHORTS, job
 

@@ -19,12 +19,12 @@ from clipautt.model.training import TrainConfig
 from clipautt.selection.folds import Division
 from clipautt.video.decoding import Sampling
 from ray_jobs.sweep.progress import SweepProgress
-from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.search import Conductor, scratch_name, sweep_up, why_ended
 from ray_jobs.sweep.space import make_space
 from ray_jobs.sweep.stopping import Stopping
-from ray_jobs.sweep.storage import open_storage
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.samplers import make_sampler
+from ray_jobs.sweep.studies.storage import open_storage
+from ray_jobs.sweep.studies.study import SweepStudy
 from ray_jobs.sweep.table import best_record, subject_values, trial_table
 from ray_jobs.sweep.trial import SweepJob
 from tests.support.fakes import shared_backbone

@@ -16,8 +16,8 @@ from clipautt.model.windows import WindowSpec
 from clipautt.video.augmentation import Augmentation
 from ray_jobs.platform.configuration import compose, flatten, instantiate, resolved
 from ray_jobs.sweep.dimensions import searchable
-from ray_jobs.sweep.samplers import make_sampler
 from ray_jobs.sweep.space import Dimension, SearchSpace, make_space
+from ray_jobs.sweep.studies.samplers import make_sampler
 from tests.support.configs import ZERO_SHOT, adapt_config
 
 TUNED = adapt_config(objective="infomax")

@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 import pytest
 
-from ray_jobs.sweep.storage import close_storage, is_on_network, open_storage, shown
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.storage import close_storage, is_on_network, open_storage, shown
+from ray_jobs.sweep.studies.study import SweepStudy
 from tests.support.postgres import PostgresServer
 from tests.support.sweep_driver import opened, run
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ray_jobs.sweep.states import FACTS, REASON, RERUN, SLOT, Status, queued_values, status_of
+from ray_jobs.sweep.studies.states import FACTS, REASON, RERUN, SLOT, Status, queued_values, status_of
 
 _AGAIN = ("relative_params", "completed_rung")
 """Parts of the keys of notes that a repeated trial writes itself."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ray_jobs.sweep.states import counted, ordinal_of, slots, status_of, unrepeated
+from ray_jobs.sweep.studies.states import counted, ordinal_of, slots, status_of, unrepeated
 
 
 def trials_of(*given: tuple[TrialState, dict[str, Any]]) -> list[FrozenTrial]:

@@ -16,10 +16,10 @@ from typing import Any
 import optuna
 import pytest
 
-from ray_jobs.sweep.records import Counts
-from ray_jobs.sweep.states import RERUN
-from ray_jobs.sweep.storage import open_storage
-from ray_jobs.sweep.study import SweepStudy
+from ray_jobs.sweep.studies.records import Counts
+from ray_jobs.sweep.studies.states import RERUN
+from ray_jobs.sweep.studies.storage import open_storage
+from ray_jobs.sweep.studies.study import SweepStudy
 from tests.support import sweep_driver
 from tests.support.postgres import PostgresServer
 from tests.support.sweep_driver import choose, opened, run

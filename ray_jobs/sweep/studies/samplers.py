@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler,
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from ray_jobs.sweep.states import DRIVER, ordinal_of
+from ray_jobs.sweep.studies.states import DRIVER, ordinal_of
 
 SamplerName = Literal["tpe", "random", "cmaes", "gp", "nsga2", "grid"]
 """Tree-structured Parzen estimator; random; CMA-ES; Gaussian process; NSGA-II; every combination of a grid."""

@@ -12,9 +12,9 @@ from typing import Any
 import optuna
 import pytest
 
-from ray_jobs.sweep import drivers
-from ray_jobs.sweep.drivers import Drivers, runs, this_process
-from ray_jobs.sweep.storage import open_storage
+from ray_jobs.sweep.studies import drivers
+from ray_jobs.sweep.studies.drivers import Drivers, runs, this_process
+from ray_jobs.sweep.studies.storage import open_storage
 
 
 def test_a_process_runs_until_it_ends_and_its_number_alone_does_not_prove_it() -> None:

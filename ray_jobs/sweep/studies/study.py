@@ -8,29 +8,27 @@ interrupted trial, which is run again, and never a finished one without its figu
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
-import logging
 import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from ray_jobs.platform.runs import difference_lines, differences
-from ray_jobs.sweep.drivers import REFRESH_SECONDS, Drivers
-from ray_jobs.sweep.records import Counts, TrialRecord, record_of, repeated
-from ray_jobs.sweep.samplers import SeededSampler, quiet
-from ray_jobs.sweep.states import (
+from ray_jobs.sweep.studies.drivers import REFRESH_SECONDS, Drivers
+from ray_jobs.sweep.studies.persistence import persistent
+from ray_jobs.sweep.studies.records import Counts, TrialRecord, record_of, repeated
+from ray_jobs.sweep.studies.samplers import SeededSampler, quiet
+from ray_jobs.sweep.studies.states import (
     DRIVER,
     FACTS,
     LOST,
@@ -45,44 +43,14 @@ from ray_jobs.sweep.states import (
     status_of,
     unrepeated,
 )
-from ray_jobs.sweep.storage import close_storage, described, lost, plain_errors
+from ray_jobs.sweep.studies.storage import close_storage, described, plain_errors
 
 Direction = Literal["maximize", "minimize"]
 
 _SETTINGS = "settings"
 _WAY_OUT = "choose another name (name=…) or another storage"
-_RETRY_SECONDS = 60.0
-_PAUSE_SECONDS = 0.5
 _UNOWNED_SECONDS = 30.0
 _FINISHED: tuple[Status, ...] = ("ok", "pruned", "failed")
-
-_log = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _told(
-    method: Callable[Concatenate[SweepStudy, _P], _T],
-) -> Callable[Concatenate[SweepStudy, _P], _T]:
-    """Try again for a minute where the connection is lost; tell other errors of the storage in one line."""
-
-    @functools.wraps(method)
-    def call(self: SweepStudy, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        deadline, pause = time.monotonic() + _RETRY_SECONDS, _PAUSE_SECONDS
-        while True:
-            try:
-                with self._lock:
-                    return method(self, *args, **kwargs)
-            except (SQLAlchemyError, OptunaError) as error:
-                if not lost(error) or time.monotonic() + pause > deadline:
-                    with plain_errors(self.where):
-                        raise
-                if pause == _PAUSE_SECONDS:
-                    _log.warning("storage %s: the connection was lost; trying again", self.where)
-            time.sleep(pause)
-            pause = min(2 * pause, 10.0)
-
-    return call
 
 
 class SweepStudy:
@@ -100,7 +68,7 @@ class SweepStudy:
         self.where = described(_backend(study))
         self.drivers = Drivers(study, refresh=refresh)
         self.sampler.owner = self.drivers.name
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._own: dict[int, Trial] = {}
         self._unowned: dict[int, float] = {}
         self._tended = -math.inf
@@ -158,13 +126,13 @@ class SweepStudy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @_told
+    @persistent
     def close(self) -> None:
         """Note that this driver has ended; trials that it still runs are then interrupted ones."""
         self.drivers.leave()
         close_storage(_backend(self.study))
 
-    @_told
+    @persistent
     def ask(self, total: int) -> Trial | None:
         """The next trial to run, queued ones first.
 
@@ -188,27 +156,27 @@ class SweepStudy:
             self._end(trial.number, "surplus", reason)
         return None
 
-    @_told
+    @persistent
     def values(self, trial: Trial, space: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
         """The values that a search space chooses for a trial; those that are chosen already stay."""
         return space(trial)
 
-    @_told
+    @persistent
     def stops(self, number: int, stopping: Callable[[Study, int], bool]) -> bool:
         """Whether a trial is to be stopped, given the values that it and others reported."""
         return stopping(self.study, number)
 
-    @_told
+    @persistent
     def noted(self, key: str) -> Any:
         """What was noted with the study, as plain JSON; None if nothing was."""
         return self.study.user_attrs.get(key)
 
-    @_told
+    @persistent
     def note(self, key: str, value: Any) -> None:
         """Note something with the study, as plain JSON, for other drivers and later runs."""
         self.study.set_user_attr(key, value)
 
-    @_told
+    @persistent
     def finished(self, total: int) -> bool:
         """Whether so many trials are finished that none is missing; for a grid, also when its queue has been done."""
         self._tend()
@@ -216,13 +184,13 @@ class SweepStudy:
         done = sum(status in _FINISHED for status in states)
         return done >= total or (self.sampler.only_queued and done == len(states))
 
-    @_told
+    @persistent
     def waiting_for_others(self) -> bool:
         """Whether other drivers that live have trials that are not finished."""
         self.close_interrupted()
         return self.counts().elsewhere > 0
 
-    @_told
+    @persistent
     def report(self, number: int, step: int, value: float) -> bool:
         """Note the value so far of a trial of this driver; several objectives have none, so nothing is noted.
 
@@ -239,7 +207,7 @@ class SweepStudy:
             return False
         return True
 
-    @_told
+    @persistent
     def complete(self, number: int, values: Sequence[float], facts: Mapping[str, Any]) -> Status:
         """Note a finished trial.
 
@@ -262,7 +230,7 @@ class SweepStudy:
             return self._end(number, "failed", f"its result is no number: {written}")
         return self._tell(number, TrialState.COMPLETE, [float(value) for value in values])
 
-    @_told
+    @persistent
     def prune(self, number: int, facts: Mapping[str, Any], reason: str = "") -> Status:
         """Note a trial that was stopped early, which Optuna knows by the values that it reported.
 
@@ -277,7 +245,7 @@ class SweepStudy:
         self._note(number, {FACTS: dict(facts), REASON: reason})
         return self._tell(number, TrialState.PRUNED)
 
-    @_told
+    @persistent
     def fail(self, number: int, reason: str, facts: Mapping[str, Any] | None = None) -> Status:
         """Note a trial that ended with an error.
 
@@ -287,7 +255,7 @@ class SweepStudy:
         self._note(number, {FACTS: dict(facts or {})})
         return self._end(number, "failed", reason)
 
-    @_told
+    @persistent
     def lose(self, number: int, reason: str) -> Status:
         """Note a trial whose process or node died, which may not be its fault: it is run again, once.
 
@@ -303,7 +271,7 @@ class SweepStudy:
         self.close_interrupted()
         return told
 
-    @_told
+    @persistent
     def close_interrupted(self) -> list[int]:
         """Close the trials of drivers that have died, and queue them again; each once, whoever does it.
 
@@ -323,7 +291,7 @@ class SweepStudy:
             self.study.add_trial(repeated(trial))
         return closed
 
-    @_told
+    @persistent
     def enqueue_all(self, combinations: Sequence[Mapping[str, Any]]) -> int:
         """Queue the combinations of a grid that the study does not have yet.
 
@@ -344,7 +312,7 @@ class SweepStudy:
                 queued += 1
         return queued
 
-    @_told
+    @persistent
     def counts(self) -> Counts:
         """Numbers of trials by what became of them."""
         trials = self._trials()
@@ -360,7 +328,7 @@ class SweepStudy:
             interrupted=sum(status_of(trial) == "interrupted" for trial in trials),
         )
 
-    @_told
+    @persistent
     def trials(self) -> list[TrialRecord]:
         """All trials by number, running and waiting ones included, withdrawn ones not."""
         trials = self._trials()
@@ -380,7 +348,7 @@ class SweepStudy:
         good = [trial for trial in self.trials() if trial.status == "ok" and trial.values]
         return max(good, key=lambda trial: sign * (trial.values or (0.0,))[0], default=None)
 
-    @_told
+    @persistent
     def front(self) -> list[TrialRecord]:
         """The finished trials that no other one beats in all objectives, by number (Pareto front)."""
         numbers = {trial.number for trial in self.study.best_trials} if self.counts().ok else set()

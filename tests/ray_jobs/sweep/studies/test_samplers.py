@@ -10,7 +10,7 @@ import pytest
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 
-from ray_jobs.sweep.samplers import SeededSampler, make_sampler
+from ray_jobs.sweep.studies.samplers import SeededSampler, make_sampler
 from tests.support.sweep_driver import choose, opened, run
 
 TOTAL = {"tpe": 14, "random": 6, "cmaes": 14, "gp": 13, "nsga2": 24}
