@@ -175,6 +175,8 @@ class _Child:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # A library may have given sockets a default timeout, with which reads do not wait.
+            end.setblocking(True)
         # The child imports what this process would, and nothing that happens to be in the current folder; it has one
         # thread per library.
         environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,16 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         list(read_clip(clip_of(tmp_path), SPEC, limits))
     with pytest.raises(DecodeError, match=r"12000 × 12000 pixels; at most 33,177,600 pixels are decoded"):
         list(read_clip(clip_of(tmp_path), SPEC))
+
+
+def test_a_default_timeout_of_sockets_ends_no_decoder(video: Path) -> None:
+    reader_process._pool.close()  # so that the next clip needs a new process
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.01)
+    try:
+        assert [len(chunk.times) for chunk in read_clip(clip_of(video), SPEC)] == [64, 64, 64, 8]
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, video: Path) -> None:
