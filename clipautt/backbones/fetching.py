@@ -14,6 +14,7 @@ import shlex
 import shutil
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -237,18 +238,44 @@ def _downloaded(published: Publication, folder: Path) -> Path:
 
 def _from_url(url: str, folder: Path) -> Path:
     """open_clip's own download; a file with another hash is left for the caller to look at."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENT_SECONDS)
     try:
-        return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
+        with _impatient_sockets():
+            return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
     except RuntimeError:  # open_clip's word for another hash
         return folder / url.rpartition("/")[2]
     except TypeError as error:  # it takes the length from the answer
         raise FetchError(
             f"{url} could not be fetched (the answer has no length, as that of a proxy that asks for a login)"
         ) from error
+
+
+@contextlib.contextmanager
+def _impatient_sockets() -> Iterator[None]:
+    """Give new sockets of this process a timeout, as open_clip's download takes none; the last block to end takes it
+    away again, so that several may run at once."""
+    with _downloads.lock:
+        if not _downloads.running:
+            _downloads.before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(_SILENT_SECONDS)
+        _downloads.running += 1
+    try:
+        yield
     finally:
-        socket.setdefaulttimeout(before)
+        with _downloads.lock:
+            _downloads.running -= 1
+            if not _downloads.running:
+                socket.setdefaulttimeout(_downloads.before)
+
+
+class _Downloads:
+    """The downloads of this process that run now, and the timeout that sockets had before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock, self.running = threading.Lock(), 0
+        self.before: float | None = None
+
+
+_downloads = _Downloads()
 
 
 def _from_repository(published: Publication, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from open_clip.model import CLIP
 from open_clip.pretrained import _PRETRAINED
 
+from clipautt.backbones import fetching
 from clipautt.backbones.fetching import (
     FetchError,
     about_bytes,
@@ -239,8 +241,19 @@ def test_two_at_once(site: Site, weights: Path) -> None:
     published = find_publication(NAME)
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(fetch, [published, published])
+    assert socket.getdefaulttimeout() is None, "each of them sets it for its download"
     assert first.record.sha256 == second.record.sha256 == sha256(weights)
     assert files(published.folder) == ["small.pt", "weights.json"]
+
+
+def test_timeouts_of_downloads_that_overlap_are_taken_away_with_the_last_one() -> None:
+    first, second = ExitStack(), ExitStack()
+    for download in (first, second):
+        download.enter_context(fetching._impatient_sockets())
+    first.close()
+    assert socket.getdefaulttimeout() == fetching._SILENT_SECONDS
+    second.close()
+    assert socket.getdefaulttimeout() is None
 
 
 def test_published_digits_and_no_published_hash(site: Site, weights: Path) -> None:
