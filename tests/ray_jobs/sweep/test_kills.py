@@ -68,17 +68,17 @@ def test_two_drivers_share_a_study(kind: str, data: Path, tmp_path: Path, reques
         storage = server.url(database="two_drivers")
     else:
         storage = str(tmp_path / "study.log")
-    given = ["trials=8", "name=shared", f"storage={storage}", "stop=asha"]
+    given = ["trials=24", "name=shared", f"storage={storage}", "stop=asha"]
     logs = [tmp_path / f"{n}.log" for n in (1, 2)]
     drivers = [start(words(data, tmp_path / str(n), *given), log) for n, log in enumerate(logs, start=1)]
     for driver, log in zip(drivers, logs, strict=True):
         finish(driver, log)
     tables = [table_of(tmp_path / str(n) / "sweep" / "shared") for n in (1, 2)]
-    assert [len(table) for table in tables] == [8, 8]
+    assert [len(table) for table in tables] == [24, 24]
     columns = ["number", "status", "uar", "train.window.length"]
     pd.testing.assert_frame_equal(tables[0][columns], tables[1][columns])
     lines = [log.read_text().count("; trial ") for log in logs]
-    assert sum(lines) == 8 and min(lines) > 0, "each ran some of the trials"
+    assert sum(lines) == 24 and min(lines) > 0, "each ran some of the trials"
     if kind == "postgresql":
         kept = [*tmp_path.rglob("*.yaml"), *tmp_path.rglob("*.html"), *tmp_path.rglob("*.json"), *logs]
         assert not [path for path in kept if "Secret-7" in path.read_text(errors="replace")]
