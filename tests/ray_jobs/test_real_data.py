@@ -98,6 +98,7 @@ def test_mistakes_in_the_settings_of_faces_are_one_error(tmp_path: Path) -> None
         extract(clips, ExtractionConfig(BackboneConfig(), str(tmp_path / "store"), faces=faces))
 
 
+@pytest.mark.slow
 def test_classes_of_ones_own_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

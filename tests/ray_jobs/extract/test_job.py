@@ -109,6 +109,7 @@ def test_weights_that_are_others_on_a_worker_are_refused(video: Path) -> None:
         list(stream.run(spans(video, [3] * 2)))
 
 
+@pytest.mark.slow
 def test_batches_fill_across_clips_change_no_feature_and_are_counted(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
