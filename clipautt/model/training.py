@@ -21,13 +21,13 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from clipautt.action_units import VOCABULARY, descriptions_of, phrases
-from clipautt.backbones.loading import BackboneConfig
+from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.clips import id_number
 from clipautt.features.clip_features import ClipFeatures, FeatureSpec, SubjectBaseline, subject_centre
 from clipautt.footage import Footage
 from clipautt.metrics import score
 from clipautt.model.checkpoint import Checkpoint, CheckpointSpec
-from clipautt.model.network import ADAPTER_WIDTH, ClipAU
+from clipautt.model.network import ADAPTER_WIDTH, ClipAU, initial_model
 from clipautt.model.windows import WindowSpec, clip_starts, entropy
 from clipautt.settings import settings
 from clipautt.video.augmentation import Augmentation
@@ -95,6 +95,34 @@ class Example:
     """Class index."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Untrained:
+    """A model before training, with what it is trained against."""
+
+    model: ClipAU
+    """Its weights follow from the seed."""
+    text_features: Tensor
+    """Text features of the prompts `PHRASES` with the source context, [K, d]."""
+    context_tokens: int
+    """Number of context tokens, M."""
+
+
+def untrained(backbone: Backbone, config: TrainConfig, *, num_classes: int) -> Untrained:
+    """The model that a configuration begins with, on the CPU.
+
+    Args:
+        backbone: its text tower gives the prompts' features.
+        config: context, width of the adapter and seed.
+        num_classes: C.
+    """
+    with torch.no_grad():
+        prompts = backbone.tokenize(PHRASES, context=config.context)
+        text = backbone.encode_prompts(prompts)
+    shape = (backbone.feature_dim, len(PHRASES), num_classes)
+    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width)
+    return Untrained(model, text, prompts.num_context)
+
+
 _NO_EXAMPLES = (
     "no labelled source clips with features; check the extraction's failures, and which clips have no window that "
     "shows the face"
@@ -115,6 +143,18 @@ def centre_subjects(clips: Sequence[ClipFeatures], baseline: SubjectBaseline) ->
     """Every clip with its subject's centre (over all given clips of that subject) removed from its features."""
     centres = subject_centres(clips, baseline)
     return [replace(clip, features=clip.features - centres[clip.subject_id]) for clip in clips]
+
+
+def labelled_examples(clips: Iterable[ClipFeatures], labels: Mapping[str, int], config: TrainConfig) -> list[Example]:
+    """The clips with a window that counts, each subject's centre removed.
+
+    Args:
+        clips: features with no centre removed.
+        labels: clip id → class index, of all of these clips.
+        config: windows and subject baseline.
+    """
+    counted = [clip for clip in clips if clip_starts(clip, config.window)]
+    return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(counted, config.subject_baseline)]
 
 
 def class_shares(labels: Sequence[int], *, num_classes: int) -> tuple[float, ...]:

@@ -32,32 +32,32 @@ FoldsSetting = Annotated[Annotated[int, Field(ge=2)] | Literal["source_val"], Be
 class SweepConfig:
     """How settings are searched and scored."""
 
-    trials: PositiveInt | None = None
+    trials: PositiveInt | None
     """Trials to finish, pruned and failed ones included; a sweep that is started again does the missing ones. Null: 20,
     or the whole grid."""
-    concurrent: PositiveInt | None = None
+    concurrent: PositiveInt | None
     """Trials at a time; null: as many as the cluster has room for."""
-    folds: FoldsSetting = 5
+    folds: FoldsSetting
     """Folds by subject over all source subjects, or `source_val`: the subjects of that split are the one fold."""
-    repeats: PositiveInt = 1
+    repeats: PositiveInt
     """Trainings of every fold, each with another seed."""
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    held_out: Annotated[float, Field(ge=0, lt=1)]
     """Share of the source subjects that no trial sees; the chosen trial is judged by them. 0 holds nobody out."""
-    objectives: tuple[str, ...] = ("uar",)
+    objectives: tuple[str, ...]
     """Figures to optimize."""
-    sampler: SamplerName = "tpe"
+    sampler: SamplerName
     """Which of Optuna's samplers chooses the values."""
-    stop: Literal["asha"] | None = None
+    stop: Literal["asha"] | None
     """`asha` stops bad trials after some of the folds; null stops none."""
-    grace_folds: PositiveInt = 1
+    grace_folds: PositiveInt
     """`asha`: folds that every trial does."""
-    reduction: Annotated[int, Field(ge=2)] = 2
+    reduction: Annotated[int, Field(ge=2)]
     """`asha`: of how many trials one goes on to twice, three times, … as many folds."""
-    storage: str | None = None
+    storage: str | None
     """Where the study is kept."""
-    loggers: tuple[Logger, ...] = ("tensorboard",)
+    loggers: tuple[Logger, ...]
     """Who is told of every fold of every trial."""
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt
     """Seed of the folds, of the cohorts' draws and of the values that trials try."""
 
     @property

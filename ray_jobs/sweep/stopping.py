@@ -22,9 +22,9 @@ from ray_jobs.sweep.studies.states import counted
 class Stopping:
     """After `grace_folds`, `grace_folds` × `reduction`, … folds, the best 1 / `reduction` of the trials go on."""
 
-    grace_folds: PositiveInt = 1
+    grace_folds: PositiveInt
     """Folds that every trial does."""
-    reduction: Annotated[int, Field(ge=2)] = 2
+    reduction: Annotated[int, Field(ge=2)]
     """Of how many trials one goes on."""
 
     def __call__(self, study: Study, number: int) -> bool:

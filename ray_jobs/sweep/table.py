@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from clipautt.selection.report import SECONDS, name_of
 from clipautt.selection.scoring import METRICS, spread
 from clipautt.selection.trials import STATUSES
 from ray_jobs.sweep.dimensions import Dimension
 from ray_jobs.sweep.space import SearchSpace
 from ray_jobs.sweep.studies.records import TrialRecord
 
-MINIMIZED = ("seconds_per_video",)
+MINIMIZED = (SECONDS,)
 """Figures of which less is better."""
 _SPREAD = ("uar_low", "uar_high", "uar_sd", "gain", "gain_low", "gain_high")
 _TIMES = ("seconds_per_video", "seconds", "training_seconds", "adaptation_seconds")
@@ -94,7 +95,7 @@ def figure_text(record: TrialRecord, objective: str) -> str:
     value = record.facts[objective]
     if objective in MINIMIZED:
         return f"{value:.3g} s per video"
-    shown = f"{objective.replace('_', ' ').replace('uar', 'UAR').replace('war', 'WAR')} {100 * value:.1f} %"
+    shown = f"{name_of(objective)} {100 * value:.1f} %"
     if objective != METRICS[0]:
         return shown
     interval = spread(subject_values(record, len(record.facts["subjects"])))

@@ -26,17 +26,16 @@ from clipautt.features.clip_features import ClipFeatures, FeatureSpec
 from clipautt.features.packed import PackedClips
 from clipautt.footage import Footage
 from clipautt.model.checkpoint import Checkpoint
-from clipautt.model.network import initial_model
 from clipautt.model.training import (
-    PHRASES,
     AugmentedBatches,
     Example,
     TrainConfig,
     augmented_batches,
-    centre_subjects,
     fit,
+    labelled_examples,
     make_checkpoint,
     subject_centres,
+    untrained,
 )
 from clipautt.model.windows import clip_starts
 from clipautt.selection.folds import Division
@@ -242,19 +241,15 @@ def train_model(
         clips: features by clip id, with no centre removed.
         backbone: its text tower gives the prompts' features.
     """
-    with torch.no_grad():
-        prompts = backbone.tokenize(PHRASES, context=config.context)
-        text = backbone.encode_prompts(prompts)
     members = set(subjects)
     chosen = [
         clip
         for clip_id, clip in clips.items()
         if clip.subject_id in members and clip_id in data.labels and clip_starts(clip, config.window)
     ]
-    examples = training_examples(data, config, chosen)
-    shape = (backbone.feature_dim, len(PHRASES), len(job.classes))
-    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width).to(backbone.device)
-    fit(model, text, examples, config)
+    begun = untrained(backbone, config, num_classes=len(job.classes))
+    model = begun.model.to(backbone.device)
+    fit(model, begun.text_features, training_examples(data, config, chosen), config)
     return make_checkpoint(
         model,
         config,
@@ -262,7 +257,7 @@ def train_model(
         classes=job.classes,
         features=job.features,
         backbone=job.backbone,
-        context_tokens=prompts.num_context,
+        context_tokens=begun.context_tokens,
         footage=job.footage,
         clip_frames=[len(clip.times) for clip in chosen],
         manifest=job.manifest,
@@ -274,15 +269,14 @@ def training_examples(
 ) -> list[Example] | AugmentedBatches:
     """What `fit` trains on: these clips with their subjects' centres removed, or their augmented passes."""
     if config.features != "augmented":
-        return [Example(clip, data.labels[clip.clip_id]) for clip in centre_subjects(clips, config.subject_baseline)]
+        return labelled_examples(clips, data.labels, config)
     chosen = {clip.clip_id for clip in clips}
     passes = [
         {name: clip for name, clip in packed.clips().items() if name in chosen}
         for packed in data.passes[config.augmentation][: config.num_passes]
     ]
     labels = {name: data.labels[name] for name in chosen}
-    centres = {} if config.subject_baseline == "none" else subject_centres(clips, config.subject_baseline)
-    return augmented_batches(passes, labels, centres, config)
+    return augmented_batches(passes, labels, subject_centres(clips, config.subject_baseline), config)
 
 
 def model_key(config: TrainConfig, subjects: Sequence[str]) -> str:

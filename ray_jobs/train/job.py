@@ -29,17 +29,16 @@ from clipautt.features.store import OK, TRIED_AGAIN, FeatureStore
 from clipautt.footage import Footage
 from clipautt.manifest import Manifest
 from clipautt.model.checkpoint import checkpoint_folder, is_checkpoint, load_checkpoint, save_checkpoint
-from clipautt.model.network import initial_model
 from clipautt.model.training import (
-    PHRASES,
     AugmentedBatches,
     Example,
     TrainConfig,
     augmented_batches,
-    centre_subjects,
     fit,
+    labelled_examples,
     make_checkpoint,
     subject_centres,
+    untrained,
     validate,
 )
 from clipautt.model.windows import clip_starts
@@ -145,14 +144,10 @@ def _train_worker(settings: dict[str, Any]) -> None:
 def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: int, world: int) -> dict[str, float]:
     """Train one configuration and write its checkpoint; returns the figures on source-validation subjects."""
     import ray.train.torch
-    import torch
 
     store = FeatureStore(job.extraction.store, job.features)
-    with torch.no_grad():
-        prompts = backbone.tokenize(PHRASES, context=config.context)
-        text = backbone.encode_prompts(prompts)
-    shape = (backbone.feature_dim, len(PHRASES), len(job.manifest.classes))
-    model = initial_model(*shape, seed=config.seed, adapter_width=config.adapter_width)
+    begun = untrained(backbone, config, num_classes=len(job.manifest.classes))
+    model, text = begun.model, begun.text_features
     trained = ray.train.torch.prepare_model(model, move_to_device=False) if world > 1 else model
     if config.features == "streamed":
         stream = streamed_clips(job, config, store)
@@ -173,7 +168,7 @@ def _train_one(job: TrainJob, config: TrainConfig, backbone: Backbone, *, rank: 
             classes=manifest.classes,
             features=job.features,
             backbone=job.extraction.backbone,
-            context_tokens=prompts.num_context,
+            context_tokens=begun.context_tokens,
             footage=job.footage,
             clip_frames=[known.num_frames for known in store.facts(sources).values()],
             manifest=manifest.fingerprint,
@@ -282,9 +277,8 @@ def epoch_lines(row: dict[str, Any]) -> list[str]:
 
 def load_examples(manifest: Manifest, store: FeatureStore, clips: Sequence[Clip], config: TrainConfig) -> list[Example]:
     """Labelled clips with features and a window that counts, each subject's centre removed."""
-    loaded = [clip for clip in store.load(clips).values() if clip_starts(clip, config.window)]
     labels = {clip.clip_id: manifest.label_index(clip) for clip in clips}
-    return [Example(clip, labels[clip.clip_id]) for clip in centre_subjects(loaded, config.subject_baseline)]
+    return labelled_examples(store.load(clips).values(), labels, config)
 
 
 def augmented_examples(job: TrainJob, config: TrainConfig, store: FeatureStore) -> AugmentedBatches:

@@ -185,12 +185,6 @@ class SweepStudy:
         return done >= total or (self.sampler.only_queued and done == len(states))
 
     @persistent
-    def waiting_for_others(self) -> bool:
-        """Whether other drivers that live have trials that are not finished."""
-        self.close_interrupted()
-        return self.counts().elsewhere > 0
-
-    @persistent
     def report(self, number: int, step: int, value: float) -> bool:
         """Note the value so far of a trial of this driver; several objectives have none, so nothing is noted.
 
@@ -231,7 +225,7 @@ class SweepStudy:
         return self._tell(number, TrialState.COMPLETE, [float(value) for value in values])
 
     @persistent
-    def prune(self, number: int, facts: Mapping[str, Any], reason: str = "") -> Status:
+    def prune(self, number: int, facts: Mapping[str, Any]) -> Status:
         """Note a trial that was stopped early, which Optuna knows by the values that it reported.
 
         Returns:
@@ -242,17 +236,16 @@ class SweepStudy:
         """
         if len(self.study.directions) > 1:
             raise ValueError("trials with several objectives cannot be stopped early; allowed: one objective")
-        self._note(number, {FACTS: dict(facts), REASON: reason})
+        self._note(number, {FACTS: dict(facts)})
         return self._tell(number, TrialState.PRUNED)
 
     @persistent
-    def fail(self, number: int, reason: str, facts: Mapping[str, Any] | None = None) -> Status:
+    def fail(self, number: int, reason: str) -> Status:
         """Note a trial that ended with an error.
 
         Returns:
             What became of it: `failed` or `interrupted`, as in `complete`.
         """
-        self._note(number, {FACTS: dict(facts or {})})
         return self._end(number, "failed", reason)
 
     @persistent
@@ -335,18 +328,6 @@ class SweepStudy:
         ordinals = {trial.number: rank for rank, trial in enumerate(counted(trials))}
         listed = [t for t in trials if t.number in ordinals or status_of(t) == "interrupted"]
         return [record_of(trial, ordinals.get(trial.number)) for trial in listed]
-
-    def best(self) -> TrialRecord | None:
-        """The best finished trial, the first of equals; None without one.
-
-        Raises:
-            ValueError: The study has several objectives; see `front`.
-        """
-        if len(self.study.directions) > 1:
-            raise ValueError("of several objectives no trial is the best one; read the front")
-        sign = 1 if self.study.direction.name == "MAXIMIZE" else -1
-        good = [trial for trial in self.trials() if trial.status == "ok" and trial.values]
-        return max(good, key=lambda trial: sign * (trial.values or (0.0,))[0], default=None)
 
     @persistent
     def front(self) -> list[TrialRecord]:

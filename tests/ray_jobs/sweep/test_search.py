@@ -67,7 +67,7 @@ class Sweep:
             job(),
             total=total,
             objectives=objectives,
-            stopping=Stopping() if stop else None,
+            stopping=Stopping(1, 2) if stop else None,
             progress=SweepProgress(total, objectives, clock=lambda: next(self.clock)),
         )
 
