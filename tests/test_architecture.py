@@ -49,6 +49,7 @@ METHOD = {
         "tracks",
         "reader",
         "reader_process",
+        "whole",
     ],
     "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [
