@@ -106,8 +106,20 @@ def serving(config: ServeConfig) -> Iterator[str]:
 
 
 def main(cfg: DictConfig) -> int:
-    """Run the job, until Ctrl-C or SIGTERM."""
-    config: ServeConfig = instantiate(cfg)
+    """Run the job: serve until Ctrl-C or SIGTERM, or do what `action` says."""
+    given = resolved(cfg)
+    command = {name: given.pop(name) for name in ("action", "words", "out", "scope", "days")}
+    words = [str(word) for word in command["words"]]
+    config: ServeConfig = build(given)
+    if command["action"] == "keys":
+        return key_command.run(words, config.folder, scope=command["scope"], days=command["days"])
+    if command["action"] == "deploy":
+        return deploy_command.run(words, config.cluster)
+    _refuse_words(command["action"], words)
+    if command["action"] == "build":
+        return build_command.run(given, config, Path(str(command["out"])))
+    if command["action"] is not None:
+        raise ValueError(f"serve {command['action']}: unknown action{suggestion(command['action'], ACTIONS)}")
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clipautt.video.reader import FrameSpec
+from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.web.keys import Who
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,24 @@ class Decoded:
     """Time that decoding took."""
     waited: float
     """Time that the request waited for a decoder's thread, seconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Personalizing:
+    """A subject's videos, decoded."""
+
+    who: Who
+    """The subject's owner."""
+    subject_id: str
+    """Whose videos they are."""
+    videos: tuple[tuple[Path, Decoded | Refusal], ...]
+    """Each file, and what became of it."""
+    models: tuple[str, ...]
+    """Names of the models."""
+    keep: bool
+    """Whether the files are kept."""
+    ticket: int
+    """See `Encoder.ticket`."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from starlette.exceptions import HTTPException
 
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.forms import ask_of, check_subject, described, keep_of
-from ray_jobs.serve.web.keys import Scope, Who
+from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
+from ray_jobs.serve.web.gate import Gate
+from ray_jobs.serve.web.metrics import Metrics
 from ray_jobs.serve.web.pipeline import ServePipeline
+from ray_jobs.serve.web.readiness import Readiness
 from ray_jobs.serve.web.schemas import (
     Alive,
     Answer,
@@ -38,7 +40,7 @@ from ray_jobs.serve.web.schemas import (
     Subject,
     Subjects,
 )
-from ray_jobs.serve.web.uploads import Form, Upload, read_form
+from ray_jobs.serve.web.uploads import Form, Upload
 
 _PAGE = resources.files("ray_jobs.serve") / "page"
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -55,13 +57,13 @@ class Parts:
     """Answers questions about videos."""
     gate: Gate
     """Decides who may ask."""
-    forms: FormReader
+    forms: Forms
     """Reads uploads."""
     jobs: Jobs
     """Personalization in the background."""
     annotated: AnnotatedVideos
     """Videos with their answers, for a while."""
-    live: LiveSessions
+    live: Live
     """Live sessions."""
     readiness: Readiness
     """Whether predictions work."""
@@ -255,7 +257,7 @@ def _add_watching(app: FastAPI, parts: Parts) -> None:
 
 def _refuse(refusal: Refusal | None) -> None:
     if refusal is not None:
-        raise RefusedError(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
+        raise RefusedError.of(refusal)
 
 
 def _value(answer: Any) -> Any:

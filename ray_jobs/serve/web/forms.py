@@ -6,12 +6,18 @@ In: the fields of a form, as `uploads.read_form` gives them. Out: an `Ask`, or a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, get_args
+
+from starlette.requests import Request
 
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Adapt
+from ray_jobs.serve.web.spool import Spool
+from ray_jobs.serve.web.uploads import FRAMING_BYTES, Form, read_form
 
 _VIDEO = {
     "type": "string",
@@ -52,6 +58,34 @@ FORMS: dict[str, dict[str, Any]] = {
 """Form → its fields, as JSON schemas."""
 _REQUIRED = {"interface": ["video", "model", "labels"]}
 _LONGEST_ID = 200
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Reads the forms of requests."""
+
+    spool: Spool
+    """Where uploads lie until they are answered."""
+    max_bytes: int
+    """Most bytes of a video."""
+    max_videos: int
+    """Most videos of a request that takes several."""
+
+    def read(self, request: Request, form: str) -> AbstractAsyncContextManager[Form]:
+        """The form of a request, as `read_form`; `form` is a key of `FORMS`."""
+        fields = FORMS[form]
+        several = fields["video"].get("type") == "array"
+        return read_form(
+            request,
+            self.spool,
+            max_bytes=self.max_bytes,
+            max_files=self.max_videos if several else 1,
+            fields=[name for name in fields if name != "video"],
+        )
+
+    def max_body_bytes(self) -> int:
+        """Most bytes of any body."""
+        return self.max_videos * self.max_bytes + FRAMING_BYTES
 
 
 def described(form: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_jobs.serve.model.messages import Decoded, NotHere
+from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.keys import Who
@@ -98,12 +98,12 @@ class ServePipeline:
         with self.queue.place():
             return await self._within(self._predict(upload, models, ask))
 
-    def named(self, models: Sequence[str]) -> tuple[str, ...] | Refusal:
-        """The models that are asked, each once; the first one where none is named."""
+    def named(self, models: Sequence[str], *, every: bool = False) -> tuple[str, ...] | Refusal:
+        """The models that are asked, each once; where none is named the first one, or every one."""
         wrong = [name for name in models if name not in self._names]
         if wrong:
             return Refusal("unknown_model", f"no model {wrong[0][:80]!r}; served are: {', '.join(self._names)}")
-        return tuple(dict.fromkeys(models)) or self._names[:1]
+        return tuple(dict.fromkeys(models)) or (self._names if every else self._names[:1])
 
     async def _predict(self, upload: Upload, models: tuple[str, ...], ask: Ask) -> dict[str, Any] | Refusal:
         asked = Ask(ask.who, models, ask.subject_id, ask.adapt)
@@ -138,6 +138,59 @@ class ServePipeline:
     async def models(self) -> list[dict[str, Any]] | Refusal:
         """See `Encoder.models`."""
         return await _control(self._encoder.models.remote())
+
+    async def subjects(self, who: Who) -> list[str] | Refusal:
+        """See `Encoder.subjects`."""
+        return await _control(self._encoder.subjects.remote(who))
+
+    async def subject(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
+        """See `Encoder.subject`."""
+        return await _control(self._encoder.subject.remote(who, subject_id))
+
+    async def personalize(
+        self,
+        who: Who,
+        subject_id: str,
+        clips: Sequence[Path],
+        *,
+        models: Sequence[str],
+        keep: bool,
+        on_clip: Callable[[], None],
+    ) -> dict[str, Any] | Refusal:
+        """See `Encoder.personalize`; the clips are decoded one after another, so that predictions go on meanwhile."""
+        begun = await _control(self._encoder.ticket.remote(who, subject_id, models))
+        if isinstance(begun, Refusal):
+            return begun
+        ticket, again = begun
+        videos = []
+        for path in [*clips, *(again if keep else ())]:
+            videos.append((path, await self._decoded(Upload(path, path.stat().st_size), models)))
+            on_clip()
+        work = Personalizing(who, subject_id, tuple(videos), tuple(models), keep, ticket)
+        return await _asked(self._encoder.personalize.remote(work))
+
+    async def erase(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
+        """See `Encoder.erase`; every replica forgets the subject."""
+        erased = await _control(self._encoder.erase.remote(who, subject_id))
+        if isinstance(erased, Refusal):
+            return erased
+        await asyncio.to_thread(self._forgotten, who, subject_id)
+        return {"subject_id": subject_id, "erased": erased}
+
+    def _forgotten(self, who: Who, subject_id: str) -> None:
+        self._encoder.broadcast("forget", who, subject_id).results(timeout_s=_CONTROL_SECONDS)
+
+    async def still(self, jpeg: bytes, model: str) -> Any | Refusal:
+        """See `Decoders.still`."""
+        return await _asked(self._decoders.still.remote(jpeg, model))
+
+    async def moment(self, look: Any) -> Any | Refusal:
+        """See `Encoder.moment`."""
+        return await _asked(self._encoder.moment.remote(look))
+
+    async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:
+        """See `Decoders.annotate`."""
+        return await self._within(_asked(self._decoders.annotate.remote(str(upload.path), answer, str(target))))
 
 
 async def _control(work: Awaitable[Any]) -> Any:
