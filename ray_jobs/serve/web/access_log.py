@@ -244,7 +244,8 @@ def route_of(scope: MutableMapping[str, Any], root: str = "") -> str:
     if "endpoint" not in scope or scope.get("path_params"):
         return UNMATCHED
     mounted = str(scope.get("root_path", "")).removeprefix(root)
-    return f"{mounted}/{{path}}" if mounted else str(scope["path"])  # A route without parameters is its own template.
+    # A route without parameters is its own template; with a line feed at the end it matches, too.
+    return f"{mounted}/{{path}}" if mounted else str(scope["path"]).rstrip("\n")
 
 
 def _note_received(noted: _Noted, message: Message) -> None:
