@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.platform.progress import table
-from ray_jobs.serve.web.keys import SCOPES, Key, Scope, add_key, read_keys, renew_key, revoke_key
+from ray_jobs.serve.web.keys import SCOPES, Key, Scope, add_command, add_key, read_keys, renew_key, revoke_key
 
 FILE = "keys.json"
 """Name of the keys file in a server's folder."""
@@ -21,7 +21,9 @@ _ACTIONS = ("add", "list", "renew", "revoke")
 _USAGE = "`clipautt serve keys add NAME`, `list`, `renew NAME` or `revoke NAME`"
 
 
-def run(words: Sequence[str], folder: Path, *, scope: Scope | None = None, days: int | None = None) -> int:
+def run(
+    words: Sequence[str], folder: Path, *, scope: Scope | None = None, days: int | None = None, options: str = ""
+) -> int:
     """Run the command.
 
     Args:
@@ -29,6 +31,7 @@ def run(words: Sequence[str], folder: Path, *, scope: Scope | None = None, days:
         folder: of the server, `runs/serve/NAME`.
         scope: what a new key allows; None for `predict`.
         days: after how many days a new key or secret expires; None for never.
+        options: words that name this server on the command line, such as `name=clinic`.
 
     Returns:
         0.
@@ -39,7 +42,7 @@ def run(words: Sequence[str], folder: Path, *, scope: Scope | None = None, days:
     action, name = _checked(words, scope, days)
     path = folder / FILE
     if action == "list":
-        return _list(path)
+        return _list(path, options)
     if action == "revoke":
         return _revoked(revoke_key(path, name), folder)
     if action == "add":
@@ -70,10 +73,10 @@ def _checked(words: Sequence[str], scope: Scope | None, days: int | None) -> tup
     return action, names[0] if names else ""
 
 
-def _list(path: Path) -> int:
+def _list(path: Path, options: str) -> int:
     keys = read_keys(path)
     if not keys:
-        print(f"no keys in {path}; `clipautt serve keys add NAME` makes one")
+        print(f"no keys in {path}; `{add_command(options)}` makes one")
         return 0
     table([_row(key) for key in keys], ("id", "name", "scope", "made", "expires", "state"))
     return 0

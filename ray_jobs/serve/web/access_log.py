@@ -148,11 +148,18 @@ class _File(RotatingFileHandler):
 class _Noted:
     """What is learned of a request while it is answered."""
 
+    root: str
+    """`root_path` of the scope before the application changed it."""
+    began: float = field(default_factory=time.monotonic)
+    moment: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     status: int | None = None
     code: str | None = None
     owner: str | None = None
     received: int = 0
     left: bool = False
+    """Whether the client left before its answer began; what is sent then, such as a status of 500, reaches nobody."""
+    failed: bool = False
+    """Whether the application raised."""
     problem: bytearray | None = field(default=None, repr=False)
     """Begin of the body of a refusal."""
 
@@ -192,8 +199,7 @@ class Watch:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        noted = scope[_NOTED] = _Noted()
-        root, began, time_began = scope.get("root_path", ""), time.monotonic(), datetime.now(timezone.utc)
+        noted = scope[_NOTED] = _Noted(scope.get("root_path", ""))
 
         async def received() -> Message:
             message = await receive()
@@ -204,30 +210,26 @@ class Watch:
             _note_sent(noted, message)
             await send(message)
 
-        failed = False
         try:
             await self._app(scope, received, sent)
         except Exception:
-            failed = True
+            noted.failed = True
             raise
         finally:
-            self._conclude(scope, noted, route_of(scope, root), began, time_began, failed)
+            self._conclude(scope, noted)
 
-    def _conclude(
-        self, scope: Message, noted: _Noted, route: str, began: float, time_began: datetime, failed: bool
-    ) -> None:
-        is_live = scope["type"] == "websocket"
-        code, seconds = noted.code or _code_in(noted.problem), time.monotonic() - began
-        left = noted.status is None and (noted.left or not failed)
-        status = noted.status or (CLIENT_LEFT if left else 500)
-        if failed and not left:
-            code = code or "failed"
-        method = known_method(scope.get("method", "GET"))
-        self._metrics.observe_request(route, method, status, None if is_live else seconds, noted.received)
+    def _conclude(self, scope: Message, noted: _Noted) -> None:
+        seconds = time.monotonic() - noted.began
+        left = noted.left or (noted.status is None and not noted.failed)
+        status = CLIENT_LEFT if left else noted.status or 500
+        code = None if left else noted.code or _code_in(noted.problem) or ("failed" if noted.failed else None)
+        route, method = route_of(scope, noted.root), known_method(scope.get("method", "GET"))
+        timed = seconds if scope["type"] == "http" else None
+        self._metrics.observe_request(route, method, status, timed, noted.received)
         if code is not None:
             self._metrics.observe_refusal(code)
         if self._log is not None:
-            moment = time_began.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            moment = noted.moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             self._log.write(Line(moment, method, route, status, code, round(seconds, 3), noted.received, noted.owner))
 
 
@@ -244,7 +246,8 @@ def route_of(scope: MutableMapping[str, Any], root: str = "") -> str:
     if "endpoint" not in scope or scope.get("path_params"):
         return UNMATCHED
     mounted = str(scope.get("root_path", "")).removeprefix(root)
-    return f"{mounted}/{{path}}" if mounted else str(scope["path"])  # A route without parameters is its own template.
+    # A route without parameters is its own template; with a line feed at the end it matches, too.
+    return f"{mounted}/{{path}}" if mounted else str(scope["path"]).rstrip("\n")
 
 
 def _note_received(noted: _Noted, message: Message) -> None:

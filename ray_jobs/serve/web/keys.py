@@ -34,7 +34,7 @@ PREFIX = "clipautt_"
 _ID_BYTES = 4
 _SECRET_BYTES = 32
 _FORM = re.compile(rb"clipautt_(?P<id>[0-9a-f]{8})_[0-9a-f]{64}")
-_NAME = re.compile(r"[^\W_][\w .@+-]{0,63}")
+_NAME = re.compile(r"[^\W_][\w .@+'’-]{0,63}")
 _NOBODY = "0" * hashlib.sha256().digest_size * 2
 """Compared with where there is no such key, so that it takes as long."""
 
@@ -242,9 +242,13 @@ def open_keys(
             else f"host={host} is not loopback"
         )
         have = f"none of the {len(keys)} in {path} is usable" if keys else "there is none"
-        command = " ".join(filter(None, ("clipautt serve keys add NAME", options)))
-        raise ValueError(f"{reason}: an API key is needed, and {have}; make one first: {command}")
+        raise ValueError(f"{reason}: an API key is needed, and {have}; make one first: {add_command(options)}")
     return Keys(path)
+
+
+def add_command(options: str = "") -> str:
+    """The command that makes a key, for messages."""
+    return " ".join(filter(None, ("clipautt serve keys add NAME", options)))
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -261,8 +265,8 @@ def read_keys(path: Path) -> list[Key]:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{path} is damaged ({where + ': ' if where else ''}{first['msg']}); repair it, or move it away and make "
-            "new keys with `clipautt serve keys add NAME`"
+            f"{path} is damaged ({where + ': ' if where else ''}{first['msg']}); repair it, or remove it and make new "
+            "keys"
         ) from None
     if len({key.id for key in keys}) < len(keys):
         raise ValueError(f"{path} is damaged (two keys have the same id); remove one of them")
@@ -286,7 +290,7 @@ def add_key(path: Path, name: str, *, scope: Scope, days: int | None = None) -> 
     """
     if not _NAME.fullmatch(name) or name != name.strip():
         raise ValueError(
-            f"{name!r} is no name for a key; allowed: up to 64 letters, digits, spaces and . _ @ + -, the first a "
+            f"{name!r} is no name for a key; allowed: up to 64 letters, digits, spaces and . _ @ + - ', the first a "
             "letter or digit"
         )
     with locked(path):

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from ray_jobs.serve.refusals import Refusal
-from ray_jobs.serve.web.keys import Who
+from ray_jobs.serve.web.keys import LOCAL, Who
 
 _SECONDS = 60.0
 _FAILURES_PER_MINUTE = 10
@@ -52,7 +52,7 @@ class Window:
 
 
 class Rates:
-    """Requests per minute of each key.
+    """Requests per minute of each key; where no keys are needed, nobody is limited.
 
     Args:
         per_minute: how many; None for any number.
@@ -65,7 +65,7 @@ class Rates:
 
     def refusal(self, who: Who) -> Refusal | None:
         """Count a request; a refusal if it is one too many, which is not counted."""
-        if self._per_minute is None:
+        if self._per_minute is None or who == LOCAL:
             return None
         wait = self._window.take(who.owner)
         if wait is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_jobs.serve.refusals import Refusal
-from ray_jobs.serve.web.keys import Who
+from ray_jobs.serve.web.keys import LOCAL, Who
 from ray_jobs.serve.web.rates import Failures, Rates, Window
 
 ANNA, BEN = Who("aaaaaaaa", "predict"), Who("bbbbbbbb", "admin")
@@ -40,9 +40,9 @@ def test_no_minute_has_more_requests_than_allowed_and_the_wait_that_is_named_is_
     assert refusal is not None and refusal.retry_seconds == 1
 
 
-def test_without_a_limit_nothing_is_refused() -> None:
-    rates = Rates(None)
-    assert all(rates.refusal(ANNA) is None for _ in range(1000))
+def test_without_a_limit_or_a_key_nothing_is_refused() -> None:
+    for rates, who in [(Rates(None), ANNA), (Rates(1), LOCAL)]:
+        assert all(rates.refusal(who) is None for _ in range(1000))
 
 
 def test_memory_is_bounded_and_who_came_last_is_remembered() -> None:
