@@ -48,6 +48,7 @@ METHOD = {
         "face_check",
         "tracks",
         "reader",
+        "stills",
         "reader_process",
         "whole",
     ],
