@@ -11,9 +11,13 @@ import math
 from typing import Any
 
 from ray_jobs.platform.cluster import gpu_share, num_gpus
+from ray_jobs.platform.configuration import instantiate
 from ray_jobs.serve.model.decoders import Decoders, Decoding
 from ray_jobs.serve.model.messages import Served
+from ray_jobs.serve.served import served_models
 from ray_jobs.serve.settings import ServeConfig
+from ray_jobs.serve.web.connections import ConnectionConfig
+from ray_jobs.serve.web.pipeline import Capacity
 from ray_jobs.serve.web.replica import Web, WebSetup
 
 NAME = "clipautt"
@@ -51,7 +55,16 @@ def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
         **_replicas(config.decoders, config.max_decoders, _DECODES_PER_PROCESS),
         **_QUICK_END,
     )(Decoders).bind(decoding)
-    encoding = Encoding(served, (config.backbone,) * len(served), "cuda" if gpus else "cpu", config.threads)
+    encoding = Encoding(
+        served,
+        (config.backbone,) * len(served),
+        device="cuda" if gpus else "cpu",
+        threads=config.threads,
+        subjects=str(config.folder / "subjects"),
+        adapt=config.adapt,
+        per_video=config.per_video,
+        tuning=config.tuning,
+    )
     encoder = serve.deployment(
         name="encoder",
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
@@ -72,3 +85,48 @@ def _replicas(least: int, most: int | None, target: int) -> dict[str, Any]:
         return {"num_replicas": least}
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}
     return {"autoscaling_config": scaling | {"upscale_delay_s": 5, "downscale_delay_s": 120}}
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application of a YAML of `clipautt serve build`; Ray Serve calls it with the YAML's `args`.
+
+    Args:
+        args: `settings`, as plain containers.
+    """
+    config: ServeConfig = instantiate(args["settings"])
+    return application(config, served_models(config))
+
+
+def web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
+    """What the web side needs of the settings.
+
+    Raises:
+        ValueError: API keys are needed, and there are none.
+    """
+    config.open_keys()
+    limits = config.limits
+    shown = {"max_bytes": limits.max_bytes, "max_seconds": limits.max_seconds, "max_pixels": limits.max_pixels}
+    shown |= {"max_frames": limits.max_frames, "max_videos": config.max_videos}
+    return WebSetup(
+        application=NAME,
+        host=config.host,
+        port=config.port,
+        hosts=config.hosts,
+        origins=config.origins,
+        public_url=config.public_url,
+        connections=ConnectionConfig(
+            trusted_proxies=config.trusted_proxies, ssl_certfile=config.tls_certificate, ssl_keyfile=config.tls_key
+        ),
+        keys=config.keys if config.keys_needed else None,
+        requests_per_minute=config.requests_per_minute,
+        folder=config.folder,
+        spool=config.spool,
+        access_log=config.access_log,
+        max_bytes=limits.max_bytes,
+        max_videos=config.max_videos,
+        live_clients=config.live_clients,
+        annotated_seconds=config.annotated_seconds,
+        models=tuple(one.name for one in served),
+        capacity=Capacity(_DECODES_PER_PROCESS * config.decoders, config.waiting, config.answer_seconds),
+        facts={"limits": shown, "adapt": config.adapt.name, "keys_needed": config.keys_needed},
+    )

@@ -5,7 +5,8 @@ In: the command line. Out: a `ServeConfig`, whose paths are absolute and whose c
 
 from __future__ import annotations
 
-import ipaddress
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from clipautt.adaptation.method import AdaptConfig, TuningConfig
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.backbones.loading import BackboneConfig
+from clipautt.commands import setting
 from clipautt.settings import settings
+from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig
+from ray_jobs.serve.key_command import FILE as KEYS_FILE
 from ray_jobs.serve.video_check import Limits
+from ray_jobs.serve.web.keys import needs_keys, open_keys
+
+_OF = {"name": "server", "runs": "runs"}
+"""The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
 
 @settings
@@ -43,9 +51,9 @@ class ServeConfig:
     """Address to listen on. Any but this machine's own needs API keys: `clipautt serve keys add NAME`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
-    name: str = "server"
+    name: str = _OF["name"]
     """Name of the server: its keys, subjects and log lie in runs/serve/NAME."""
-    runs: str = "runs"
+    runs: str = _OF["runs"]
     """Folder of all runs; every node of a cluster has to see it."""
     require_keys: bool = False
     """Whether requests need an API key on loopback as well."""
@@ -123,18 +131,38 @@ class ServeConfig:
         return Path(self.runs) / "serve" / self.name
 
     @property
+    def keys(self) -> Path:
+        """File of the API keys."""
+        return self.folder / KEYS_FILE
+
+    @property
+    def keys_needed(self) -> bool:
+        """Whether requests need an API key."""
+        return needs_keys(self.host, self.require_keys, behind_proxy=bool(self.trusted_proxies or self.public_url))
+
+    def open_keys(self) -> None:
+        """Check the API keys.
+
+        Raises:
+            ValueError: keys are needed, and there is none; the message has the command that makes one.
+        """
+        options = [setting(name, getattr(self, name)) for name in ("name", "runs") if getattr(self, name) != _OF[name]]
+        behind = bool(self.trusted_proxies or self.public_url)
+        open_keys(self.keys, self.host, require_keys=self.require_keys, behind_proxy=behind, options=" ".join(options))
+
+    @property
+    def spool(self) -> Path:
+        """Where uploads lie until they are answered, on the disk of the machine that answers."""
+        return Path(tempfile.gettempdir()) / f"clipautt-serve-{os.getuid()}-{self.port}"
+
+    @property
+    def reading(self) -> ReadLimits:
+        """What decoding a video may cost."""
+        return ReadLimits(total_seconds=self.answer_seconds, max_pixels=self.max_pixels)
+
+    @property
     def url(self) -> str:
         """Address of the server."""
         scheme = "https" if self.tls_certificate else "http"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can connect to a server that listens on this address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,17 +1,13 @@
-"""Uploaded videos: what is refused before anything decodes them, and the private file that holds them meanwhile.
+"""What is refused of a video before anything decodes it.
 
-In: the bytes of an upload, and `Limits`. Out: a file and the video's length, or a `RefusedError`. Nothing an upload
-says about itself is trusted: containers are chosen by content from a short list that never reads other files or the
-network, and the length is counted from the packets.
+In: a file, and `Limits`. Out: the video's length, or a `RefusedError`. Nothing a file says about itself is trusted:
+containers are chosen by content from a short list that never reads other files or the network, and the length is
+counted from the packets.
 """
 
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,10 @@ import av
 from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.settings import settings
-from ray_jobs.serve.refusals import RefusedError
 from clipautt.video.containers import DecodeError, open_container, video_stream
+from ray_jobs.serve.refusals import RefusedError
 
 _MAX_FRAMES_PER_SECOND = 240
-_FILE_NAME = "video"
 _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
 MAX_UPLOAD_MB = 50.0
 MAX_SECONDS = 60.0
@@ -40,17 +35,6 @@ class Limits:
     """Length of the video in seconds, from its first frame to the end of its last."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
-    max_frames: PositiveInt = 4000
-    """Frames that are looked at."""
-
-
-@contextmanager
-def private_file(content: bytes) -> Iterator[Path]:
-    """A file that only this user can read, in its own folder; both are deleted after the block, however it ends."""
-    with tempfile.TemporaryDirectory(prefix="clipautt-upload-") as folder:
-        path = Path(folder) / _FILE_NAME
-        path.write_bytes(content)
-        yield path
 
 
 def check_video(path: Path, limits: Limits) -> float:
@@ -64,7 +48,7 @@ def check_video(path: Path, limits: Limits) -> float:
         The length in seconds.
 
     Raises:
-        RefusedError: 415 for a file that cannot be read as a video, 422 for one that is over a limit.
+        RefusedError: `not_a_video`: it cannot be read as a video; `over_limit`: it is over a limit.
     """
     try:
         with open_container(str(path)) as container:

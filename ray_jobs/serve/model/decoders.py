@@ -24,6 +24,7 @@ from clipautt.clips import Clip
 from clipautt.video.decoding import DecodeError
 from clipautt.video.reader import NoFaceError
 from clipautt.video.reader_process import ReadLimits
+from clipautt.video.stills import Sighting, Still, StillReader
 from clipautt.video.whole import DecodedClip, TooManyFramesError, decode_clip
 from ray_jobs.serve.model.check import decode_check
 from ray_jobs.serve.model.messages import Decoded, NotHere, Served
@@ -66,6 +67,11 @@ class Decoders:
         self._decoding = decoding
         self._served = {one.name: one for one in decoding.served}
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
+        self._stills = ThreadPoolExecutor(1, "stills")  # a live frame does not wait for videos
+        readers = {
+            one.pixels: StillReader(one.frames, max_pixels=decoding.limits.max_pixels) for one in decoding.served
+        }
+        self._readers = {one.name: readers[one.pixels] for one in decoding.served}
         for frames in {one.pixels: one.frames for one in decoding.served}.values():
             decode_check(frames, decoding.reading)
 
@@ -80,12 +86,16 @@ class Decoders:
             content: its bytes, where the file lies on another node.
         """
         began = time.perf_counter()
-        return await self._threaded(self._decode, path, tuple(models), content, began)
+        return await self._threaded(self._threads, self._decode, path, tuple(models), content, began)
 
-    async def _threaded(self, work: Callable[..., _T], *arguments: Any) -> _T | Refusal:
+    async def still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still | Refusal:
+        """A picture of a live session as the image tower takes it; see `StillReader`."""
+        return await self._threaded(self._stills, self._still, jpeg, model, seconds, seen)
+
+    async def _threaded(self, threads: ThreadPoolExecutor, work: Callable[..., _T], *arguments: Any) -> _T | Refusal:
         """The result of some work in a thread. A refusal is a value: Ray logs what crosses it as an exception."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
         except RefusedError as error:
             return error.refusal
 
@@ -102,6 +112,12 @@ class Decoders:
             specs = {self._served[name].pixels: self._served[name] for name in models}
             clips = {pixels: ray.put(self._decoded(file, served)) for pixels, served in specs.items()}
         return Decoded(clips, duration, time.perf_counter() - began - waited, waited)
+
+    def _still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still:
+        try:
+            return self._readers[model](jpeg, seconds=seconds, seen=seen)
+        except DecodeError as error:
+            raise RefusedError("not_a_picture", str(error)) from error
 
     @contextmanager
     def _file(self, path: str, content: npt.NDArray[np.uint8] | None) -> Iterator[Path]:

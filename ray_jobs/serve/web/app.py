@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
@@ -24,6 +25,9 @@ from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
 from ray_jobs.serve.web.gate import Gate
+from ray_jobs.serve.web.interface import AnnotatedVideos
+from ray_jobs.serve.web.jobs import Jobs
+from ray_jobs.serve.web.live import Live
 from ray_jobs.serve.web.metrics import Metrics
 from ray_jobs.serve.web.pipeline import ServePipeline
 from ray_jobs.serve.web.readiness import Readiness
@@ -47,6 +51,7 @@ _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _ID = Annotated[str, InPath(description="Id of the subject")]
 
 logger = logging.getLogger(__name__)
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,19 @@ class Parts:
     """What Prometheus reads."""
     facts: dict[str, Any]
     """`Models` but for the models."""
+    public_url: str | None = None
+    """Address by which clients reach the server; None: as a request says."""
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """The application: routes, the page, the OpenAPI and the answers to errors."""
+def make_app(parts: Parts, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application: routes, the page, the OpenAPI and the answers to errors.
+
+    Args:
+        parts: what the routes use.
+        lifespan: what runs as long as the application.
+    """
     app = FastAPI(
+        lifespan=lifespan,
         title="clipautt",
         summary="Emotion from face video by facial action units, personalized",
         docs_url=None,

@@ -106,11 +106,9 @@ class Metrics:
         else:
             self._live_seconds.observe(seconds)
 
-    @contextlib.contextmanager
-    def live_client(self) -> Iterator[None]:
-        """A live session is open inside this block."""
-        with self._live_clients.track_inprogress():
-            yield
+    def set_live_clients(self, number: int) -> None:
+        """Set how many live sessions are open."""
+        self._live_clients.set(number)
 
     @contextlib.contextmanager
     def queued(self, stage: Stage, state: State) -> Iterator[None]:

@@ -180,9 +180,9 @@ class ServePipeline:
     def _forgotten(self, who: Who, subject_id: str) -> None:
         self._encoder.broadcast("forget", who, subject_id).results(timeout_s=_CONTROL_SECONDS)
 
-    async def still(self, jpeg: bytes, model: str) -> Any | Refusal:
+    async def still(self, jpeg: bytes, model: str, *, seconds: float, seen: tuple[Any, ...]) -> Any | Refusal:
         """See `Decoders.still`."""
-        return await _asked(self._decoders.still.remote(jpeg, model))
+        return await _asked(self._decoders.still.remote(jpeg, model, seconds, seen))
 
     async def moment(self, look: Any) -> Any | Refusal:
         """See `Encoder.moment`."""
