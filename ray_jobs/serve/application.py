@@ -1,8 +1,8 @@
 """The Ray Serve application: three deployments and how they are connected.
 
 In: a `ServeConfig`, or as plain settings in a YAML of `clipautt serve build`. Out: an application for `serve.run` and
-`serve deploy`. Ray's own HTTP proxy is not used: it holds uploads in memory without a limit and has no deadlines, so the
-web side listens itself.
+`serve deploy`. Ray's own HTTP proxy is not used: it holds uploads in memory without a limit and has no deadlines, so
+the web side listens itself.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _START_SECONDS = 300.0
 _HEAD = """\
-# Made by `clipautt serve build`. Start it on a cluster with `clipautt serve deploy {file}` or Ray's `serve deploy {file}`.
+# Made by `clipautt serve build`. Start it on a cluster: `clipautt serve deploy {file}`, or Ray's `serve deploy {file}`.
 # Every node needs clipautt, the folders named below, and port {port} where the web side runs.
 """
 

@@ -28,17 +28,23 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from ray_jobs.platform.cluster import connect, num_cpus
-from ray_jobs.platform.configuration import instantiate
+from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.nearest import suggestion
+from ray_jobs.serve import cluster_command, key_command
 from ray_jobs.serve.application import NAME, application
 from ray_jobs.serve.model.messages import Served
 from ray_jobs.serve.served import missing_cores, served_models
 from ray_jobs.serve.settings import ServeConfig
 
+POSITIONAL = "action words…"
+_ACTIONS = ("build", "deploy", "keys")
 _READY_SECONDS = 300.0
 _CHECK_SECONDS = 10.0
 _SILENCE_SECONDS = 120.0
@@ -109,17 +115,17 @@ def main(cfg: DictConfig) -> int:
     """Run the job: serve until Ctrl-C or SIGTERM, or do what `action` says."""
     given = resolved(cfg)
     command = {name: given.pop(name) for name in ("action", "words", "out", "scope", "days")}
-    words = [str(word) for word in command["words"]]
-    config: ServeConfig = build(given)
-    if command["action"] == "keys":
-        return key_command.run(words, config.folder, scope=command["scope"], days=command["days"])
-    if command["action"] == "deploy":
-        return deploy_command.run(words, config.cluster)
-    _refuse_words(command["action"], words)
-    if command["action"] == "build":
-        return build_command.run(given, config, Path(str(command["out"])))
-    if command["action"] is not None:
-        raise ValueError(f"serve {command['action']}: unknown action{suggestion(command['action'], ACTIONS)}")
+    action, words = command["action"], [str(word) for word in command["words"]]
+    _check_command(action, words, command)
+    config: ServeConfig = instantiate(given)
+    if action == "keys":
+        return key_command.run(
+            words, config.folder, scope=command["scope"], days=command["days"], options=config.key_options
+        )
+    if action == "deploy":
+        return cluster_command.deploy(words)
+    if action == "build":
+        return cluster_command.build(given, config, Path(str(command["out"])))
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
@@ -128,11 +134,27 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
+def _check_command(action: str | None, words: Sequence[str], command: dict[str, Any]) -> None:
+    """Refuse words and settings that do not belong to the action.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if action is not None and action not in _ACTIONS:
+        raise ValueError(
+            f"serve {action}: unknown action{suggestion(action, _ACTIONS)}; allowed: {', '.join(_ACTIONS)}"
+        )
+    if action not in ("keys", "deploy") and words:
+        raise ValueError(f"serve {action}: unknown word {words[0]!r}; `clipautt serve --help` shows examples")
+    if action != "keys" and (command["scope"] is not None or command["days"] is not None):
+        raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
+
+
 def _await_ready(config: ServeConfig) -> None:
     from ray import serve
 
     deadline = time.monotonic() + _READY_SECONDS
-    while not _status(config, "/readyz") == 200:
+    while _status(config, "/readyz") != 200:
         found = serve.status().applications.get(NAME)
         if found and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [one.message for one in found.deployments.values() if one.status != "HEALTHY"]

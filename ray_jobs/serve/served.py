@@ -1,13 +1,12 @@
 """Which models are served: their checkpoints, prompts, and names.
 
-In: a `ServeConfig`. Out: the `Served` models, and how their backbones are loaded. Nothing is loaded here but the facts of
-the checkpoints, so that a mistake is reported before anything starts.
+In: a `ServeConfig`. Out: the `Served` models. Nothing is loaded here but the checkpoints, so that a mistake is reported
+before anything starts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError

@@ -146,9 +146,15 @@ class ServeConfig:
         Raises:
             ValueError: keys are needed, and there is none; the message has the command that makes one.
         """
-        options = [setting(name, getattr(self, name)) for name in ("name", "runs") if getattr(self, name) != _OF[name]]
         behind = bool(self.trusted_proxies or self.public_url)
-        open_keys(self.keys, self.host, require_keys=self.require_keys, behind_proxy=behind, options=" ".join(options))
+        open_keys(self.keys, self.host, require_keys=self.require_keys, behind_proxy=behind, options=self.key_options)
+
+    @property
+    def key_options(self) -> str:
+        """The words that name this server to `clipautt serve keys`; empty for the usual one."""
+        return " ".join(
+            setting(name, getattr(self, name)) for name, usual in _OF.items() if getattr(self, name) != usual
+        )
 
     @property
     def spool(self) -> Path:

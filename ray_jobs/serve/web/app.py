@@ -1,6 +1,6 @@
 """The routes: what they take and answer, as an ASGI application without Ray and PyTorch.
 
-In: a `Pipeline` that answers their questions, and what stands around it (`Parts`). Out: the application, see `make_app`.
+In: a pipeline that answers their questions, and what stands around it (`Parts`). Out: the application, `make_app`.
 Forms are not parsed by FastAPI, which would hold them in memory, but by `uploads.read_form`.
 """
 

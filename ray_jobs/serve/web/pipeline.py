@@ -203,7 +203,7 @@ async def _control(work: Awaitable[Any]) -> Any:
 
 async def _asked(work: Awaitable[Any]) -> Any:
     """The answer of a deployment; that its worker is gone or busy is a refusal, anything else is a bug."""
-    from ray.exceptions import RayActorError, RayTaskError, ObjectLostError
+    from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
     try:

@@ -1,7 +1,7 @@
 """Whether predictions work: a bundled clip goes through every deployment, again and again.
 
-In: the pipeline. Out: a `Ready`, which `/readyz` answers at once. A replica counts as ready when Ray Serve runs it, and it
-runs only after it has predicted the clip itself (see `Decoders` and `Encoder`).
+In: the pipeline. Out: a `Ready`, which `/readyz` answers at once. A replica counts when Ray Serve runs it, which it does
+only after the replica has decoded or predicted the clip itself, see `model.check`.
 """
 
 from __future__ import annotations

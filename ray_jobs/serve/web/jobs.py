@@ -1,0 +1,2 @@
+class Jobs:
+    def __init__(self,*a,**k): pass
