@@ -96,17 +96,19 @@ def personalize_videos(
     clips, notes = clips_of(subject, videos, face=face)
     if saving:
         _refuse_loss(saving, subject, {clip.clip_id for clip in clips}, source)
-    features, failed = _encoded(source, clips, limits, on_video)
+    files = {clip.clip_id: clip.source for clip in clips}
+    encoded, failed = _encoded(source, clips, limits, on_video)
+    features, copies = without_copies(encoded, files)
     made = personalize_features(
         source,
         subject,
         features,
         config=config,
         tuning=tuning,
-        videos={clip.clip_id: clip.source for clip in clips},
+        videos=files,
         face=face,
         omitted=failed,
-        notes=notes,
+        notes=[*notes, *copies],
     )
     if saving:
         path = saving.folder / subject_file(subject)
@@ -145,16 +147,16 @@ def personalize_features(
     Args:
         source: the frozen model.
         subject: name of the person, as `checked_subject` gives it.
-        clips: features, with ids that differ; of several that show the same frames the first counts.
+        clips: features, with ids that differ; see `without_copies`.
         config: method and settings, see `check_keeps_something`.
         tuning: memory limit, batch size and compilation.
-        videos: clip id → its file, which is named in notes and tells whether its faces are rendered.
+        videos: clip id → its file, which tells whether its faces are rendered; None if they are not at hand.
         face: whose face was asked for; None if nobody was named.
         omitted: clip id → why a clip could not be encoded.
         notes: sentences on the footage that come first.
 
     Returns:
-        The personalization; its clips are those of `clips` that are no copies.
+        The personalization; `omitted` says which clips took no part and why, `warnings` what speaks against it.
 
     Raises:
         NothingLeftError: without a clip that can be used, with the reason of each.
@@ -162,27 +164,28 @@ def personalize_features(
         NotFiniteError: for features, or a prediction without adaptation, that are not finite.
     """
     check_keeps_something(source, config)
-    files, reasons = videos or {}, dict(omitted or {})
-    features, copies = without_copies(clips, files)
-    if not features:
+    reasons = dict(omitted or {})
+    if not clips:
         raise NothingLeftError(subject, reasons)
-    (result,) = adapt(source, [replace(clip, subject_id=subject) for clip in features], config, tuning=tuning).values()
+    (result,) = adapt(source, [replace(clip, subject_id=subject) for clip in clips], config, tuning=tuning).values()
     made = Personalization.of(result, config)
     reasons |= {  # what follows a semicolon is for `predict`
         clip_id: why.partition(";")[0] for clip_id, why in made.omitted.items()
     }
     if not (made.basis and made.basis.num_clips):
         raise NothingLeftError(subject, reasons)
-    sentences = dict.fromkeys([*notes, *copies, *_notes(source, features, files, face)])
+    sentences = dict.fromkeys([*notes, *_notes(source, clips, videos or {}, face)])
     return replace(made, omitted=reasons, notes=tuple(sentences))
 
 
-def without_copies(clips: Sequence[ClipFeatures], videos: Mapping[str, str]) -> tuple[list[ClipFeatures], list[str]]:
+def without_copies(
+    clips: Sequence[ClipFeatures], names: Mapping[str, str] | None = None
+) -> tuple[list[ClipFeatures], list[str]]:
     """The clips without those that show the same frames as an earlier one, and a note for each of these.
 
     Args:
         clips: features of clips.
-        videos: clip id → its file, for the notes.
+        names: clip id → what the note calls it; None for the id.
     """
     kept: list[ClipFeatures] = []
     notes = []
@@ -191,7 +194,7 @@ def without_copies(clips: Sequence[ClipFeatures], videos: Mapping[str, str]) -> 
         if twin is None:
             kept.append(clip)
         else:
-            name = videos.get(clip.clip_id) or clip.clip_id
+            name = (names or {}).get(clip.clip_id, clip.clip_id)
             notes.append(f"{name} shows the same frames as {twin.clip_id!r}, and they count once.")
     return kept, notes
 
