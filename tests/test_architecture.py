@@ -16,6 +16,7 @@ METHOD = {
         "commands",
         "files",
         "tables",
+        "subjects",
         "action_units",
         "clips",
         "footage",

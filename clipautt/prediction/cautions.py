@@ -30,6 +30,7 @@ Code = Literal[
     "too_long",
     "too_dark",
     "few_personal_frames",
+    "not_adapted",
 ]
 CODES: dict[Code, str] = {
     "unseen_footage": "Backbone or checkpoint were trained on another kind of faces, rendered or real, only",
@@ -41,6 +42,7 @@ CODES: dict[Code, str] = {
     "too_long": "The clip is much longer than those of training, so that some window shows anything by chance",
     "too_dark": "What the model sees is darker than footage on which it is reliable",
     "few_personal_frames": "The personalization that is used rests on few frames",
+    "not_adapted": "Adaptation went wrong, and the prediction is made without it",
 }
 """Code of a warning → what it means."""
 MIN_WINDOWS = 2.0
@@ -99,6 +101,7 @@ def cautions(
     face: str | None = None,
     centred: bool = False,
     basis: Basis | None = None,
+    fallback: str | None = None,
 ) -> dict[Code, str]:
     """What speaks against the numbers of a clip.
 
@@ -109,10 +112,14 @@ def cautions(
         face: whose face was asked for; None if nobody was named.
         centred: whether the resting face comes from elsewhere than from this clip.
         basis: what the personalization rests on that is used; None without one, or if that is not known.
+        fallback: why the prediction is made without adaptation, where that was asked for; None elsewhere.
     """
     found = dict(_cautions(model, clip, video, face, centred))
-    few = basis and basis.too_few
-    return found | {"few_personal_frames": few} if few else found
+    if basis and basis.too_few:
+        found["few_personal_frames"] = basis.too_few
+    if fallback:
+        found["not_adapted"] = f"Adaptation went wrong, and the prediction is made without it: {fallback}."
+    return found
 
 
 def _cautions(
