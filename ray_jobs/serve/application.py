@@ -60,6 +60,7 @@ def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
         (config.backbone,) * len(served),
         device="cuda" if gpus else "cpu",
         threads=config.threads,
+        encoders=config.encoders,
         subjects=str(config.folder / "subjects"),
         adapt=config.adapt,
         per_video=config.per_video,

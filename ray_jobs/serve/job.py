@@ -83,7 +83,7 @@ def start(config: ServeConfig, served: tuple[Served, ...]) -> str:
     except BaseException as error:
         stop()
         if isinstance(error, RayError | RuntimeError | TimeoutError):
-            raise ConnectionError(f"the server does not start: {error}") from error
+            raise ConnectionError(f"the server does not start: {last_line(str(error))}") from error
         raise
     return config.url
 
@@ -150,6 +150,11 @@ def _check_command(action: str | None, words: Sequence[str], command: dict[str, 
         raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
 
 
+def last_line(message: str) -> str:
+    """What went wrong, from a message of Ray that ends with a worker's traceback; the whole is in Ray's messages."""
+    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "Ray says no reason")
+
+
 def _await_ready(config: ServeConfig) -> None:
     from ray import serve
 
@@ -157,8 +162,7 @@ def _await_ready(config: ServeConfig) -> None:
     while _status(config, "/readyz") != 200:
         found = serve.status().applications.get(NAME)
         if found and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [one.message for one in found.deployments.values() if one.status != "HEALTHY"]
-            raise ConnectionError("the server does not start: " + "\n".join([found.message, *reasons]))
+            raise ConnectionError(f"the server does not start: {last_line(found.message)}")
         if time.monotonic() > deadline:
             raise ConnectionError(
                 f"the server is not ready after {_READY_SECONDS:g} s; does the cluster have free cores?"

@@ -51,9 +51,9 @@ class ServeConfig:
     """Address to listen on. Any but this machine's own needs API keys: `clipautt serve keys add NAME`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
-    name: str = _OF["name"]
+    name: str = "server"
     """Name of the server: its keys, subjects and log lie in runs/serve/NAME."""
-    runs: str = _OF["runs"]
+    runs: str = "runs"
     """Folder of all runs; every node of a cluster has to see it."""
     require_keys: bool = False
     """Whether requests need an API key on loopback as well."""

@@ -35,6 +35,8 @@ class Limits:
     """Length of the video in seconds, from its first frame to the end of its last."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
+    max_frames: PositiveInt = 4000
+    """Frames that are looked at."""
 
 
 def check_video(path: Path, limits: Limits) -> float:

@@ -91,8 +91,10 @@ class Encoding:
     """How the backbone of each is loaded; None: as in training."""
     device: str
     """`cuda` or `cpu`."""
-    threads: int
-    """Threads of PyTorch."""
+    threads: int | None
+    """Threads of PyTorch; None: this machine's cores, shared by the encoders."""
+    encoders: int
+    """Copies of the models."""
     subjects: str
     """Folder of what is stored of subjects."""
     adapt: AdaptConfig
@@ -115,7 +117,7 @@ class Encoder:
 
     def __init__(self, encoding: Encoding) -> None:
         os.nice(_NICENESS)
-        torch.set_num_threads(encoding.threads)
+        torch.set_num_threads(encoding.threads or max(1, len(os.sched_getaffinity(0)) // encoding.encoders))
         self._encoding = encoding
         self._served = {one.name: one for one in encoding.served}
         self._predictors = load_predictors(encoding)
