@@ -36,7 +36,7 @@ class Limits:
     max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
     max_frames: PositiveInt = 4000
-    """Frames that are looked at."""
+    """Frames that are looked at; they are in memory together."""
 
 
 def check_video(path: Path, limits: Limits) -> float:
