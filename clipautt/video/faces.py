@@ -48,8 +48,8 @@ MOST_TURNED = 30.0
 """Degrees by which a head may be turned to a side before a frame counts as turned away; a usual limit for reading AUs,
 not one of `make bench-validity`, whose rendered heads turn by less."""
 _HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
-"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front) in millimetres:
-a face as OpenFace fitted it."""
+"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front), millimetres: a
+face as OpenFace fitted it."""
 _PROFILE = 60.0
 """Stands for the turn of a head that only the cascade for profiles finds, which was trained on half and full ones."""
 _OVERLAP = 0.3
@@ -227,10 +227,9 @@ def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
     """By how many degrees a head is turned to either side, 0 to 90: how far the line through its eyes points at the
     camera.
 
-    The head is taken for the rigid `_HEAD`, seen from afar: the 2 × 3 matrix that takes its points to the landmarks best
-    is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer, and neither do expressions,
-    as the line through the eyes counts; but people's noses differ, which is some degrees at 30, and landmarks that were
-    guessed, as those of a covered face, look like any turn.
+    The head is taken for the rigid `_HEAD`, seen from afar: the 2 × 3 matrix that takes its points to the landmarks
+    best is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer; people's noses differ,
+    which is some degrees at 30, and landmarks that were guessed, as those of a covered face, look like any turn.
 
     Args:
         landmarks: right and left eye, tip of the nose, right and left corner of the mouth as (x, y), [5, 2].
