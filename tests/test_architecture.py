@@ -48,7 +48,9 @@ METHOD = {
         "face_check",
         "tracks",
         "reader",
+        "stills",
         "reader_process",
+        "whole",
     ],
     "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [

@@ -115,6 +115,8 @@ class ClipFacts:
     """Median side of the face's box; nan where it was not recorded."""
     turned_share: float = float("nan")
     """Share of the frames with the face in which it is turned away; nan where nothing tells."""
+    rendered: bool | None = None
+    """Whether its faces are rendered; a store does not know."""
 
     @property
     def face_share(self) -> float:

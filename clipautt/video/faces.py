@@ -48,8 +48,8 @@ MOST_TURNED = 30.0
 """Degrees by which a head may be turned to a side before a frame counts as turned away; a usual limit for reading AUs,
 not one of `make bench-validity`, whose rendered heads turn by less."""
 _HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
-"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front), millimetres: a
-face as OpenFace fitted it."""
+"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front): millimetres
+of a face as OpenFace fitted it."""
 _PROFILE = 60.0
 """Stands for the turn of a head that only the cascade for profiles finds, which was trained on half and full ones."""
 _OVERLAP = 0.3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_jobs.serve.model.looks import Look, Moment
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Adapt
@@ -57,10 +58,17 @@ class Pipeline(Protocol):
     async def erase(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
         """Erase what is stored of a subject, on every replica; `Erased` as plain values."""
 
-    async def still(self, jpeg: bytes, model: str) -> Any | Refusal:
-        """A picture as the image tower takes it, from a decoder."""
+    async def still(self, jpeg: bytes, model: str, *, seconds: float, seen: tuple[Any, ...]) -> Any | Refusal:
+        """A picture as the image tower takes it, a `Still` from a decoder.
 
-    async def moment(self, look: Any) -> Any | Refusal:
+        Args:
+            jpeg: the picture.
+            model: whose image tower.
+            seconds: when it arrived, from the first picture of its session on.
+            seen: `Still.seen` of the picture before.
+        """
+
+    async def moment(self, look: Look) -> Moment | Refusal:
         """What a model sees in a live frame, from the encoder."""
 
     async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:
