@@ -82,6 +82,8 @@ class FrameChunk:
     """Where the face is in the frame, see `BOX`, float32 [n, 5]; nan where no face is shown, and without a detector."""
     brightness: npt.NDArray[np.float32]
     """Mean luma of what is shown, 0 (black) to 1 (white), float32 [n]; nan where no face is shown."""
+    turned: npt.NDArray[np.float32]
+    """Degrees by which the head is turned to either side, see `Face.turn`, float32 [n]; nan where nothing tells."""
     notes: tuple[str, ...] = ()
     """What could not be shown as it should be, up to this chunk; the last chunk of a clip has all of it."""
     other_faces: int = 0
@@ -101,7 +103,7 @@ class FrameChunk:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
 
 
-OF_FRAMES = ("frames", "times", "found", "boxes", "brightness")
+OF_FRAMES = ("frames", "times", "found", "boxes", "brightness", "turned")
 """The fields of a `FrameChunk` that have a value per frame."""
 
 
@@ -168,6 +170,8 @@ class FittedFrame:
     """[5]; None where no face is shown, and without a detector."""
     shown: bool = True
     """Whether the frame shows anything; a blank one does not."""
+    turn: float = float("nan")
+    """Degrees by which the head is turned to a side; nan where nothing tells."""
 
     @property
     def brightness(self) -> float:
@@ -192,7 +196,7 @@ def face_crops(
         if track.shown[index]:
             where = track.centre[index], float(track.side[index]), float(track.angle[index])
             crop = crop_face(frame, *where, size=shape.size, interpolation=shape.interpolation)
-            yield FittedFrame(time, crop, bool(track.found[index]), boxes[index])
+            yield FittedFrame(time, crop, bool(track.found[index]), boxes[index], turn=float(track.turn[index]))
         else:
             yield FittedFrame(time, blank, found=False, shown=False)
 
@@ -280,4 +284,5 @@ def _chunk(held: list[FittedFrame], decoder: Decoder) -> FrameChunk:
         np.array([one.found for one in held], bool),
         np.stack([nowhere if one.box is None else one.box for one in held]),
         np.array([one.brightness for one in held], np.float32),
+        np.array([one.turn for one in held], np.float32),
     )

@@ -21,8 +21,8 @@ from tests.support.photograph import photograph
 
 PEOPLE = [np.concatenate([photograph(240, 180, 1.1), photograph(200 + 3 * i, 180, 0.8)], 1) for i in range(12)]
 UNSEEN = (
-    "The backbone 'embedded' was trained on rendered faces only, and this video is not marked as rendered: for the face "
-    "of a real person the answer means nothing."
+    "The backbone 'embedded' was trained on rendered faces only, and this video is not marked as rendered: for the "
+    "face of a real person the answer means nothing."
 )
 BACKGROUND = np.full((360, 480, 3), 90, np.uint8)
 

@@ -194,5 +194,5 @@ def test_features_in_the_store_hold_what_tables_need(done: Path, study: Path, ch
     clip = Clip("c", "", str(study / "anna/rest/1.mp4"), "target")
     stored = FeatureStore(done / "store", spec).load([clip])["c"]
     read = encode_clip(clip, predictor.source.backbone, spec.frames)
-    for name in ("boxes", "brightness", "face_found", "times"):
+    for name in ("boxes", "brightness", "face_found", "times", "turned"):
         assert np.array_equal(getattr(stored, name), getattr(read, name), equal_nan=name != "face_found"), name
