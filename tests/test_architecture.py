@@ -50,6 +50,7 @@ METHOD = {
         "reader",
         "stills",
         "reader_process",
+        "whole",
     ],
     "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [

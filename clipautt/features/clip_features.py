@@ -119,6 +119,44 @@ class ClipFeatures:
     face_sides: tuple[float, ...] = ()
     """Without a detector: the side of the face as a share of the picture's in a few frames, see `face_check`; empty
     where nothing was looked at."""
+    rendered: bool | None = None
+    """Whether its faces are rendered, where the file is not at hand to be asked; None if that is not known."""
+
+    @classmethod
+    def of(
+        cls,
+        clip: Clip,
+        frames: FrameChunk,
+        features: Tensor,
+        *,
+        faces: FaceConfig,
+        sides: tuple[float, ...],
+        rendered: bool | None = None,
+    ) -> ClipFeatures:
+        """What is known of a clip after it was decoded and encoded.
+
+        Args:
+            clip: the clip.
+            frames: all its frames; their pixels are not looked at.
+            features: of these frames, [T, d].
+            faces: how faces were looked for.
+            sides: `face_sides`.
+            rendered: whether its faces are rendered, if that is known.
+        """
+        return cls(
+            clip.clip_id,
+            clip.subject_id,
+            features,
+            frames.times,
+            frames.found,
+            notes=frames.notes,
+            min_share=faces.window_share,
+            other_faces=frames.other_faces,
+            boxes=frames.boxes,
+            brightness=frames.brightness,
+            face_sides=sides,
+            rendered=rendered,
+        )
 
     @property
     def face_share(self) -> float:
@@ -203,19 +241,7 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0].copy()), features))  # a view would keep all frames
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     whole = FrameChunk.joined([chunk for chunk, _ in kept])
-    return ClipFeatures(
-        clip.clip_id,
-        clip.subject_id,
-        torch.cat([features for _, features in kept]),
-        whole.times,
-        whole.found,
-        notes=whole.notes,
-        min_share=frames.faces.window_share,
-        other_faces=whole.other_faces,
-        boxes=whole.boxes,
-        brightness=whole.brightness,
-        face_sides=sample.sides(),
-    )
+    return ClipFeatures.of(clip, whole, torch.cat([one for _, one in kept]), faces=frames.faces, sides=sample.sides())
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

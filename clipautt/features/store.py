@@ -107,6 +107,8 @@ class ClipFacts:
     """What could not be shown as it should be."""
     min_share: float = 0.0
     """Share of a window's frames that must show the face; 0 without a detector."""
+    rendered: bool | None = None
+    """Whether its faces are rendered; a store does not know."""
 
     @property
     def face_share(self) -> float:

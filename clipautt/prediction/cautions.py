@@ -118,7 +118,7 @@ def cautions(
 def _cautions(
     model: Model, clip: ClipFeatures | ClipFacts, video: str, face: str | None, centred: bool
 ) -> Iterator[tuple[Code, str]]:
-    unseen = other_footage(model.footage, [is_rendered(video)] if video else [])
+    unseen = other_footage(model.footage, [is_rendered(video) if video else clip.rendered])
     if unseen:
         yield "unseen_footage", unseen
     few = few_faces(clip.face_share, model.checkpoint.spec.features.frames.faces)

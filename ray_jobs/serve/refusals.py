@@ -85,9 +85,10 @@ class RefusedError(ValueError):
     def __str__(self) -> str:
         return self.refusal.detail
 
+    @classmethod
+    def of(cls, refusal: Refusal) -> RefusedError:
+        """The error that carries a refusal."""
+        return cls(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
+
     def __reduce__(self) -> Any:
-        return _refused, (self.refusal,)
-
-
-def _refused(refusal: Refusal) -> RefusedError:
-    return RefusedError(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
+        return RefusedError.of, (self.refusal,)

@@ -15,14 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import av
+import numpy as np
+import numpy.typing as npt
 
 _WAIT_SECONDS = 60.0
+_KEYS = {
+    **{"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " "), "End": (35, ""), "Home": (36, "")},
+    **{"ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, "")},
+}
+"""Key → Windows' virtual key code and the text that it writes."""
 
 
 def find_chromium() -> str | None:
     """The path of Chromium or Chrome, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next(filter(None, map(shutil.which, names)), None)
+
+
+def write_camera(path: Path, frames: npt.NDArray[np.uint8], *, fps: int = 25) -> Path:
+    """What a fake camera sees, as uncompressed video (.y4m).
+
+    Args:
+        path: The file.
+        frames: RGB, uint8 [T, H, W, 3], with even height and width.
+        fps: Frames per second.
+    """
+    height, width = frames.shape[1:3]
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n".encode())
+        for pixels in frames:
+            planes = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p").to_ndarray()
+            file.write(b"FRAME\n" + planes.tobytes())
+    return path
 
 
 class Page:
@@ -46,6 +71,8 @@ class Page:
                 self._waiting.pop(message["id"]).set_result(message)
             elif method == "Network.requestWillBeSent":
                 self.requested.append(told["request"]["url"])
+            elif method == "Network.webSocketCreated":
+                self.requested.append(told["url"])
             elif method == "Runtime.exceptionThrown":
                 self.complaints.append(json.dumps(told["exceptionDetails"]))
             elif method == "Log.entryAdded":
@@ -88,37 +115,66 @@ class Page:
         await self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=found)
 
     async def press(self, key: str) -> None:
-        """Press one key, such as `Tab` or `Enter`."""
-        code = {"Tab": 9, "Enter": 13}[key]
-        extra = {"text": "\r"} if key == "Enter" else {}
+        """Press one key, such as `Tab`, `Enter`, `ArrowRight` or a letter."""
+        code, text = _KEYS.get(key, (0, key))
+        extra = {"text": text} if text else {}
         await self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **extra)
         await self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
-    async def look(self, *, width: int = 1000, height: int = 800, dark: bool = False) -> None:
-        """Size of the window, and the colours the person prefers."""
+    async def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        await self.send("Input.insertText", text=text)
+
+    async def click(self, selector: str, *, at: tuple[float, float] = (0.5, 0.5)) -> None:
+        """Click an element with the mouse, at a share of its width and height."""
+        await self.evaluate(
+            f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
+        box = await self.evaluate(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
+        x, y = box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"]
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+
+    async def choose(self, selector: str, value: str) -> None:
+        """Choose an option of a list by its value."""
+        chosen = f"const list = document.querySelector({selector!r}); list.value = {value!r};"
+        await self.evaluate(f"(() => {{ {chosen} list.dispatchEvent(new Event('change', {{bubbles: true}})); }})()")
+
+    async def look(
+        self, *, width: int = 1000, height: int = 800, dark: bool = False, still: bool = False, scale: float = 1
+    ) -> None:
+        """Size of the window, the colours the person prefers, and whether they prefer that nothing moves."""
         await self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self.send("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
+        await self.send("Emulation.setEmulatedMedia", features=[scheme, motion])
 
     async def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
-        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True)
+        whole = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
+        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True, clip={**whole, "scale": 1})
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
 @asynccontextmanager
-async def open_page(chromium: str, folder: Path, url: str) -> AsyncIterator[Page]:
+async def open_page(chromium: str, folder: Path, url: str, *, camera: Path | None = None) -> AsyncIterator[Page]:
     """A new browser at a URL.
 
     Args:
         chromium: Path of the browser.
         folder: Where its profile goes.
         url: Of the page.
+        camera: What its camera sees, over and over, from `write_camera`; None for no camera.
     """
     command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--mute-audio"]
-    command += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
+    command += ["--remote-debugging-port=0", f"--user-data-dir={folder}"]
+    if camera is not None:
+        command += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        command += [f"--use-file-for-fake-video-capture={camera}"]
+    command.append("about:blank")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = await _debugging_port(folder / "DevToolsActivePort")

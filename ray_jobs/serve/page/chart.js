@@ -1,20 +1,9 @@
 // The timeline: rise of the leading action units over the clip, and below it the model's entropy. Independent of the page.
 
-const SVG = "http://www.w3.org/2000/svg"; // A name, not an address: nothing is fetched.
-const LEFT = 40, RIGHT = 180, NARROW = 560, TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;
+import { median, node, signed } from "./dom.js";
 
-export function node(name, attributes = {}, text = "") {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
-}
-
-export function median(values) {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-}
+export const LEFT = 40, RIGHT = 180, NARROW = 560;
+const TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;
 
 // Curves of the top action units, each minus its median over the clip: what the server calls the rise.
 export function risesOf(answer) {
@@ -49,15 +38,16 @@ export function timeline(container, answer, seek) {
 function render(answer, width, seek) {
   const times = answer.action_units.time_seconds;
   const rises = risesOf(answer);
-  const end = Math.max(answer.duration_seconds, answer.window_end_seconds, times[times.length - 1], 0.1);
+  const end = endOf(answer);
   const highest = Math.max(0.01, ...rises.flatMap((curve) => curve.values));
   const lowest = Math.min(0, ...rises.flatMap((curve) => curve.values));
   const most = Math.log(Math.max(2, Object.keys(answer.probabilities).length));
   const wide = width >= NARROW; // On a narrow screen the codes stand alone; the list above the chart has their names.
-  const inner = Math.max(60, width - LEFT - (wide ? RIGHT : 52));
-  const floor = TOP + UPPER + GAP + LOWER;
+  const inner = innerWidth(width);
+  const upper = rises.length ? UPPER : 0, gap = rises.length ? GAP : 4; // Where nothing rose, the entropy stands alone.
+  const floor = TOP + upper + gap + LOWER;
   const x = (seconds) => LEFT + (inner * seconds) / end;
-  const y = (rise) => TOP + UPPER * (1 - (rise - lowest) / (highest - lowest));
+  const y = (rise) => TOP + upper * (1 - (rise - lowest) / (highest - lowest));
   const z = (entropy) => floor - LOWER * Math.min(1, entropy / most);
 
   const svg = node("svg", { viewBox: `0 0 ${width} ${floor + AXIS}`, height: floor + AXIS, role: "img" });
@@ -65,9 +55,11 @@ function render(answer, width, seek) {
   const from = x(answer.window_start_seconds);
   const span = Math.max(2, x(answer.window_end_seconds) - from);
   svg.append(node("rect", { class: "window", x: from, y: TOP, width: span, height: floor - TOP }));
-  for (const tick of ticks(lowest, highest, 4)) {
+  const levels = rises.length ? ticks(lowest, highest, 4) : [];
+  const digits = levels.length > 1 && levels[1] - levels[0] < 0.099 ? 2 : 1;
+  for (const tick of levels) {
     svg.append(node("line", { class: "axis", x1: LEFT, x2: LEFT + inner, y1: y(tick), y2: y(tick) }));
-    svg.append(node("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, signed(tick, 1)));
+    svg.append(node("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, signed(tick, digits)));
   }
   for (const [level, word] of [[0, "sure"], [most, "unsure"]]) {
     svg.append(node("line", { class: "axis", x1: LEFT, x2: LEFT + inner, y1: z(level), y2: z(level) }));
@@ -91,17 +83,43 @@ function render(answer, width, seek) {
   return { svg, playhead, x, end };
 }
 
+// Seconds that the charts of an answer span.
+export function endOf(answer) {
+  const times = answer.action_units.time_seconds;
+  return Math.max(answer.duration_seconds, answer.window_end_seconds, times[times.length - 1], 0.1);
+}
+
+// Pixels between the axis and the names, of a chart that is `width` wide.
+export function innerWidth(width) {
+  return Math.max(60, width - LEFT - (width >= NARROW ? RIGHT : 52));
+}
+
+// The usual distance of two windows, seconds.
+export function stepOf(times) {
+  return times.length > 1 ? median(times.slice(1).map((time, at) => time - times[at])) : 0.5;
+}
+
 function describe(answer) {
   const codes = answer.top_action_units.map(({ code }) => answer.action_units.names[code]).join(", ");
   const [from, to] = [answer.window_start_seconds, answer.window_end_seconds].map((seconds) => seconds.toFixed(1));
   return `Chart over time of the rise of ${codes} and of the model's entropy; the chosen moment is ${from} to ${to} seconds`;
 }
 
-// A single window is a point, which a line would not show.
+// Points in pieces: where no window counts, as nobody is seen, there is a gap. A piece of one window is a dot.
 function line(times, values, x, y, index) {
-  if (times.length === 1) return node("circle", { class: `series s${index}`, cx: x(times[0]), cy: y(values[0]), r: 4 });
-  const points = times.map((time, at) => `${x(time).toFixed(1)},${y(values[at]).toFixed(1)}`).join(" ");
-  return node("polyline", { class: `series s${index}`, points });
+  const group = node("g");
+  const far = 1.5 * stepOf(times);
+  const pieces = [];
+  times.forEach((time, at) => {
+    if (!at || time - times[at - 1] > far) pieces.push([]);
+    pieces[pieces.length - 1].push([x(time).toFixed(1), y(values[at]).toFixed(1)]);
+  });
+  for (const piece of pieces) {
+    const [cx, cy] = piece[0];
+    if (piece.length === 1) group.append(node("circle", { class: `series s${index}`, cx, cy, r: 3 }));
+    else group.append(node("polyline", { class: `series s${index}`, points: piece.map((point) => point.join(",")).join(" ") }));
+  }
+  return group;
 }
 
 function area(times, values, x, z, floor) {
@@ -122,7 +140,7 @@ function names(rises, y) {
   return placed;
 }
 
-function ticks(low, high, count) {
+export function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
@@ -133,9 +151,4 @@ function ticks(low, high, count) {
 
 function shorten(text) {
   return text.length > 26 ? `${text.slice(0, 25)}…` : text;
-}
-
-export function signed(value, digits = 3) {
-  const text = Math.abs(value).toFixed(digits);
-  return +text === 0 ? "0" : `${value < 0 ? "−" : "+"}${text}`;
 }

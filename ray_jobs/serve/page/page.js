@@ -1,192 +1,231 @@
-// The page: a file goes in, the server's answer is shown. All text is set as text, never as HTML.
+// The page: a clip goes in, the server's answer is shown. Which model, whose face, and what is told to the person.
 
-import { node, risesOf, signed, timeline } from "./chart.js";
+import { $, element, rest, sentence, size } from "./dom.js";
+import { ask, askForKeysWith, pause, send, setKey } from "./ask.js";
+import { listenToLive, stopLive } from "./live.js";
+import { listenToPlayer } from "./player.js";
+import { closeRecorder, recording } from "./record.js";
+import { hideAnswers, showAnswers } from "./result.js";
+import { chosenSubject, clipChanged, listenToSubjects, loadSubjects, storedSubject } from "./subjects.js";
 
-const $ = (id) => document.getElementById(id);
-const form = $("form"), input = $("video"), player = $("player"), result = $("result");
-let limits = null, address = null, chart = null, stopAt = null, answer = null, busy = false, served = "";
+const ALL = "\u0000all"; // No model has this name.
+let served = null, clip = null, previewed = null, stopping = null, entered = null;
 
-function element(name, text = "", classes = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.className = classes;
-  return made;
+// Errors
+
+function fail(problem) {
+  $("error").hidden = !problem || problem.name === "AbortError"; // Who stops something knows it.
+  if ($("error").hidden) return;
+  const wait = problem.retry ? ` Try again in ${problem.retry} s.` : "";
+  $("error-detail").textContent = sentence(problem.message || "The page failed");
+  $("error-help").textContent = sentence(problem.help ?? "") + wait;
+  $("error-help").hidden = !$("error-help").textContent;
+  $("error").scrollIntoView({ block: "nearest" });
 }
 
-async function ask(path, options) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer, or refused the file while it arrived. Is `clipautt serve` still running?");
+// The key
+
+function keyAsked(problem) {
+  $("key-problem").textContent = sentence(problem.message);
+  if (!entered) {
+    const was = document.activeElement;
+    entered = new Promise((resolve) => {
+      $("key-form").onsubmit = (event) => {
+        event.preventDefault();
+        const value = $("key").value.trim();
+        if (!value) return;
+        setKey(value);
+        $("key").value = "";
+        $("key-form").hidden = true;
+        entered = null;
+        was?.focus?.();
+        resolve();
+      };
+    });
+    $("key-form").hidden = false;
+    $("key").focus();
   }
-  const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.detail || `The server answered with status ${response.status}.`);
-  return body;
+  return entered;
 }
 
-function fail(message) {
-  $("error").textContent = message.charAt(0).toUpperCase() + message.slice(1);
-  $("error").hidden = !message;
-}
+// What is served
 
 async function welcome() {
-  const [health, { subjects }] = await Promise.all([ask("healthz"), ask("v1/subjects")]);
-  limits = health.limits;
-  $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds `
-    + `and ${size(limits.max_bytes)}`;
-  const seen = Object.entries(health.trained_on).map(([part, footage]) => `${part}: ${footage}`);
-  $("trained-on").textContent = `Trained on: ${seen.join("; ")}. What it says about footage of another kind means nothing.`;
-  $("subjects").replaceChildren(...subjects.map((id) => Object.assign(document.createElement("option"), { value: id })));
-  $("subject-hint").textContent = subjects.length
-    ? `(optional; ${subjects.length} with adapted prompts)` : "(no subject has adapted prompts yet)";
-  served = `checkpoint ${health.checkpoint}, backbone ${health.backbone}`;
+  for (;;) {
+    try {
+      served = await ask("v1/models");
+      break;
+    } catch (problem) {
+      if (!["not_ready", "busy", "worker_lost"].includes(problem.code)) throw problem;
+      $("waiting").textContent = sentence(problem.message);
+      await pause(problem.retry ?? 2);
+    }
+  }
+  $("waiting").textContent = "";
+  showModels();
+  const { limits } = served;
+  $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds and ${size(limits.max_bytes)}`;
+  recording({ limits, done: (file) => choose(file, true), failed: fail });
+  await loadSubjects();
 }
 
-function size(bytes) {
-  return bytes < 1e5 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+function showModels() {
+  const names = served.models.map(({ name }) => name);
+  $("model").replaceChildren(...names.map((name) => new Option(name, name)));
+  if (names.length > 1) $("model").append(new Option("All of them", ALL));
+  $("model-row").hidden = names.length < 2;
+  $("adapt").replaceChildren(new Option("No", "none"), new Option(`Yes, by ${served.adapt}`, "per_video"),
+    new Option("Yes, after this person's earlier clips", "online"));
+  for (const id of ["choices", "tabs", "clip"]) $(id).hidden = false;
+  modelChanged();
+  subjectChanged();
 }
 
-function chosen() {
-  fail("");
-  const [file] = input.files;
-  $("chosen").textContent = file ? `${file.name} (${size(file.size)})` : "Choose a video, or drop it here";
-  result.hidden = true;
+function modelOf(name) {
+  return served.models.find((model) => model.name === name) ?? served.models[0];
+}
+
+function chosenModels() {
+  return $("model").value === ALL ? served.models : [modelOf($("model").value)];
+}
+
+// What the chosen models were trained on stands before every answer.
+function modelChanged() {
+  const alike = new Map();
+  for (const { name, trained_on: seen, rendered_only: rendered, classes } of chosenModels()) {
+    const parts = Object.entries(seen).map(([part, footage]) => `${part}: ${footage}`).join("; ");
+    const limit = rendered
+      ? "A part of it has seen rendered faces only, so what it says about real people means nothing."
+      : "What it says about footage of another kind means nothing.";
+    const words = `Trained on: ${parts}. ${limit}`;
+    alike.set(words, [...(alike.get(words) ?? []), `${name} (${classes.join(", ")})`]);
+  }
+  $("trained-on").replaceChildren(...[...alike].map(([words, names]) => element("p", `${names.join("; ")}. ${words}`)));
+  $("trained-on").classList.toggle("warn", chosenModels().some(({ rendered_only: rendered }) => rendered));
+}
+
+function subjectChanged() {
+  const online = $("adapt").querySelector("option[value=online]");
+  if (online) online.disabled = !chosenSubject();
+  if (online?.disabled && $("adapt").value === "online") $("adapt").value = "none";
+}
+
+// The clip
+
+function choose(file, focus = false) {
+  fail(null);
+  hideAnswers();
+  clip = file ?? null;
+  $("chosen").textContent = clip ? `${clip.name} (${size(clip.size)})` : "Choose a video, or drop it here";
+  if (previewed) URL.revokeObjectURL(previewed);
+  previewed = clip && URL.createObjectURL(clip);
+  $("preview").hidden = !clip;
+  $("no-preview").hidden = true;
+  if (clip) $("preview").src = previewed;
+  else $("preview").removeAttribute("src");
+  clipChanged();
+  if (focus) $("predict").focus();
 }
 
 async function predict(event) {
   event.preventDefault();
-  if (busy) return;
-  fail("");
-  const [file] = input.files;
-  if (!file) return fail("Choose a video first.");
-  if (limits && file.size > limits.max_bytes) {
-    return fail(`The file is too large; at most ${size(limits.max_bytes)} are allowed.`);
+  if (stopping) return;
+  fail(null);
+  if (!clip) return fail({ message: "Choose or record a video first" });
+  if (clip.size > served?.limits.max_bytes) {
+    return fail({ message: `The file is too large; at most ${size(served.limits.max_bytes)} are allowed`, help: "Send a shorter video, or one with fewer pixels" });
   }
-  const data = new FormData();
-  data.append("video", file);
-  const subject = $("subject").value.trim();
-  if (subject) data.append("subject_id", subject);
-  work(true);
-  result.hidden = true;
+  hideAnswers();
+  work(new AbortController());
   try {
-    show(await ask("v1/predict", { method: "POST", body: data }), file);
-  } catch (error) {
-    fail(error.message);
+    const answer = await send("POST", "v1/predict", question(), { told: progress, signal: stopping.signal });
+    $("preview").hidden = $("no-preview").hidden = true;
+    showAnswers(answer, clip, modelOf);
+    if (answer.adapt === "online") await loadSubjects(); // The clip has added to what is stored.
+  } catch (problem) {
+    fail(problem);
   } finally {
-    work(false);
+    work(null);
   }
 }
 
-// The button stays enabled: a button that is disabled loses the keyboard's focus.
-function work(begins) {
-  busy = begins;
-  $("predict").setAttribute("aria-disabled", begins);
-  $("status").textContent = begins ? "Looking at the video…" : "";
+function question() {
+  const form = new FormData();
+  form.append("video", clip, clip.name);
+  for (const { name } of served ? chosenModels() : []) form.append("model", name);
+  const adapt = $("adapt").value || "none";
+  const subject = adapt === "online" ? chosenSubject() : storedSubject();
+  if (subject) form.append("subject_id", subject);
+  form.append("adapt", adapt);
+  return form;
 }
 
-function show(given, file) {
-  answer = given;
-  if (address) URL.revokeObjectURL(address);
-  address = URL.createObjectURL(file);
-  player.src = address;
-  stopAt = null;
-  $("unplayable").hidden = true;
-  $("replay").hidden = player.hidden = false;
-  $("label").textContent = answer.label;
-  $("warnings").replaceChildren(...answer.warnings.map((sentence) => element("li", sentence)));
-  $("warnings").hidden = !answer.warnings.length;
-  $("for-whom").textContent = answer.personalized_for
-    ? `Personalized for ${answer.personalized_for}` : "Not personalized";
-  $("probabilities").replaceChildren(...Object.entries(answer.probabilities).flatMap(([name, value]) => share(name, value, name === answer.label)));
-  $("moment").textContent = `The answer rests on ${answer.window_start_seconds.toFixed(2)} to `
-    + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest.`;
-  $("facts").textContent = `Answered in ${answer.seconds.toFixed(1)} s by ${served}.`;
-  const single = answer.action_units.time_seconds.length < 2;
-  $("moved").textContent = single
-    ? "The clip is a single moment, so nothing in it rises over anything else."
-    : "How much better each description fits than it usually does in this clip, strongest first. The fit is what CLIP sees "
-      + "(cosine of picture and words); it does not measure muscles.";
-  const left = answer.action_units.not_learned.length;
-  if (left) {
-    const all = Object.keys(answer.action_units.codes).length;
-    $("moved").textContent += ` Left out: ${left} of ${all} action units, which the backbone never learned.`;
+function work(controller) {
+  stopping = controller;
+  rest($("predict"), Boolean(controller));
+  $("cancel").hidden = $("progress").hidden = !controller;
+  $("status").textContent = controller ? "Sending…" : "";
+  $("progress").value = 0;
+}
+
+// Sending has a share; for computing, the bar has no value and so moves by itself.
+function progress(share) {
+  if (!stopping) return;
+  if (share < 1) $("progress").value = share;
+  else $("progress").removeAttribute("value");
+  $("status").textContent = share < 1 ? `Sending… ${Math.floor(100 * share)} %` : "Looking at the video…";
+}
+
+// Tabs
+
+function openTab(name, focus = false) {
+  for (const tab of ["clip", "live"]) {
+    const open = tab === name;
+    $(tab).hidden = !open;
+    $(`tab-${tab}`).setAttribute("aria-selected", open);
+    $(`tab-${tab}`).tabIndex = open ? 0 : -1;
+    if (open && focus) $(`tab-${tab}`).focus();
   }
-  $("units").replaceChildren(...answer.top_action_units.map(unit));
-  $("numbers").open = false;
-  result.hidden = false;
-  if (chart) chart.stop();
-  chart = timeline($("timeline"), answer, (seconds) => { stopAt = null; player.currentTime = seconds; chart.setTime(seconds); });
-  chart.setTime(0);
-  result.focus({ preventScroll: true });
-  result.scrollIntoView({ block: "nearest" });
+  fail(null);
+  if (name === "live") closeRecorder();
+  else stopLive();
+  $("person-buttons").hidden = $("personalize-hint").hidden = name === "live"; // They are about the chosen clip.
+  $("result").hidden = name === "live" || !$("player").getAttribute("src");
 }
 
-function share(name, value, top) {
-  const bar = element("dd", "", top ? "bar top" : "bar");
-  const filled = element("i");
-  filled.style.width = `${100 * value}%`;
-  bar.append(filled);
-  return [element("dt", name), bar, element("dd", `${(100 * value).toFixed(1)} %`, "number")];
-}
-
-function unit({ code, name, phrase, rise }, index) {
-  const item = element("li");
-  const sample = node("svg", { viewBox: "0 0 28 10", "aria-hidden": "true" });
-  sample.append(node("line", { class: `series s${index}`, x1: 0, x2: 28, y1: 5, y2: 5 }));
-  const words = element("span", phrase);
-  words.append(" ", element("span", code === name ? code : `${code}, ${name}`, "soft small"));
-  item.append(sample, words, element("span", signed(rise), "number"));
-  return item;
-}
-
-function fillNumbers() {
-  const rises = risesOf(answer);
-  const head = element("tr");
-  head.append(...["second", ...rises.map(({ code }) => `${answer.action_units.names[code]}, rise`), "entropy, nats"].map((text) => element("th", text)));
-  const rows = answer.action_units.time_seconds.map((time, at) => {
-    const row = element("tr");
-    const cells = [time.toFixed(2), ...rises.map(({ values }) => signed(values[at])), answer.entropy[at].toFixed(3)];
-    row.append(...cells.map((text) => element("td", text)));
-    return row;
+function listen() {
+  for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      event.preventDefault(); // Else the browser would leave the page and open the file.
+      $("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
+      if (kind === "drop" && event.dataTransfer.files.length) {
+        openTab("clip");
+        choose(event.dataTransfer.files[0]);
+      }
+    });
+  }
+  $("form").addEventListener("submit", predict);
+  $("video").addEventListener("change", () => choose($("video").files[0]));
+  $("cancel").addEventListener("click", () => { stopping?.abort(); $("predict").focus(); });
+  $("preview").addEventListener("error", () => {
+    if (!clip) return;
+    $("preview").hidden = true;
+    $("no-preview").hidden = false;
   });
-  $("numbers").querySelector("table").replaceChildren(head, ...rows);
-}
-
-function replay() {
-  player.currentTime = answer.window_start_seconds;
-  stopAt = answer.window_end_seconds;
-  player.play().catch(() => {});
-}
-
-function follow() {
-  if (chart) chart.setTime(player.currentTime);
-  if (stopAt !== null && player.currentTime >= stopAt) {
-    stopAt = null;
-    player.pause();
+  $("model").addEventListener("change", modelChanged);
+  document.addEventListener("subjectchange", subjectChanged);
+  for (const name of ["clip", "live"]) {
+    $(`tab-${name}`).addEventListener("click", () => openTab(name));
+    $(`tab-${name}`).addEventListener("keydown", ({ key }) => {
+      if (key === "ArrowLeft" || key === "ArrowRight") openTab(name === "clip" ? "live" : "clip", true);
+    });
   }
-  if (!player.paused) requestAnimationFrame(follow);
+  addEventListener("pagehide", () => { stopLive(); closeRecorder(); });
 }
 
-for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
-  document.addEventListener(kind, (event) => {
-    event.preventDefault(); // Else the browser would leave the page and open the file.
-    $("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) {
-      input.files = event.dataTransfer.files;
-      chosen();
-    }
-  });
-}
-form.addEventListener("submit", predict);
-input.addEventListener("change", chosen);
-player.addEventListener("play", follow);
-player.addEventListener("timeupdate", follow);
-player.addEventListener("error", () => {
-  if (!address) return;
-  $("unplayable").hidden = false;
-  $("replay").hidden = player.hidden = true;
-});
-$("replay").addEventListener("click", replay);
-$("numbers").addEventListener("toggle", () => { if ($("numbers").open) fillNumbers(); });
-welcome().catch((error) => fail(error.message));
+askForKeysWith(keyAsked);
+listen();
+listenToPlayer();
+listenToSubjects({ clip: () => clip, failed: fail });
+listenToLive({ model: () => chosenModels()[0].name, fail });
+welcome().catch(fail);

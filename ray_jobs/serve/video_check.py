@@ -19,6 +19,7 @@ import av
 from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.settings import settings
+from ray_jobs.serve.refusals import RefusedError
 from clipautt.video.containers import DecodeError, open_container, video_stream
 
 _MAX_FRAMES_PER_SECOND = 240
@@ -39,24 +40,8 @@ class Limits:
     """Length of the video in seconds, from its first frame to the end of its last."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request gets no prediction."""
-
-    status: int
-    """HTTP status code."""
-    detail: str
-    """One sentence for the person who asked; it names no path of this machine."""
-
-
-class RefusedError(ValueError):
-    """Carries a `Refusal` to the code that answers the request."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.refusal = Refusal(status, detail)
+    max_frames: PositiveInt = 4000
+    """Frames that are looked at."""
 
 
 @contextmanager
@@ -89,10 +74,14 @@ def check_video(path: Path, limits: Limits) -> float:
                 _check_seconds(float(stream.duration * stream.time_base), limits)
             return _measured_seconds(container, stream, limits)
     except DecodeError as error:
-        raise RefusedError(415, without_paths(f"the file cannot be read as a video: {error}", path)) from error
+        raise RefusedError(
+            "not_a_video", without_paths(f"the file cannot be read as a video: {error}", path)
+        ) from error
     except (av.FFmpegError, OSError) as error:
         reason = without_paths(str(getattr(error, "strerror", None) or error), path)
-        raise RefusedError(415, f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})") from error
+        raise RefusedError(
+            "not_a_video", f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})"
+        ) from error
 
 
 def without_paths(text: str, path: Path) -> str:
@@ -104,13 +93,15 @@ def without_paths(text: str, path: Path) -> str:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise RefusedError(
-            422, f"the frames are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are allowed"
+            "over_limit", f"the frames are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are allowed"
         )
 
 
 def _check_seconds(seconds: float, limits: Limits) -> None:
     if seconds > limits.max_seconds:
-        raise RefusedError(422, f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed")
+        raise RefusedError(
+            "over_limit", f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed"
+        )
 
 
 def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
@@ -123,12 +114,12 @@ def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
             continue
         frames += 1
         if frames > limits.max_seconds * _MAX_FRAMES_PER_SECOND:
-            raise RefusedError(422, f"the video has more than {_MAX_FRAMES_PER_SECOND} frames per second")
+            raise RefusedError("over_limit", f"the video has more than {_MAX_FRAMES_PER_SECOND} frames per second")
         time = packet.pts if packet.pts is not None else packet.dts
         start = frames / rate if time is None else float(time * packet.time_base)
         first = start if first is None else min(first, start)
         end = max(end, start + float((packet.duration or 0) * packet.time_base))
         _check_seconds(end - first, limits)
     if first is None:
-        raise RefusedError(415, "the file has no video frames in it")
+        raise RefusedError("not_a_video", "the file has no video frames in it")
     return end - first
