@@ -141,9 +141,9 @@ class InProcess:
         self.held.set()
         self.cancelled = 0
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self) -> list[dict[str, Any]]:
         facts = {"action_units": {code: code for code in CODES}, "classes": list(self.model.source.classes)}
-        return {"models": [{"name": name, "window_frames": 4} | facts for name in ("pain", "stress")]}
+        return [{"name": name, "window_frames": 4} | facts for name in ("pain", "stress")]
 
     async def subject(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
         known = {"models": {"stress": {}}}
