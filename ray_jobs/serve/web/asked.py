@@ -34,8 +34,8 @@ class Pipeline(Protocol):
     async def predict(self, upload: Upload, ask: Ask) -> dict[str, Any] | Refusal:
         """An `Answer` as plain values."""
 
-    async def models(self) -> dict[str, Any] | Refusal:
-        """`Models` as plain values, without the limits."""
+    async def models(self) -> list[dict[str, Any]] | Refusal:
+        """Each model as a `ServedModel`, as plain values, the first one first."""
 
     async def subjects(self, who: Who) -> list[str] | Refusal:
         """Ids of the subjects with something stored."""

@@ -183,8 +183,7 @@ class Live:
 
     async def _facts(self, start: _Start, who: Who) -> dict[str, Any]:
         """The model that is asked for, as `schemas.ServedModel`."""
-        answer = _value(await self.pipeline.models())
-        models = {one["name"]: one for one in answer["models"]}
+        models = {one["name"]: one for one in _value(await self.pipeline.models())}
         name = next(iter(models)) if start.model is None else start.model
         if name not in models:
             raise RefusedError("unknown_model", f"no such model; there are: {', '.join(models)}")
