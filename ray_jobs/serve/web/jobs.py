@@ -1,2 +1,0 @@
-class Jobs:
-    def __init__(self,*a,**k): pass
