@@ -238,6 +238,8 @@ class HttpProtocol(HttpToolsProtocol):
     line: Line
     _fed = _headers = _body = _requests = 0
     """Since the connection was last idle: all bytes, those of headers, those of bodies, and how many requests."""
+    _begun = False
+    """Whether a request has begun since then."""
     _broken = False
 
     @classmethod
@@ -264,6 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.line.receiving and (self.cycle is None or self.cycle.response_complete):
             self.line.await_headers()
             self._fed = self._headers = self._body = self._requests = 0
+            self._begun = False
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -281,6 +284,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._begun = True
         self.line.await_headers()
 
     def on_headers_complete(self) -> None:
@@ -317,8 +321,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.flow.read_paused:  # a request before is being answered: it is not the client's doing
             return
         self.line.late_after = None
-        if self.headers is None:
-            self.line.abort()  # nothing was sent, or a TLS handshake only
+        if not self._begun:
+            self.line.abort()  # no request was sent
         else:
             self._refuse(Refusal("too_slow", "the request's headers did not arrive in time"))
 

@@ -159,10 +159,19 @@ def test_a_websocket_of_another_site_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["*", "null", "clinic.example", "https://clinic.example/", "https://a@b", "ftp://a", "https://a:99999", "https://a b"],
+    [
+        "*",
+        "null",
+        "clinic.example",
+        "https://clinic.example/",
+        "https://a@b",
+        "ftp://a",
+        "https://a:99999",
+        "https://a b",
+    ],
 )
 def test_an_origin_that_is_none_is_refused(origin: str) -> None:
-    with pytest.raises(ValueError, match="should be scheme://host or scheme://host:port, such as https://clinic.example"):
+    with pytest.raises(ValueError, match=r"should be scheme://host or scheme://host:port, such as https://clinic"):
         parse_origin(origin)
 
 
