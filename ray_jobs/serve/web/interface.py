@@ -1,5 +1,9 @@
 import asyncio
+
+
 class AnnotatedVideos:
-    def __init__(self,*a,**k): pass
+    def __init__(self, *a, **k):
+        pass
+
     async def sweep(self):
         await asyncio.sleep(1e9)
