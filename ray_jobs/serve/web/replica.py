@@ -24,6 +24,7 @@ from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.connections import ConnectionConfig
 from ray_jobs.serve.web.door import Door, allowed_hosts
+from ray_jobs.serve.web.fault_log import open_fault_log
 from ray_jobs.serve.web.forms import Forms
 from ray_jobs.serve.web.gate import Gate
 from ray_jobs.serve.web.interface import AnnotatedVideos
@@ -103,6 +104,7 @@ class Web:
 
     def __init__(self, decoders: Any, encoder: Any, setup: WebSetup) -> None:
         self._setup = setup
+        open_fault_log(setup.folder / "faults.log")
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas)
