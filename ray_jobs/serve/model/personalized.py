@@ -18,7 +18,8 @@ from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.personalizing import NothingLeftError, check_keeps_something, personalize_features, without_copies
 from ray_jobs.serve.model.remembered import MOST_CLIPS, Remembered, next_number, now
-from ray_jobs.serve.model.subjects import Change, Stored, SubjectStore
+from ray_jobs.serve.model.stored import Stored
+from ray_jobs.serve.model.subjects import Change, SubjectStore
 from ray_jobs.serve.model.tuned import finite, server_config
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.keys import Who
