@@ -64,7 +64,9 @@ def recorded_webm(frames: Frames) -> bytes:
 def small_source(**changes: Any) -> Source:
     """A model of eight action units on the embedded backbone, with weights by chance."""
     backbone = load_backbone(BackboneConfig())
-    return Source(fake_checkpoint(backbone=backbone, phrases=[unit.phrase for unit in VOCABULARY[:8]], **changes), backbone)
+    return Source(
+        fake_checkpoint(backbone=backbone, phrases=[unit.phrase for unit in VOCABULARY[:8]], **changes), backbone
+    )
 
 
 def save_prompts(folder: Path, checkpoint: Checkpoint, source: Source, subject: str, *, shift: float = 1.0) -> Path:
@@ -99,7 +101,9 @@ def served(model: Path, runs: Path, **settings: Any) -> Iterator[ServeConfig]:
     """A running server of a folder of `save_model`, on a Ray of its own."""
     given = {"checkpoint": model / "checkpoint", "prompts": model / "prompts"} if "models" not in settings else {}
     config = ServeConfig(
-        **given | {"port": free_port(), "runs": str(runs), "cluster": ClusterConfig(address="local", num_cpus=2)} | settings
+        **given
+        | {"port": free_port(), "runs": str(runs), "cluster": ClusterConfig(address="local", num_cpus=2)}
+        | settings
     )
     with serving(config) as url:
         assert url == config.url

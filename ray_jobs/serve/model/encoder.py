@@ -212,18 +212,29 @@ class Encoder:
             prediction, before = adapted.prediction, adapted.before
         else:
             prediction, before = self._predict_plainly(name, clip, ask)
-        return describe(labelled(prediction)) | {"before": before and describe_before(before)}
+        said = describe(labelled(prediction)) | {"before": before and describe_before(before)}
+        if ask.subject_id is not None and said["personalized_for"] is None:
+            said["warnings"].append(
+                f"Not personalized: nothing is stored for subject {ask.subject_id!r} and model {name!r}."
+            )
+            said["warning_codes"].append("not_personalized")
+        return said
 
     def _predict_plainly(
         self, name: str, clip: ClipFeatures, ask: Ask
     ) -> tuple[VideoPrediction, VideoPrediction | None]:
-        """With what is stored of the subject, and without it; the latter is None where no subject is named."""
+        """With what is stored of the subject, and without it; the latter is None where nothing is stored."""
         predictor = self._predictors[name]
         with finite():
             plain = predictor.predict_features(clip)
             if ask.subject_id is None:
                 return plain, None
-            made = self._store.personalization(ask.who, ask.subject_id, name, predictor.source)
+            try:
+                made = self._store.personalization(ask.who, ask.subject_id, name, predictor.source)
+            except RefusedError as error:
+                if error.refusal.code != "unknown_subject":
+                    raise
+                return plain, None
             return predictor.predict_features(clip, personalization=made), plain
 
     async def subjects(self, who: Who) -> list[str]:
@@ -282,6 +293,10 @@ class Encoder:
     async def forget(self, who: Who, subject_id: str) -> None:
         """Drop what is in memory of a subject that another replica erased."""
         self._store.forget(who, subject_id)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve every few seconds: what is in memory of files that are gone is dropped."""
+        self._store.drop_stale()
 
     async def moment(self, look: Look) -> Moment | Refusal:
         """What a model sees in a frame of a live session."""

@@ -174,7 +174,7 @@ async def _predict_each(parts: Parts, form: Form, ask: Ask) -> list[dict[str, An
         async with hands:
             found = await parts.pipeline.predict(upload, ask)
         if isinstance(found, Refusal):
-            parts.metrics.observe_refusal(found)
+            parts.metrics.observe_refusal(found.code)
             return {"video": index, "answer": None, "error": found.body}
         parts.metrics.observe_answer(found)
         return {"video": index, "answer": found, "error": None}
@@ -220,12 +220,16 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
     async def erase(request: Request, subject_id: _ID) -> Erased:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
-        return Erased(**_value(await parts.jobs.erase(who, subject_id)))
+        jobs = await parts.jobs.erase(who, subject_id)
+        erased = _value(await parts.pipeline.erase(who, subject_id)) + jobs
+        if not erased:
+            raise RefusedError("unknown_subject", f"nothing is stored for subject {subject_id!r}")
+        return Erased(subject_id=subject_id, erased=erased)
 
     @app.get("/v1/jobs/{job}", summary="Follow a personalization", responses=_errors("unknown_job"))
     async def job(request: Request, job: str) -> Job:
         who = parts.gate.admit(request, "personalize")
-        return Job(**_value(parts.jobs.status(who, job)))
+        return Job(**_value(await parts.jobs.status(who, job)))
 
 
 def _add_interface(app: FastAPI, parts: Parts) -> None:

@@ -55,8 +55,8 @@ class Pipeline(Protocol):
     ) -> dict[str, Any] | Refusal:
         """Personalize to a subject; a `Subject` as plain values. It may take minutes."""
 
-    async def erase(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
-        """Erase what is stored of a subject, on every replica; `Erased` as plain values."""
+    async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
+        """Erase what is stored of a subject, on every replica; what that was, in words."""
 
     async def still(self, jpeg: bytes, model: str, *, seconds: float, seen: tuple[Any, ...]) -> Any | Refusal:
         """A picture as the image tower takes it, a `Still` from a decoder.

@@ -54,9 +54,9 @@ async def answer(form: Form, pipeline: Pipeline, videos: AnnotatedVideos, base_u
         raise RefusedError("malformed", "the form has no file in the field 'video'")
     labels = read_labels(one(form.fields, "labels"))
     served = _value(await pipeline.models())["models"]
-    model = choose_model(one(form.fields, "model"), [one["name"] for one in served])
-    classes = next(one["classes"] for one in served if one["name"] == model)
-    named = match_labels(labels, classes)
+    classes = {each["name"]: each["classes"] for each in served}
+    model = choose_model(one(form.fields, "model"), list(classes))
+    named = match_labels(labels, classes[model])
     found = _value(await pipeline.predict(form.videos[0], Ask(who, (model,))))
     target = videos.begin()
     try:

@@ -169,13 +169,12 @@ class ServePipeline:
         work = Personalizing(who, subject_id, tuple(videos), tuple(models), keep, ticket)
         return await _asked(self._encoder.personalize.remote(work))
 
-    async def erase(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
+    async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `Encoder.erase`; every replica forgets the subject."""
         erased = await _control(self._encoder.erase.remote(who, subject_id))
-        if isinstance(erased, Refusal):
-            return erased
-        await asyncio.to_thread(self._forgotten, who, subject_id)
-        return {"subject_id": subject_id, "erased": erased}
+        if not isinstance(erased, Refusal):
+            await asyncio.to_thread(self._forgotten, who, subject_id)
+        return erased
 
     def _forgotten(self, who: Who, subject_id: str) -> None:
         self._encoder.broadcast("forget", who, subject_id).results(timeout_s=_CONTROL_SECONDS)

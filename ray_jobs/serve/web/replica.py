@@ -106,7 +106,7 @@ class Web:
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas)
-        self._spool = Spool(setup.spool, max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
+        self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
         self._metrics.watch_spool(lambda: self._spool.used)
         self._annotated = AnnotatedVideos(
             setup.spool / "annotated", seconds=setup.annotated_seconds, max_bytes=_ANNOTATED_BYTES
@@ -161,6 +161,7 @@ class Web:
         finally:
             for task in tasks:
                 task.cancel()
+            await self._jobs.close()
             self._spool.close()
 
     async def _check(self) -> Refusal | None:
