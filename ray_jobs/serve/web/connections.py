@@ -265,8 +265,6 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if not self.line.receiving and (self.cycle is None or self.cycle.response_complete):
             self.line.await_headers()
-            self._fed = self._headers = self._body = self._requests = 0
-            self._begun = False
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -313,6 +311,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request is answered."""
         super().on_response_complete()
+        if not self.pipeline:
+            self._fed = self._headers = self._body = self._requests = 0
+            self._begun = False
         if self.line.receiving and not self.pipeline and self.cycle.response_complete:
             self.line.close()
 

@@ -24,7 +24,7 @@ from ray_jobs.serve.web.server import Listener, tls_context
 from tests.support.listening import Client, client, listening, wait_until
 
 HOST = "Host: 127.0.0.1\r\n"
-SHORT: dict[str, Any] = {"header_seconds": 0.4, "idle_seconds": 0.4, "answer_seconds": 0.6, "linger_seconds": 0.4}
+SHORT: dict[str, Any] = {"header_seconds": 0.3, "idle_seconds": 0.3, "answer_seconds": 0.6, "linger_seconds": 0.4}
 FREED = threading.Event()
 """Set when a WebSocket's handler has ended."""
 
@@ -107,14 +107,29 @@ def test_a_header_that_drips_is_cut_while_others_are_answered(short: Listener) -
     def drip(one: Client) -> None:
         for byte in f"GET / HTTP/1.1\r\n{HOST}".encode():
             one.send(bytes([byte]))
-            threading.Event().wait(0.05)
+            threading.Event().wait(0.03)
 
     with client(short) as one:
         dripping = threading.Thread(target=drip, args=(one,))
         dripping.start()
-        assert is_answered(short)
+        answered: list[bool] = []
+        other = threading.Thread(target=lambda: answered.append(is_answered(short)))
+        other.start()
         assert one.problem() == (408, "too_slow", "the request's headers did not arrive in time")
+        other.join()
         dripping.join()
+        assert answered == [True]
+
+
+def test_headers_are_bounded_in_however_many_pieces_they_come(short: Listener) -> None:
+    with client(short) as one:
+        one.send(f"GET / HTTP/1.1\r\n{HOST}\r\n", f"GET / HTTP/1.1\r\n{HOST}")
+        for _ in range(50):
+            one.send("X: " + "a" * 97)
+            threading.Event().wait(0.002)
+        received = one.rest()
+    assert received.count(b"HTTP/1.1 ") == 2
+    assert b"the request's headers are too large; at most 4 KiB are allowed" in received
 
 
 def test_refusals_carry_the_headers_of_every_answer(short: Listener) -> None:
