@@ -132,6 +132,19 @@ def test_headers_are_bounded_in_however_many_pieces_they_come(short: Listener) -
     assert b"the request's headers are too large; at most 4 KiB are allowed" in received
 
 
+def test_a_client_that_asks_before_it_sends_is_told_first(short: Listener) -> None:
+    ask = f"POST / HTTP/1.1\r\n{HOST}Expect: 100-continue\r\nConnection: close\r\n"
+    with client(short) as one:
+        assert one.send(f"{ask}Content-Length: 2000000\r\n\r\n").problem()[:2] == (413, "too_large")
+    with client(short) as one:
+        one.send(f"{ask}Content-Length: 4\r\n\r\n")
+        assert one.socket.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert one.send("body").answer()[0] == 200
+    with client(short) as one:
+        one.send(f"GET / HTTP/1.1\r\n{HOST}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n")
+        assert one.answer()[0] == 200
+
+
 def test_refusals_carry_the_headers_of_every_answer(short: Listener) -> None:
     with client(short) as one:
         _, headers, _ = one.send("nonsense\r\n\r\n").answer()
@@ -209,11 +222,14 @@ def test_half_open_and_vanished_clients_leave_nothing(short: Listener) -> None:
 
 
 def test_no_more_connections_than_allowed_and_no_client_takes_all() -> None:
-    with listening(door(), max_connections=6, max_connections_per_client=4, header_seconds=0.4) as listener:
+    refused: list[str] = []
+    limits = {"max_connections": 6, "max_connections_per_client": 4, "header_seconds": 0.4}
+    with listening(door(), on_refusal=lambda refusal: refused.append(refusal.code), **limits) as listener:
         silent = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(4)]
         wait_until(lambda: open_lines(listener) == 4)
         with client(listener) as one:
             assert one.rest() == b""
+        assert refused == ["busy"]
         source = ("127.0.0.2", 0)
         with socket.create_connection(("127.0.0.1", listener.port), source_address=source) as other:
             answer = Client(other).send(f"GET / HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n").answer()
@@ -293,6 +309,14 @@ def test_tls(tmp_path: Path) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError)), client(listener, old):
             pass
         wait_until(lambda: not open_lines(listener))
+        for path, renewed in zip((cert, key), certificate(tmp_path, "renewed.example"), strict=True):
+            path.write_bytes(renewed.read_bytes())
+        listener._server._renew()
+        found = ssl.get_server_certificate(("127.0.0.1", listener.port), timeout=20)
+        assert found.split() == cert.read_text().split()
+        key.write_text("half written")
+        listener._server._renew()
+        assert ssl.get_server_certificate(("127.0.0.1", listener.port), timeout=20).split() == found.split()
 
 
 def test_certificates_that_cannot_be_used_are_refused_before_anything_starts(tmp_path: Path) -> None:
