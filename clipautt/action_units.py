@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+LEAST_RISE = 0.0005
+"""What rises less has not risen: it would be shown as +0.000, and rounding makes as much of a face that does not move."""
+NONE_ROSE = "no action unit rose over its usual level"
+"""What is said where `risen` is empty."""
 Region = Literal["brow", "eye", "nose", "cheek", "mouth", "jaw", "neck", "head", "gaze"]
 
 
@@ -170,6 +174,20 @@ def action_unit_columns(prompts: tuple[str, ...]) -> list[str]:
     """Column names for prompts: the AU code of a phrase in the vocabulary, any other phrase itself."""
     codes = {unit.phrase: unit.code for unit in VOCABULARY}
     return [codes.get(phrase, phrase) for phrase in prompts]
+
+
+def risen(rises: Mapping[str, float], *, most: int = 5) -> list[str]:
+    """The action units that rose, highest first; a fall, 0 and nan are no rises.
+
+    Args:
+        rises: code → by how much its similarity rose over the usual level.
+        most: of how many at most.
+
+    Returns:
+        Codes of those that rose by `LEAST_RISE` or more; empty where none did, see `NONE_ROSE`.
+    """
+    found = [code for code, rise in rises.items() if rise >= LEAST_RISE]
+    return sorted(found, key=lambda code: -rises[code])[:most]
 
 
 def title_of(column: str) -> str:

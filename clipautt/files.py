@@ -139,21 +139,41 @@ def newest(folder: str | Path, pattern: str, *, unless: Sequence[str] = ()) -> P
     return max(matching, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file atomically; a missing folder is created."""
+@contextlib.contextmanager
+def locked(path: str | Path, *, timeout_seconds: float = 30.0) -> Iterator[None]:
+    """No other process or thread is inside such a block for the same path, so that a file can be read, then replaced.
+
+    The lock is that of a file `.NAME.lock` beside it, which stays; the system takes it from a process that dies. A
+    missing folder is created.
+
+    Raises:
+        TimeoutError: if another one does not leave its block in time.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout_seconds):
+        yield
+
+
+def write_bytes(path: str | Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically; a missing folder is created. Nobody but its owner can ever open a private file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
+        if private:
+            temporary.touch(mode=0o600)
         temporary.write_bytes(content)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, *, private: bool = False) -> None:
     """Write a UTF-8 file as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, private: bool = False) -> None:
     """Write plain containers as indented JSON, as `write_bytes` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", private=private)
 
 
 def write_table(path: str | Path, table: pd.DataFrame | pa.Table) -> None:

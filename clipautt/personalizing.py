@@ -27,17 +27,17 @@ from clipautt.adaptation.personalization import (
 )
 from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
-from clipautt.commands import is_utf8
 from clipautt.datasets.files import name_parts, path_parts
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.prediction.cautions import cautions
-from clipautt.tables import nfc
+from clipautt.subjects import checked_subject
 from clipautt.video.decoding import DecodeError
 from clipautt.video.reader import NoFaceError
 from clipautt.video.reader_process import ReadLimits
 
-_LONGEST_NAME = 240
-"""Bytes that the name of a subject's file may have; file systems allow 255, and a temporary name is longer."""
+_SAME = 0.01
+"""Distance as a share of a feature's length up to which two features are of one frame: a batch of another size rounds
+otherwise, which in bfloat16 with its 8 bits is 0.4 %."""
 OnVideo = Callable[[Clip, ClipFeatures | str], None]
 """Called after each video, with its features or why it cannot be used."""
 
@@ -90,28 +90,121 @@ def personalize_videos(
         FileExistsError: for an earlier file of this person that would be lost, see `Saving`.
     """
     config = config or AdaptConfig(ClipAUTT(), subject_baseline=source.checkpoint.spec.subject_baseline)
-    subject = _checked_subject(subject)
+    subject = checked_subject(subject)
     check_keeps_something(source, config)
     source.checkpoint.spec.features.frames.faces.following(face)
     clips, notes = clips_of(subject, videos, face=face)
     if saving:
         _refuse_loss(saving, subject, {clip.clip_id for clip in clips}, source)
-    features, omitted, copies = _encoded(source, clips, limits, on_video)
-    if not features:
-        raise ValueError(_nothing_left(subject, omitted))
-    (result,) = adapt(source, features, config, tuning=tuning).values()
-    made = Personalization.of(result, config)
-    omitted |= {
-        clip_id: why.partition(";")[0] for clip_id, why in made.omitted.items()
-    }  # what follows is for `predict`
-    if not (made.basis and made.basis.num_clips):
-        raise ValueError(_nothing_left(subject, omitted))
-    sentences = dict.fromkeys([*notes, *copies, *_notes(source, clips, features)])
-    made = replace(made, omitted=omitted, notes=tuple(sentences))
+    files = {clip.clip_id: clip.source for clip in clips}
+    encoded, failed = _encoded(source, clips, limits, on_video)
+    features, copies = without_copies(encoded, files)
+    made = personalize_features(
+        source,
+        subject,
+        features,
+        config=config,
+        tuning=tuning,
+        videos=files,
+        face=face,
+        omitted=failed,
+        notes=[*notes, *copies],
+    )
     if saving:
         path = saving.folder / subject_file(subject)
         save_personalization(made, path, checkpoint=source.checkpoint.fingerprint)
     return made
+
+
+class NothingLeftError(ValueError):
+    """No video can be used to personalize.
+
+    Args:
+        subject: name of the person.
+        omitted: clip id → why the clip cannot be used.
+    """
+
+    def __init__(self, subject: str, omitted: Mapping[str, str]) -> None:
+        reasons = "".join(f"\n  {clip_id}: {why}" for clip_id, why in omitted.items())
+        super().__init__(f"no video can be used to personalize to {subject!r}:{reasons}")
+        self.omitted = omitted
+
+
+def personalize_features(
+    source: Source,
+    subject: str,
+    clips: Sequence[ClipFeatures],
+    *,
+    config: AdaptConfig,
+    tuning: TuningConfig | None = None,
+    videos: Mapping[str, str] | None = None,
+    face: str | None = None,
+    omitted: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Personalization:
+    """Personalize to one person from clips that are encoded already.
+
+    Args:
+        source: the frozen model.
+        subject: name of the person, as `checked_subject` gives it.
+        clips: features, with ids that differ; see `without_copies`.
+        config: method and settings, see `check_keeps_something`.
+        tuning: memory limit, batch size and compilation.
+        videos: clip id → its file, which tells whether its faces are rendered; None if they are not at hand.
+        face: whose face was asked for; None if nobody was named.
+        omitted: clip id → why a clip could not be encoded.
+        notes: sentences on the footage that come first.
+
+    Returns:
+        The personalization; `omitted` says which clips took no part and why, `warnings` what speaks against it.
+
+    Raises:
+        NothingLeftError: without a clip that can be used, with the reason of each.
+        ValueError: for settings that cannot run here or keep nothing of a person.
+        NotFiniteError: for features, or a prediction without adaptation, that are not finite.
+    """
+    check_keeps_something(source, config)
+    reasons = dict(omitted or {})
+    if not clips:
+        raise NothingLeftError(subject, reasons)
+    (result,) = adapt(source, [replace(clip, subject_id=subject) for clip in clips], config, tuning=tuning).values()
+    made = Personalization.of(result, config)
+    reasons |= {  # what follows a semicolon is for `predict`
+        clip_id: why.partition(";")[0] for clip_id, why in made.omitted.items()
+    }
+    if not (made.basis and made.basis.num_clips):
+        raise NothingLeftError(subject, reasons)
+    sentences = dict.fromkeys([*notes, *_notes(source, clips, videos or {}, face)])
+    return replace(made, omitted=reasons, notes=tuple(sentences))
+
+
+def without_copies(
+    clips: Sequence[ClipFeatures], names: Mapping[str, str] | None = None
+) -> tuple[list[ClipFeatures], list[str]]:
+    """The clips without those that show the same frames as an earlier one, and a note for each of these.
+
+    Args:
+        clips: features of clips.
+        names: clip id → what the note calls it; None for the id.
+    """
+    kept: list[ClipFeatures] = []
+    notes = []
+    for clip in clips:
+        twin = next((one for one in kept if same_frames(one, clip)), None)
+        if twin is None:
+            kept.append(clip)
+        else:
+            name = (names or {}).get(clip.clip_id, clip.clip_id)
+            notes.append(f"{name} shows the same frames as {twin.clip_id!r}, and they count once.")
+    return kept, notes
+
+
+def same_frames(one: ClipFeatures, other: ClipFeatures) -> bool:
+    """Whether two clips are encodings of the same frames, apart from rounding."""
+    if one.features.shape != other.features.shape:
+        return False
+    lengths = torch.maximum(one.features.norm(dim=-1), other.features.norm(dim=-1))
+    return bool(((one.features - other.features).norm(dim=-1) <= _SAME * lengths).all())
 
 
 def check_keeps_something(source: Source, config: AdaptConfig) -> None:
@@ -172,56 +265,32 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _checked_subject(subject: str) -> str:
-    """The name in the spelling of manifests.
-
-    Raises:
-        ValueError: if it is empty, no UTF-8, or too long for the name of a file.
-    """
-    if not subject.strip() or not is_utf8(subject):
-        raise ValueError(f"subject={subject!r}; allowed: a name that is not empty, in UTF-8")
-    name = nfc(subject)
-    if len(subject_file(name)) > _LONGEST_NAME:
-        raise ValueError(f"subject={subject[:20]!r}… is too long for the name of a file; give a shorter one")
-    return name
-
-
 def _encoded(
     source: Source, clips: Sequence[Clip], limits: ReadLimits | None, on_video: OnVideo | None
-) -> tuple[list[ClipFeatures], dict[str, str], list[str]]:
-    """Features of the clips, clip → why it has none, and a note for each copy of another clip."""
+) -> tuple[list[ClipFeatures], dict[str, str]]:
+    """Features of the clips, and clip → why it has none."""
     features: list[ClipFeatures] = []
     failed: dict[str, str] = {}
-    copies: list[str] = []
     for clip in clips:
         outcome: ClipFeatures | str
         try:
             outcome = encode_clip(clip, source.backbone, source.checkpoint.spec.features.frames, limits=limits)
+            features.append(outcome)
         except (DecodeError, NoFaceError, OSError) as error:
             outcome = failed[clip.clip_id] = str(error).removeprefix(f"clip {clip.clip_id!r}: ")
-        if isinstance(outcome, ClipFeatures):
-            twin = next((one for one in features if torch.equal(one.features, outcome.features)), None)
-            if twin is None:
-                features.append(outcome)
-            else:
-                copies.append(f"{clip.source} shows the same frames as {twin.clip_id!r}, and they count once.")
         if on_video:
             on_video(clip, outcome)
-    return features, failed, copies
+    return features, failed
 
 
-def _notes(source: Source, clips: Sequence[Clip], features: Sequence[ClipFeatures]) -> Iterator[str]:
+def _notes(
+    source: Source, features: Sequence[ClipFeatures], videos: Mapping[str, str], face: str | None
+) -> Iterator[str]:
     """What `predict` would warn of in these videos, with the clip where it is about one."""
-    sources = {clip.clip_id: clip for clip in clips}
     for one in features:
-        clip = sources[one.clip_id]
-        for code, sentence in cautions(source, one, video=clip.source, face=clip.face, centred=True).items():
+        video = videos.get(one.clip_id, "")
+        for code, sentence in cautions(source, one, video=video, face=face, centred=True).items():
             yield sentence if code == "unseen_footage" else f"{one.clip_id}: {sentence}"
-
-
-def _nothing_left(subject: str, omitted: Mapping[str, str]) -> str:
-    reasons = "".join(f"\n  {clip_id}: {why}" for clip_id, why in omitted.items())
-    return f"no video can be used to personalize to {subject!r}:{reasons}"
 
 
 def _refuse_loss(saving: Saving, subject: str, given: set[str], source: Source) -> None:

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from clipautt.action_units import action_unit_columns
-from clipautt.adaptation.driver import SubjectState, Unit, adapt_units, predict_clips, prompts_after
+from clipautt.adaptation.basis import Basis
+from clipautt.adaptation.driver import (
+    FALLBACK,
+    SubjectResult,
+    SubjectState,
+    Unit,
+    adapt_units,
+    predict_clips,
+    prompts_after,
+)
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
 from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
@@ -34,6 +43,47 @@ from clipautt.prediction.cautions import cautions
 from clipautt.tables import nfc
 from clipautt.video.faces import make_detector
 from clipautt.video.reader_process import ReadLimits
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipAnswer:
+    """The driver's prediction of a clip, and what it was made with."""
+
+    prediction: Prediction
+    """As the driver gives it."""
+    au_embeddings: Tensor
+    """AU embeddings a of the prompts, [K, d]."""
+    centre: Tensor
+    """What was subtracted from the clip's features, [d]."""
+
+    @classmethod
+    def of(cls, session: Session, result: SubjectResult) -> ClipAnswer:
+        """The answer for the last clip of a subject."""
+        return cls(result.predictions[-1], prompts_after(session, result.state), result.centre)
+
+    def __repr__(self) -> str:
+        return f"ClipAnswer({self.prediction!r})"
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What is told of the personalization behind an answer."""
+
+    subject_id: str
+    """Whose it is."""
+    basis: Basis | None = None
+    """The footage it rests on; None if that is not known."""
+    centred: bool = True
+    """Whether the resting face comes from other clips as well than the one that is predicted."""
+    fallback: str | None = None
+    """Why predictions are made without it; None while they are made with it."""
+
+    @classmethod
+    def of(cls, personalization: Personalization | None) -> Personal | None:
+        """What is told of a stored one; None for none."""
+        if personalization is None:
+            return None
+        return cls(personalization.subject_id, personalization.basis, fallback=personalization.fallback)
 
 
 class Predictor:
@@ -154,40 +204,63 @@ class Predictor:
             personalization: of the subject of all clips; None predicts without.
             faces: whose faces were asked for; empty for nobody's.
         """
-        session, answered = self._answered(clips, personalization)
-        made = [(clip, one) for clip, one in zip(clips, answered, strict=True) if one.prediction.made]
+        session, answers = self._answered(clips, personalization)
+        return self.describe(session, clips, answers, videos=videos, faces=faces, personal=Personal.of(personalization))
+
+    def describe(
+        self,
+        session: Session,
+        clips: Sequence[ClipFeatures],
+        answers: Sequence[ClipAnswer],
+        *,
+        videos: Sequence[str],
+        faces: Sequence[str | None] = (),
+        personal: Personal | None = None,
+    ) -> list[VideoPrediction]:
+        """What the driver predicted, with the curves and cautions that people are shown.
+
+        Args:
+            session: the one in which it was predicted.
+            clips: features, with no centre removed.
+            answers: the prediction of each.
+            videos: their files.
+            faces: whose faces were asked for; empty for nobody's.
+            personal: of the person that was adapted to; None if every clip was predicted alone.
+        """
+        made = [(clip, one) for clip, one in zip(clips, answers, strict=True) if one.prediction.made]
         source = session.source.limited_to(None)
-        curves = dict(zip((clip for clip, _ in made), _curves(source, session, made), strict=True))
+        curves = dict(zip((clip for clip, _ in made), _curves(source, made), strict=True))
         whose = faces or [None] * len(clips)
         return [
-            self._described(
-                source, clip, one, curves.get(clip), video=video, face=face, personalization=personalization
-            )
-            for clip, one, video, face in zip(clips, answered, videos, whose, strict=True)
+            self._described(source, clip, one, curves.get(clip), video=video, face=face, personal=personal)
+            for clip, one, video, face in zip(clips, answers, videos, whose, strict=True)
         ]
 
     def _answered(
         self, clips: Sequence[ClipFeatures], personalization: Personalization | None
-    ) -> tuple[Session, list[_Answer]]:
-        """The prediction of every clip, with the state and the centre behind it."""
+    ) -> tuple[Session, list[ClipAnswer]]:
+        """The prediction of every clip, with the prompts and the centre behind it."""
         if personalization is None:
             session = Session.open(self.source, self.config)
             results = adapt_units(session, [Unit(clip.subject_id, (clip,)) for clip in clips])
-            return session, [_Answer(result.predictions[0], result.after, result.centre) for result in results]
+            return session, [ClipAnswer.of(session, result) for result in results]
         session = personalization.session(self.source)
         after, centre = personalization.after(session), personalization.centre
-        return session, [_Answer(self._personalized(session, after, clip, centre), after, centre) for clip in clips]
+        prompts = prompts_after(session, after.state)
+        return session, [
+            ClipAnswer(self._personalized(session, after, clip, centre), prompts, centre) for clip in clips
+        ]
 
     def _described(
         self,
         source: Source,
         clip: ClipFeatures,
-        answer: _Answer,
+        answer: ClipAnswer,
         curves: Curves | None,
         *,
         video: str,
         face: str | None,
-        personalization: Personalization | None,
+        personal: Personal | None,
     ) -> VideoPrediction:
         prediction, made = answer.prediction, answer.prediction.made
         codes = tuple(action_unit_columns(source.checkpoint.spec.phrases))
@@ -203,14 +276,15 @@ class Predictor:
             classes=source.classes,
             action_unit_codes=codes,
             curves=curves,
-            personalized_for=personalization.subject_id if personalization else None,
+            personalized_for=personal.subject_id if personal else None,
             cautions=cautions(
                 source,
                 clip,
                 video=video,
                 face=face,
-                centred=personalization is not None,
-                basis=personalization.basis if personalization else None,
+                centred=personal is not None and personal.centred,
+                basis=personal.basis if personal else None,
+                fallback=_why_not_adapted(prediction, personal),
             ),
             not_learned=source.backbone.facts.not_learned(list(codes)) if made else (),
             reason="" if made else prediction.status.removeprefix(NO_PREDICTION),
@@ -272,26 +346,20 @@ class Predictor:
         return load_personalization(path, self.source)
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """The prediction of a clip, and what it was made with."""
-
-    prediction: Prediction
-    """As the driver gives it."""
-    after: SubjectState
-    """The method's state."""
-    centre: Tensor
-    """What was subtracted from the clip's features, [d]."""
+def _why_not_adapted(prediction: Prediction, personal: Personal | None) -> str | None:
+    """Why a prediction is made without adaptation; None where it is not, or where there was none to be made."""
+    stopped = personal.fallback if personal and prediction.made else None
+    why = prediction.status if prediction.status.startswith(FALLBACK) else stopped
+    return why and why.removeprefix(FALLBACK)
 
 
-def _curves(source: Source, session: Session, made: Sequence[tuple[ClipFeatures, _Answer]]) -> Iterator[Curves]:
+def _curves(source: Source, made: Sequence[tuple[ClipFeatures, ClipAnswer]]) -> Iterator[Curves]:
     """The numbers of every window of the clips."""
     shown = [replace(clip, features=clip.features - one.centre) for clip, one in made]
     for (clip, one), views in zip(made, source.views_of(shown), strict=True):
-        au_embeddings = prompts_after(session, one.after.state)
         with torch.no_grad():
-            evidence = source.model.similarities(views.embeddings, au_embeddings)
-            logits = source.logits(views.embeddings, au_embeddings)
+            evidence = source.model.similarities(views.embeddings, one.au_embeddings)
+            logits = source.logits(views.embeddings, one.au_embeddings)
         yield Curves(
             views.starts,
             source.face_similarities(clip),

@@ -16,6 +16,7 @@ METHOD = {
         "commands",
         "files",
         "tables",
+        "subjects",
         "action_units",
         "clips",
         "footage",
@@ -48,7 +49,9 @@ METHOD = {
         "face_check",
         "tracks",
         "reader",
+        "stills",
         "reader_process",
+        "whole",
     ],
     "datasets": ["files", "label_files", "layout", "inputs", "biovid", "stressid", "bah", "folder", "synthetic"],
     "backbones": [

@@ -259,6 +259,11 @@ def prompts_after(session: Session, state: Any) -> Tensor:
     return method.au_embeddings(state) if isinstance(method, PromptMethod) else session.source.au_embeddings
 
 
+def state_before(session: Session) -> SubjectState:
+    """A subject's progress before its first clip, for `predict_clips` without adaptation."""
+    return _Work(session, Centring()).beginning
+
+
 def predict_clips(session: Session, after: SubjectState, clips: Sequence[ClipFeatures]) -> list[Prediction]:
     """Predict further clips of a subject without adapting to them.
 
@@ -337,13 +342,17 @@ class _Work:
         prior, shares = self.config.prior, self.session.source.class_shares
         return class_prior(float(prior), shares.tolist()) if isinstance(prior, int | float) else None
 
+    @property
+    def beginning(self) -> SubjectState:
+        prior = self.fixed_prior
+        return SubjectState(self.start(prior), prior)
+
     def start(self, prior: Tensor | None) -> Any:
         return self.config.method.start(self.session, prior)
 
     def unmoved(self, unit: Unit, history: History | None) -> _Run:
         """The result of a unit none of whose clips takes part: where its history left off."""
-        prior = self.fixed_prior
-        after = SubjectState(self.start(prior), prior) if history is None else history.after
+        after = self.beginning if history is None else history.after
         if history is not None and history.clips:
             return [], after, self.centred(history.clips)[1]
         return [], after, torch.zeros_like(unit.clips[0].features[0])

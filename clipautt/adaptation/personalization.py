@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,11 +24,14 @@ from clipautt.adaptation.method import AdaptConfig, SavedState, Session, TuningC
 from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.adaptation.source import Source
 from clipautt.files import write_tensors
+from clipautt.subjects import subject_file as subject_file
 
 FORMAT = 2
 """Version of the file format."""
 _METHOD = "method."
 """Prefix of the names of the method's tensors."""
+_BESIDE = "beside."
+"""Prefix of the names of tensors that `load_personalization` does not read."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,13 +121,17 @@ class Personalization:
         return SubjectState(state, prior, self.decisions, self.fallback)
 
 
-def subject_file(subject_id: str) -> str:
-    """File name for a subject's adapted prompts; names differ between ids, and none leads out of the folder."""
-    return quote(subject_id, safe="").replace(".", "%2E") + ".safetensors"
+def save_personalization(
+    personalization: Personalization, path: Path, *, checkpoint: str, beside: SavedState | None = None
+) -> None:
+    """Write one subject's state and centre atomically, with the checkpoint's fingerprint.
 
-
-def save_personalization(personalization: Personalization, path: Path, *, checkpoint: str) -> None:
-    """Write one subject's state and centre atomically, with the checkpoint's fingerprint."""
+    Args:
+        personalization: what is written.
+        path: the file, which is replaced.
+        checkpoint: fingerprint of the checkpoint it belongs to.
+        beside: what else the caller needs in the same file, see `load_beside`; to predict, it is not read.
+    """
     tensors = {f"{_METHOD}{name}": tensor for name, tensor in personalization.saved.tensors.items()}
     tensors["centre"] = personalization.centre
     if personalization.prior is not None:
@@ -141,7 +149,28 @@ def save_personalization(personalization: Personalization, path: Path, *, checkp
         "omitted": dict(personalization.omitted),
         "notes": personalization.notes,
     }
-    write_tensors(path, tensors, {"personalization": json.dumps(facts)})
+    metadata = {"personalization": json.dumps(facts)}
+    if beside is not None:
+        tensors |= {f"{_BESIDE}{name}": tensor for name, tensor in beside.tensors.items()}
+        metadata["beside"] = json.dumps(dict(beside.facts))
+    write_tensors(path, tensors, metadata)
+
+
+def load_beside(path: Path, *, tensors: bool = True) -> SavedState:
+    """What `save_personalization` wrote beside a personalization; empty if it was given nothing.
+
+    Args:
+        path: the file.
+        tensors: whether to read the tensors, which may be large.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged.
+    """
+    with _opened(path) as file:
+        names = [name for name in file.keys() if tensors and name.startswith(_BESIDE)]  # noqa: SIM118 (no mapping)
+        read = {name.removeprefix(_BESIDE): file.get_tensor(name) for name in sorted(names)}
+        return SavedState(read, json.loads((file.metadata() or {}).get("beside", "{}")))
 
 
 def clips_of_personalization(path: Path) -> tuple[str, ...] | None:
@@ -162,14 +191,21 @@ def checkpoint_of_personalization(path: Path) -> str:
     return str(_read(path, tensors=False)[0]["checkpoint"])
 
 
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, open; what is wrong with it is told as one kind of error."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys()) if tensors else []
-            facts = json.loads(file.metadata()["personalization"])
-            read = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+            yield file
+    except (SafetensorError, JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, and its subject is adapted again") from error
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with _opened(path) as file:
+        names = [name for name in sorted(file.keys()) if tensors and not name.startswith(_BESIDE)]
+        facts = json.loads((file.metadata() or {}).get("personalization", "{}"))
+        read = {name: file.get_tensor(name) for name in names}
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by another version of clipautt; remove its folder, and the next `clipautt adapt` "
@@ -185,15 +221,24 @@ def load_personalization(path: Path, source: Source) -> Personalization:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, of another version, or belongs to another checkpoint; the message names both.
     """
+    checkpoint, read = read_personalization(path)
+    if checkpoint != source.checkpoint.fingerprint:
+        raise ValueError(f"{path} was adapted from checkpoint {checkpoint}, not from {source.checkpoint.fingerprint}")
+    return read
+
+
+def read_personalization(path: Path) -> tuple[str, Personalization]:
+    """The fingerprint of the checkpoint that a file belongs to, and what it says; to predict, `load_personalization`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or of another version.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no adapted prompts at {path}")
     facts, tensors = _read(path)
-    if facts["checkpoint"] != source.checkpoint.fingerprint:
-        raise ValueError(
-            f"{path} was adapted from checkpoint {facts['checkpoint']}, not from {source.checkpoint.fingerprint}"
-        )
     state = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
-    return Personalization(
+    return str(facts["checkpoint"]), Personalization(
         facts["subject_id"],
         AdaptConfig.from_facts(facts["config"]),
         tensors["centre"],

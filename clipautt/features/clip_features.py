@@ -23,7 +23,7 @@ from clipautt.clips import Clip, id_number
 from clipautt.video.augmentation import Augmentation, AugmentedPass, augmented_passes
 from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.face_check import sample_of
-from clipautt.video.faces import FaceConfig
+from clipautt.video.faces import MOST_TURNED, FaceConfig
 from clipautt.video.reader import Boxes, FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
 
@@ -119,6 +119,48 @@ class ClipFeatures:
     face_sides: tuple[float, ...] = ()
     """Without a detector: the side of the face as a share of the picture's in a few frames, see `face_check`; empty
     where nothing was looked at."""
+    turned: npt.NDArray[np.float32] | None = None
+    """Degrees by which the head is turned to either side in each frame, see `Face.turn`, [T]; nan where nothing tells,
+    None where it was not recorded."""
+    rendered: bool | None = None
+    """Whether its faces are rendered, where the file is not at hand to be asked; None if that is not known."""
+
+    @classmethod
+    def of(
+        cls,
+        clip: Clip,
+        frames: FrameChunk,
+        features: Tensor,
+        *,
+        faces: FaceConfig,
+        sides: tuple[float, ...],
+        rendered: bool | None = None,
+    ) -> ClipFeatures:
+        """What is known of a clip after it was decoded and encoded.
+
+        Args:
+            clip: the clip.
+            frames: all its frames; their pixels are not looked at.
+            features: of these frames, [T, d].
+            faces: how faces were looked for.
+            sides: `face_sides`.
+            rendered: whether its faces are rendered, if that is known.
+        """
+        return cls(
+            clip.clip_id,
+            clip.subject_id,
+            features,
+            frames.times,
+            frames.found,
+            notes=frames.notes,
+            min_share=faces.window_share,
+            other_faces=frames.other_faces,
+            boxes=frames.boxes,
+            brightness=frames.brightness,
+            face_sides=sides,
+            turned=frames.turned,
+            rendered=rendered,
+        )
 
     @property
     def face_share(self) -> float:
@@ -134,6 +176,16 @@ class ClipFeatures:
     def mean_brightness(self) -> float:
         """Mean luma of what the frames show, 0..1; nan where it was not recorded."""
         return mean_of(self.brightness)
+
+    @property
+    def face_pixels(self) -> float:
+        """Median side of the face's box in pixels of the frame; nan without a detector, or if it was not recorded."""
+        return side_of(self.boxes)
+
+    @property
+    def turned_share(self) -> float:
+        """Share of the frames with the face in which it is turned away, 0..1; nan where nothing tells."""
+        return turned_share_of(self.turned, self.face_found)
 
     @property
     def shown(self) -> Tensor:
@@ -155,6 +207,29 @@ def mean_of(brightness: npt.NDArray[np.float32] | None) -> float:
     """Mean of the frames that show something; nan where nothing was recorded."""
     known = brightness is not None and np.isfinite(brightness).any()
     return float(np.nanmean(brightness)) if brightness is not None and known else float("nan")
+
+
+def side_of(boxes: Boxes | None) -> float:
+    """Median side of the boxes in pixels; nan where nothing was recorded."""
+    known = boxes is not None and np.isfinite(boxes[:, 2]).any()
+    return float(np.nanmedian(boxes[:, 2])) if boxes is not None and known else float("nan")
+
+
+def turned_share_of(turned: npt.NDArray[np.float32] | None, face_found: npt.NDArray[np.bool_] | None) -> float:
+    """Share of the frames with the face in which it is turned by more than `MOST_TURNED`, 0..1.
+
+    Cascades tell of profiles only, so a frame of theirs of which nothing is known does not count as turned.
+
+    Args:
+        turned: degrees, [T]; None where they were not recorded.
+        face_found: whether the face was found, [T].
+
+    Returns:
+        nan where it was not recorded, or no face was found.
+    """
+    if turned is None or face_found is None or not np.isfinite(turned).any():
+        return float("nan")
+    return float(np.mean(np.nan_to_num(turned[face_found]) > MOST_TURNED))
 
 
 def clip_key(clip: Clip) -> str:
@@ -203,19 +278,7 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0].copy()), features))  # a view would keep all frames
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     whole = FrameChunk.joined([chunk for chunk, _ in kept])
-    return ClipFeatures(
-        clip.clip_id,
-        clip.subject_id,
-        torch.cat([features for _, features in kept]),
-        whole.times,
-        whole.found,
-        notes=whole.notes,
-        min_share=frames.faces.window_share,
-        other_faces=whole.other_faces,
-        boxes=whole.boxes,
-        brightness=whole.brightness,
-        face_sides=sample.sides(),
-    )
+    return ClipFeatures.of(clip, whole, torch.cat([one for _, one in kept]), faces=frames.faces, sides=sample.sides())
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clipautt.clips import Clip
-from clipautt.features.clip_features import ClipFeatures, FeatureSpec, mean_of, share_of
+from clipautt.features.clip_features import ClipFeatures, FeatureSpec, mean_of, share_of, side_of, turned_share_of
 from clipautt.files import atomic, refuse_uri, sync_folder, write_json
 from clipautt.video.reader import BOX, Boxes
 
@@ -37,13 +37,15 @@ SPEC_FILE = "_spec.json"
 """File with a folder's specification; Parquet readers skip names that begin with an underscore or a dot."""
 SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame", "frames_per_second", "face")
 """Columns that say which part of its file a clip is: its span, and whose face it shows."""
-_LATER = (*SPAN, "face_found", "other_faces", "boxes", "brightness", "face_sides", "content")
+_LATER = (*SPAN, "face_found", "other_faces", "boxes", "brightness", "face_sides", "content", "turned")
 """Columns that older files lack."""
 _ROWS_PER_GROUP = 8
 _PASSES = 8
 _STATUS = ("clip_key", "clip_id", "status", "reason", "decoder")
-FRAMES = ("times", "face_found", "features", "other_faces", "boxes", "brightness", "face_sides", "reason")
+FRAMES = ("times", "face_found", "features", "other_faces", "boxes", "brightness", "face_sides", "reason", "turned")
 """Columns that `stored_frames` reads."""
+_OF_FRAMES = ("times", "face_found", "boxes", "brightness", "turned")
+"""Those with a value per frame, besides the features."""
 _Read = TypeVar("_Read")
 
 
@@ -71,6 +73,8 @@ class StoredFrames:
     """See `ClipFeatures.face_sides`."""
     reason: str = ""
     """Why there are none; of a clip with status `ok`, what could not be shown as it should be."""
+    turned: npt.NDArray[np.float32] | None = None
+    """See `ClipFeatures.turned`."""
 
     def __repr__(self) -> str:
         return f"StoredFrames({None if self.features is None else self.features.shape})"
@@ -80,7 +84,7 @@ class StoredFrames:
         """Why these are not valid frames of a clip with status `ok`; None if they are."""
         if self.features is None or not len(self.features):
             return "has no frames"
-        for name in ("times", "face_found", "boxes", "brightness"):
+        for name in _OF_FRAMES:
             values = getattr(self, name)
             if values is None and name == "times":
                 return "has no times"
@@ -107,6 +111,12 @@ class ClipFacts:
     """What could not be shown as it should be."""
     min_share: float = 0.0
     """Share of a window's frames that must show the face; 0 without a detector."""
+    face_pixels: float = float("nan")
+    """Median side of the face's box; nan where it was not recorded."""
+    turned_share: float = float("nan")
+    """Share of the frames with the face in which it is turned away; nan where nothing tells."""
+    rendered: bool | None = None
+    """Whether its faces are rendered; a store does not know."""
 
     @property
     def face_share(self) -> float:
@@ -218,28 +228,20 @@ class FeatureStore:
                         boxes=frames.boxes,
                         brightness=frames.brightness,
                         face_sides=frames.face_sides,
+                        turned=frames.turned,
                     )
         return dict(sorted(loaded.items()))
 
     def facts(self, clips: Iterable[Clip]) -> dict[str, ClipFacts]:
         """What is known of the clips that have features, by `clip_id`; does not read the features."""
-        columns = ("clip_key", "status", "times", "face_found", "other_faces", "face_sides", "brightness", "reason")
+        columns = ("clip_key", "status", *(name for name in FRAMES if name != "features"))
         share = self.spec.frames.faces.window_share
         known: dict[str, ClipFacts] = {}
         for table in read_parts(self.path, lambda file: self._read(file, columns)):
             for index in range(len(table)):
                 row = {name: table[name][index] for name in columns}
-                found, notes = _numbers(row["face_found"]), row["reason"].as_py()
                 if row["status"].as_py() == OK and row["times"].is_valid:
-                    known[row["clip_key"].as_py()] = ClipFacts(
-                        len(row["times"]),
-                        None if found is None else found.astype(bool),
-                        row["other_faces"].as_py() or 0,
-                        tuple(row["face_sides"].as_py() or ()),
-                        mean_of(_numbers(row["brightness"])),
-                        (notes,) * bool(notes),
-                        share,
-                    )
+                    known[row["clip_key"].as_py()] = _facts_of(row, share)
         return {clip.clip_id: known[key] for clip in clips if (key := self.spec.key(clip)) in known}
 
     def _read(self, file: Path, columns: Sequence[str], chosen: Sequence[bool] | None = None) -> pa.Table:
@@ -261,6 +263,22 @@ class FeatureStore:
         return stored
 
 
+def _facts_of(row: dict[str, Any], min_share: float) -> ClipFacts:
+    found, notes = _numbers(row["face_found"]), row["reason"].as_py()
+    found = None if found is None else found.astype(bool)
+    return ClipFacts(
+        len(row["times"]),
+        found,
+        row["other_faces"].as_py() or 0,
+        tuple(row["face_sides"].as_py() or ()),
+        mean_of(_numbers(row["brightness"])),
+        (notes,) * bool(notes),
+        min_share,
+        side_of(_numbers(row["boxes"], len(BOX))),
+        turned_share_of(_numbers(row["turned"]), found),
+    )
+
+
 def store_schema(feature_dim: int) -> pa.Schema:
     """The columns of a store's files, for features of this width."""
     text = ("clip_key", "clip_id", "subject_id", "source", "status", "reason", "decoder", "content")
@@ -274,6 +292,7 @@ def store_schema(feature_dim: int) -> pa.Schema:
             ("boxes", pa.list_(pa.list_(pa.float32(), len(BOX)))),
             ("brightness", pa.list_(pa.float32())),
             ("face_sides", pa.list_(pa.float32())),
+            ("turned", pa.list_(pa.float32())),
             ("features", pa.list_(pa.list_(pa.float32(), feature_dim))),
         ]
     )
@@ -426,6 +445,7 @@ def stored_frames(table: pa.Table, feature_dim: int) -> Iterator[StoredFrames]:
             _numbers(row["brightness"]),
             tuple(row["face_sides"].as_py() or ()),
             row["reason"].as_py() or "",
+            _numbers(row["turned"]),
         )
 
 
@@ -446,7 +466,7 @@ def _check(row: dict[str, Any], feature_dim: int) -> None:
         shape = np.shape(row["features"])
         raise ValueError(f"features of clip {row['clip_id']!r} have shape {shape}; allowed: [T, {feature_dim}]")
     if row["status"] == OK:
-        per_frame = {name: row.get(name) for name in ("times", "face_found", "boxes", "brightness")}
+        per_frame = {name: row.get(name) for name in _OF_FRAMES}
         frames = StoredFrames(row["features"], **per_frame)  # type: ignore[arg-type]
         if frames.damage:
             raise ValueError(f"clip {row['clip_id']!r} with status 'ok' {frames.damage}")

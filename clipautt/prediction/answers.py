@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clipautt.action_units import title_of
+from clipautt.action_units import NONE_ROSE, risen, title_of
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec, window_spans, window_starts
 from clipautt.prediction.cautions import Code
@@ -161,19 +161,22 @@ class VideoPrediction:
 
     @property
     def top_action_units(self) -> pd.DataFrame:
-        """The five AUs that rose most in the window, highest first, of those that the backbone has learned.
+        """The AUs that rose most in the window, highest first, of those that the backbone has learned.
 
         Returns:
-            Index `code`, such as `AU4`; columns `name`, such as `Brow lowerer`, and `rise`, see `rises`.
+            At most five rows, none where nothing rose, see `action_units.risen`; index `code`, such as `AU4`; columns
+            `name`, such as `Brow lowerer`, and `rise`, see `rises`.
         """
-        learned = self.rises().drop(list(self.not_learned)).dropna()
-        highest = learned.sort_values(ascending=False).head(5)
-        names = [title_of(str(code)).removeprefix(f"{code} ") for code in highest.index]
-        return pd.DataFrame({"name": names, "rise": highest.to_numpy()}, index=highest.index.rename("code"))
+        rises = self.rises()
+        codes = risen({str(code): rise for code, rise in rises.items() if code not in self.not_learned})
+        names = [title_of(code).removeprefix(f"{code} ") for code in codes]
+        return pd.DataFrame(
+            {"name": names, "rise": rises[codes].to_numpy()}, index=pd.Index(codes, name="code", dtype=object)
+        )
 
     def rises(self) -> pd.Series[float]:
-        """By how much each AU rose: mean of `action_units` in the window minus their median over the video; index: AU
-        code."""
+        """By how much each AU rose, below 0 where it fell: mean of `action_units` in the window minus their median over
+        the video; index: AU code."""
         return pd.Series(self._rises(), index=list(self.action_unit_codes), dtype=float)
 
     def _rises(self) -> npt.NDArray[np.float64]:
@@ -356,8 +359,8 @@ class VideoPrediction:
         window = f"{self.window_start_seconds:.2f}–{self.window_end_seconds:.2f} s"
         units = ", ".join(f"{code} {name} {rise:+.3f}" for code, name, rise in self.top_action_units.itertuples())
         return (
-            f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; rise in AU "
-            f"similarity (cosine): {units or 'none'}{warned})"
+            f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; "
+            f"{f'rise in AU similarity (cosine): {units}' if units else NONE_ROSE}{warned})"
         )
 
 

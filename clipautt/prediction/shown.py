@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from clipautt.action_units import NONE_ROSE
+
 
 class Answer(Protocol):
     """What is shown of a `VideoPrediction`."""
@@ -76,14 +78,27 @@ def by_probability(answer: Answer) -> list[str]:
 
 
 def why_no_units(answer: Answer) -> str:
-    """Why no AU has a curve; empty where some have."""
+    """Why no AU is shown that rose; empty where some are."""
     if answer.label is None:
         return f"no curves: {answer.reason}"
     if len(answer.top_action_units):
         return ""
     if set(answer.not_learned) >= set(answer.action_unit_codes):
         return f"no curves: the backbone has learned none of the model's {len(answer.action_unit_codes)} action units"
-    return "no curves: no action unit has a value in the window"
+    windows = answer.windows
+    if windows.loc[windows["chosen"], list(answer.action_unit_codes)].isna().all(axis=None):
+        return "no curves: no action unit has a value in the window"
+    return why_none_rose(windows)
+
+
+def why_none_rose(windows: pd.DataFrame) -> str:
+    """That no AU rose; in a clip of one window none can.
+
+    Args:
+        windows: as `VideoPrediction.windows`.
+    """
+    alone = (windows["status"] == "ok").sum() == 1
+    return f"{NONE_ROSE}: the clip has one window only, so its level is the usual one" if alone else NONE_ROSE
 
 
 def percent(share: float) -> str:

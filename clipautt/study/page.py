@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipautt.action_units import NONE_ROSE, risen
 from clipautt.evaluation.reports.extraction import Tile
 from clipautt.evaluation.reports.pictures import Picture, inline
 from clipautt.evaluation.reports.templates import render
@@ -309,13 +310,14 @@ def _units(folder: Path, given: Study) -> dict[str, object]:
     chosen = [units[name] for name in ranked["measure"].head(_PANELS)]
     if not chosen:
         rises = given.conditions[given.conditions["measure"].isin([name for name in units if name.endswith("_rise")])]
-        top = rises.sort_values("mean", ascending=False, kind="stable").drop_duplicates("measure")
-        chosen = [units[name] for name in top.dropna(subset="mean")["measure"].head(_PANELS)]
+        highest = rises.groupby("measure", sort=False)["mean"].max()
+        chosen = [units[name] for name in risen({str(name): rise for name, rise in highest.items()}, most=_PANELS)]
     q = table["q"].dropna()
     return {
         "figure": _figure(folder / FIGURES / "action_units.png", given, chosen),
         "table": _differences(given, "action_units", limit=_ROWS) if len(ranked) else [],
-        "means": _means(given, chosen),
+        "means": _means(given, chosen) if chosen else [],
+        "none_rose": NONE_ROSE,
         "tests": int(table["tests"].max()) if len(table) else 0,
         "below": int((q < 0.05).sum()),
         "unadjusted": int((table["p"].dropna() < 0.05).sum()),

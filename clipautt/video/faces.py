@@ -44,6 +44,14 @@ FEW_FACES = 0.7
 where it is found in 80 or 70 % of the frames, by 9 at 60 % and by 11 at 50 %, where a fifth of the clips has no answer.
 """
 
+MOST_TURNED = 30.0
+"""Degrees by which a head may be turned to a side before a frame counts as turned away; a usual limit for reading AUs,
+not one of `make bench-validity`, whose rendered heads turn by less."""
+_HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
+"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front): millimetres
+of a face as OpenFace fitted it."""
+_PROFILE = 60.0
+"""Stands for the turn of a head that only the cascade for profiles finds, which was trained on half and full ones."""
 _OVERLAP = 0.3
 """Intersection over union from which two boxes of one frame are one face."""
 
@@ -188,6 +196,8 @@ class Face:
     """Higher is more certain; comparable within one frame only."""
     eyes: Eyes | None = None
     """The subject's right and left eye as (x, y), which is left and right in an upright picture; None: not found."""
+    turn: float | None = None
+    """Degrees by which the head is turned to either side, 0 to 90, see `head_turn`; None where nothing tells."""
 
     @property
     def centre(self) -> Point:
@@ -211,6 +221,27 @@ class Face:
             return None
         (right_x, right_y), (left_x, left_y) = self.eyes
         return math.atan2(left_y - right_y, left_x - right_x)
+
+
+def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
+    """By how many degrees a head is turned to either side, 0 to 90: how far the line through its eyes points at the
+    camera.
+
+    The head is taken for the rigid `_HEAD`, seen from afar: the 2 × 3 matrix that takes its points to the landmarks
+    best is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer; people's noses differ,
+    which is some degrees at 30, and landmarks that were guessed, as those of a covered face, look like any turn.
+
+    Args:
+        landmarks: right and left eye, tip of the nose, right and left corner of the mouth as (x, y), [5, 2].
+
+    Source: pose by weak perspective, as in Gee and Cipolla, *Determining the gaze of faces in images* (1994),
+    https://doi.org/10.1016/0262-8856(94)90039-6; the nearest rotation by singular values.
+    """
+    centred = np.asarray(landmarks, np.float64) - np.mean(landmarks, axis=0)
+    projected = centred.T @ np.linalg.pinv(_HEAD - _HEAD.mean(axis=0)).T
+    left, _, right = np.linalg.svd(projected, full_matrices=False)
+    across, down = left @ right
+    return math.degrees(math.asin(min(1.0, abs(float(np.cross(across, down)[0])))))
 
 
 class FaceDetector(Protocol):
@@ -261,36 +292,40 @@ class CascadeDetector:
         if _is_dark(small):
             grey, small = _lighten(grey), _lighten(small)
         counts = self._config.min_face * min(small.shape)
-        boxes = self._boxes(small, counts)
+        boxes, turn = self._boxes(small, counts)
         if not boxes and counts < _CASCADE_PIXELS:
             factor = min(_CASCADE_PIXELS / counts, _ENLARGED)
             larger = np.asarray(cv2.resize(small, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
-            scale, boxes = scale / factor, self._boxes(larger, counts * factor)
+            scale = scale / factor
+            boxes, turn = self._boxes(larger, counts * factor)
         faces = []
         for left, top, width, height, score in boxes:
             box = (left * scale, top * scale, width * scale, height * scale)
-            faces.append(Face(*box, score, self._find_eyes(grey, box) if self._with_eyes else None))
+            faces.append(Face(*box, score, self._find_eyes(grey, box) if self._with_eyes else None, turn))
         return tuple(faces)
 
-    def _boxes(self, grey: Grey, counts: float) -> Boxes:
-        """The boxes of the first attempt that finds one whose side counts, or else of the first that finds any."""
+    def _boxes(self, grey: Grey, counts: float) -> tuple[Boxes, float | None]:
+        """The boxes of the first attempt that finds one whose side counts, or else of the first that finds any; and
+        `Face.turn` of all of them."""
         found: Boxes = []
-        for boxes in self._attempts(grey, max(_CASCADE_PIXELS, round(SHRUNK * counts))):
+        turned: float | None = None
+        for boxes, turn in self._attempts(grey, max(_CASCADE_PIXELS, round(SHRUNK * counts))):
             if any(box[2] >= counts for box in boxes):
-                return _without_overlaps(boxes)
-            found = found or boxes
-        return _without_overlaps(found)
+                return _without_overlaps(boxes), turn
+            if boxes and not found:
+                found, turned = boxes, turn
+        return _without_overlaps(found), turned
 
-    def _attempts(self, grey: Grey, smallest: int) -> Iterator[Boxes]:
+    def _attempts(self, grey: Grey, smallest: int) -> Iterator[tuple[Boxes, float | None]]:
         # Sensor noise and hard edges make boxes jump from frame to frame; too dark or bright footage hides faces.
         calm = np.asarray(cv2.GaussianBlur(grey, (0, 0), _BLUR), np.uint8)
-        yield _scan(self._steady, calm, smallest)
-        yield _scan(self._steady, np.asarray(cv2.equalizeHist(calm), np.uint8), smallest)
-        yield _surer(_scan(self._keen, calm, smallest), than=_KEEN_SCORE)
+        yield _scan(self._steady, calm, smallest), None
+        yield _scan(self._steady, np.asarray(cv2.equalizeHist(calm), np.uint8), smallest), None
+        yield _surer(_scan(self._keen, calm, smallest), than=_KEEN_SCORE), None
         boxes = _scan(self._profile, calm, smallest)
         mirrored = _scan(self._profile, np.ascontiguousarray(calm[:, ::-1]), smallest)
         boxes += [(grey.shape[1] - x - w, y, w, h, score) for x, y, w, h, score in mirrored]
-        yield _surer(boxes, than=_PROFILE_SCORE)
+        yield _surer(boxes, than=_PROFILE_SCORE), _PROFILE
 
     def _find_eyes(self, grey: Grey, box: tuple[float, float, float, float]) -> Eyes | None:
         """Two plausible eyes within a face box, or None."""
@@ -454,7 +489,8 @@ class YuNetDetector:
 def _yunet_face(row: npt.NDArray[np.float64], *, score: float) -> Face:
     """A face from x, y, width, height, then x and y of right eye, left eye, nose and mouth corners."""
     left, top, width, height, right_x, right_y, left_x, left_y = (float(v) for v in row[:8])
-    return Face(left, top, width, height, score, ((right_x, right_y), (left_x, left_y)))
+    eyes = (right_x, right_y), (left_x, left_y)
+    return Face(left, top, width, height, score, eyes, head_turn(row[4:14].reshape(5, 2)))
 
 
 def _check_frame(frame: Frames) -> None:

@@ -82,6 +82,8 @@ class FrameChunk:
     """Where the face is in the frame, see `BOX`, float32 [n, 5]; nan where no face is shown, and without a detector."""
     brightness: npt.NDArray[np.float32]
     """Mean luma of what is shown, 0 (black) to 1 (white), float32 [n]; nan where no face is shown."""
+    turned: npt.NDArray[np.float32]
+    """Degrees by which the head is turned to either side, see `Face.turn`, float32 [n]; nan where nothing tells."""
     notes: tuple[str, ...] = ()
     """What could not be shown as it should be, up to this chunk; the last chunk of a clip has all of it."""
     other_faces: int = 0
@@ -101,7 +103,7 @@ class FrameChunk:
         return f"FrameChunk({self.frames.shape} by {self.decoder})"
 
 
-OF_FRAMES = ("frames", "times", "found", "boxes", "brightness")
+OF_FRAMES = ("frames", "times", "found", "boxes", "brightness", "turned")
 """The fields of a `FrameChunk` that have a value per frame."""
 
 
@@ -140,15 +142,15 @@ def decode_chunks(
 
     shape, faces = spec.preprocessing, spec.faces.following(clip.face)
     others = 0
-    fitted: Iterator[_Fitted]
+    fitted: Iterator[FittedFrame]
     if faces.detector == "none":
-        fitted = (_Fitted(time, fit_frame(frame, shape), found=True) for time, frame in stream())
+        fitted = (FittedFrame(time, fit_frame(frame, shape), found=True) for time, frame in stream())
     else:
         people, kept = follow_people(stream(), faces)
         others = people.others
         if people.subject is None:
             raise NoFaceError(people.why)
-        fitted = _face_crops(kept if kept is not None else stream(), people.subject, shape, margin=faces.margin)
+        fitted = face_crops(kept if kept is not None else stream(), people.subject, shape, margin=faces.margin)
     empty = True
     for chunk in _chunks(fitted, shape.size, decoder):
         empty = False
@@ -158,7 +160,7 @@ def decode_chunks(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class _Fitted:
+class FittedFrame:
     """A frame as the image tower takes it."""
 
     time: float
@@ -168,6 +170,8 @@ class _Fitted:
     """[5]; None where no face is shown, and without a detector."""
     shown: bool = True
     """Whether the frame shows anything; a blank one does not."""
+    turn: float = float("nan")
+    """Degrees by which the head is turned to a side; nan where nothing tells."""
 
     @property
     def brightness(self) -> float:
@@ -175,19 +179,26 @@ class _Fitted:
         return float(np.dot(cv2.mean(self.frame)[:3], _LUMA)) / 255 if self.shown else float("nan")
 
 
-def _face_crops(
+def face_crops(
     frames: Iterable[tuple[float, Frames]], track: FaceTrack, shape: Preprocessing, *, margin: float
-) -> Iterator[_Fitted]:
-    """The crop of every frame; far from any frame with the face it is blank."""
+) -> Iterator[FittedFrame]:
+    """The crop of every frame along a track; far from any frame with the face it is blank.
+
+    Args:
+        frames: time and pixels of each frame of the track.
+        track: where the crops are.
+        shape: size and filter.
+        margin: `FaceConfig.margin`.
+    """
     boxes = face_boxes(track, margin=margin)
     blank = np.full((shape.size, shape.size, 3), _BLANK, np.uint8)
     for index, (time, frame) in enumerate(frames):
         if track.shown[index]:
             where = track.centre[index], float(track.side[index]), float(track.angle[index])
             crop = crop_face(frame, *where, size=shape.size, interpolation=shape.interpolation)
-            yield _Fitted(time, crop, bool(track.found[index]), boxes[index])
+            yield FittedFrame(time, crop, bool(track.found[index]), boxes[index], turn=float(track.turn[index]))
         else:
-            yield _Fitted(time, blank, found=False, shown=False)
+            yield FittedFrame(time, blank, found=False, shown=False)
 
 
 def face_boxes(track: FaceTrack, *, margin: float) -> Boxes:
@@ -252,9 +263,9 @@ def _smaller_face(frames: Sequence[Frames], config: FaceConfig) -> float | None:
     return max((size for size in sizes if size < config.min_face), default=None)
 
 
-def _chunks(fitted: Iterable[_Fitted], size: int, decoder: Decoder) -> Iterator[FrameChunk]:
+def _chunks(fitted: Iterable[FittedFrame], size: int, decoder: Decoder) -> Iterator[FrameChunk]:
     most = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // (size * size * 3)))
-    held: list[_Fitted] = []
+    held: list[FittedFrame] = []
     for item in fitted:
         held.append(item)
         if len(held) == most:
@@ -264,7 +275,7 @@ def _chunks(fitted: Iterable[_Fitted], size: int, decoder: Decoder) -> Iterator[
         yield _chunk(held, decoder)
 
 
-def _chunk(held: list[_Fitted], decoder: Decoder) -> FrameChunk:
+def _chunk(held: list[FittedFrame], decoder: Decoder) -> FrameChunk:
     nowhere = np.full(len(BOX), np.nan, np.float32)
     return FrameChunk(
         decoder,
@@ -273,4 +284,5 @@ def _chunk(held: list[_Fitted], decoder: Decoder) -> FrameChunk:
         np.array([one.found for one in held], bool),
         np.stack([nowhere if one.box is None else one.box for one in held]),
         np.array([one.brightness for one in held], np.float32),
+        np.array([one.turn for one in held], np.float32),
     )

@@ -138,8 +138,10 @@ def _ask_decoders(
 def _chunk(answer: dict[str, Any], decoder: Decoder) -> FrameChunk:
     frames = np.frombuffer(answer["content"], np.uint8).reshape(answer["shape"])
     times, found = np.array(answer["times"], np.float64), np.array(answer["found"], bool)
-    boxes, brightness = (np.array(answer[name], np.float32) for name in ("boxes", "brightness"))
-    return FrameChunk(decoder, frames, times, found, boxes, brightness, tuple(answer["notes"]), answer["other_faces"])
+    boxes, light, turned = (np.array(answer[name], np.float32) for name in ("boxes", "brightness", "turned"))
+    return FrameChunk(
+        decoder, frames, times, found, boxes, light, turned, tuple(answer["notes"]), answer["other_faces"]
+    )
 
 
 def read_frames(

@@ -66,12 +66,14 @@ class FaceTrack:
     """The subject's right and left eye as (x, y) as they were detected, float64 [T, 2, 2]; nan where they were not."""
     score: Array
     """The detector's score of the face, float64 [T]; nan where it was not found."""
+    turn: Array
+    """Degrees by which the head is turned to a side, see `Face.turn`, float64 [T]; nan where nothing tells."""
 
     @classmethod
     def nowhere(cls, num_frames: int) -> FaceTrack:
         """The track of no face."""
         nan, no = np.full(num_frames, np.nan), np.zeros(num_frames, bool)
-        return cls(np.full((num_frames, 2), np.nan), nan, nan, no, no, np.full((num_frames, 2, 2), np.nan), nan)
+        return cls(np.full((num_frames, 2), np.nan), nan, nan, no, no, np.full((num_frames, 2, 2), np.nan), nan, nan)
 
     def __repr__(self) -> str:
         seen = f"found in {int(self.found.sum())} of {len(self.found)}"
@@ -320,9 +322,10 @@ def _join(subject: _Chain, other: _Chain) -> _Chain | None:
 
 def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, config: FaceConfig) -> FaceTrack:
     """The crop in every frame, from the detections in some frames."""
-    found, score = np.zeros(len(times), bool), np.full(len(times), np.nan)
+    found, (score, turn) = np.zeros(len(times), bool), np.full((2, len(times)), np.nan)
     found[chain.frames] = True
     score[chain.frames] = [face.score for face in faces]
+    turn[chain.frames] = [np.nan if face.turn is None else face.turn for face in faces]
     eyes = np.full((len(times), 2, 2), np.nan)
     angles = np.full(len(faces), np.nan)
     for number, (frame, face) in enumerate(zip(chain.frames, faces, strict=True)):
@@ -337,7 +340,7 @@ def _steady(times: Array, chain: _Chain, faces: Sequence[Face], units: Array, co
         angle = _follow(times, seen[known], turned, config.smooth_seconds)[:, 0]
     away = np.abs(times[:, None] - seen[[_before(seen, times), _after(seen, times)]].T).min(axis=1)
     near = away <= (config.max_gap_seconds if config.missing == "fill" else 0.0)
-    return FaceTrack(centre, side * (1 + 2 * config.margin), angle, found, found | near, eyes, score)
+    return FaceTrack(centre, side * (1 + 2 * config.margin), angle, found, found | near, eyes, score, turn)
 
 
 def _before(seen: Array, times: Array) -> npt.NDArray[np.int64]:

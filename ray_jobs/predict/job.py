@@ -35,6 +35,7 @@ from clipautt.adaptation.personalization import Personalization
 from clipautt.commands import setting, word
 from clipautt.datasets.inputs import Inputs, find_inputs
 from clipautt.prediction.answers import VideoPrediction
+from clipautt.prediction.shown import why_no_units
 from clipautt.prediction.tables import check_place, write_rows
 from clipautt.predictor import Predictor
 from clipautt.video.faces import hints
@@ -137,11 +138,14 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
     report_faces(summary)
     made.on_answer = partial(pictures.write, limits=config.limits)
     parts = made.of_features(store, summary, known)
+    rows: list[dict[str, Any]] = []
     if cfg.out:
         count = write_rows(cfg.out, made.columns, parts)
     else:
-        rows = [row for part in parts for row in part.to_dict("records")]
-        _show_rows([{str(name): value for name, value in row.items()} for row in rows[:_SHOWN]], len(clips))
+        rows = [{str(name): value for name, value in row.items()} for part in parts for row in part.to_dict("records")]
+    _show_warnings(made.tally)
+    if rows:
+        _show_rows(rows[:_SHOWN], len(clips))
     _show_tally(made.tally)
     for folder in filter(None, (cfg.overlay, cfg.figure)):
         print(f"pictures: {folder}")
@@ -201,6 +205,10 @@ def _show_tally(tally: Tally) -> None:
             print(f"{status}: {count}")
     if tally.personalized:
         print(f"personalized: {tally.personalized}")
+
+
+def _show_warnings(tally: Tally) -> None:
+    """Print what speaks against the answers, before them."""
     for code, count in tally.cautions.most_common():
         clips = "1 clip" if count == 1 else f"{count} clips, the first"
         print(f"warning {code} for {clips}: {tally.sentences[code]}")
@@ -211,12 +219,12 @@ def _show_count(rows: int, kind: Rows, path: str) -> None:
 
 
 def show(prediction: VideoPrediction) -> None:
-    """Print a prediction for a person to read."""
+    """Print a prediction for a person to read: what speaks against it, then the label."""
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in prediction.probabilities.items())
     answer = f"no label: {prediction.reason}" if prediction.label is None else f"{prediction.label} ({shares})"
+    for code, sentence in prediction.cautions.items():
+        print(f"warning {code}: {sentence}")
     print(f"{prediction.video}: {answer}")
-    for sentence in prediction.warnings:
-        print(f"warning: {sentence}")
     if prediction.label is None:
         _show_faces(prediction)
         return
@@ -228,6 +236,8 @@ def show(prediction: VideoPrediction) -> None:
     if len(units):
         rows = [(title_of(str(code)), f"{rise:+.3f}") for code, rise in units["rise"].items()]
         table(rows, ["action unit", "rise in the window (cosine of face and phrase)"])
+    else:
+        print(why_no_units(prediction))
     if prediction.not_learned:
         count, total = len(prediction.not_learned), prediction.action_units.shape[1]
         print(f"left out: {count} of {total} action units, which the backbone never learned")

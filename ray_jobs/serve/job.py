@@ -1,170 +1,89 @@
-"""Serve predictions on this machine: a web page for people, JSON over HTTP for programs.
+"""Serve predictions: a web page for people, JSON over HTTP for programs, live video over a WebSocket.
 
-Uploads are decoded in a worker, kept in a private file until they are answered, and then deleted.
-With adapted prompts of `clipautt adapt`, a request may name the subject whose prompts to use. Only programs on this
-machine can connect, because there is no authentication; from elsewhere, use an SSH tunnel.
+`clipautt serve` decodes uploads in their own processes, encodes those of several requests together, and deletes them
+after the answer. Several models are served together, and share an encoder where they share a backbone. What `clipautt
+adapt` learned about subjects is used by their ids; further ones are personalized over HTTP and kept in runs/serve/NAME.
+On any address but this machine's own the server asks for API keys, which `serve keys` makes. `serve build` writes the
+same application as a Serve YAML for a cluster, which `serve deploy` starts there.
 
 Example:
     clipautt serve
-    clipautt serve port=9000 checkpoint=runs/train/hard prompts=runs/adapt/hard/prompts
-    curl -F video=@face.mp4 -F subject_id=target-003 http://127.0.0.1:8000/v1/predict
+    clipautt serve port=9000 'models={pain: runs/train/pain, stress: runs/train/stress}'
+    curl -F video=@face.mp4 http://127.0.0.1:8000/v1/predict
+    clipautt serve keys add ward7 scope=personalize
+    clipautt serve host=0.0.0.0 tls_certificate=server.pem tls_key=server.key
+    clipautt serve build out=serve.yaml host=0.0.0.0 decoders=8 encoders=2
+    clipautt serve deploy serve.yaml
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import io
-import ipaddress
 import logging
-import math
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from clipautt.backbones.loading import BackboneConfig
-from clipautt.predictor import Predictor
-from clipautt.settings import settings
-from clipautt.video.reader_process import ReadLimits
-from ray_jobs.platform.cluster import ClusterConfig, connect, gpu_share, num_cpus, num_gpus
-from ray_jobs.platform.configuration import instantiate
-from ray_jobs.platform.predictors import chosen_checkpoint, chosen_personalizations, load_predictor
-from ray_jobs.serve.answers import Service
-from ray_jobs.serve.ingress import ANSWER_SECONDS, WebReplica
-from ray_jobs.serve.uploads import MAX_PIXELS, MAX_SECONDS, MAX_UPLOAD_MB, Limits, Refusal, RefusedError
+from ray_jobs.platform.cluster import connect, num_cpus
+from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.nearest import suggestion
+from ray_jobs.serve import cluster_command, key_command
+from ray_jobs.serve.application import NAME, application
+from ray_jobs.serve.model.messages import Served
+from ray_jobs.serve.served import missing_cores, served_models
+from ray_jobs.serve.settings import ServeConfig
 
-APPLICATION = "clipautt"
-"""Name of the Ray Serve application."""
-
+POSITIONAL = "action words…"
+_ACTIONS = ("build", "deploy", "keys")
 _READY_SECONDS = 300.0
 _CHECK_SECONDS = 10.0
 _SILENCE_SECONDS = 120.0
-_PREDICTIONS_AT_ONCE = 2
-"""Per replica: one decodes while another encodes."""
-_WAITING_REQUESTS = 16
 
 
-@settings
-class ServeConfig:
-    """What is served, and where."""
+def start(config: ServeConfig, served: tuple[Served, ...]) -> str:
+    """Start serving on the connected Ray; returns once predictions work.
 
-    checkpoint: Path | None = None
-    """Checkpoint folder; null: the newest below runs."""
-    prompts: Path | None = None
-    """Folder of adapted prompts, used by subject id; null: the newest below runs."""
-    backbone: BackboneConfig | None = None
-    """How the checkpoint's backbone is loaded; null: as in training."""
-    host: str = "127.0.0.1"
-    """Address to listen on; one of this machine's only, because there is no authentication yet."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """Port to listen on."""
-    replicas: PositiveInt = 1
-    """Copies of the model, each on its own core or its share of a GPU."""
-    max_upload_mb: PositiveFloat = MAX_UPLOAD_MB
-    """Largest file, MB; a larger one is refused while it arrives."""
-    max_seconds: PositiveFloat = MAX_SECONDS
-    """Longest video, from its first frame to the end of its last, s; a longer one is refused before it is decoded."""
-    max_pixels: PositiveInt = MAX_PIXELS
-    """Largest frame, width × height; a larger one is refused before it is decoded."""
-    cluster: ClusterConfig = ClusterConfig()
-    """Where the work runs."""
-
-    def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
-            raise ValueError(
-                f"host={self.host!r}: should be 127.0.0.1 or localhost; other machines may not connect, because the "
-                f"server has no authentication. From elsewhere: ssh -L {self.port}:127.0.0.1:{self.port} this-machine"
-            )
-
-    @property
-    def limits(self) -> Limits:
-        """What an upload may cost."""
-        return Limits(int(self.max_upload_mb * 1e6), self.max_seconds, self.max_pixels)
-
-    @property
-    def url(self) -> str:
-        """Address of the server."""
-        return f"http://{self.host}:{self.port}"
-
-
-class ModelReplica:
-    """The model as a Ray Serve deployment: decodes and encodes in threads, one core."""
-
-    def __init__(self, config: ServeConfig, on_gpu: bool) -> None:
-        torch.set_num_threads(1)
-        self._service = Service(served_predictor(config, device="cuda" if on_gpu else "cpu"), config.limits)
-        self._turn = asyncio.Semaphore(_PREDICTIONS_AT_ONCE)
-
-    async def predict(self, video: bytes, subject: str | None) -> dict[str, Any] | Refusal:
-        """See `Service.predict`; a refusal is a value, since what crosses Ray as an exception is logged as a bug."""
-        async with self._turn:
-            try:
-                return await asyncio.to_thread(self._service.predict, video, subject)
-            except RefusedError as error:
-                return error.refusal
-
-    async def subjects(self) -> list[str]:
-        """See `Service.subjects`."""
-        return await asyncio.to_thread(self._service.subjects)
-
-    async def facts(self) -> dict[str, Any]:
-        """See `Service.facts`."""
-        return await asyncio.to_thread(self._service.facts)
-
-
-def served_predictor(config: ServeConfig, *, device: str = "cpu") -> Predictor:
-    """The predictor that is served; raises as `load_predictor` does."""
-    limits = ReadLimits(total_seconds=ANSWER_SECONDS, max_pixels=config.max_pixels)
-    checkpoint = chosen_checkpoint(config.checkpoint)
-    return load_predictor(checkpoint, config.prompts, backbone=config.backbone, limits=limits, device=device)
-
-
-def start(config: ServeConfig) -> str:
-    """Start serving on the connected Ray; returns once requests are answered.
+    Args:
+        config: the settings.
+        served: the models, see `served_models`.
 
     Returns:
         The URL.
 
     Raises:
-        ValueError: The cluster is too small for the replicas, or runs Ray Serve already.
+        ValueError: The cluster is too small, or runs Ray Serve already.
         ConnectionError: The port is in use, or the server does not start.
     """
     from ray import serve
     from ray.exceptions import RayError
 
     _refuse_used_port(config)
-    status = serve.status()
-    if status.proxies or status.applications:
+    if serve.status().applications:
         raise ValueError("this cluster runs Ray Serve already; stop that first, or serve with cluster=local")
-    if config.replicas > num_cpus():
-        raise ValueError(f"replicas={config.replicas}: expected at most {num_cpus()}, the cores of the cluster")
+    short = missing_cores(config, num_cpus())
+    if short:
+        raise ValueError(short)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    listen = {
-        "host": "127.0.0.1" if config.host == "localhost" else config.host,
-        "port": config.port,
-        "request_timeout_s": ANSWER_SECONDS + 60,
-    }
     try:
-        serve.start(proxy_location="HeadOnly", http_options=listen, logging_config=quiet)
-        target = serve.RunTarget(_application(config), APPLICATION, logging_config=quiet)
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        target = serve.RunTarget(application(config, served), NAME, route_prefix=None, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
-        _await_running()
+        _await_ready(config)
     except BaseException as error:
         stop()
         if isinstance(error, RayError | RuntimeError | TimeoutError):
-            raise ConnectionError(f"the server does not start: {error}") from error
+            raise ConnectionError(f"the server does not start: {last_line(str(error))}") from error
         raise
     return config.url
 
@@ -183,9 +102,9 @@ def stop() -> None:
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """Ray and the server run inside this block; gives the URL."""
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # Ray's 5 s are short on a busy machine.
+    served = served_models(config)
     with connect(config.cluster):
-        url = start(config)
+        url = start(config, served)
         try:
             yield url
         finally:
@@ -193,9 +112,20 @@ def serving(config: ServeConfig) -> Iterator[str]:
 
 
 def main(cfg: DictConfig) -> int:
-    """Run the job, until Ctrl-C or SIGTERM."""
-    config = config_of(cfg)
-    served_predictor(config)  # A mistake in the settings is reported here, in one line, rather than by a worker.
+    """Run the job: serve until Ctrl-C or SIGTERM, or do what `action` says."""
+    given = resolved(cfg)
+    command = {name: given.pop(name) for name in ("action", "words", "out", "scope", "days")}
+    action, words = command["action"], [str(word) for word in command["words"]]
+    _check_command(action, words, command)
+    config: ServeConfig = instantiate(given)
+    if action == "keys":
+        return key_command.run(
+            words, config.folder, scope=command["scope"], days=command["days"], options=config.key_options
+        )
+    if action == "deploy":
+        return cluster_command.deploy(words)
+    if action == "build":
+        return cluster_command.build(given, config, Path(str(command["out"])))
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
@@ -204,58 +134,40 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def config_of(cfg: DictConfig) -> ServeConfig:
-    """The settings, with absolute paths, and the newest checkpoint and prompts where none are named."""
-    config: ServeConfig = instantiate(cfg)
-    prompts = chosen_personalizations(config.prompts)
-    return replace(
-        config,
-        checkpoint=chosen_checkpoint(config.checkpoint).absolute(),
-        prompts=prompts.absolute() if prompts else None,
-    )
+def _check_command(action: str | None, words: Sequence[str], command: dict[str, Any]) -> None:
+    """Refuse words and settings that do not belong to the action.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if action is not None and action not in _ACTIONS:
+        raise ValueError(
+            f"serve {action}: unknown action{suggestion(action, _ACTIONS)}; allowed: {', '.join(_ACTIONS)}"
+        )
+    if action not in ("keys", "deploy") and words:
+        raise ValueError(f"serve {action}: unknown word {words[0]!r}; `clipautt serve --help` shows examples")
+    if action != "keys" and (command["scope"] is not None or command["days"] is not None):
+        raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
 
 
-def _application(config: ServeConfig) -> Any:
-    from ray import serve
-
-    gpus = gpu_share(config.cluster, actors_per_gpu=math.ceil(config.replicas / max(1, num_gpus())))
-    model = serve.deployment(
-        name="model",
-        num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        max_ongoing_requests=_PREDICTIONS_AT_ONCE + _WAITING_REQUESTS,
-        max_queued_requests=_WAITING_REQUESTS,
-        max_constructor_retry_count=1,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5,
-    )(ModelReplica).bind(config, gpus > 0)
-    return serve.deployment(
-        name="web",
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=_WAITING_REQUESTS * 2,
-        max_queued_requests=_WAITING_REQUESTS * 4,
-        max_constructor_retry_count=1,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5,
-    )(serve.ingress()(WebReplica)).bind(model, config.limits, config.host)
+def last_line(message: str) -> str:
+    """What went wrong, from a message of Ray that ends with a worker's traceback; the whole is in Ray's messages."""
+    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "Ray says no reason")
 
 
-def _await_running() -> None:
+def _await_ready(config: ServeConfig) -> None:
     from ray import serve
 
     deadline = time.monotonic() + _READY_SECONDS
-    while True:
-        application = serve.status().applications.get(APPLICATION)
-        if application and application.status == "RUNNING":
-            return
-        if application and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [found.message for found in application.deployments.values() if found.status != "HEALTHY"]
-            raise ConnectionError("the server does not start: " + "\n".join([application.message, *reasons]))
+    while _status(config, "/readyz") != 200:
+        found = serve.status().applications.get(NAME)
+        if found and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ConnectionError(f"the server does not start: {last_line(found.message)}")
         if time.monotonic() > deadline:
             raise ConnectionError(
                 f"the server is not ready after {_READY_SECONDS:g} s; does the cluster have free cores?"
             )
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def _watch(config: ServeConfig) -> None:
@@ -270,7 +182,7 @@ def _watch(config: ServeConfig) -> None:
     silent = False
     while True:
         time.sleep(_CHECK_SECONDS)
-        if _answers(config):
+        if _status(config, "/healthz") is not None:
             if silent:
                 print("the server answers again", file=sys.stderr, flush=True)
             answered, silent = time.monotonic(), False
@@ -281,16 +193,26 @@ def _watch(config: ServeConfig) -> None:
             print("the server does not answer", file=sys.stderr, flush=True)
 
 
-def _answers(config: ServeConfig) -> bool:
-    connection = http.client.HTTPConnection(config.host, config.port, timeout=_CHECK_SECONDS)
+def _status(config: ServeConfig, path: str) -> int | None:
+    """The HTTP status that the server answers, None if it does not answer."""
+    kind = http.client.HTTPConnection
+    options = {}
+    if config.tls_certificate:
+        # The certificate is for the names that clients use, not for this machine's own question.
+        kind, options = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
+    connection = kind(_own_address(config.host), config.port, timeout=_CHECK_SECONDS, **options)
     try:
-        connection.request("GET", "/healthz")
-        connection.getresponse()  # Any response will do; all workers may be busy.
+        connection.request("GET", path)
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
-    return True
+
+
+def _own_address(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _refuse_used_port(config: ServeConfig) -> None:
@@ -299,7 +221,7 @@ def _refuse_used_port(config: ServeConfig) -> None:
     Raises:
         ConnectionError: The server cannot listen on the port.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))
@@ -308,12 +230,3 @@ def _refuse_used_port(config: ServeConfig) -> None:
             raise ConnectionError(
                 f"port={config.port}: cannot listen on {config.host} ({reason}); choose another with port=…"
             ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "subject_busy": (409, "The subject is being personalized", "wait until that job is done"),
     "too_large": (413, "More bytes than allowed", "send a shorter video, or one with fewer pixels"),
     "not_a_video": (415, "Not a video that can be decoded", "send MP4 or WebM"),
+    "not_a_picture": (415, "Not a JPEG that can be decoded", "send each frame as a JPEG file"),
     "over_limit": (422, "Longer, larger or with more frames than allowed", "cut the video, or make it smaller"),
     "wrong_field": (422, "A field has a value that is not allowed", "see the message"),
     "unknown_labels": (422, "A label names no class of the model", "GET /v1/models lists the classes"),
@@ -42,6 +43,7 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "not_finite": (422, "The model's numbers are not finite", "send another video"),
     "cannot_adapt": (422, "Personalization is not possible with these settings", "see the message"),
     "rate_limited": (429, "More requests than this key may send", "wait as long as Retry-After says"),
+    "session_over": (429, "The live session has lasted as long as allowed", "start another one"),
     "failed": (500, "The server failed on this request", "its log says why; tell whoever runs it"),
     "busy": (503, "Too many requests at once", "wait as long as Retry-After says, then send it again"),
     "worker_lost": (503, "The worker stopped during this request; it restarts by itself", "send it again"),
@@ -83,9 +85,10 @@ class RefusedError(ValueError):
     def __str__(self) -> str:
         return self.refusal.detail
 
+    @classmethod
+    def of(cls, refusal: Refusal) -> RefusedError:
+        """The error that carries a refusal."""
+        return cls(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
+
     def __reduce__(self) -> Any:
-        return _refused, (self.refusal,)
-
-
-def _refused(refusal: Refusal) -> RefusedError:
-    return RefusedError(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
+        return RefusedError.of, (self.refusal,)

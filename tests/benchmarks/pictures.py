@@ -1,4 +1,4 @@
-"""Pictures made darker, brighter or smaller, as cameras and tone curves make them, for `bench_validity`."""
+"""Pictures made darker, brighter, smaller or blurred, as cameras and tone curves make them, for `bench_validity`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 BRIGHTNESS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 OVEREXPOSED = (0.8, 0.9)
 SIDES = (0.9, 0.75, 0.6, 0.45)
+PIXELS = (0.67, 0.5, 0.33, 0.25, 0.17)
 WELL, READ_NOISE = 5000.0, 3.0
 """Electrons of a white pixel of a small sensor, and the standard deviation of its read noise."""
 
@@ -81,6 +82,20 @@ def smaller(share: float) -> Change:
     return change
 
 
+def blurred(share: float) -> Change:
+    """As few pixels as a face that is far away has, enlarged to what the model takes: a share of the side of either."""
+
+    def change(frames: Frames, _: np.random.Generator) -> Frames:
+        size = frames.shape[1]
+        side = max(1, round(share * size))
+        small = [cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in frames]
+        return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_LINEAR) for one in small]).astype(
+            np.uint8
+        )
+
+    return change
+
+
 CHANGES: dict[tuple[str, str], Change] = {
     ("unchanged", "-"): lambda frames, _: frames,
     ("noise of a sensor", "-"): lambda frames, rng: exposed(frames, 1.0, rng),
@@ -88,4 +103,5 @@ CHANGES: dict[tuple[str, str], Change] = {
     **{("darker tones", f"{level:g}"): toned(level) for level in BRIGHTNESS},
     **{("overexposed", f"{level:g}"): lit(level) for level in OVEREXPOSED},
     **{("smaller face", f"{share:g}"): smaller(share) for share in SIDES},
+    **{("fewer pixels", f"{share:g}"): blurred(share) for share in PIXELS},
 }

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipautt.files import atomic, hidden, move, write_bytes, write_json, write_table, write_tensors, write_text
+from clipautt.files import atomic, hidden, locked, move, write_bytes, write_json, write_table, write_tensors, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -167,3 +167,29 @@ def test_hidden_looks_below_a_folder_only(tmp_path: Path) -> None:
     root = tmp_path / ".dotted"
     assert hidden(root / "a" / ".b.tmp" / "c", below=root)
     assert not hidden(root / "a" / "b" / "c", below=root)
+
+
+def test_what_one_reads_and_replaces_under_a_lock_is_lost_by_nobody_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "counts.json"
+
+    def count() -> None:
+        for _ in range(20):
+            with locked(path):
+                write_json(path, (json.loads(path.read_text()) if path.exists() else 0) + 1)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert json.loads(path.read_text()) == 80
+    with locked(path), pytest.raises(TimeoutError), locked(path, timeout_seconds=0):
+        pass
+
+
+def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_json(path, {})
+    assert path.stat().st_mode & 0o777 != 0o600
+    write_json(path, {"a": 1}, private=True)
+    assert path.stat().st_mode & 0o777 == 0o600 and json.loads(path.read_text()) == {"a": 1}

@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipautt.action_units import title_of
+from clipautt.action_units import NONE_ROSE, risen, title_of
 from clipautt.evaluation.reports.fonts import plain_text
 from clipautt.evaluation.reports.tables import (
     ASSUMED_SHARES,
@@ -321,7 +321,7 @@ def clip_story(path: Path, story: ClipStory, *, num_units: int = 5) -> Path:
     Args:
         path: PNG file to write.
         story: the clip.
-        num_units: AUs shown: those whose similarity in the selected window rises most above the clip's median.
+        num_units: AUs shown at most: those whose similarity in the selected window rises most above the clip's median.
     """
     panels = 2 + (story.truth is not None)
     figure = Figure(figsize=(10, 3.4 + 1.9 * (panels - 1)), layout="constrained")
@@ -342,10 +342,10 @@ def clip_story(path: Path, story: ClipStory, *, num_units: int = 5) -> Path:
 
 
 def _risen(story: ClipStory, limit: int) -> list[str]:
-    """Codes of the AUs that stand out in the selected window, strongest first."""
+    """Codes of the AUs that rose in the selected window, highest first; empty if none did."""
     similarities = np.asarray(story.similarities, float)
     rise = similarities[story.selected] - np.median(similarities, axis=0)
-    return [story.codes[index] for index in np.argsort(-rise, kind="stable")[:limit]]
+    return risen(dict(zip(story.codes, rise.tolist(), strict=True)), most=limit)
 
 
 def _strip_panel(axes: Axes, story: ClipStory) -> None:
@@ -376,8 +376,12 @@ def _similarity_panel(axes: Axes, story: ClipStory, colours: dict[str, str]) -> 
         values = np.asarray(story.similarities)[:, story.codes.index(code)]
         axes.plot(story.window_times, values, color=colour, lw=1.6, label=title_of(code))
     axes.set_ylabel("similarity, −5 to 5")
-    axes.set_title("AU similarities that stand out in the selected window", fontsize=10, loc="left")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
+    axes.set_title("AU similarities that rose most in the selected window", fontsize=10, loc="left")
+    if colours:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, NONE_ROSE, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK)
     _spans(axes, story, labelled=False)
     _plain(axes)
 
@@ -397,7 +401,8 @@ def _truth_panel(axes: Axes, story: ClipStory, truth: pd.DataFrame, colours: dic
     axes.set_ylabel("intensity, 0 to 1")
     unknown = [code for code in colours if code not in strength]
     missing = f"; no truth for {', '.join(map(title_of, unknown))}" if unknown else ""
-    axes.set_title(f"true intensities, same colours; grey: other strong AUs{missing}", fontsize=10, loc="left")
+    which = "same colours; grey: other strong AUs" if colours else "grey: the strongest AUs"
+    axes.set_title(f"true intensities, {which}{missing}", fontsize=10, loc="left")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=9, frameon=False, borderaxespad=0.4)
     _spans(axes, story, labelled=False)

@@ -87,8 +87,9 @@ class DecodeStage:
 
     def _failure(self, index: int, status: Status, reason: str) -> Batch:
         size = self.frames.preprocessing.size
-        of_frames = np.zeros(1), np.zeros(1, np.bool_), np.zeros((1, len(BOX)), np.float32), np.zeros(1, np.float32)
-        empty = FrameChunk("images", np.zeros((1, size, size, 3), np.uint8), *of_frames)
+        boxes, number = np.zeros((1, len(BOX)), np.float32), np.zeros(1, np.float32)
+        of_frames = np.zeros((1, size, size, 3), np.uint8), np.zeros(1), np.zeros(1, np.bool_), boxes, number, number
+        empty = FrameChunk("images", *of_frames)
         rows = _rows(index, 0, 0, empty, self.node)
         return rows | {"total": np.zeros(1, np.int64), "status": np.array([status]), "reason": np.array([reason])}
 
@@ -131,6 +132,7 @@ def _rows(index: int, attempt: int, number: int, chunk: FrameChunk, node: str) -
         "found": chunk.found,
         "box": chunk.boxes,
         "brightness": chunk.brightness,
+        "turned": chunk.turned,
         "face_sides": np.full(count, ""),
         "other_faces": np.full(count, chunk.other_faces),
         "frame": chunk.frames,

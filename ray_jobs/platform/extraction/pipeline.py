@@ -117,6 +117,8 @@ class EncodedClip:
     """Mean luma of what each frame shows, [T]."""
     face_sides: tuple[float, ...] = ()
     """See `ClipFeatures.face_sides`."""
+    turned: npt.NDArray[np.float32] | None = None
+    """See `ClipFeatures.turned`, [T]."""
     features: npt.NDArray[np.float32] | None = None
     """Features, [T, d]; None unless `ok`."""
 
@@ -451,6 +453,7 @@ class _Assembly:
             boxes=joined["box"],
             brightness=joined["brightness"],
             face_sides=tuple(json.loads(max(joined["face_sides"].tolist()) or "[]")),
+            turned=joined["turned"],
             features=joined["feature"],
         )
 

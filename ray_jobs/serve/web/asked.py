@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_jobs.serve.model.looks import Look, Moment
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Adapt
@@ -33,8 +34,8 @@ class Pipeline(Protocol):
     async def predict(self, upload: Upload, ask: Ask) -> dict[str, Any] | Refusal:
         """An `Answer` as plain values."""
 
-    async def models(self) -> dict[str, Any] | Refusal:
-        """`Models` as plain values, without the limits."""
+    async def models(self) -> list[dict[str, Any]] | Refusal:
+        """Each model as a `ServedModel`, as plain values, the first one first."""
 
     async def subjects(self, who: Who) -> list[str] | Refusal:
         """Ids of the subjects with something stored."""
@@ -54,13 +55,20 @@ class Pipeline(Protocol):
     ) -> dict[str, Any] | Refusal:
         """Personalize to a subject; a `Subject` as plain values. It may take minutes."""
 
-    async def erase(self, who: Who, subject_id: str) -> dict[str, Any] | Refusal:
-        """Erase what is stored of a subject, on every replica; `Erased` as plain values."""
+    async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
+        """Erase what is stored of a subject, on every replica; what that was, in words."""
 
-    async def still(self, jpeg: bytes, model: str) -> Any | Refusal:
-        """A picture as the image tower takes it, from a decoder."""
+    async def still(self, jpeg: bytes, model: str, *, seconds: float, seen: tuple[Any, ...]) -> Any | Refusal:
+        """A picture as the image tower takes it, a `Still` from a decoder.
 
-    async def moment(self, look: Any) -> Any | Refusal:
+        Args:
+            jpeg: the picture.
+            model: whose image tower.
+            seconds: when it arrived, from the first picture of its session on.
+            seen: `Still.seen` of the picture before.
+        """
+
+    async def moment(self, look: Look) -> Moment | Refusal:
         """What a model sees in a live frame, from the encoder."""
 
     async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:

@@ -126,7 +126,7 @@ def test_only_one_chunk_of_frames_is_in_memory(monkeypatch: pytest.MonkeyPatch) 
             frames = np.zeros((3, size, size, 3), np.uint8)
             kept.append(weakref.ref(frames))
             boxes, light = np.zeros((3, 5), np.float32), np.zeros(3, np.float32)
-            yield FrameChunk("pyav", frames, np.arange(3) + 3.0 * number, np.ones(3, bool), boxes, light)
+            yield FrameChunk("pyav", frames, np.arange(3) + 3.0 * number, np.ones(3, bool), boxes, light, light)
             del frames
             alive.append(sum(one() is not None for one in kept))
 

@@ -495,16 +495,21 @@ def test_faces_are_known_without_their_features(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "features", replace(SPEC, frames=frames))
     found = {"a": [True, False, True], "b": [True] * 3}
     clips = [clip_at(tmp_path, name) for name in ("a", "b", "failed", "gone")]
-    store.append([row(clips[0], features_of(1), face_found=found["a"], other_faces=2)])
+    boxes = np.array([[0, 0, side, 0, 1] for side in (90, np.nan, 70)], np.float32)
+    seen = {"face_found": found["a"], "other_faces": 2, "boxes": boxes, "turned": [31, 90, np.nan]}
+    store.append([row(clips[0], features_of(1), **seen)])
     earlier = written(store.append([row(clips[1], features_of(2), face_found=found["b"])]))
-    table = pyarrow.parquet.read_table(earlier).drop_columns(["other_faces"])
+    table = pyarrow.parquet.read_table(earlier).drop_columns(["other_faces", "turned"])
     pyarrow.parquet.write_table(table, earlier, write_page_checksum=True)
     store.append([row(clips[2], None, reason="broken")])
     known = store.facts(clips)
     assert {name: one.face_found.tolist() for name, one in known.items()} == found
     assert {name: one.other_faces for name, one in known.items()} == {"a": 2, "b": 0}
     assert repr(known["a"]) == "ClipFacts(3 frames, 2 other faces)"
+    assert known["a"].face_pixels == 80 and known["a"].turned_share == 0.5, "of the two frames with the face"
+    assert np.isnan([known["b"].face_pixels, known["b"].turned_share]).all()
     loaded = store.load(clips)
+    assert loaded["a"].face_pixels == 80 and loaded["a"].turned_share == 0.5 and loaded["b"].turned is None
     assert {name: (clip.other_faces, clip.min_share) for name, clip in loaded.items()} == {"a": (2, 0.6), "b": (0, 0.6)}
     assert loaded["a"].face_share == pytest.approx(2 / 3)
     assert FeatureStore(tmp_path / "features", SPEC).facts(clips) == {}

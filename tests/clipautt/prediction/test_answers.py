@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ from clipautt.prediction import answers
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.cautions import CODES
 from clipautt.prediction.columns import columns_of
+from clipautt.prediction.shown import why_no_units
 from clipautt.predictor import Predictor
 from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clip, fake_source
@@ -37,6 +39,39 @@ def answer(clip: ClipFeatures, window: WindowSpec = HOPPING) -> VideoPrediction:
     return Predictor(fake_source(), config=adapt_config(protocol="per_video", window=window)).predict_features(
         clip, video="clips/a.mp4"
     )
+
+
+def with_similarities(found: VideoPrediction, values: npt.NDArray[np.floating]) -> VideoPrediction:
+    """The answer, were its frames as similar as this to every AU, [T]."""
+    assert found.curves is not None
+    every = np.repeat(values[:, None], len(found.action_unit_codes), axis=1).astype(np.float32)
+    return replace(found, curves=replace(found.curves, of_frames=every))
+
+
+def fallen(found: VideoPrediction) -> VideoPrediction:
+    """The answer, were every similarity lower by 0.1 in its window than elsewhere."""
+    times = found.clip.times
+    inside = (times >= found.window_start_seconds - 1e-9) & (times < found.window_end_seconds - 1e-9)
+    return with_similarities(found, np.where(inside, 0.2, 0.3))
+
+
+def test_what_fell_or_stayed_the_same_has_not_risen() -> None:
+    """A flat clip, whose means differ by rounding; one in which all fall; one of a single window."""
+    found = answer(fake_clip(num_frames=30))
+    assert f"; rise in AU similarity (cosine): {found.top_action_units.index[0]} " in repr(found)
+    falls, flat = fallen(found), with_similarities(found, np.full(30, 1 / 3))
+    one = answer(fake_clip(num_frames=6))
+    assert falls.rises().tolist() == pytest.approx([-0.1] * len(found.action_unit_codes))
+    assert abs(flat.rises()).max() < 1e-6 and one.rises().tolist() == [0.0] * len(one.action_unit_codes)
+    for made in (falls, flat, one):
+        assert made.top_action_units.empty and list(made.top_action_units) == ["name", "rise"]
+        assert "; no action unit rose over its usual level)" in repr(made)
+    assert why_no_units(falls) == why_no_units(flat) == "no action unit rose over its usual level"
+    assert why_no_units(one).endswith("usual level: the clip has one window only, so its level is the usual one")
+    code = found.action_unit_codes[0]
+    assert falls.row[f"{code}_rise"] == pytest.approx(-0.1), "the table keeps a fall, and calls it by its sign"
+    least = with_similarities(found, np.where(found.clip.times < 0.1, 0.0, np.nan))
+    assert least.top_action_units.empty
 
 
 def test_every_window_has_a_row_and_those_that_do_not_count_no_numbers() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from clipautt.adaptation.source import Source
@@ -25,12 +26,23 @@ def source(**changes: Any) -> Source:
     return Source(Checkpoint(checkpoint.model, replace(checkpoint.spec, **changes)), shared_backbone())
 
 
+def boxes(num_frames: int, side: float = 100) -> npt.NDArray[np.float32]:
+    return np.tile(np.array([0, 0, side, 0, 1], np.float32), (num_frames, 1))
+
+
+def turned(share: float) -> npt.NDArray[np.float32]:
+    """20 frames, this share of them turned by 31 degrees."""
+    return np.where(np.arange(20) < 20 * share, 31, np.nan).astype(np.float32)
+
+
 def clip(num_frames: int = 20, *, light: float = 0.5, found: float = 1.0, **changes: Any) -> ClipFeatures:
     """A clip with nothing against it, unless something is changed."""
     faces: dict[str, Any] = {
         "face_found": np.arange(num_frames) < found * num_frames,
         "min_share": 0.8,
         "face_sides": (0.6,) * 5,
+        "boxes": boxes(num_frames),
+        "turned": np.full(num_frames, 29, np.float32),
     }
     known = faces | {"brightness": np.full(num_frames, light, np.float32)}
     return replace(fake_clip(num_frames=num_frames), **known | changes)
@@ -39,6 +51,8 @@ def clip(num_frames: int = 20, *, light: float = 0.5, found: float = 1.0, **chan
 def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
     assert cautions(source(), clip()) == {}
     assert cautions(source(), clip(light=0.15, found=0.7, face_sides=(0.55, 0.55, 0.55, 0, 0))) == {}
+    assert cautions(source(), clip(boxes=boxes(20, 8), turned=turned(0.3))) == {}
+    assert cautions(source(), clip(boxes=None, turned=None)) == {}, "stored by an earlier version"
     assert cautions(source(), clip(12)) == {} and cautions(source(), clip(36)) == {}
     assert cautions(source(clip_frames=30), clip(60)) == {}
     assert list(cautions(source(clip_frames=30), clip(61))) == ["too_long"]
@@ -52,6 +66,18 @@ def test_a_good_clip_has_none_and_every_limit_may_be_met() -> None:
             "small_face",
             clip(face_sides=(0.54,) * 5),
             "Faces are not cropped here (faces=none), so a face must fill the",
+        ),
+        (
+            "small_face",
+            clip(boxes=boxes(20, 7)),
+            "The face is small: the side of its box has 7 pixels, where the model takes 23 and needs 8 or more; film "
+            "it from nearby, or give the video in its full size.",
+        ),
+        (
+            "turned_face",
+            clip(turned=turned(0.35)),
+            "The head is turned to a side by more than 30 degrees in 35 % of the frames that show the face; "
+            "half-hidden expressions are read poorly: film the face from the front.",
         ),
         ("other_faces", clip(other_faces=1), "1 other face was left out; `clipautt predict` follows another one with"),
         ("decoding", clip(notes=("HDR is shown dark", "a frame is gone")), "HDR is shown dark; a frame is gone"),

@@ -13,7 +13,7 @@ from PIL import Image
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.figure import CURVE, rendered
 from clipautt.prediction.lettering import fitting, length, wrapped
-from tests.clipautt.prediction.test_answers import answer, seen_clip
+from tests.clipautt.prediction.test_answers import answer, fallen, seen_clip
 
 
 def curves(prediction: VideoPrediction) -> list[list[str]]:
@@ -52,6 +52,9 @@ def test_words_say_why_there_are_no_curves() -> None:
     assert curves(nothing) == [[], [], []]
     assert {"no label", "too short: 3 frames", "no curves: too short: 3 frames"} <= set(words(nothing))
     assert [one[2] for one in rendered(nothing).charts] == [True, False, False]
+    falls = fallen(found)
+    assert curves(falls)[2] == [] and "no action unit rose over its usual level" in words(falls)
+    assert [one[2] for one in rendered(falls).charts] == [True, True, False], "no cursor where there is no curve"
     some = replace(found, not_learned=found.action_unit_codes[:2])
     assert "left out: 2 AUs that the\nbackbone never learned" in words(some)
     assert not any(code in name for code in some.not_learned for name in curves(some)[2])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.cautions import CODES
-from tests.clipautt.prediction.test_answers import answer, seen_clip
+from tests.clipautt.prediction.test_answers import answer, fallen, seen_clip
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,8 @@ def test_a_notebook_shows_the_answer_and_what_speaks_against_it(found: VideoPred
     (picture,) = re.findall(r'src="data:image/png;base64,([^"]*)"', html)
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
         assert image.size[0] == 960 and image.format == "PNG"
+    assert f"{found.top_action_units.index[0]} " in shown["action units"]
+    assert cells(fallen(found)._repr_html_())["action units"] == "no action unit rose over its usual level"
     assert len(html) < 60_000 and "<script" not in html
 
 

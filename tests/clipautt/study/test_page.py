@@ -70,6 +70,17 @@ def test_action_units_are_exploratory_and_those_never_learned_are_left_out(tmp_p
     assert "AU4 Brow lowerer, rise | 4 | 0.000 | 0.625 | +0.625 (+0.450" in part and "AU6" not in part
 
 
+@pytest.mark.parametrize("rise", [-0.02, 0.0])
+def test_action_units_that_fell_are_not_called_risen(tmp_path: Path, rise: float) -> None:
+    units = {"AU4_rise": rise, "AU6_rise": rise, "AU4_mean": 0.2, "AU6_mean": 0.2}
+    text = written(tmp_path, pd.DataFrame([clip_row(name, "x", 0.5, **units) for name in "abc"]))
+    part = text[text.index("Action units exploratory") : text.index("Files for R")]
+    assert (
+        "In the most expressive window, no action unit rose over its usual level in the mean of any condition." in part
+    )
+    assert "rise most" not in part and " | " not in part and not (tmp_path / "figures" / "action_units.png").exists()
+
+
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     rows = [clip_row(f"<b>{name}", c, 0.5) for name in "abc" for c in ("<script>alert(1)</script>", "{{ 7 * 7 }}")]
     page = write_study_page(tmp_path, study(pd.DataFrame(rows)), title="<i>mine</i>").read_text(encoding="utf-8")

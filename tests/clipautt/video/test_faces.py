@@ -17,7 +17,7 @@ from clipautt.action_units import RENDERED
 from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.settings import one_line
-from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, few_faces, make_detector
+from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, few_faces, head_turn, make_detector
 from tests.support.fake_yunet import write_fake_yunet
 from tests.support.photograph import PHOTO_EYES, PHOTO_FACE, photograph
 
@@ -84,7 +84,23 @@ def test_a_turned_face_is_found_on_either_side() -> None:
     detect = make_detector(CASCADE)
     (face,), (mirrored,) = detect(man_in_profile), detect(np.ascontiguousarray(man_in_profile[:, ::-1]))
     assert face.centre == pytest.approx((230, 145), abs=15) and face.eyes is None
+    assert face.turn == mirrored.turn == 60, "only the cascade for profiles finds it"
+    assert detect(photograph())[0].turn is None, "a frontal face, of which the cascades tell no angle"
     assert mirrored.centre == pytest.approx((512 - face.centre[0], face.centre[1]), abs=3)
+
+
+@pytest.mark.parametrize(("turn", "nod", "tilt"), [(0, 0, 0), (20, 0, 0), (-30, 20, 25), (60, -25, -15), (90, 0, 40)])
+def test_how_far_a_head_is_turned(turn: float, nod: float, tilt: float) -> None:
+    """Landmarks of a head that nods, turns and tilts, seen from afar; one of another person is a few degrees off."""
+    head = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
+    turns, nods, tilts = np.radians([turn, nod, tilt])
+    about_y = np.array([[np.cos(turns), 0, np.sin(turns)], [0, 1, 0], [-np.sin(turns), 0, np.cos(turns)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(nods), -np.sin(nods)], [0, np.sin(nods), np.cos(nods)]])
+    about_z = np.array([[np.cos(tilts), -np.sin(tilts), 0], [np.sin(tilts), np.cos(tilts), 0], [0, 0, 1]])
+    seen = about_z @ about_y @ about_x
+    assert head_turn((300 + 2 * head @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=1e-4)
+    other = head * [0.9, 1.1, 1.15] + [[0, 0, 0], [0, 0, 0], [0, 0, -4], [2, 0, 0], [-2, 0, 0]]
+    assert head_turn((other @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=5)
 
 
 @pytest.mark.parametrize("name", ["coffee", "rocket", "gravel", "clock"])
@@ -293,7 +309,7 @@ def test_yunet_boxes_and_eyes(tmp_path: Path) -> None:
     frame[80:96, 32:48] = (0, 0, 255)
     assert detect(frame) == ()
     frame[160:176, 320:336] = (255, 0, 0)
-    assert detect(frame) == (Face(296, 128, 64, 80, 1.0, ((308, 152), (340, 168))),)
+    assert detect(frame) == (Face(296, 128, 64, 80, 1.0, ((308, 152), (340, 168)), pytest.approx(0, abs=1e-3)),)
     # A box of 64 × 80 counts as 72 pixels, 0.149 of 480, and is followed where 0.149 / 0.7 is the smallest that counts.
     for min_face, found in ((0.21, 1), (0.22, 0)):
         config = FaceConfig(detector="yunet", model=model, detect_pixels=320, min_face=min_face)
@@ -305,7 +321,7 @@ def test_yunet_takes_frames_of_any_size(tmp_path: Path) -> None:
     for height, width in ((100, 130), (31, 33), (130, 100)):
         frame = np.zeros((height, width, 3), np.uint8)
         frame[8:16, 16:24] = (255, 0, 0)
-        assert detect(frame) == (Face(4, -8, 32, 40, 1.0, ((10, 4), (26, 12))),)
+        assert detect(frame) == (Face(4, -8, 32, 40, 1.0, ((10, 4), (26, 12)), pytest.approx(0, abs=1e-3)),)
 
 
 def test_yunet_file_must_be_the_one_it_was(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def test_the_file_is_the_one_that_adapt_writes(
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and "personalized for: anna" in answers[0]
     assert (
-        f"warning: The personalization rests on 24 frames (1.0 s); with fewer than {FEWEST_FRAMES} it is " in answers[0]
+        f"warning few_personal_frames: The personalization rests on 24 frames (1.0 s); with fewer than {FEWEST_FRAMES} "
+        in answers[0]
     )
 
 

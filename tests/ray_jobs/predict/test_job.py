@@ -14,10 +14,16 @@ from clipautt.model.checkpoint import save_checkpoint
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 from ray_jobs import cli
+from ray_jobs.predict.job import show
+from tests.clipautt.prediction.test_answers import answer, fallen, seen_clip
 from tests.support.fakes import fake_checkpoint, numbered_frames, write_video
 from tests.support.photograph import photograph
 
 PEOPLE = [np.concatenate([photograph(240, 180, 1.1), photograph(200 + 3 * i, 180, 0.8)], 1) for i in range(12)]
+UNSEEN = (
+    "The backbone 'embedded' was trained on rendered faces only, and this video is not marked as rendered: for the "
+    "face of a real person the answer means nothing."
+)
 BACKGROUND = np.full((360, 480, 3), 90, np.uint8)
 
 
@@ -56,10 +62,21 @@ def test_a_video_without_a_label_says_why(
     video = write_video(tmp_path / "v.mp4", np.stack(frames))
     assert predict(checkpoint, video) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{video}: {said}")
+    assert f"{video}: {said}" in "\n".join(lines)
+    warned = [line for line in lines if line.startswith("warning ")]
+    assert lines[: len(warned)] == warned and lines[0] == f"warning unseen_footage: {UNSEEN}", "before the label"
     share = 100 * (4 / 24 if len(frames) == 24 else 1)
     assert f"face found in {share:.0f} % of the frames" in lines
     assert any("YuNet" in line for line in lines) == (share < 50)
+
+
+def test_what_fell_is_not_printed_as_a_rise(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(seen_clip())
+    for shown, said in ((found, "rise in the window"), (fallen(found), "no action unit rose over its usual level\n")):
+        show(shown)
+        printed = capsys.readouterr().out
+        assert said in printed and ("no action unit rose" in printed) == ("no action unit" in said)
+        assert "-0." not in printed
 
 
 def test_other_people_are_counted_and_may_be_chosen(
@@ -69,10 +86,14 @@ def test_other_people_are_counted_and_may_be_chosen(
     answers = {}
     for face in ("null", "left", "right"):
         assert predict(checkpoint, video, f"face={face}") == 0
-        first, *rest = capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{video}: "))
+        first, rest = lines[at], lines[at + 1 :]
         answers[face] = first
-        others = "warning: 1 other face was left out; `clipautt predict` follows another one with face=left, right, "
-        assert any(line.startswith(others) for line in rest) == (face == "null")
+        others = (
+            "warning other_faces: 1 other face was left out; `clipautt predict` follows another one with face=left, "
+        )
+        assert any(line.startswith(others) for line in lines[:at]) == (face == "null")
         assert "face found in 100 % of the frames" in rest
     assert answers["null"] == answers["left"] != answers["right"]
     assert predict(checkpoint, video, "face=above") == 2

@@ -148,6 +148,7 @@ def test_without_a_table_the_first_are_printed_and_what_is_wrong_is_counted(
     assert (
         "3 of 7 clips have a prediction" in said and "no_face: 1\n" in said and "warning few_faces for 1 clip: " in said
     )
+    assert said.index("warning unseen_footage for ") < said.index("  prediction  "), "before the labels"
     chosen = f"checkpoint={checkpoint} store={done}/store"
     assert f"all of it as a table: clipautt predict {study} out=clips.csv {chosen}\n" in said
 
@@ -193,5 +194,5 @@ def test_features_in_the_store_hold_what_tables_need(done: Path, study: Path, ch
     clip = Clip("c", "", str(study / "anna/rest/1.mp4"), "target")
     stored = FeatureStore(done / "store", spec).load([clip])["c"]
     read = encode_clip(clip, predictor.source.backbone, spec.frames)
-    for name in ("boxes", "brightness", "face_found", "times"):
+    for name in ("boxes", "brightness", "face_found", "times", "turned"):
         assert np.array_equal(getattr(stored, name), getattr(read, name), equal_nan=name != "face_found"), name

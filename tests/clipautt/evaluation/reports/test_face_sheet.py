@@ -34,6 +34,7 @@ TRACK = FaceTrack(
     shown=np.ones(4, bool),
     eyes=np.array([[[210.0, 250.0], [270.0, 250.0]], *[[[np.nan] * 2] * 2] * 3]),
     score=np.array([1.0, 1.0, np.nan, 1.0]),
+    turn=np.full(4, np.nan),
 )
 
 

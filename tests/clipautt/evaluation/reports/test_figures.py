@@ -134,6 +134,23 @@ def test_story_of_one_frame_and_one_window(tmp_path: Path) -> None:
     assert pixels(clip_story(tmp_path / "short.png", short)).shape[1] == 1500
 
 
+def test_story_names_what_rose_and_says_so_where_nothing_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+
+    def words(story: ClipStory) -> list[str]:
+        clip_story(tmp_path / "c.png", story)
+        return [text.get_text() for text in drawn[-1].findobj(Text)]
+
+    said = words(make_story())
+    assert {"AU1 Inner brow raiser", "AU4 Brow lowerer"} <= set(said) and "AU6 Cheek raiser" not in said, "it fell"
+    assert "no action unit rose over its usual level" not in said
+    for similarities in (-np.abs(make_story().similarities), np.full((44, 3), 0.1)):
+        said = words(replace(make_story(), similarities=similarities))
+        assert "no action unit rose over its usual level" in said
+        assert "true intensities, grey: the strongest AUs" in said
+
+
 def test_story_checks_its_shapes() -> None:
     story = make_story()
     with pytest.raises(

@@ -40,7 +40,7 @@ def rows(
     totals[-1] = total
     feature = np.stack([np.full(len(number), index if value is None else value), number], 1).astype(np.float32)
     constant = {"index": index, "attempt": attempt, "status": status, "reason": reason, "decoder": f"d{attempt}"}
-    constant |= {"node": node, "content": "", "face_sides": "", "other_faces": 2, "brightness": 0.5}
+    constant |= {"node": node, "content": "", "face_sides": "", "other_faces": 2, "brightness": 0.5, "turned": 9.0}
     facts = {name: np.full(len(number), what) for name, what in constant.items()}
     if total > 0:
         facts["content"] = np.full(len(number), f"content {index}")

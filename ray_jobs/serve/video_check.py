@@ -1,17 +1,13 @@
-"""Uploaded videos: what is refused before anything decodes them, and the private file that holds them meanwhile.
+"""What is refused of a video before anything decodes it.
 
-In: the bytes of an upload, and `Limits`. Out: a file and the video's length, or a `RefusedError`. Nothing an upload
-says about itself is trusted: containers are chosen by content from a short list that never reads other files or the
-network, and the length is counted from the packets.
+In: a file, and `Limits`. Out: the video's length, or a `RefusedError`. Nothing a file says about itself is trusted:
+containers are chosen by content from a short list that never reads other files or the network, and the length is
+counted from the packets.
 """
 
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.settings import settings
 from clipautt.video.containers import DecodeError, open_container, video_stream
+from ray_jobs.serve.refusals import RefusedError
 
 _MAX_FRAMES_PER_SECOND = 240
-_FILE_NAME = "video"
 _ABSOLUTE_PATH = re.compile(r"(?:/[\w.@+%~-]+){2,}")
 MAX_UPLOAD_MB = 50.0
 MAX_SECONDS = 60.0
@@ -39,33 +35,8 @@ class Limits:
     """Length of the video in seconds, from its first frame to the end of its last."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Width × height of a frame."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request gets no prediction."""
-
-    status: int
-    """HTTP status code."""
-    detail: str
-    """One sentence for the person who asked; it names no path of this machine."""
-
-
-class RefusedError(ValueError):
-    """Carries a `Refusal` to the code that answers the request."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.refusal = Refusal(status, detail)
-
-
-@contextmanager
-def private_file(content: bytes) -> Iterator[Path]:
-    """A file that only this user can read, in its own folder; both are deleted after the block, however it ends."""
-    with tempfile.TemporaryDirectory(prefix="clipautt-upload-") as folder:
-        path = Path(folder) / _FILE_NAME
-        path.write_bytes(content)
-        yield path
+    max_frames: PositiveInt = 4000
+    """Frames that are looked at; they are in memory together."""
 
 
 def check_video(path: Path, limits: Limits) -> float:
@@ -79,7 +50,7 @@ def check_video(path: Path, limits: Limits) -> float:
         The length in seconds.
 
     Raises:
-        RefusedError: 415 for a file that cannot be read as a video, 422 for one that is over a limit.
+        RefusedError: `not_a_video`: it cannot be read as a video; `over_limit`: it is over a limit.
     """
     try:
         with open_container(str(path)) as container:
@@ -89,10 +60,14 @@ def check_video(path: Path, limits: Limits) -> float:
                 _check_seconds(float(stream.duration * stream.time_base), limits)
             return _measured_seconds(container, stream, limits)
     except DecodeError as error:
-        raise RefusedError(415, without_paths(f"the file cannot be read as a video: {error}", path)) from error
+        raise RefusedError(
+            "not_a_video", without_paths(f"the file cannot be read as a video: {error}", path)
+        ) from error
     except (av.FFmpegError, OSError) as error:
         reason = without_paths(str(getattr(error, "strerror", None) or error), path)
-        raise RefusedError(415, f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})") from error
+        raise RefusedError(
+            "not_a_video", f"the file cannot be read as a video; MP4 and WebM can (pyav: {reason})"
+        ) from error
 
 
 def without_paths(text: str, path: Path) -> str:
@@ -104,13 +79,15 @@ def without_paths(text: str, path: Path) -> str:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise RefusedError(
-            422, f"the frames are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are allowed"
+            "over_limit", f"the frames are {width} × {height} pixels; at most {limits.max_pixels:,} pixels are allowed"
         )
 
 
 def _check_seconds(seconds: float, limits: Limits) -> None:
     if seconds > limits.max_seconds:
-        raise RefusedError(422, f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed")
+        raise RefusedError(
+            "over_limit", f"the video is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed"
+        )
 
 
 def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
@@ -123,12 +100,12 @@ def _measured_seconds(container: Any, stream: Any, limits: Limits) -> float:
             continue
         frames += 1
         if frames > limits.max_seconds * _MAX_FRAMES_PER_SECOND:
-            raise RefusedError(422, f"the video has more than {_MAX_FRAMES_PER_SECOND} frames per second")
+            raise RefusedError("over_limit", f"the video has more than {_MAX_FRAMES_PER_SECOND} frames per second")
         time = packet.pts if packet.pts is not None else packet.dts
         start = frames / rate if time is None else float(time * packet.time_base)
         first = start if first is None else min(first, start)
         end = max(end, start + float((packet.duration or 0) * packet.time_base))
         _check_seconds(end - first, limits)
     if first is None:
-        raise RefusedError(415, "the file has no video frames in it")
+        raise RefusedError("not_a_video", "the file has no video frames in it")
     return end - first

@@ -1,0 +1,133 @@
+"""The Ray Serve application: three deployments and how they are connected.
+
+In: a `ServeConfig`, or as plain settings in a YAML of `clipautt serve build`. Out: an application for `serve.run` and
+`serve deploy`. Ray's own HTTP proxy is not used: it holds uploads in memory without a limit and has no deadlines, so
+the web side listens itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ray_jobs.platform.cluster import gpu_share, num_gpus
+from ray_jobs.platform.configuration import instantiate
+from ray_jobs.serve.model.decoders import Decoders, Decoding
+from ray_jobs.serve.model.messages import Served
+from ray_jobs.serve.served import served_models
+from ray_jobs.serve.settings import ServeConfig
+from ray_jobs.serve.web.connections import ConnectionConfig
+from ray_jobs.serve.web.pipeline import Capacity
+from ray_jobs.serve.web.replica import Web, WebSetup
+
+NAME = "clipautt"
+"""Name of the Ray Serve application."""
+_DECODES_PER_PROCESS = 2
+"""Videos that a decoder works on at once: one is read while the other is decoded."""
+_ENCODES_AT_ONCE = 32
+"""Requests that an encoder holds: those of a batch, and those of the next one."""
+_QUICK_END: dict[str, Any] = {
+    "max_constructor_retry_count": 2,
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 5,
+    "health_check_period_s": 5,
+}
+
+
+def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
+    """The application of some models.
+
+    Args:
+        config: the settings, with absolute paths.
+        served: the models.
+    """
+    from ray import serve
+
+    from ray_jobs.serve.model.encoder import Encoder, Encoding
+
+    gpus = gpu_share(config.cluster, actors_per_gpu=math.ceil(config.encoders / max(1, num_gpus())))
+    decoding = Decoding(served, config.limits, config.reading, _DECODES_PER_PROCESS, str(config.spool))
+    decoders = serve.deployment(
+        name="decoders",
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=2 * _DECODES_PER_PROCESS,
+        max_queued_requests=-1,
+        **_replicas(config.decoders, config.max_decoders, _DECODES_PER_PROCESS),
+        **_QUICK_END,
+    )(Decoders).bind(decoding)
+    encoding = Encoding(
+        served,
+        (config.backbone,) * len(served),
+        device="cuda" if gpus else "cpu",
+        threads=config.threads,
+        encoders=config.encoders,
+        subjects=str(config.folder / "subjects"),
+        adapt=config.adapt,
+        per_video=config.per_video,
+        tuning=config.tuning,
+    )
+    encoder = serve.deployment(
+        name="encoder",
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        max_ongoing_requests=_ENCODES_AT_ONCE,
+        max_queued_requests=-1,
+        **_replicas(config.encoders, config.max_encoders, _ENCODES_AT_ONCE // 4),
+        **_QUICK_END,
+    )(Encoder).bind(encoding)
+    setup = web_setup(config, served)
+    return serve.deployment(
+        name="web", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100, **_QUICK_END
+    )(Web).bind(decoders, encoder, setup)
+
+
+def _replicas(least: int, most: int | None, target: int) -> dict[str, Any]:
+    """A fixed number of replicas, or one that follows the queue."""
+    if most is None or most == least:
+        return {"num_replicas": least}
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}
+    return {"autoscaling_config": scaling | {"upscale_delay_s": 5, "downscale_delay_s": 120}}
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application of a YAML of `clipautt serve build`; Ray Serve calls it with the YAML's `args`.
+
+    Args:
+        args: `settings`, as plain containers.
+    """
+    config: ServeConfig = instantiate(args["settings"])
+    return application(config, served_models(config))
+
+
+def web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
+    """What the web side needs of the settings.
+
+    Raises:
+        ValueError: API keys are needed, and there are none.
+    """
+    config.open_keys()
+    limits = config.limits
+    shown = {"max_bytes": limits.max_bytes, "max_seconds": limits.max_seconds, "max_pixels": limits.max_pixels}
+    shown |= {"max_frames": limits.max_frames, "max_videos": config.max_videos}
+    return WebSetup(
+        application=NAME,
+        host=config.host,
+        port=config.port,
+        hosts=config.hosts,
+        origins=config.origins,
+        public_url=config.public_url,
+        connections=ConnectionConfig(
+            trusted_proxies=config.trusted_proxies, ssl_certfile=config.tls_certificate, ssl_keyfile=config.tls_key
+        ),
+        keys=config.keys if config.keys_needed else None,
+        requests_per_minute=config.requests_per_minute,
+        folder=config.folder,
+        spool=config.spool,
+        access_log=config.access_log,
+        max_bytes=limits.max_bytes,
+        max_videos=config.max_videos,
+        live_clients=config.live_clients,
+        annotated_seconds=config.annotated_seconds,
+        models=tuple(one.name for one in served),
+        capacity=Capacity(_DECODES_PER_PROCESS * config.decoders, config.waiting, config.answer_seconds),
+        facts={"limits": shown, "adapt": config.adapt.name, "keys_needed": config.keys_needed},
+    )

@@ -1,0 +1,112 @@
+"""`clipautt serve build` and `clipautt serve deploy FILE`: the server as a Serve YAML, and that YAML on a cluster.
+
+In: the settings. Out: a file for `serve deploy` of Ray or for a RayService of KubeRay, or a server that a cluster keeps
+running.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipautt.commands import word
+from clipautt.files import write_text
+from ray_jobs.serve.application import NAME
+from ray_jobs.serve.served import served_models
+from ray_jobs.serve.settings import ServeConfig
+
+_BUILDER = "ray_jobs.serve.application:build"
+_ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_START_SECONDS = 300.0
+_HEAD = """\
+# Made by `clipautt serve build`. Start it on a cluster: `clipautt serve deploy {file}`, or Ray's `serve deploy {file}`.
+# Every node needs clipautt, the folders named below, and port {port} where the web side runs.
+"""
+
+
+def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
+    """Write the YAML; returns 0.
+
+    Args:
+        given: the settings as plain containers.
+        config: the same.
+        out: the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `served_models` and `check_access`.
+    """
+    served = served_models(config)
+    config.open_keys()
+    settings = copy.deepcopy(dict(given))
+    settings |= {"models": {one.name: one.checkpoint for one in served}, "checkpoint": None}
+    settings |= {"runs": str(Path(config.runs).absolute()), "prompts": _absolute(config.prompts)}
+    settings |= {"tls_certificate": _absolute(config.tls_certificate), "tls_key": _absolute(config.tls_key)}
+    del settings["cluster"]
+    application = {"name": NAME, "route_prefix": None, "import_path": _BUILDER, "args": {"settings": settings}}
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    content = {"proxy_location": "Disabled", "logging_config": quiet, "applications": [application]}
+    head = _HEAD.format(file=word(str(out)), port=config.port)
+    write_text(out, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    print(f"written: {out}\nnext: clipautt serve deploy {word(str(out))}")
+    return 0
+
+
+def deploy(words: Sequence[str]) -> int:
+    """Start what a YAML says on the cluster, and wait until it runs; returns 0.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no Serve YAML.
+        ConnectionError: no cluster answers, or the application does not start.
+    """
+    if len(words) != 1:
+        raise ValueError("serve deploy: expected the file of `clipautt serve build`, as in `serve deploy serve.yaml`")
+    path = Path(words[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"serve deploy {path}: no such file; `clipautt serve build out={path}` writes one")
+    client = _client()
+    client.deploy_applications(_content(path))
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        found = client.get_serve_details()["applications"].get(NAME, {})
+        if found.get("status") == "RUNNING":
+            break
+        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
+            raise ConnectionError(f"the server does not start: {found.get('message') or found.get('status')}")
+        time.sleep(1.0)
+    print("the server runs; `serve status` shows its state, `serve shutdown` stops it")
+    return 0
+
+
+def _content(path: Path) -> dict[str, Any]:
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return ServeDeploySchema.model_validate(read).model_dump(exclude_unset=True)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no Serve YAML ({reason}); `clipautt serve build out={path}` writes one") from None
+
+
+def _client() -> Any:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    named = (os.environ.get(name) for name in _ADDRESS_VARIABLES)
+    address = next((one for one in named if one and "://" in one), _DEFAULT_ADDRESS)
+    try:
+        return ServeSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConnectionError(
+            f"no Ray dashboard answers at {address}; set RAY_DASHBOARD_ADDRESS=http://HEAD:8265 ({error})"
+        ) from error
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())

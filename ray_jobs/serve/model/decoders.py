@@ -1,0 +1,149 @@
+"""The deployment that decodes, on CPU cores and without PyTorch: a file in, frames for the image tower out.
+
+Untrusted files are opened in child processes with bounded time, memory and pixels, see `video.reader_process`. Frames
+go to Ray's object store once, where the encoder reads them without a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from clipautt.clips import Clip
+from clipautt.video.decoding import DecodeError
+from clipautt.video.reader import NoFaceError
+from clipautt.video.reader_process import ReadLimits
+from clipautt.video.stills import Sighting, Still, StillReader
+from clipautt.video.whole import DecodedClip, TooManyFramesError, decode_clip
+from ray_jobs.serve.model.check import decode_check
+from ray_jobs.serve.model.messages import Decoded, NotHere, Served
+from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.video_check import Limits, check_video, without_paths
+
+_T = TypeVar("_T")
+_NICENESS = 5
+"""Decoders give way to the web side, which has to answer at once."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a decoder needs to know."""
+
+    served: tuple[Served, ...]
+    """The models."""
+    limits: Limits
+    """Of an upload."""
+    reading: ReadLimits
+    """Of the decoding processes."""
+    at_once: int
+    """Videos that are decoded at the same time."""
+    spool: str
+    """Folder for the content of uploads that came to another node."""
+
+
+class Decoders:
+    """Decodes uploads; one replica of the deployment.
+
+    Args:
+        decoding: models, limits and how much at once.
+
+    Raises:
+        DecodeError: if the bundled clip cannot be decoded.
+    """
+
+    def __init__(self, decoding: Decoding) -> None:
+        os.nice(_NICENESS)
+        self._decoding = decoding
+        self._served = {one.name: one for one in decoding.served}
+        self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
+        self._stills = ThreadPoolExecutor(1, "stills")  # a live frame does not wait for videos
+        readers = {
+            one.pixels: StillReader(one.frames, max_pixels=decoding.limits.max_pixels) for one in decoding.served
+        }
+        self._readers = {one.name: readers[one.pixels] for one in decoding.served}
+        for frames in {one.pixels: one.frames for one in decoding.served}.values():
+            decode_check(frames, decoding.reading)
+
+    async def decode(
+        self, path: str, models: Sequence[str], content: npt.NDArray[np.uint8] | None = None
+    ) -> Decoded | NotHere | Refusal:
+        """Decode an upload for some models.
+
+        Args:
+            path: its file on the web side's node.
+            models: their names.
+            content: its bytes, where the file lies on another node.
+        """
+        began = time.perf_counter()
+        return await self._threaded(self._threads, self._decode, path, tuple(models), content, began)
+
+    async def still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still | Refusal:
+        """A picture of a live session as the image tower takes it; see `StillReader`."""
+        return await self._threaded(self._stills, self._still, jpeg, model, seconds, seen)
+
+    async def _threaded(self, threads: ThreadPoolExecutor, work: Callable[..., _T], *arguments: Any) -> _T | Refusal:
+        """The result of some work in a thread. A refusal is a value: Ray logs what crosses it as an exception."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+        except RefusedError as error:
+            return error.refusal
+
+    def _decode(
+        self, path: str, models: tuple[str, ...], content: npt.NDArray[np.uint8] | None, began: float
+    ) -> Decoded | NotHere:
+        import ray
+
+        waited = time.perf_counter() - began
+        if content is None and not os.path.isfile(path):
+            return NotHere()
+        with self._file(path, content) as file:
+            duration = check_video(file, self._decoding.limits)
+            specs = {self._served[name].pixels: self._served[name] for name in models}
+            clips = {pixels: ray.put(self._decoded(file, served)) for pixels, served in specs.items()}
+        return Decoded(clips, duration, time.perf_counter() - began - waited, waited)
+
+    def _still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still:
+        try:
+            return self._readers[model](jpeg, seconds=seconds, seen=seen)
+        except DecodeError as error:
+            raise RefusedError("not_a_picture", str(error)) from error
+
+    @contextmanager
+    def _file(self, path: str, content: npt.NDArray[np.uint8] | None) -> Iterator[Path]:
+        """The file, or a private one with the content."""
+        if content is None:
+            yield Path(path)
+            return
+        with tempfile.NamedTemporaryFile(dir=self._decoding.spool, prefix="decoder-") as file:
+            file.write(content.data)
+            file.flush()
+            yield Path(file.name)
+
+    def _decoded(self, path: Path, served: Served) -> DecodedClip:
+        clip = Clip("video", "", str(path), "target")
+        try:
+            return decode_clip(
+                clip, served.frames, limits=self._decoding.reading, max_frames=self._decoding.limits.max_frames
+            )
+        except TooManyFramesError as error:
+            raise RefusedError("over_limit", f"the video has {error}; cut it") from error
+        except DecodeError as error:
+            raise RefusedError("not_a_video", _said(error, path)) from error
+        except NoFaceError as error:
+            raise RefusedError("no_face", _said(error, path)) from error
+
+
+def _said(error: Exception, path: Path) -> str:
+    """An error about a file of this machine, for the person who sent it."""
+    return without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")

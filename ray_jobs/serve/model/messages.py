@@ -1,0 +1,64 @@
+"""What the deployments hand on to each other; without PyTorch, since the web side and the decoders read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipautt.video.reader import FrameSpec
+from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.web.keys import Who
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the processes without PyTorch know it."""
+
+    name: str
+    """Name in requests."""
+    checkpoint: str
+    """Its folder."""
+    prompts: str | None
+    """Folder of the prompts that `clipautt adapt` wrote for it; None without."""
+    frames: FrameSpec
+    """What the frames of a video become for it."""
+    pixels: str
+    """Models with the same value take the same frames, so that a video is decoded once for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A video after the decoder: its frames lie in Ray's object store, and only their references travel."""
+
+    clips: dict[str, Any] = field(repr=False)
+    """`Served.pixels` → reference of a `DecodedClip`."""
+    duration_seconds: float
+    """Length of the video."""
+    seconds: float
+    """Time that decoding took."""
+    waited: float
+    """Time that the request waited for a decoder's thread, seconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Personalizing:
+    """A subject's videos, decoded."""
+
+    who: Who
+    """The subject's owner."""
+    subject_id: str
+    """Whose videos they are."""
+    videos: tuple[tuple[Path, Decoded | Refusal], ...]
+    """Each file, and what became of it."""
+    models: tuple[str, ...]
+    """Names of the models."""
+    keep: bool
+    """Whether the files are kept."""
+    ticket: int
+    """See `Encoder.ticket`."""
+
+
+@dataclass(frozen=True)
+class NotHere:
+    """The file of an upload lies on another node: send its content."""

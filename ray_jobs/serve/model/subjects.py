@@ -1,0 +1,445 @@
+"""What is stored of people: found by owner and id, kept in a small cache, erasable without a trace.
+
+In: who asks, and the id of a subject. Out: its `Personalization`, what is known of it as plain values, or a
+`RefusedError`. Below the folder of a server's run:
+
+    OWNER/MODEL/SUBJECT.safetensors   personalization, with the features of the clips behind it (`remembered`)
+    OWNER/.clips/SUBJECT/NAME         videos that are kept because that was asked; the names are the server's own
+    .writing/DIGEST/                  files that are being written, of a subject that only its digest names
+    .locks/NN, .locks/NN.erased       a lock for each 256th of all subjects, and how many of them were erased
+
+Owners, models and ids are escaped, so that none leads out of its folder or begins with a dot. Two owners share nothing:
+the same id is two people. The folder given as `prompts` belongs to `clipautt adapt`; only the scope `admin` sees it,
+and nothing is written there. Calls wait for locks of other processes, so they belong into a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+from clipautt.adaptation.personalization import (
+    Personalization,
+    load_beside,
+    load_personalization,
+    read_personalization,
+    save_personalization,
+)
+from clipautt.adaptation.source import Source
+from clipautt.files import link_or_copy, move, write_text
+from clipautt.subjects import SUFFIX, checked_subject, subject_file
+from clipautt.tables import nfc
+from ray_jobs.serve.locks import locked
+from ray_jobs.serve.model.remembered import Remembered, packed, unpacked
+from ray_jobs.serve.refusals import RefusedError
+from ray_jobs.serve.web.keys import Who
+
+_CACHED = 64
+_MOST_SUBJECTS = 10_000
+_Stamp = tuple[int, int, int]
+
+
+def escaped(name: str) -> str:
+    """A name as part of a path: other names give other parts, and none is empty, has a slash or begins with a dot."""
+    if not name:
+        raise ValueError("the name of an owner or a model is empty")
+    return subject_file(name).removesuffix(SUFFIX)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stored:
+    """A subject's file for one model."""
+
+    checkpoint: str
+    """Fingerprint of the checkpoint that it belongs to."""
+    personalization: Personalization
+    """What predictions are made with."""
+    clips: tuple[Remembered, ...]
+    """The clips behind it, as far as they are remembered."""
+    since: str
+    """When the subject was first stored, ISO 8601."""
+
+
+class SubjectStore:
+    """The subjects of a server.
+
+    Args:
+        folder: where they are stored, of this server's run.
+        prompts: served model → folder of the subjects that `clipautt adapt` wrote; None for none.
+        cached: how many personalizations are kept in memory.
+    """
+
+    def __init__(self, folder: Path, prompts: Mapping[str, Path | None], *, cached: int = _CACHED) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        self.prompts = dict(prompts)
+        self._cached = cached
+        self._cache: OrderedDict[Path, tuple[_Stamp, Personalization]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def personalization(self, who: Who, subject_id: str, model: str, source: Source) -> Personalization:
+        """What a subject's videos are predicted with.
+
+        Raises:
+            RefusedError: `unknown_subject`, `unknown_model`, `wrong_field` for an id that is none, `other_checkpoint`
+                for a file that does not belong to this source, or is damaged.
+        """
+        subject = self.checked(subject_id)
+        self.check_model(model)
+        files, _ = self._files(who, subject)
+        if model not in files:
+            there = f"; there is something for {', '.join(files)}" if files else ""
+            raise RefusedError("unknown_subject", f"nothing is stored for subject {subject!r} and {model!r}{there}")
+        return self._read(files[model], subject, model, source)
+
+    def ids(self, who: Who) -> list[str]:
+        """Ids of the subjects that this caller may name, sorted."""
+        folders = [self._folder(who, model) for model in self.prompts]
+        if who.scope == "admin":
+            folders += [folder for folder in self.prompts.values() if folder is not None]
+        return sorted({unquote(path.stem) for folder in folders for path in folder.glob(f"[!.]*{SUFFIX}")})
+
+    def describe(self, who: Who, subject_id: str, checkpoints: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What is stored of a subject, as `web.schemas.Subject` in plain values.
+
+        Args:
+            who: who asks.
+            subject_id: whose.
+            checkpoints: model → fingerprint of the one that is served; what belongs to another one says so.
+
+        Raises:
+            RefusedError: `unknown_subject`, `wrong_field`, or `other_checkpoint` for a damaged file.
+        """
+        subject = self.checked(subject_id)
+        files, made_by = self._files(who, subject)
+        if not files:
+            raise RefusedError("unknown_subject", f"nothing is stored for subject {subject!r}")
+        models = {}
+        for model, path in files.items():
+            with _refusing(subject, model):
+                models[model] = _described(path, (checkpoints or {}).get(model))
+        videos = len(self._videos(who, subject)) if made_by == "server" else 0
+        return {"subject_id": subject, "models": models, "kept_clips": videos, "made_by": made_by}
+
+    def erase(self, who: Who, subject_id: str) -> list[str]:
+        """Erase everything of a subject: of its owner, for the scope `admin` also the files of `clipautt adapt`.
+
+        Whatever was begun for it and is not finished writes nothing any more, see `ticket`. Other processes forget it
+        with `forget`.
+
+        Returns:
+            What was erased, in words; empty if there was nothing.
+
+        Raises:
+            RefusedError: `wrong_field` for an id that is none.
+        """
+        subject = self.checked(subject_id)
+        with locked(self._lock(who, subject)):
+            counter = self._erasures(who, subject)
+            write_text(counter, str(_number_in(counter) + 1))
+            erased = list(self._erase_own(who, subject))
+            shutil.rmtree(self._writing(who, subject), ignore_errors=True)
+        if who.scope == "admin":
+            for model, path in self._adapted(subject).items():
+                path.unlink(missing_ok=True)
+                erased.append(f"prompts of model {model} that `clipautt adapt` wrote")
+        self.forget(who, subject)
+        return erased
+
+    def _erase_own(self, who: Who, subject: str) -> Iterator[str]:
+        for folder in sorted(self._owner(who).glob("[!.]*")):  # also of models that are not served any more
+            path = folder / subject_file(subject)
+            if path.is_file():
+                number = _clips_in(path)
+                path.unlink()
+                yield f"prompts and resting face of model {unquote(folder.name)}"
+                if number:
+                    yield f"features of {number} clip{'s' * (number != 1)} of model {unquote(folder.name)}"
+        videos = self._videos(who, subject)
+        shutil.rmtree(self._kept(who, subject), ignore_errors=True)
+        if videos:
+            yield f"{len(videos)} kept clip{'s' * (len(videos) != 1)}"
+
+    def forget(self, who: Who, subject_id: str) -> None:
+        """Drop what is in memory of a subject, after another process has erased it."""
+        folders = [self._folder(who, model) for model in self.prompts] + list(self.prompts.values())
+        name = subject_file(nfc(subject_id))
+        with self._guard:
+            for path in [path for path in self._cache if path.name == name and path.parent in folders]:
+                del self._cache[path]
+
+    def drop_stale(self) -> int:
+        """Drop what is in memory of files that are gone or were replaced; returns how many those were."""
+        with self._guard:
+            stale = [path for path, (stamp, _) in self._cache.items() if _stamp(path) != stamp]
+            for path in stale:
+                del self._cache[path]
+        return len(stale)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written. For the start of a server, before anything is written."""
+        shutil.rmtree(self.folder / ".writing", ignore_errors=True)
+
+    def ticket(self, who: Who, subject_id: str) -> int:
+        """A number to take before work on a subject begins: `changing` refuses it once the subject was erased."""
+        return _number_in(self._erasures(who, self.checked(subject_id)))
+
+    @contextmanager
+    def changing(self, who: Who, subject_id: str, *, ticket: int | None = None) -> Iterator[Change]:
+        """Wait until nobody else changes a subject, and change it during the block.
+
+        Args:
+            who: its owner.
+            subject_id: whose.
+            ticket: from `ticket`; None for work that begins now.
+
+        Raises:
+            RefusedError: `unknown_subject` if it was erased since the ticket was taken, `wrong_field` for an id that
+                is none.
+        """
+        subject = self.checked(subject_id)
+        ticket = self.ticket(who, subject) if ticket is None else ticket
+        with locked(self._lock(who, subject)):
+            if _number_in(self._erasures(who, subject)) != ticket:
+                raise RefusedError("unknown_subject", f"subject {subject!r} was erased meanwhile; nothing is stored")
+            yield Change(self, who, subject)
+
+    @staticmethod
+    def checked(subject_id: str) -> str:
+        """The id in the spelling of manifests.
+
+        Raises:
+            RefusedError: `wrong_field` for an id that is none, or too long.
+        """
+        try:
+            return checked_subject(subject_id, setting="subject_id")
+        except ValueError as error:
+            raise RefusedError("wrong_field", str(error)) from error
+
+    def check_model(self, model: str) -> None:
+        """Refuse a model that is not served.
+
+        Raises:
+            RefusedError: `unknown_model`.
+        """
+        if model not in self.prompts:
+            raise RefusedError("unknown_model", f"model={model!r}; served: {', '.join(self.prompts)}")
+
+    def _read(self, path: Path, subject: str, model: str, source: Source) -> Personalization:
+        """From memory where the file is as it was."""
+        stamp = _stamp(path)
+        with self._guard:
+            found = self._cache.get(path)
+            if found and found[0] == stamp:
+                self._cache.move_to_end(path)
+                return found[1]
+        with _refusing(subject, model):
+            checkpoint, _ = read_personalization(path)
+            check_checkpoint(checkpoint, subject, model, source)
+            made = load_personalization(path, source)
+        if stamp is not None:
+            with self._guard:
+                self._cache[path] = stamp, made
+                self._cache.move_to_end(path)
+                while len(self._cache) > self._cached:
+                    self._cache.popitem(last=False)
+        return made
+
+    def _files(self, who: Who, subject: str) -> tuple[dict[str, Path], str]:
+        """Served model → file of a subject, and who made them; those of `clipautt adapt` where the owner has none."""
+        own = self._own(who, subject)
+        if own or who.scope != "admin":
+            return own, "server"
+        return self._adapted(subject), "adapt"
+
+    def _own(self, who: Who, subject: str) -> dict[str, Path]:
+        paths = {model: self._folder(who, model) / subject_file(subject) for model in self.prompts}
+        return {model: path for model, path in paths.items() if path.is_file()}
+
+    def _adapted(self, subject: str) -> dict[str, Path]:
+        paths = {model: folder / subject_file(subject) for model, folder in self.prompts.items() if folder is not None}
+        return {model: path for model, path in paths.items() if path.is_file()}
+
+    def _owner(self, who: Who) -> Path:
+        return self.folder / escaped(who.owner)
+
+    def _folder(self, who: Who, model: str) -> Path:
+        return self._owner(who) / escaped(model)
+
+    def _kept(self, who: Who, subject: str) -> Path:
+        """Folder of a subject's kept videos."""
+        return self._owner(who) / ".clips" / escaped(subject)
+
+    def _videos(self, who: Who, subject: str) -> list[Path]:
+        return sorted(self._kept(who, subject).glob("[!.]*"))
+
+    def _digest(self, who: Who, subject: str) -> str:
+        return hashlib.sha256(f"{escaped(who.owner)}/{escaped(subject)}".encode()).hexdigest()
+
+    def _writing(self, who: Who, subject: str) -> Path:
+        return self.folder / ".writing" / self._digest(who, subject)[:32]
+
+    def _lock(self, who: Who, subject: str) -> Path:
+        """Shared by a 256th of all subjects, so that it tells of none of them."""
+        return self.folder / ".locks" / self._digest(who, subject)[:2]
+
+    def _erasures(self, who: Who, subject: str) -> Path:
+        return self._lock(who, subject).with_suffix(".erased")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A subject that nobody else changes meanwhile."""
+
+    store: SubjectStore
+    who: Who
+    subject: str
+
+    def read(self, model: str) -> Stored | None:
+        """The owner's file of a model; None if there is none.
+
+        Raises:
+            RefusedError: `other_checkpoint` for a damaged file.
+        """
+        path = self.store._own(self.who, self.subject).get(model)
+        if path is None:
+            return None
+        with _refusing(self.subject, model):
+            checkpoint, made = read_personalization(path)
+            beside = load_beside(path)
+            return Stored(checkpoint, made, tuple(unpacked(beside)), beside.facts.get("since", _since(path)))
+
+    def made_by_adapt(self, model: str) -> bool:
+        """Whether a file of `clipautt adapt` is what this caller's videos are predicted with."""
+        files, made_by = self.store._files(self.who, self.subject)
+        return made_by == "adapt" and model in files
+
+    def write(self, model: str, stored: Stored) -> None:
+        """Replace the owner's file of a model; a reader sees the old one or the new one."""
+        folder, name = self.store._folder(self.who, model), subject_file(self.subject)
+        if not (folder / name).exists() and sum(1 for _ in folder.glob(f"[!.]*{SUFFIX}")) >= _MOST_SUBJECTS:
+            raise RefusedError(
+                "over_limit", f"{_MOST_SUBJECTS:,} subjects are stored, and no more are allowed; DELETE some"
+            )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = packed(stored.clips, since=stored.since) if stored.clips else None
+        with self._writing() as scratch:
+            save_personalization(stored.personalization, scratch / name, checkpoint=stored.checkpoint, beside=beside)
+            move(scratch / name, folder / name)
+
+    def keep(self, video: Path) -> str:
+        """Keep a copy of a video; returns its name."""
+        folder, name = self.store._kept(self.who, self.subject), uuid4().hex
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._writing() as scratch:
+            link_or_copy(video, scratch / name)
+            move(scratch / name, folder / name)
+        return name
+
+    def kept(self) -> dict[str, Path]:
+        """Name → path of the kept videos."""
+        return {path.name: path for path in self.store._videos(self.who, self.subject)}
+
+    def drop_unused(self) -> None:
+        """Remove the kept videos on which no file of the subject rests, of models that are not served included."""
+        used: set[str] = set()
+        for folder in self.store._owner(self.who).glob("[!.]*"):
+            path = folder / subject_file(self.subject)
+            try:
+                used |= {one["video"] for one in load_beside(path, tensors=False).facts.get("clips", [])}
+            except FileNotFoundError:
+                continue
+            except ValueError:  # damaged: the videos are what it can be made from again
+                return
+        for name, path in self.kept().items():
+            if name not in used:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Path]:
+        scratch = self.store._writing(self.who, self.subject)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _described(path: Path, served: str | None) -> dict[str, Any]:
+    """A file as `web.schemas.StoredModel` in plain values."""
+    checkpoint, made = read_personalization(path)
+    basis, warnings = made.basis, list(made.warnings)
+    if served not in (None, checkpoint):
+        warnings.insert(0, "It belongs to another checkpoint than the one that is served, and cannot be used with it.")
+    return {
+        "since": load_beside(path, tensors=False).facts.get("since", _since(path)),
+        "method": made.config.method.name,
+        "clips": basis.num_clips if basis else len(made.clips),
+        "frames": made.num_frames,
+        "seconds": made.seconds,
+        "warnings": warnings,
+    }
+
+
+def check_checkpoint(checkpoint: str, subject: str, model: str, source: Source) -> None:
+    """Refuse what belongs to another checkpoint than the source's.
+
+    Raises:
+        RefusedError: `other_checkpoint`.
+    """
+    if checkpoint != source.checkpoint.fingerprint:
+        raise RefusedError(
+            "other_checkpoint",
+            f"what is stored for subject {subject!r} belongs to checkpoint {checkpoint}, and {model!r} is "
+            f"{source.checkpoint.fingerprint} now",
+        )
+
+
+@contextmanager
+def _refusing(subject: str, model: str) -> Iterator[None]:
+    """Errors of reading a file as refusals, which name no path."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except FileNotFoundError as error:  # erased meanwhile
+        raise RefusedError("unknown_subject", f"nothing is stored for subject {subject!r} and {model!r}") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RefusedError(
+            "other_checkpoint",
+            f"what is stored for subject {subject!r} and {model!r} is damaged, or of another version",
+        ) from error
+
+
+def _clips_in(path: Path) -> int:
+    try:
+        return len(load_beside(path, tensors=False).facts.get("clips", []))
+    except (ValueError, OSError):  # damaged, which is no reason to keep it
+        return 0
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _since(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
+
+
+def _number_in(path: Path) -> int:
+    return int(path.read_text()) if path.is_file() else 0

@@ -1,0 +1,95 @@
+"""Which models are served: their checkpoints, prompts, and names.
+
+In: a `ServeConfig`. Out: the `Served` models. Nothing is loaded here but the checkpoints, so that a mistake is reported
+before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from clipautt.adaptation.personalization import checkpoint_of_personalization
+from clipautt.files import newest
+from clipautt.model.checkpoint import Checkpoint, load_checkpoint
+from ray_jobs.platform.predictors import chosen_checkpoint
+from ray_jobs.serve.model.messages import Served
+from ray_jobs.serve.settings import ServeConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+
+
+def chosen_models(config: ServeConfig) -> dict[str, Path]:
+    """Name → checkpoint folder, absolute. A single model without a name is called after what it recognizes.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: a name is not allowed.
+    """
+    if config.models is None:
+        folder = chosen_checkpoint(config.checkpoint).absolute()
+        return {name_of(load_checkpoint(folder)): folder}
+    for name in config.models:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"models: {name!r} is no name of a model; allowed: letters, digits and . _ -, at most 64")
+    return {name: chosen_checkpoint(folder).absolute() for name, folder in config.models.items()}
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """The name of a model: its class that is not neutral, or `model` where there are several or it is no name."""
+    others = checkpoint.spec.classes[1:]
+    return others[0].lower() if len(others) == 1 and _NAME.fullmatch(others[0]) else "model"
+
+
+def served_models(config: ServeConfig) -> tuple[Served, ...]:
+    """The models of the settings.
+
+    Raises:
+        FileNotFoundError: a checkpoint or the folder of prompts is missing.
+        ValueError: a checkpoint is damaged, or a name is not allowed.
+    """
+    if config.prompts is not None and not config.prompts.is_dir():
+        raise FileNotFoundError(
+            f"prompts={config.prompts}: no such folder; `clipautt adapt` or `clipautt personalize` makes one"
+        )
+    found = {name: load_checkpoint(folder) for name, folder in chosen_models(config).items()}
+    known = [newest_prompts(one.fingerprint, config.runs) for one in found.values()]
+    given = [config.prompts or one for one in known]
+    specs: list[object] = []
+    served = []
+    for (name, checkpoint), prompts in zip(found.items(), given, strict=True):
+        frames = checkpoint.spec.features.frames
+        facts = frames.facts
+        if facts not in specs:
+            specs.append(facts)
+        folder = None if prompts is None else str(prompts.absolute())
+        served.append(Served(name, str(checkpoint.folder), folder, frames, f"frames {specs.index(facts)}"))
+    return tuple(served)
+
+
+def newest_prompts(fingerprint: str, runs: str | Path) -> Path | None:
+    """The newest folder of prompts below `runs` whose newest file belongs to a checkpoint; None if there is none."""
+    folders = {path.parent for path in Path(runs).glob("**/prompts/*.safetensors")}
+    mine = [folder for folder in folders if _belongs(folder, fingerprint)]
+    return max(mine, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _belongs(folder: Path, fingerprint: str) -> bool:
+    file = newest(folder, "*.safetensors")
+    try:
+        return file is not None and checkpoint_of_personalization(file) == fingerprint
+    except (ValueError, SafetensorError):
+        return False
+
+
+def missing_cores(config: ServeConfig, cores: int) -> str | None:
+    """Why the settings need more cores than there are; None if they do not."""
+    needed = config.decoders + config.encoders
+    if needed <= max(2, cores):
+        return None
+    return (
+        f"decoders={config.decoders} and encoders={config.encoders} need {needed} cores, and the cluster has {cores}; "
+        "give fewer"
+    )
