@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import socket
-import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import resources
 from pathlib import Path
@@ -18,21 +14,21 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from clipautt.action_units import VOCABULARY
-from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.datasets.synthetic.generate import SyntheticConfig, plan, render_clip
 from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.model.checkpoint import save_checkpoint
-from ray_jobs.platform.configuration import complete
 from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web import schemas
+from ray_jobs.serve.web.door import Door, allowed_hosts
 from tests.support.browser import Page, find_chromium, open_page, write_camera
-from tests.support.fakes import fake_checkpoint, numbered_frames, write_video
+from tests.support.fakes import numbered_frames, write_video
+from tests.support.listening import listening
+from tests.support.serving import served, small_source
 
 PAGE = resources.files("ray_jobs.serve") / "page"
 HOSTILE = "<img src=x onerror=alert(1)> \"'&amp;"
@@ -65,6 +61,21 @@ def browse(folder: Path, url: str, use: Callable[[Page], Coroutine[Any, Any, Non
 async def shown(page: Page, element_id: str) -> None:
     """Wait until something is shown."""
     await page.wait_for(SHOWN.format(element_id))
+
+
+def test_the_page_asks_no_other_machine_and_has_no_code_in_its_html() -> None:
+    files = {path.name: path.read_text() for path in Path(str(PAGE)).iterdir()}
+    assert {"index.html", "docs.html", "page.css", "page.js"} <= set(files)
+    for name, text in files.items():
+        assert not re.search(
+            r"https?:|//[\w.]+\.\w|@import|url\((?!#)", text.replace("http://www.w3.org/2000/svg", "")
+        ), name
+        for linked in re.findall(r'(?:src|href)="([\w./]+)"|from "\./([\w.]+)"', text):
+            target = next(filter(None, linked))
+            assert target in {*files, ".", "docs", "openapi.json"}, f"{name} wants {target}"
+        if name.endswith(".html"):
+            assert "<script>" not in text and not re.search(r"\s(on\w+|style)=", text), name
+        assert "innerHTML" not in text and "insertAdjacentHTML" not in text, name
 
 
 # Against fixed answers
@@ -144,11 +155,8 @@ def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, go_on: Callable[[Request], Any]) -> Any:
         if request.url.path.startswith("/v1") and request.headers.get("authorization") != f"Bearer {KEY}":
-            response: Any = refused(Refusal("key_missing", "this server needs an API key"))
-        else:
-            response = await go_on(request)
-        response.headers["content-security-policy"] = POLICY
-        return response
+            return refused(Refusal("key_missing", "this server needs an API key"))
+        return await go_on(request)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -185,30 +193,9 @@ def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
     return app
 
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src 'self' blob:; "
-    "img-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-
-
 def refused(refusal: Refusal) -> JSONResponse:
     waiting = {"retry-after": str(refusal.retry_seconds)} if refusal.retry_seconds else {}
     return JSONResponse(refusal.body, refusal.status, headers=waiting)
-
-
-@contextlib.contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """The application on a port of this machine."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
 
 
 def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
@@ -263,8 +250,9 @@ def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
         await page.click("#record-open")
         await page.wait_for("document.getElementById('error-detail').innerText === 'No camera was found.'")
 
-    with listening(fixed_server(forms)) as url:
-        browse(tmp_path, url, use)
+    door = Door(fixed_server(forms), hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1_000_000)
+    with listening(door) as listener:
+        browse(tmp_path, f"{listener.url}/", use)
 
 
 async def tab_stops(page: Page, count: int) -> list[str]:
@@ -338,21 +326,12 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeConfig]:
     folder = tmp_path_factory.mktemp("served")
-    backbone = load_backbone(BackboneConfig())
-    phrases = [unit.phrase for unit in VOCABULARY[:8]]
+    models = {}
     for seed, name in enumerate(("pain", "second")):
-        save_checkpoint(fake_checkpoint(backbone=backbone, phrases=phrases, seed=seed), folder / name)
-    models = ",".join(f"{name}:{folder / name}" for name in ("pain", "second"))
-    words = [f"models={{{models}}}", f"runs={folder}/runs", f"port={free_port()}", "max_upload_mb=2", "max_seconds=6"]
-    config = config_of(complete("serve", [*words, "cluster=local"]))
-    with serving(config):
+        save_checkpoint(small_source(seed=seed).checkpoint, folder / name)
+        models[name] = str(folder / name)
+    with served(folder, folder / "runs", models=models, max_upload_mb=2.0, max_seconds=6.0) as config:
         yield config
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 NUMBERS = "[...document.querySelectorAll('#probabilities .number')].map(line => line.innerText)"
