@@ -11,12 +11,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clipautt.personalizing import check_keeps_something
 from ray_jobs.platform.cluster import gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.serve.model.decoders import Decoders, Decoding
 from ray_jobs.serve.model.messages import Served
-from ray_jobs.serve.model.tuned import check_server_method, server_config
+from ray_jobs.serve.model.tuned import check_server_method
 from ray_jobs.serve.served import served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.connections import ConnectionConfig
@@ -76,7 +75,6 @@ def plan(config: ServeConfig) -> Plan:
     )
     for predictor in load_predictors(encoding).values():
         check_server_method(predictor.source, config.per_video)
-        check_keeps_something(predictor.source, server_config(predictor.source, config.adapt, "per_subject"))
     return Plan(decoding, encoding, setup, config)
 
 

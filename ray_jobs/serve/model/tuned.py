@@ -53,8 +53,8 @@ def check_server_method(source: Source, config: AdaptConfig) -> None:
     """
     if not config.method.adapts:
         raise ValueError(
-            f"adapt.method={config.method.name} with these settings adapts nothing, so that adapt=per_video and "
-            "adapt=online would change no answer; take one that adapts, such as adapt=infomax_kl"
+            f"per_video.method={config.method.name} with these settings adapts nothing, so that adapt=per_video would "
+            "change no answer; take one that adapts, such as adapt@per_video=paper"
         )
     if config.prior == "estimate":
         raise ValueError(
