@@ -89,6 +89,7 @@ def personalize(
     for model in sources:
         store.check_model(model)
     with store.changing(who, subject_id, ticket=ticket) as change:
+        before = change.kept() if keep else {}
         try:
             earlier = {model: _kept(change, model, source) if keep else [] for model, source in sources.items()}
             clips = list(_numbered(change, sent, earlier.values(), keep))
@@ -99,7 +100,7 @@ def personalize(
             for model, stored in made.items():
                 change.write(model, stored)
         finally:
-            change.drop_unused()
+            change.drop_unused(but=before)  # one that cannot be read today is not lost
     return store.describe(who, subject_id, {model: one.checkpoint.fingerprint for model, one in sources.items()})
 
 

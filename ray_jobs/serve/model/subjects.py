@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -346,8 +346,8 @@ class Change:
         """Name → path of the kept videos."""
         return {path.name: path for path in self.store._videos(self.who, self.subject)}
 
-    def drop_unused(self) -> None:
-        """Remove the kept videos on which no file of the subject rests, of models that are not served included."""
+    def drop_unused(self, *, but: Collection[str] = ()) -> None:
+        """Remove the kept videos, but these, on which no file of the subject rests, of whatever model."""
         used: set[str] = set()
         for folder in self.store._owner(self.who).glob("[!.]*"):
             path = folder / subject_file(self.subject)
@@ -358,7 +358,7 @@ class Change:
             except ValueError:  # damaged: the videos are what it can be made from again
                 return
         for name, path in self.kept().items():
-            if name not in used:
+            if name not in used and name not in but:
                 path.unlink(missing_ok=True)
 
     @contextmanager

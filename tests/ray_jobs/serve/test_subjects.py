@@ -357,6 +357,9 @@ def test_kept_videos_add_up_and_others_are_replaced(tmp_path: Path, store: Subje
     assert torch.equal(made().centre, result.centre)
     (again,) = to_encode_again(store, ANNA, "p", both)
     assert to_encode_again(store, ANNA, "p", {"pain": source}) == []
+    unreadable = [Sent(again, {}, Refusal("timeout", "no answer in time")), *sent(CLIPS[3:4], "stress")]
+    told = personalize(store, ANNA, "p", unreadable, {"stress": both["stress"]}, config=TUNED, keep=True)
+    assert told["kept_clips"] == 3 and to_encode_again(store, ANNA, "p", both) == [again], "it is tried again"
     more = [Sent(again, {"stress": CLIPS[2]}), *sent(CLIPS[3:4], "stress", folder=spool)]
     told = personalize(store, ANNA, "p", more, {"stress": both["stress"]}, config=TUNED, keep=True)
     assert told["kept_clips"] == 4 and told["models"]["stress"]["clips"] == 4
