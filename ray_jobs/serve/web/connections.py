@@ -140,9 +140,12 @@ class Line:
             self._transport.close()
         elif self._lingers_until is None:
             self._lingers_until = time.monotonic() + self.config.linger_seconds
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            self._transport.resume_reading()
+            try:
+                if self._transport.can_write_eof():
+                    self._transport.write_eof()
+                self._transport.resume_reading()
+            except OSError:  # the client has gone
+                self.abort()
 
     def abort(self) -> None:
         """Cut the connection; what the client has not read is dropped by the system, too."""
@@ -394,6 +397,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         cast(Line, self.transport).closed.set()
+
+    async def send(self, message: Any) -> None:
+        """See ASGI; a refused handshake is complete, too, which uvicorn would log as an error."""
+        await super().send(message)
+        self.handshake_complete |= self.close_sent
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment of a message."""
