@@ -212,7 +212,7 @@ def open_lines(listener: Listener) -> int:
     return len(listener._server._lines.protocols)
 
 
-def test_half_open_and_vanished_clients_leave_nothing(short: Listener) -> None:
+def test_half_open_and_vanished_clients_leave_nothing(short: Listener, caplog: pytest.LogCaptureFixture) -> None:
     for sent in ("", "GET", f"POST / HTTP/1.1\r\n{HOST}Content-Length: 9\r\n\r\na"):
         with client(short) as one:
             one.send(sent)
@@ -221,7 +221,12 @@ def test_half_open_and_vanished_clients_leave_nothing(short: Listener) -> None:
         with client(short) as one:
             one.send(sent)
             one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # closes by a reset
+    for _ in range(20):
+        with client(short) as one:  # is refused, and gone when the answer is sent
+            one.send(f"POST / HTTP/1.1\r\n{HOST}Content-Length: 9999999\r\n\r\na")
+            one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     wait_until(lambda: not open_lines(short) and not short._server._lines._clients.total())
+    assert caplog.text == ""
 
 
 def test_no_more_connections_than_allowed_and_no_client_takes_all() -> None:
