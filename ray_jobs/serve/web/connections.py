@@ -89,12 +89,12 @@ class Line:
     discarded for `linger_seconds` first.
 
     Args:
-        client: Who is at the other end, see `client_of`.
+        address: Address and port at the other end; the socket no longer knows them if the client has gone.
         config: Deadlines and limits.
     """
 
-    def __init__(self, client: str, config: ConnectionConfig) -> None:
-        self.client = client
+    def __init__(self, address: tuple[str, int], config: ConnectionConfig) -> None:
+        self.address = address
         self.closed = asyncio.Event()
         """Whether the connection has ended."""
         self.late_after: float | None = None
@@ -140,9 +140,12 @@ class Line:
             self._transport.close()
         elif self._lingers_until is None:
             self._lingers_until = time.monotonic() + self.config.linger_seconds
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            self._transport.resume_reading()
+            try:
+                if self._transport.can_write_eof():
+                    self._transport.write_eof()
+                self._transport.resume_reading()
+            except OSError:  # the client has gone
+                self.abort()
 
     def abort(self) -> None:
         """Cut the connection; what the client has not read is dropped by the system, too."""
@@ -199,20 +202,20 @@ class Lines:
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
         self._watched = time.monotonic()
 
-    def admit(self, address: str) -> Line | None:
-        """A new connection; None if there are too many, of everyone or of this client."""
-        client = client_of(address)
-        limit = self.config.max_connections if self._is_proxy(address) else self.config.max_connections_per_client
+    def admit(self, address: tuple[str, int]) -> Line | None:
+        """A connection from a numeric address and port; None if there are too many, of everyone or of this client."""
+        client = client_of(address[0])
+        limit = self.config.max_connections if self._is_proxy(address[0]) else self.config.max_connections_per_client
         if self._clients.total() >= self.config.max_connections or self._clients[client] >= limit:
             self.on_refusal(Refusal("busy", "too many connections"))
             return None
         self._clients[client] += 1
-        return Line(client, self.config)
+        return Line(address, self.config)
 
     def release(self, line: Line) -> None:
         """A connection has ended."""
         self.protocols.pop(line, None)
-        self._clients -= Counter([line.client])
+        self._clients -= Counter([client_of(line.address[0])])
 
     def watch(self) -> None:
         """Cut what is late; to be called several times a second."""
@@ -264,6 +267,7 @@ class HttpProtocol(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         self.line.attach(transport)
         super().connection_made(cast(asyncio.Transport, self.line))
+        self.client = self.line.address
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -390,10 +394,20 @@ class HttpProtocol(HttpToolsProtocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket that tells its line when it ends, and does not collect fragments without end."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self.client = cast(Line, transport).address
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         cast(Line, self.transport).closed.set()
+
+    async def send(self, message: Any) -> None:
+        """See ASGI; a refused handshake is complete, too, which uvicorn would log as an error."""
+        await super().send(message)
+        self.handshake_complete |= self.close_sent
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment of a message."""

@@ -277,7 +277,7 @@ class _Server(uvicorn.Server):
             accepted.close()
             self._lines.release(line)
 
-    def admit(self, accepted: socket.socket, address: str) -> asyncio.Task[None] | None:
+    def admit(self, accepted: socket.socket, address: tuple[str, int]) -> asyncio.Task[None] | None:
         """Begin to serve a connection; closes it at once if there are too many."""
         line = self._lines.admit(address)
         if line is None:
@@ -311,7 +311,7 @@ class _Acceptor:
                 logger.warning("a connection was not accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            task = self._server.admit(accepted, address[0])
+            task = self._server.admit(accepted, address[:2])
             if task is not None:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
