@@ -88,6 +88,8 @@ class ServePipeline:
         self._encoder = encoder
         self._names = tuple(names)
         self.queue = Queue(capacity)
+        self.answered: float | None = None
+        """When a video was predicted last, as `time.monotonic`."""
         self._facts: list[dict[str, Any]] | None = None
 
     async def predict(self, upload: Upload, ask: Ask, *, patient: bool = False) -> dict[str, Any] | Refusal:
@@ -124,7 +126,10 @@ class ServePipeline:
             if isinstance(decoded, Refusal):
                 return decoded
             answer = await _asked(self._encoder.predict.remote(decoded, asked))
-            if not (isinstance(answer, Refusal) and answer.code == "worker_lost" and attempt + 1 < attempts):
+            if not isinstance(answer, Refusal):
+                self.answered = time.monotonic()
+                return answer
+            if answer.code != "worker_lost" or attempt + 1 == attempts:
                 return answer
         raise AssertionError("the last attempt returns")
 
