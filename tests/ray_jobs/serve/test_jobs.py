@@ -213,6 +213,7 @@ def test_one_at_a_time_the_others_wait_and_too_many_are_refused(world: World) ->
         for job in made:
             assert (await ended(jobs, job))["status"] == "done"
         assert pipeline.most == 1
+        await until(lambda: not jobs._tasks)
         many = await asyncio.gather(*(jobs.submit(ANNA, f"q{number}", [world.upload()]) for number in range(9)))
         assert [isinstance(one, dict) for one in many].count(True) == 3
         await jobs.close()
