@@ -152,10 +152,15 @@ class Page:
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme, motion])
 
-    async def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        whole = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
-        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True, clip={**whole, "scale": 1})
+    async def screenshot(self, path: Path, *, selector: str | None = None) -> None:
+        """The whole page, or one element of it, as PNG."""
+        if selector is None:
+            area = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
+        else:
+            box = f"document.querySelector({selector!r}).getBoundingClientRect()"
+            script = f"(({{x, y, width, height}}) => ({{x: x + scrollX, y: y + scrollY, width, height}}))({box})"
+            area = await self.evaluate(script)
+        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True, clip={**area, "scale": 1})
         path.write_bytes(base64.b64decode(shot["data"]))
 
 

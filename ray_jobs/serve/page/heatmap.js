@@ -114,7 +114,7 @@ function mark(map) {
 
 function tell(container, readout, { rows, times, row, at, end }) {
   const { name, learned, rises, values } = rows[row];
-  const rise = `${signed(rises[at])} to its usual level, similarity ${values[at].toFixed(3)}`;
+  const rise = `${signed(rises[at])} to its usual level, similarity ${values[at].toFixed(3).replace("-", "−")}`;
   const words = `${times[at].toFixed(2)} s, ${name}: ${rise}${learned ? "" : "; the backbone never learned it"}`;
   readout.textContent = words;
   container.setAttribute("aria-valuemax", end.toFixed(2));

@@ -81,7 +81,7 @@ function describe({ models, kept_clips: kept, made_by: maker, subject_id: id }) 
     const basis = [count(clips, "clip"), frames === null ? "" : count(frames, "frame"), seconds === null ? "" : `${seconds.toFixed(1)} s`];
     const when = new Date(since);
     const day = Number.isNaN(when.getTime()) ? since : when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    const said = [`personalized since ${day}, from ${basis.filter(Boolean).join(", ")}, by ${method}.`, ...warnings.map(sentence)].join(" ");
+    const said = [`personalized since ${day}, from ${basis.filter(Boolean).join(", ")} (method ${method}).`, ...warnings.map(sentence)].join(" ");
     alike.set(said, [...(alike.get(said) ?? []), name]);
   }
   const rows = [...alike].map(([said, names]) => `${id}, ${names.length > 1 ? "models" : "model"} ${names.join(", ")}: ${said}`);

@@ -30,8 +30,8 @@ _ADAPT = {
     "type": "string",
     "enum": list(get_args(Adapt)),
     "default": "none",
-    "description": "none: the model, or what is stored of the subject, as it is; per_video: tuned to this video; online: "
-    "the subject's personalization goes on with this video, and is stored",
+    "description": "none: the model, or what is stored of the subject, as it is; per_video: tuned to this video; "
+    "online: the subject's personalization goes on with this video, and is stored",
 }
 _KEEP = {
     "type": "boolean",

@@ -53,7 +53,7 @@ async def answer(form: Form, pipeline: Pipeline, videos: AnnotatedVideos, base_u
     if not form.videos:
         raise RefusedError("malformed", "the form has no file in the field 'video'")
     labels = read_labels(one(form.fields, "labels"))
-    served = _value(await pipeline.models())["models"]
+    served = _value(await pipeline.models())
     classes = {each["name"]: each["classes"] for each in served}
     model = choose_model(one(form.fields, "model"), list(classes))
     named = match_labels(labels, classes[model])

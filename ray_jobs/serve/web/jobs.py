@@ -109,10 +109,12 @@ class Jobs:
 
     def __init__(self, folder: Path, spool: Path, pipeline: Pipeline, limits: JobLimits | None = None) -> None:
         self.folder, self.pipeline, self.limits = folder, pipeline, limits or JobLimits()
+        for one in (folder, spool):
+            one.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._signs = folder / ".alive"
         self._alive = Alive(self._signs)
         self._spool = spool
-        (spool / self._alive.name).mkdir(mode=0o700, parents=True)
+        (spool / self._alive.name).mkdir(mode=0o700)
         self._slots = asyncio.Semaphore(self.limits.at_once)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[dict[str, Any] | Refusal]] = set()

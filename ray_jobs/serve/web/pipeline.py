@@ -27,6 +27,8 @@ _ATTEMPTS = 2
 """How often a video is tried whose worker is lost."""
 _FIRST_GUESS_SECONDS = 0.5
 """What a prediction is taken to last before one was measured."""
+_PATIENT_SECONDS = 0.1
+"""How often a patient video looks for a place."""
 _CONTROL_SECONDS = 20.0
 """How long a question without a video may take."""
 
@@ -86,15 +88,24 @@ class ServePipeline:
         self._encoder = encoder
         self._names = tuple(names)
         self.queue = Queue(capacity)
+        self._facts: list[dict[str, Any]] | None = None
 
-    async def predict(self, upload: Upload, ask: Ask) -> dict[str, Any] | Refusal:
-        """See `Encoder.predict`."""
+    async def predict(self, upload: Upload, ask: Ask, *, patient: bool = False) -> dict[str, Any] | Refusal:
+        """See `Encoder.predict`.
+
+        Args:
+            upload: the video.
+            ask: how it is to be predicted.
+            patient: whether to wait for a place, as a video of a batch does that was accepted as a whole.
+        """
         models = self.named(ask.models)
         if isinstance(models, Refusal):
             return models
-        full = self.queue.full()
-        if full:
-            return full
+        deadline = time.monotonic() + self.queue.capacity.answer_seconds
+        while full := self.queue.full():
+            if not patient or time.monotonic() > deadline:
+                return full
+            await asyncio.sleep(_PATIENT_SECONDS)
         with self.queue.place():
             return await self._within(self._predict(upload, models, ask))
 
@@ -136,8 +147,13 @@ class ServePipeline:
             return Refusal("timeout", f"no answer within {seconds:g} s")
 
     async def models(self) -> list[dict[str, Any]] | Refusal:
-        """See `Encoder.models`."""
-        return await _control(self._encoder.models.remote())
+        """See `Encoder.models`; asked once, since a server's models do not change."""
+        if self._facts is None:
+            found = await _control(self._encoder.models.remote())
+            if isinstance(found, Refusal):
+                return found
+            self._facts = found
+        return self._facts
 
     async def subjects(self, who: Who) -> list[str] | Refusal:
         """See `Encoder.subjects`."""

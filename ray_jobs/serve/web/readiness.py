@@ -1,6 +1,6 @@
 """Whether predictions work: a bundled clip goes through every deployment, again and again.
 
-In: the pipeline. Out: a `Ready`, which `/readyz` answers at once. A replica counts when Ray Serve runs it, which it does
+In: the pipeline. Out: a `Ready`, which `/readyz` answers at once. A replica counts when Ray Serve runs it, which is
 only after the replica has decoded or predicted the clip itself, see `model.check`.
 """
 

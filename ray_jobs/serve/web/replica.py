@@ -19,14 +19,15 @@ from starlette.websockets import WebSocket
 from ray_jobs.serve.model.check import CLIP
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.access_log import AccessLog, Watch
+from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.app import Parts, make_app
 from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.connections import ConnectionConfig
 from ray_jobs.serve.web.door import Door, allowed_hosts
+from ray_jobs.serve.web.fault_log import open_fault_log
 from ray_jobs.serve.web.forms import Forms
 from ray_jobs.serve.web.gate import Gate
-from ray_jobs.serve.web.interface import AnnotatedVideos
 from ray_jobs.serve.web.jobs import Jobs
 from ray_jobs.serve.web.keys import LOCAL, Keys, NoKeys, Who
 from ray_jobs.serve.web.live import Live, LiveLimits
@@ -103,6 +104,7 @@ class Web:
 
     def __init__(self, decoders: Any, encoder: Any, setup: WebSetup) -> None:
         self._setup = setup
+        open_fault_log(setup.folder / "faults.log")
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import threading
-import time
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import httpx
+import numpy as np
+import numpy.typing as npt
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
+from clipautt.datasets.synthetic.generate import SyntheticConfig, plan, render_clip
+from clipautt.datasets.synthetic.identity import draw_identity
+from clipautt.model.checkpoint import save_checkpoint
 from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web import schemas
-from tests.support.browser import Page, find_chromium, open_page
+from ray_jobs.serve.web.door import Door, allowed_hosts
+from tests.support.browser import Page, find_chromium, open_page, write_camera
 from tests.support.fakes import numbered_frames, write_video
+from tests.support.listening import listening
+from tests.support.serving import served, small_source
 
 PAGE = resources.files("ray_jobs.serve") / "page"
 HOSTILE = "<img src=x onerror=alert(1)> \"'&amp;"
@@ -54,6 +61,21 @@ def browse(folder: Path, url: str, use: Callable[[Page], Coroutine[Any, Any, Non
 async def shown(page: Page, element_id: str) -> None:
     """Wait until something is shown."""
     await page.wait_for(SHOWN.format(element_id))
+
+
+def test_the_page_asks_no_other_machine_and_has_no_code_in_its_html() -> None:
+    files = {path.name: path.read_text() for path in Path(str(PAGE)).iterdir()}
+    assert {"index.html", "docs.html", "page.css", "page.js"} <= set(files)
+    for name, text in files.items():
+        assert not re.search(
+            r"https?:|//[\w.]+\.\w|@import|url\((?!#)", text.replace("http://www.w3.org/2000/svg", "")
+        ), name
+        for linked in re.findall(r'(?:src|href)="([\w./]+)"|from "\./([\w.]+)"', text):
+            target = next(filter(None, linked))
+            assert target in {*files, ".", "docs", "openapi.json"}, f"{name} wants {target}"
+        if name.endswith(".html"):
+            assert "<script>" not in text and not re.search(r"\s(on\w+|style)=", text), name
+        assert "innerHTML" not in text and "insertAdjacentHTML" not in text, name
 
 
 # Against fixed answers
@@ -133,11 +155,8 @@ def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, go_on: Callable[[Request], Any]) -> Any:
         if request.url.path.startswith("/v1") and request.headers.get("authorization") != f"Bearer {KEY}":
-            response: Any = refused(Refusal("key_missing", "this server needs an API key"))
-        else:
-            response = await go_on(request)
-        response.headers["content-security-policy"] = POLICY
-        return response
+            return refused(Refusal("key_missing", "this server needs an API key"))
+        return await go_on(request)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -174,30 +193,9 @@ def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
     return app
 
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src 'self' blob:; "
-    "img-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-
-
 def refused(refusal: Refusal) -> JSONResponse:
     waiting = {"retry-after": str(refusal.retry_seconds)} if refusal.retry_seconds else {}
     return JSONResponse(refusal.body, refusal.status, headers=waiting)
-
-
-@contextlib.contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """The application on a port of this machine."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
 
 
 def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
@@ -249,9 +247,12 @@ def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
         await page.click("#personalize")
         await page.wait_for("document.getElementById('error-detail').innerText === 'No face was found in the video.'")
         assert "larger, brighter or turned to the camera" in await page.text("#error-help")
+        await page.click("#record-open")
+        await page.wait_for("document.getElementById('error-detail').innerText === 'No camera was found.'")
 
-    with listening(fixed_server(forms)) as url:
-        browse(tmp_path, url, use)
+    door = Door(fixed_server(forms), hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1_000_000)
+    with listening(door) as listener:
+        browse(tmp_path, f"{listener.url}/", use)
 
 
 async def tab_stops(page: Page, count: int) -> list[str]:
@@ -278,8 +279,8 @@ async def the_answer_is_shown(page: Page) -> None:
     assert await page.text("#units-before-list") == "No action unit rose over its usual level."
     assert await page.text("#boxed") == "The face is not found in 3 of 25 frames that were looked at (hatched)."
     assert await page.evaluate("document.querySelectorAll('#strip .missing').length") == 3
-    wide = "[...document.querySelectorAll('*')].filter(one => one.getBoundingClientRect().right > innerWidth).map(one => one.id || one.className || one.tagName).join()"
-    assert await page.evaluate(wide) == "", "the page is wider than a phone"
+    wide = "[...document.querySelectorAll('*')].filter(one => one.getBoundingClientRect().right > innerWidth)"
+    assert await page.evaluate(f"{wide}.map(one => one.id || one.tagName)") == [], "the page is wider than a phone"
 
 
 async def moments_are_reached(page: Page) -> None:
@@ -301,3 +302,148 @@ async def moments_are_reached(page: Page) -> None:
     await page.click("#heatmap", at=(0.3, 0.3))
     await page.wait_for("document.getElementById('player').currentTime < 1")
     assert await page.evaluate("document.querySelectorAll('#timeline .series').length") == 1
+
+
+# Against the real server
+
+
+def face_frames(*, size: int = 240, width: int = 320) -> npt.NDArray[np.uint8]:
+    """A rendered person who shows pain, as a camera sees them, [T, size, width, 3]."""
+    config = SyntheticConfig(source_subjects=0, source_val_subjects=0, target_subjects=1, size=size)
+    [person] = plan(config)
+    frames = render_clip(draw_identity(person.identity_seed), person.clips[1], config)[1]
+    seen = np.full((len(frames), size, width, 3), 96, np.uint8)
+    seen[:, :, (width - size) // 2 : (width + size) // 2] = frames
+    return seen
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frames = face_frames()
+    return write_camera(tmp_path_factory.mktemp("camera") / "face.y4m", np.concatenate([frames, frames[::-1]]))
+
+
+@pytest.fixture(scope="module")
+def server(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeConfig]:
+    folder = tmp_path_factory.mktemp("served")
+    models = {}
+    for seed, name in enumerate(("pain", "second")):
+        save_checkpoint(small_source(seed=seed).checkpoint, folder / name)
+        models[name] = str(folder / name)
+    with served(folder, folder / "runs", models=models, max_upload_mb=2.0, max_seconds=6.0) as config:
+        yield config
+
+
+NUMBERS = "[...document.querySelectorAll('#probabilities .number')].map(line => line.innerText)"
+
+
+@pytest.mark.slow
+def test_a_person_records_is_remembered_and_forgotten(server: ServeConfig, camera: Path, tmp_path: Path) -> None:
+    """Record, predict, personalize, predict, forget, predict: as a person would, with what is stored looked at."""
+    stored = f"{server.url}/v1/subjects/{quote(HOSTILE, safe='')}"
+
+    async def use(page: Page) -> None:
+        await shown(page, "clip")
+        await page.choose("#who", "\0new")
+        await page.evaluate("document.getElementById('subject').focus()")
+        await page.type(HOSTILE)
+        assert "Nothing is stored for" in await page.text("#person-state")
+        await page.click("#record-open")
+        await shown(page, "recorder")
+        await page.choose("#record-seconds", "4")
+        await page.click("#record-start")
+        await shown(page, "preview")
+        assert (await page.text("#chosen")).startswith("recording.webm (")
+
+        plain = await predicted(page)
+        assert await page.text("#for-whom") == "Model pain, not personalized."
+        assert "trained on rendered faces only" in await page.text("#warnings")
+        assert 3.5 < await page.evaluate("document.getElementById('player').duration") < 5
+
+        await page.click("#personalize")
+        await page.wait_for("document.getElementById('person-status').innerText.startsWith('Personalized for')")
+        facts = httpx.get(stored).json()
+        assert (facts["made_by"], facts["kept_clips"], list(facts["models"])) == ("server", 0, ["pain", "second"])
+        assert await predicted(page) != plain
+        assert await page.text("#for-whom") == f"Model pain, personalized for {HOSTILE}."
+        assert (await page.text("#without")).startswith("Without personalization: ")
+
+        await page.click("#forget")
+        assert await page.evaluate("document.activeElement.id") == "forget-no"
+        await page.press("Enter")
+        assert httpx.get(stored).status_code == 200
+        await page.click("#forget")
+        await page.click("#forget-yes")
+        await page.wait_for("document.getElementById('person-status').innerText.startsWith('Forgotten.')")
+        assert httpx.get(stored).status_code == 404
+        assert await predicted(page) == plain
+        await page.screenshot(tmp_path / "page.png")
+
+    browse(tmp_path, f"{server.url}/", use, camera=camera)
+    assert not list((server.folder / "subjects").rglob("*.safetensors"))
+
+
+async def predicted(page: Page) -> list[str]:
+    """Press the button, and the probabilities that are shown then."""
+    await page.click("#predict")
+    await page.wait_for("document.getElementById('result').hidden")
+    await shown(page, "result")
+    await page.wait_for("document.getElementById('player').readyState >= 2")
+    return list(await page.evaluate(NUMBERS))
+
+
+@pytest.mark.slow
+def test_a_live_session_with_a_resting_face(server: ServeConfig, camera: Path, tmp_path: Path) -> None:
+    status = "document.getElementById('live-status').innerText"
+
+    async def use(page: Page) -> None:
+        await shown(page, "clip")
+        await page.click("#tab-live")
+        await page.click("#live-first")
+        await page.click("#live-start")
+        await page.wait_for(f"{status}.startsWith('Resting face taken')")
+        await page.wait_for("document.getElementById('live-basis').innerText.includes('your resting face')")
+        await page.wait_for("document.querySelectorAll('#live-probabilities dt').length === 2")
+        assert await page.evaluate("document.querySelectorAll('#live-chart .series').length") == 5
+        assert (await page.text("#live-basis")).endswith("The answer is personalized.")
+        assert re.match(r"\d+\.\d frames a second; \d+ dropped; answer after \d+ ms", await page.text("#live-facts"))
+        await page.click("#live-rest")
+        await page.wait_for(f"{status}.startsWith('Keep a resting face')")
+        await page.wait_for(f"{status}.startsWith('Resting face taken')")
+        await page.screenshot(tmp_path / "live.png")
+        await page.click("#live-start")
+        assert await page.text("#live-status") == "Stopped."
+
+    browse(tmp_path, f"{server.url}/", use, camera=camera)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_used_is_explained(server: ServeConfig, tmp_path: Path) -> None:
+    frames = face_frames(size=96, width=96)
+    video = write_video(tmp_path / "face.mp4", frames)
+    long = write_video(tmp_path / "long.mp4", np.concatenate([frames, frames]))
+    contents = {"big.mp4": bytes(2_100_000), "broken.mp4": video.read_bytes()[:2000], "empty.mp4": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+
+    async def use(page: Page) -> None:
+        await shown(page, "clip")
+        for path, detail, help in (
+            (tmp_path / "big.mp4", "The file is too large; at most 2\u00a0MB are allowed.", "Send a shorter video"),
+            (long, "The video is 7.7 s long; at most 6 s are allowed.", "Cut the video, or make it smaller."),
+            (tmp_path / "broken.mp4", "The file cannot be read as a video", "Send MP4 or WebM."),
+            (tmp_path / "empty.mp4", "", ""),
+        ):
+            await page.choose_file("#video", path)
+            await page.click("#predict")
+            await shown(page, "error")
+            assert (await page.text("#error-detail")).startswith(detail), path
+            assert (await page.text("#error-help")).startswith(help), path
+        await page.choose_file("#video", video)
+        numbers = await predicted(page)
+        assert await page.evaluate("document.getElementById('error').hidden")
+        answer = httpx.post(f"{server.url}/v1/predict", files={"video": video.read_bytes()}, timeout=60).json()
+        assert numbers == [f"{100 * share:.1f} %" for share in answer["probabilities"].values()]
+        assert await page.text("#label") == answer["label"]
+
+    browse(tmp_path, f"{server.url}/", use)
