@@ -34,7 +34,7 @@ _QUICK_END: dict[str, Any] = {
     "max_constructor_retry_count": 2,
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 5,
-    "health_check_period_s": 5,
+    "health_check_period_s": 1,
 }
 
 
@@ -158,6 +158,8 @@ def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         live_clients=config.live_clients,
         annotated_seconds=config.annotated_seconds,
         models=tuple(one.name for one in served),
-        capacity=Capacity(_DECODES_PER_PROCESS * config.decoders, config.waiting, config.answer_seconds),
+        capacity=Capacity(
+            _DECODES_PER_PROCESS * (config.max_decoders or config.decoders), config.waiting, config.answer_seconds
+        ),
         facts={"limits": shown, "adapt": config.adapt.name, "keys_needed": config.keys_needed},
     )

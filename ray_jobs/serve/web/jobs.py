@@ -221,6 +221,7 @@ class Jobs:
         except Exception:
             _LOG.exception("job %s failed", job.job)
             answer = Refusal("failed", "the server failed on this job, and its log says why")
+        await asyncio.to_thread(shutil.rmtree, self._videos(job), ignore_errors=True)  # before the end is told
         with contextlib.suppress(_ForgottenError):
             if isinstance(answer, Refusal):
                 await asyncio.to_thread(self._change, job, status="failed", error=answer.body)
@@ -229,8 +230,8 @@ class Jobs:
 
     def _end(self, job: _Record, task: asyncio.Task[None]) -> None:
         """However a job ended: its videos are deleted, and of one that was stopped it is told."""
-        self._tasks.pop(job.job, None)
         shutil.rmtree(self._videos(job), ignore_errors=True)
+        self._tasks.pop(job.job, None)
         if task.cancelled():
             with contextlib.suppress(_ForgottenError):
                 self._change(job, status="failed", error=_LOST.body)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from clipautt.files import write_bytes
 from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.asked import Ask
@@ -88,6 +89,8 @@ class ServePipeline:
         self._encoder = encoder
         self._names = tuple(names)
         self.queue = Queue(capacity)
+        self.answered: float | None = None
+        """When a video was predicted last, as `time.monotonic`."""
         self._facts: list[dict[str, Any]] | None = None
 
     async def predict(self, upload: Upload, ask: Ask, *, patient: bool = False) -> dict[str, Any] | Refusal:
@@ -124,7 +127,10 @@ class ServePipeline:
             if isinstance(decoded, Refusal):
                 return decoded
             answer = await _asked(self._encoder.predict.remote(decoded, asked))
-            if not (isinstance(answer, Refusal) and answer.code == "worker_lost" and attempt + 1 < attempts):
+            if not isinstance(answer, Refusal):
+                self.answered = time.monotonic()
+                return answer
+            if answer.code != "worker_lost" or attempt + 1 == attempts:
                 return answer
         raise AssertionError("the last attempt returns")
 
@@ -205,7 +211,16 @@ class ServePipeline:
 
     async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:
         """See `Decoders.annotate`."""
-        return await self._within(_asked(self._decoders.annotate.remote(str(upload.path), answer, str(target))))
+        found = await self._within(self._annotated(upload, answer, target, None))
+        if isinstance(found, NotHere):
+            found = await self._within(self._annotated(upload, answer, target, np.fromfile(upload.path, np.uint8)))
+        if found is None or isinstance(found, Refusal):
+            return found
+        await asyncio.to_thread(write_bytes, target, found.tobytes(), private=True)
+        return None
+
+    def _annotated(self, upload: Upload, answer: dict[str, Any], target: Path, content: Any) -> Awaitable[Any]:
+        return _asked(self._decoders.annotate.remote(str(upload.path), answer, str(target), content))
 
 
 async def _control(work: Awaitable[Any]) -> Any:

@@ -107,7 +107,7 @@ class Web:
         open_fault_log(setup.folder / "faults.log")
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
-        self._readiness = Readiness(self._check, self._replicas)
+        self._readiness = Readiness(self._check, self._replicas, lambda: self._pipeline.answered)
         self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
         self._metrics.watch_spool(lambda: self._spool.used)
         self._annotated = AnnotatedVideos(
