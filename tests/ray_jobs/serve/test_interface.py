@@ -47,7 +47,7 @@ class Stand:
 
     async def models(self) -> Any:
         names = {"pain": ["neutral", "pain"], "Stress_v2": ["neutral", "stress"]}
-        return {"models": [{"name": name, "classes": classes} for name, classes in names.items()]}
+        return [{"name": name, "classes": classes} for name, classes in names.items()]
 
     async def predict(self, upload: Upload, ask: Ask) -> Any:
         self.asked.append(ask)
