@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep bench-window bench-sweep-conclusions gpu-check test test-slow lint format types wheel clean
+.PHONY: help setup demo demo-hard bench-demo bench-decode bench-extract bench-adapt bench-adapt-job bench-modes bench-predict bench-aus bench-personalize bench-validity bench-sweep bench-window bench-sweep-conclusions bench-serve serve-picture gpu-check test test-slow lint format types wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ bench-window: $(STAMP) ## The window-length curve on synthetic people, and what 
 
 bench-sweep-conclusions: $(STAMP) ## From how many trials on importances and curves can be trusted; a few minutes
 	$(BIN)/python -m tests.benchmarks.bench_sweep_conclusions $(ARGS)
+
+bench-serve: $(STAMP) ## The server compared with the bare predictor: latency, throughput, overload, uploads, killed replicas; 25 minutes
+	$(BIN)/python -m tests.benchmarks.bench_serve $(ARGS)
+
+serve-picture: $(STAMP) ## The picture of the server's page in its README, taken by Chromium
+	$(BIN)/python -m tests.benchmarks.serve_picture $(ARGS)
 
 gpu-check: $(STAMP) ## Check the method on one GPU: a table and gpu_check.json, under eight minutes; without a GPU, one line
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

@@ -99,6 +99,7 @@ METHOD = {
         "comparison",
         "tables",
         "overlay_frames",
+        "overlay_plan",
         "overlay",
     ],
     "evaluation": [

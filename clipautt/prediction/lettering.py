@@ -11,7 +11,7 @@ from functools import lru_cache
 from matplotlib.font_manager import findfont
 from PIL import ImageFont
 
-from clipautt.evaluation.reports.figures import shorten
+from clipautt.evaluation.reports.fonts import shorten
 
 _POINT = 1.02 * 100 / 72
 """Pixels of a point, and a little more, as letters are set on whole pixels."""
@@ -64,6 +64,8 @@ def _broken(word: str, width: float, size: float) -> list[str]:
 def fitting(text: str, width: float, size: float) -> str:
     """The text in one line, its middle omitted where it is wider than `width` pixels."""
     text = printable(text)
+    if length(text, size) <= width:
+        return text
     return next(
         (short for limit in range(len(text), 1, -1) if length(short := shorten(text, limit), size) <= width), "…"
     )

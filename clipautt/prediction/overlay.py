@@ -6,34 +6,23 @@ and the curves are drawn once. Sound is not copied.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from clipautt.clips import Clip
 from clipautt.files import atomic
 from clipautt.prediction.answers import VideoPrediction
-from clipautt.prediction.figure import FOUND, INFERRED, rendered, rgb
-from clipautt.prediction.lettering import font_file
 from clipautt.prediction.overlay_frames import MADE, Plan, write_frames
-from clipautt.prediction.shown import face_states
+from clipautt.prediction.overlay_plan import plan_of
 from clipautt.video.reader import BOX
 from clipautt.video.reader_process import ReadLimits, work_on_clip
 
 SUFFIX = ".mp4"
 _HEAD = 1 << 26
 """Bytes of a file in which its comment is looked for; the index of a day's video before it takes up half of them."""
-_SAID = {
-    "found": ("face found", FOUND),
-    "inferred": ("face not found here, box inferred from other frames", INFERRED),
-    "not seen": ("face not found here", "#8A8A8A"),
-}
-"""State of the face → what is said of it, and the colour of the box; nothing without a detector."""
 
 
 def write_overlay(
@@ -111,23 +100,6 @@ def refuse_source(path: Path, video: str | Path, *, name: str) -> None:
 
 
 def _plan(prediction: VideoPrediction) -> Plan:
-    made, clip = rendered(prediction), prediction.clip
-    file = io.BytesIO()
-    Image.fromarray(made.pixels).save(file, format="PNG")
+    clip = prediction.clip
     nowhere = np.full((len(clip.times), len(BOX)), np.nan)
-    boxes = nowhere if clip.boxes is None else clip.boxes.astype(np.float64)
-    return Plan(
-        png=base64.b64encode(file.getvalue()).decode(),
-        header=made.header,
-        left=made.left,
-        right=made.right,
-        end_seconds=made.end_seconds,
-        charts=made.charts,
-        moments=made.moments,
-        curves=[(curve.rows, curve.colour) for curve in made.curves],
-        times=clip.times.tolist(),
-        boxes=boxes[:, :4].tolist(),
-        states=[_SAID[state][0] if state in _SAID else "" for state in face_states(prediction.frames)],
-        colours={sentence: rgb(colour) for sentence, colour in _SAID.values()},
-        font=font_file(),
-    )
+    return plan_of(prediction, clip.times, nowhere if clip.boxes is None else clip.boxes)

@@ -35,8 +35,8 @@ from clipautt.video.preprocessing import Frames
 _INK, _PAPER = (34, 34, 34), (255, 255, 255)
 _AHEAD = 0.6
 """Strength of the charts right of the cursor: what is to come is pale."""
-_HIGHEST, _MOST_ENLARGED = 640, 8.0
-"""Pixels of the picture's height at most, and the factor by which small frames are enlarged at most."""
+_MOST_ENLARGED = 8.0
+"""The factor by which small frames are enlarged at most."""
 _LONGEST_GAP = 0.5
 """Seconds between two looks at the face up to which its box moves evenly from one place to the other."""
 _OPTIONS = {"crf": "20", "preset": "veryfast", "g": "60", "bf": "0"}
@@ -82,6 +82,10 @@ class Plan:
     """State → colour of the box."""
     font: str
     """Path of the font."""
+    highest: int = 640
+    """Pixels of the picture's height at most."""
+    rate: float | None = None
+    """Frames per second at most; None: all. Others are left out."""
 
     def colour(self, state: str) -> Colour:
         """The colour of the box in this state."""
@@ -106,9 +110,10 @@ def write_frames(clip: Clip, *, target: str, plan: dict[str, Any], decoder: Deco
         The number of frames.
     """
     decoder = "pyav" if decoder == "decord" else decoder
-    canvas, writer, count = _Canvas(Plan(**plan)), None, 0
+    made = Plan(**plan)
+    canvas, writer, count = _Canvas(made), None, 0
     with _written(target) as container:
-        for seconds, frame in stream_clip(clip, Sampling(None), decoder=decoder, **decoding):
+        for seconds, frame in stream_clip(clip, Sampling(made.rate), decoder=decoder, **decoding):
             drawn = canvas.draw(seconds, frame)
             writer = writer or _Writer(container, drawn)
             writer.write(seconds, drawn)
@@ -202,7 +207,7 @@ class _Canvas:
     def _begin(self, frame: Frames) -> None:
         """Room for pictures as high as the first one."""
         width = self.header.shape[1]
-        factor = min(width / frame.shape[1], _HIGHEST / frame.shape[0], _MOST_ENLARGED)
+        factor = min(width / frame.shape[1], self.plan.highest / frame.shape[0], _MOST_ENLARGED)
         self.height = max(2, 2 * round(frame.shape[0] * factor / 2))
         self.pixels = np.empty((len(self.header) + self.height + len(self.charts), width, 3), np.uint8)
         self.pixels[: len(self.header)] = self.header

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipautt.evaluation.reports.figures import shorten
+from clipautt.evaluation.reports.fonts import shorten
 
 INK, FAINT = "#222222", "#D9D9D9"
 _LEAST_SPAN = 4.0

@@ -20,7 +20,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clipautt.evaluation.reports.figures import HURT, UNCHANGED, save, shorten
+from clipautt.evaluation.reports.figures import HURT, UNCHANGED, save
+from clipautt.evaluation.reports.fonts import shorten
 from clipautt.evaluation.reports.tables import percent
 from clipautt.selection.curves import Curve
 from clipautt.selection.drawing import FAINT, INK, jitter, legend, log_ticks, plain, value_axis, wrapped

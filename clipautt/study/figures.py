@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipautt.evaluation.reports.figures import save, shorten
+from clipautt.evaluation.reports.figures import save
+from clipautt.evaluation.reports.fonts import shorten
 from clipautt.study.measures import Measure
 from clipautt.study.summary import Study, cell_names
 

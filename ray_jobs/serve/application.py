@@ -8,17 +8,21 @@ the web side listens itself.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_jobs.platform.cluster import gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.serve.model.decoders import Decoders, Decoding
 from ray_jobs.serve.model.messages import Served
+from ray_jobs.serve.model.tuned import check_server_method
 from ray_jobs.serve.served import served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.connections import ConnectionConfig
+from ray_jobs.serve.web.door import allowed_hosts, parse_origin
 from ray_jobs.serve.web.pipeline import Capacity
 from ray_jobs.serve.web.replica import Web, WebSetup
+from ray_jobs.serve.web.server import tls_context
 
 NAME = "clipautt"
 """Name of the Ray Serve application."""
@@ -30,23 +34,58 @@ _QUICK_END: dict[str, Any] = {
     "max_constructor_retry_count": 2,
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 5,
-    "health_check_period_s": 5,
+    "health_check_period_s": 1,
 }
 
 
-def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
-    """The application of some models.
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the deployments need, checked before anything starts."""
 
-    Args:
-        config: the settings, with absolute paths.
-        served: the models.
+    decoding: Decoding
+    """For the decoders."""
+    encoding: Any
+    """For the encoders, an `Encoding`."""
+    setup: WebSetup
+    """For the web side."""
+    config: ServeConfig
+    """The settings."""
+
+
+def plan(config: ServeConfig) -> Plan:
+    """Find and check what is served; loads every model once.
+
+    Raises:
+        FileNotFoundError, ValueError: a setting is wrong; the message names it.
     """
+    from ray_jobs.serve.model.encoder import Encoding, load_predictors
+
+    setup = _web_setup(config, served := served_models(config))
+    decoding = Decoding(served, config.limits, config.reading, _DECODES_PER_PROCESS, str(config.spool))
+    encoding = Encoding(
+        served,
+        (config.backbone,) * len(served),
+        device="cpu",
+        threads=config.threads,
+        encoders=config.encoders,
+        subjects=str(config.folder.absolute() / "subjects"),
+        adapt=config.adapt,
+        per_video=config.per_video,
+        tuning=config.tuning,
+    )
+    for predictor in load_predictors(encoding).values():
+        check_server_method(predictor.source, config.per_video)
+    return Plan(decoding, encoding, setup, config)
+
+
+def application(plan: Plan) -> Any:
+    """The application, for the connected cluster."""
     from ray import serve
 
-    from ray_jobs.serve.model.encoder import Encoder, Encoding
+    from ray_jobs.serve.model.encoder import Encoder
 
+    config = plan.config
     gpus = gpu_share(config.cluster, actors_per_gpu=math.ceil(config.encoders / max(1, num_gpus())))
-    decoding = Decoding(served, config.limits, config.reading, _DECODES_PER_PROCESS, str(config.spool))
     decoders = serve.deployment(
         name="decoders",
         ray_actor_options={"num_cpus": 1},
@@ -54,18 +93,7 @@ def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
         max_queued_requests=-1,
         **_replicas(config.decoders, config.max_decoders, _DECODES_PER_PROCESS),
         **_QUICK_END,
-    )(Decoders).bind(decoding)
-    encoding = Encoding(
-        served,
-        (config.backbone,) * len(served),
-        device="cuda" if gpus else "cpu",
-        threads=config.threads,
-        encoders=config.encoders,
-        subjects=str(config.folder / "subjects"),
-        adapt=config.adapt,
-        per_video=config.per_video,
-        tuning=config.tuning,
-    )
+    )(Decoders).bind(plan.decoding)
     encoder = serve.deployment(
         name="encoder",
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
@@ -73,11 +101,19 @@ def application(config: ServeConfig, served: tuple[Served, ...]) -> Any:
         max_queued_requests=-1,
         **_replicas(config.encoders, config.max_encoders, _ENCODES_AT_ONCE // 4),
         **_QUICK_END,
-    )(Encoder).bind(encoding)
-    setup = web_setup(config, served)
+    )(Encoder).bind(replace(plan.encoding, device="cuda" if gpus else "cpu"))
     return serve.deployment(
         name="web", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100, **_QUICK_END
-    )(Web).bind(decoders, encoder, setup)
+    )(Web).bind(decoders, encoder, plan.setup)
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application of a YAML of `clipautt serve build`; Ray Serve calls it with the YAML's `args`.
+
+    Args:
+        args: `settings`, as plain containers.
+    """
+    return application(plan(instantiate(args["settings"])))
 
 
 def _replicas(least: int, most: int | None, target: int) -> dict[str, Any]:
@@ -88,23 +124,17 @@ def _replicas(least: int, most: int | None, target: int) -> dict[str, Any]:
     return {"autoscaling_config": scaling | {"upscale_delay_s": 5, "downscale_delay_s": 120}}
 
 
-def build(args: dict[str, Any]) -> Any:
-    """The application of a YAML of `clipautt serve build`; Ray Serve calls it with the YAML's `args`.
-
-    Args:
-        args: `settings`, as plain containers.
-    """
-    config: ServeConfig = instantiate(args["settings"])
-    return application(config, served_models(config))
-
-
-def web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
+def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
     """What the web side needs of the settings.
 
     Raises:
-        ValueError: API keys are needed, and there are none.
+        ValueError: API keys are needed, and there are none; or a certificate, host or origin is none.
     """
     config.open_keys()
+    tls_context(config.tls_certificate, config.tls_key)
+    allowed_hosts(config.host, config.hosts)
+    for origin in config.origins:
+        parse_origin(origin)
     limits = config.limits
     shown = {"max_bytes": limits.max_bytes, "max_seconds": limits.max_seconds, "max_pixels": limits.max_pixels}
     shown |= {"max_frames": limits.max_frames, "max_videos": config.max_videos}
@@ -118,9 +148,9 @@ def web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         connections=ConnectionConfig(
             trusted_proxies=config.trusted_proxies, ssl_certfile=config.tls_certificate, ssl_keyfile=config.tls_key
         ),
-        keys=config.keys if config.keys_needed else None,
+        keys=config.keys.absolute() if config.keys_needed else None,
         requests_per_minute=config.requests_per_minute,
-        folder=config.folder,
+        folder=config.folder.absolute(),
         spool=config.spool,
         access_log=config.access_log,
         max_bytes=limits.max_bytes,
@@ -128,6 +158,8 @@ def web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         live_clients=config.live_clients,
         annotated_seconds=config.annotated_seconds,
         models=tuple(one.name for one in served),
-        capacity=Capacity(_DECODES_PER_PROCESS * config.decoders, config.waiting, config.answer_seconds),
+        capacity=Capacity(
+            _DECODES_PER_PROCESS * (config.max_decoders or config.decoders), config.waiting, config.answer_seconds
+        ),
         facts={"limits": shown, "adapt": config.adapt.name, "keys_needed": config.keys_needed},
     )

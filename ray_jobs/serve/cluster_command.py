@@ -17,8 +17,7 @@ import yaml
 
 from clipautt.commands import word
 from clipautt.files import write_text
-from ray_jobs.serve.application import NAME
-from ray_jobs.serve.served import served_models
+from ray_jobs.serve.application import NAME, plan
 from ray_jobs.serve.settings import ServeConfig
 
 _BUILDER = "ray_jobs.serve.application:build"
@@ -40,10 +39,9 @@ def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
         out: the file.
 
     Raises:
-        FileNotFoundError, ValueError: as `served_models` and `check_access`.
+        FileNotFoundError, ValueError: as `plan`.
     """
-    served = served_models(config)
-    config.open_keys()
+    served = plan(config).decoding.served
     settings = copy.deepcopy(dict(given))
     settings |= {"models": {one.name: one.checkpoint for one in served}, "checkpoint": None}
     settings |= {"runs": str(Path(config.runs).absolute()), "prompts": _absolute(config.prompts)}

@@ -38,9 +38,8 @@ from ray_jobs.platform.cluster import connect, num_cpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.serve import cluster_command, key_command
-from ray_jobs.serve.application import NAME, application
-from ray_jobs.serve.model.messages import Served
-from ray_jobs.serve.served import missing_cores, served_models
+from ray_jobs.serve.application import NAME, Plan, application, plan
+from ray_jobs.serve.served import missing_cores
 from ray_jobs.serve.settings import ServeConfig
 
 POSITIONAL = "action words…"
@@ -50,12 +49,11 @@ _CHECK_SECONDS = 10.0
 _SILENCE_SECONDS = 120.0
 
 
-def start(config: ServeConfig, served: tuple[Served, ...]) -> str:
+def start(made: Plan) -> str:
     """Start serving on the connected Ray; returns once predictions work.
 
     Args:
-        config: the settings.
-        served: the models, see `served_models`.
+        made: what is served, and how.
 
     Returns:
         The URL.
@@ -67,6 +65,7 @@ def start(config: ServeConfig, served: tuple[Served, ...]) -> str:
     from ray import serve
     from ray.exceptions import RayError
 
+    config = made.config
     _refuse_used_port(config)
     if serve.status().applications:
         raise ValueError("this cluster runs Ray Serve already; stop that first, or serve with cluster=local")
@@ -77,7 +76,7 @@ def start(config: ServeConfig, served: tuple[Served, ...]) -> str:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
         serve.start(proxy_location="Disabled", logging_config=quiet)
-        target = serve.RunTarget(application(config, served), NAME, route_prefix=None, logging_config=quiet)
+        target = serve.RunTarget(application(made), NAME, route_prefix=None, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _await_ready(config)
     except BaseException as error:
@@ -102,9 +101,9 @@ def stop() -> None:
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """Ray and the server run inside this block; gives the URL."""
-    served = served_models(config)
+    made = plan(config)
     with connect(config.cluster):
-        url = start(config, served)
+        url = start(made)
         try:
             yield url
         finally:
@@ -195,12 +194,12 @@ def _watch(config: ServeConfig) -> None:
 
 def _status(config: ServeConfig, path: str) -> int | None:
     """The HTTP status that the server answers, None if it does not answer."""
-    kind = http.client.HTTPConnection
-    options = {}
-    if config.tls_certificate:
-        # The certificate is for the names that clients use, not for this machine's own question.
-        kind, options = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
-    connection = kind(_own_address(config.host), config.port, timeout=_CHECK_SECONDS, **options)
+    host, port = _own_address(config.host), config.port
+    if config.tls_certificate is None:
+        connection = http.client.HTTPConnection(host, port, timeout=_CHECK_SECONDS)
+    else:  # The certificate is for the names that clients use, not for this machine's own question.
+        unverified = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(host, port, timeout=_CHECK_SECONDS, context=unverified)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

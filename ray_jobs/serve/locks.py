@@ -1,4 +1,4 @@
-"""Locks between the processes of a server, on files of storage that they share.
+"""Locks between the processes of a server, on files of storage that they share and that knows `flock`.
 
 A lock belongs to an open file and ends with its process, however that ends. Lock files are empty and stay.
 """
@@ -7,22 +7,48 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+_POLL_SECONDS = 0.01
+
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock of this file, and hold it during the block. Threads of one process exclude each other, too."""
+def locked(path: Path, *, seconds: float | None = None) -> Iterator[None]:
+    """Wait for the lock of this file, and hold it during the block. Threads of one process exclude each other, too.
+
+    Args:
+        path: the file; made if it is missing.
+        seconds: how long to wait; None for ever.
+
+    Raises:
+        TimeoutError: if it is held by others for that long.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _take(handle, seconds)
         yield
     finally:
         os.close(handle)
+
+
+def _take(handle: int, seconds: float | None) -> None:
+    if seconds is None:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(f"locked by others for {seconds:g} s") from error
+            time.sleep(_POLL_SECONDS)
 
 
 class Alive:

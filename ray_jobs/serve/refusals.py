@@ -44,7 +44,11 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "cannot_adapt": (422, "Personalization is not possible with these settings", "see the message"),
     "rate_limited": (429, "More requests than this key may send", "wait as long as Retry-After says"),
     "session_over": (429, "The live session has lasted as long as allowed", "start another one"),
-    "failed": (500, "The server failed on this request", "its log says why; tell whoever runs it"),
+    "failed": (
+        500,
+        "The server failed on this request",
+        "faults.log in the server's folder says why; tell whoever runs it",
+    ),
     "busy": (503, "Too many requests at once", "wait as long as Retry-After says, then send it again"),
     "worker_lost": (503, "The worker stopped during this request; it restarts by itself", "send it again"),
     "not_ready": (503, "The server is starting", "wait until /readyz answers 200"),

@@ -40,9 +40,9 @@ class ServeConfig:
     served checkpoint."""
     backbone: BackboneConfig | None = None
     """How the checkpoints' backbone is loaded; null: as in training."""
-    adapt: AdaptConfig = AdaptConfig(ClipAUTT())
+    adapt: AdaptConfig = AdaptConfig(ClipAUTT(), subject_baseline="median")
     """How a stored subject is personalized."""
-    per_video: AdaptConfig = AdaptConfig(ClipAUTT())
+    per_video: AdaptConfig = AdaptConfig(ClipAUTT(objective="entropy", steps=5), protocol="per_video")
     """How the model is tuned to a single video, where a request asks for adapt=per_video."""
     tuning: TuningConfig = TuningConfig()
     """What tuning may cost."""

@@ -23,7 +23,13 @@ from clipautt.adaptation.personalization import Personalization, save_personaliz
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import encode_clip
 from clipautt.model.checkpoint import Checkpoint
-from clipautt.personalizing import check_keeps_something, clips_of
+from clipautt.personalizing import (
+    NothingLeftError,
+    check_keeps_something,
+    clips_of,
+    personalize_features,
+    without_copies,
+)
 from tests.support.configs import adapt_config, changed
 from tests.support.fakes import fake_clip, fake_clips, fake_source, write_video
 from tests.support.photograph import photograph
@@ -111,6 +117,30 @@ def test_clips_are_called_as_a_data_set_of_folders_calls_them(tmp_path: Path) ->
     clips, notes = clips_of("anna", [tmp_path / name for name in [*names, "link.mp4"]])
     assert [clip.clip_id for clip in clips] == ["anna/x/1", "anna/y/1", "anna/2.mp4", "anna/2.avi", "anna/z"]
     assert notes == ["z was given 2 times and counts once."]
+
+
+def test_clips_that_are_encoded_already_give_the_same_and_copies_count_once(source: Source) -> None:
+    config = adapt_config(subject_baseline="median")
+    clips = fake_clips(subjects=1)
+    rounded = replace(clips[1], clip_id="again", features=clips[1].features * (1 + 1e-3))
+    other = replace(clips[1], clip_id="other", features=clips[1].features * 1.1)
+    left, notes = without_copies([*clips, rounded, other])
+    assert [clip.clip_id for clip in left] == ["s0c0", "s0c1", "s0c2", "s0c3", "other"]
+    assert notes == ["again shows the same frames as 's0c1', and they count once."]
+    dark = replace(clips[0], brightness=np.full(20, 0.05, np.float32))
+    made = personalize_features(
+        source, "anna", [dark, *clips[1:]], config=config, omitted={"s0c9": "gone"}, notes=["first"]
+    )
+    (result,) = adapt(source, clips, config).values()
+    assert torch.equal(made.centre, result.centre) and made.subject_id == "anna"
+    assert made.omitted == {"s0c9": "gone"} and made.notes[0] == "first"
+    assert made.notes[1].startswith("s0c0: The picture is dark: its brightness is 0.05")
+    with pytest.raises(NothingLeftError) as caught:
+        personalize_features(source, "anna", [fake_clip(num_frames=2)], config=config, omitted={"c9": "gone"})
+    assert list(caught.value.omitted) == ["c9", "c0"]
+    assert str(caught.value).startswith(
+        "no video can be used to personalize to 'anna':\n  c9: gone\n  c0: too short: 2"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from clipautt.footage import Footage
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
-from tests.support.configs import adapt_config
+from tests.support.configs import adapt_config, changed
 from tests.support.fakes import fake_clip, fake_clips, fake_source, shared_backbone, write_video
 from tests.support.photograph import photograph
 
@@ -194,6 +194,19 @@ def test_a_short_clip_has_a_label_with_the_centre_of_its_subject(tmp_path: Path)
     faceless = replace(fake_clip(), face_found=np.zeros(20, bool), min_share=0.8)
     gone = predictor.predict_features(faceless, personalization=predictor.find_personalization("s0"))
     assert gone.label is None and gone.personalized_for == "s0" and gone.reason.startswith("the face is found in 0 of")
+
+
+def test_a_prediction_without_the_adaptation_that_was_asked_for_says_so() -> None:
+    source, config = fake_source(), adapt_config(objective="entropy", steps=2)
+    result = adapt(source, fake_clips(subjects=1), config)["s0"]
+    stopped = replace(Personalization.of(result, config), fallback="not adapted: all 8 clips fell into 'pain'")
+    said = "Adaptation went wrong, and the prediction is made without it: all 8 clips fell into 'pain'."
+    assert Predictor(source).predict_features(fake_clip(), personalization=stopped).cautions["not_adapted"] == said
+    wild = changed(config, protocol="per_video", learning_rate=1e4, max_drift=1.0)
+    found = Predictor(source, config=wild).predict_features(fake_clip())
+    assert "not_adapted" in found.cautions
+    assert found.probabilities == Predictor(source).predict_features(fake_clip()).probabilities
+    assert "not_adapted" not in Predictor(source).predict_features(fake_clip()).cautions
 
 
 def test_windows_without_the_face_have_no_row() -> None:

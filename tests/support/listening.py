@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.connections import ConnectionConfig
 from ray_jobs.serve.web.server import Listener
 
 
 @contextlib.contextmanager
-def listening(app: ASGI, **config: Any) -> Iterator[Listener]:
+def listening(app: ASGI, *, on_refusal: Callable[[Refusal], None] | None = None, **config: Any) -> Iterator[Listener]:
     """Serve an application at a free port until the block ends."""
-    listener = Listener(app, host="127.0.0.1", port=0, config=ConnectionConfig(**config))
+    settings = ConnectionConfig(**config)
+    listener = Listener(app, host="127.0.0.1", port=0, config=settings, on_refusal=on_refusal)
     listener.start()
     try:
         yield listener

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipautt.action_units import NONE_ROSE, risen, title_of
-from clipautt.evaluation.reports.fonts import plain_text
+from clipautt.evaluation.reports.fonts import plain_text, shorten
 from clipautt.evaluation.reports.tables import (
     ASSUMED_SHARES,
     cohort_title,
@@ -78,14 +78,6 @@ def check_figure(path: Path, *, name: str = "path") -> str:
     if path.is_dir():
         raise ValueError(f"{name}={path} is a folder; give the name of a file, such as {path / 'figure.png'}")
     return kind
-
-
-def shorten(text: str, limit: int) -> str:
-    """A text of at most `limit` characters, its middle omitted where it is longer."""
-    if len(text) <= limit:
-        return text
-    head = (limit - 1) * 2 // 3
-    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[-(limit - 1 - head) :]}"
 
 
 def subject_bars(path: Path, *, uar: pd.DataFrame, war: pd.DataFrame, against: str, title: str) -> Path:

@@ -1,4 +1,4 @@
-"""Text of figures in any script, with names as they are given.
+"""Text of figures in any script, with names as they are given, and shortened.
 
 In: a figure. Out: the same figure, whose text is drawn letter by letter.
 """
@@ -19,6 +19,14 @@ def _families() -> list[str]:
 
 FAMILIES = _families()
 """Fonts in the order in which they are asked for a letter; those of East Asia where they are installed."""
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text of at most `limit` characters, its middle omitted where it is longer."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) * 2 // 3
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[-(limit - 1 - head) :]}"
 
 
 def plain_text(figure: Figure) -> None:

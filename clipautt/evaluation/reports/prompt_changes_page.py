@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from clipautt.action_units import title_of
 from clipautt.evaluation.prompt_changes import ENOUGH_APART, ENOUGH_CLIPS, SubjectExplanation, enough
 from clipautt.evaluation.reports.extraction import Tile
-from clipautt.evaluation.reports.figures import shorten
+from clipautt.evaluation.reports.fonts import shorten
 from clipautt.evaluation.reports.templates import render
 from clipautt.files import write_text
 

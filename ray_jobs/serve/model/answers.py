@@ -25,6 +25,9 @@ def describe(prediction: VideoPrediction) -> dict[str, Any]:
             "names": {str(code): title_of(str(code)) for code in curves},
             "not_learned": list(prediction.not_learned),
         },
+        "class_probabilities": {
+            str(name): _rounded(values.to_numpy()) for name, values in prediction.class_probabilities.items()
+        },
         "entropy": _rounded(np.asarray(prediction.entropy)),
         "face_boxes": face_boxes(prediction),
         "personalized_for": prediction.personalized_for,

@@ -67,6 +67,7 @@ class Decoders:
         self._decoding = decoding
         self._served = {one.name: one for one in decoding.served}
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
+        self._drawing = ThreadPoolExecutor(1, "draw")
         self._stills = ThreadPoolExecutor(1, "stills")  # a live frame does not wait for videos
         readers = {
             one.pixels: StillReader(one.frames, max_pixels=decoding.limits.max_pixels) for one in decoding.served
@@ -87,6 +88,22 @@ class Decoders:
         """
         began = time.perf_counter()
         return await self._threaded(self._threads, self._decode, path, tuple(models), content, began)
+
+    async def annotate(
+        self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8] | NotHere | Refusal | None:
+        """Write an upload with its answer drawn around it; see `write_annotated`.
+
+        Args:
+            path: as in `decode`.
+            answer: fields of `schemas.Answer`.
+            target: the file that is written, on the web side's node.
+            content: as in `decode`.
+
+        Returns:
+            None; or the bytes of the file, where this is another node.
+        """
+        return await self._threaded(self._drawing, self._annotate, path, answer, target, content)
 
     async def still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still | Refusal:
         """A picture of a live session as the image tower takes it; see `StillReader`."""
@@ -112,6 +129,22 @@ class Decoders:
             specs = {self._served[name].pixels: self._served[name] for name in models}
             clips = {pixels: ray.put(self._decoded(file, served)) for pixels, served in specs.items()}
         return Decoded(clips, duration, time.perf_counter() - began - waited, waited)
+
+    def _annotate(
+        self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8] | NotHere | None:
+        from ray_jobs.serve.model.annotated import write_annotated  # matplotlib, which most decoders never need
+
+        here = os.path.isdir(os.path.dirname(target))
+        if content is None and not os.path.isfile(path):
+            return NotHere()
+        with self._file(path, content) as file, tempfile.TemporaryDirectory(prefix="clipautt-draw-") as folder:
+            written = Path(target) if here else Path(folder) / "annotated.mp4"
+            try:
+                write_annotated(file, answer, written, limits=self._decoding.reading)
+            except DecodeError as error:
+                raise RefusedError("not_a_video", _said(error, file)) from error
+            return None if here else np.fromfile(written, np.uint8)
 
     def _still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still:
         try:

@@ -18,7 +18,8 @@ from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.personalizing import NothingLeftError, check_keeps_something, personalize_features, without_copies
 from ray_jobs.serve.model.remembered import MOST_CLIPS, Remembered, next_number, now
-from ray_jobs.serve.model.subjects import Change, Stored, SubjectStore
+from ray_jobs.serve.model.stored import Stored
+from ray_jobs.serve.model.subjects import Change, SubjectStore
 from ray_jobs.serve.model.tuned import finite, server_config
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.keys import Who
@@ -88,6 +89,7 @@ def personalize(
     for model in sources:
         store.check_model(model)
     with store.changing(who, subject_id, ticket=ticket) as change:
+        before = change.kept() if keep else {}
         try:
             earlier = {model: _kept(change, model, source) if keep else [] for model, source in sources.items()}
             clips = list(_numbered(change, sent, earlier.values(), keep))
@@ -98,7 +100,7 @@ def personalize(
             for model, stored in made.items():
                 change.write(model, stored)
         finally:
-            change.drop_unused()
+            change.drop_unused(but=before)  # one that cannot be read today is not lost
     return store.describe(who, subject_id, {model: one.checkpoint.fingerprint for model, one in sources.items()})
 
 

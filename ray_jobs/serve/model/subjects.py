@@ -3,7 +3,7 @@
 In: who asks, and the id of a subject. Out: its `Personalization`, what is known of it as plain values, or a
 `RefusedError`. Below the folder of a server's run:
 
-    OWNER/MODEL/SUBJECT.safetensors   personalization, with the features of the clips behind it (`remembered`)
+    OWNER/MODEL/SUBJECT.safetensors   personalization, with the features of the clips behind it (`stored`)
     OWNER/.clips/SUBJECT/NAME         videos that are kept because that was asked; the names are the server's own
     .writing/DIGEST/                  files that are being written, of a subject that only its digest names
     .locks/NN, .locks/NN.erased       a lock for each 256th of all subjects, and how many of them were erased
@@ -20,33 +20,36 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
-from clipautt.adaptation.personalization import (
-    Personalization,
-    load_beside,
-    load_personalization,
-    read_personalization,
-    save_personalization,
-)
+from clipautt.adaptation.personalization import Personalization, read_personalization
 from clipautt.adaptation.source import Source
 from clipautt.files import link_or_copy, move, write_text
 from clipautt.subjects import SUFFIX, checked_subject, subject_file
 from clipautt.tables import nfc
 from ray_jobs.serve.locks import locked
-from ray_jobs.serve.model.remembered import Remembered, packed, unpacked
+from ray_jobs.serve.model.stored import (
+    Stored,
+    check_checkpoint,
+    clips_in,
+    described,
+    read_stored,
+    refusing,
+    write_stored,
+)
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.keys import Who
 
 _CACHED = 64
 _MOST_SUBJECTS = 10_000
+_WAIT_SECONDS = 20.0
+_RETRY_SECONDS = 5
 _Stamp = tuple[int, int, int]
 
 
@@ -55,20 +58,6 @@ def escaped(name: str) -> str:
     if not name:
         raise ValueError("the name of an owner or a model is empty")
     return subject_file(name).removesuffix(SUFFIX)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Stored:
-    """A subject's file for one model."""
-
-    checkpoint: str
-    """Fingerprint of the checkpoint that it belongs to."""
-    personalization: Personalization
-    """What predictions are made with."""
-    clips: tuple[Remembered, ...]
-    """The clips behind it, as far as they are remembered."""
-    since: str
-    """When the subject was first stored, ISO 8601."""
 
 
 class SubjectStore:
@@ -127,8 +116,8 @@ class SubjectStore:
             raise RefusedError("unknown_subject", f"nothing is stored for subject {subject!r}")
         models = {}
         for model, path in files.items():
-            with _refusing(subject, model):
-                models[model] = _described(path, (checkpoints or {}).get(model))
+            with refusing(subject, model):
+                models[model] = described(path, (checkpoints or {}).get(model))
         videos = len(self._videos(who, subject)) if made_by == "server" else 0
         return {"subject_id": subject, "models": models, "kept_clips": videos, "made_by": made_by}
 
@@ -142,10 +131,10 @@ class SubjectStore:
             What was erased, in words; empty if there was nothing.
 
         Raises:
-            RefusedError: `wrong_field` for an id that is none.
+            RefusedError: `wrong_field` for an id that is none; `subject_busy` as `changing`.
         """
         subject = self.checked(subject_id)
-        with locked(self._lock(who, subject)):
+        with self._waiting(who, subject):
             counter = self._erasures(who, subject)
             write_text(counter, str(_number_in(counter) + 1))
             erased = list(self._erase_own(who, subject))
@@ -161,7 +150,7 @@ class SubjectStore:
         for folder in sorted(self._owner(who).glob("[!.]*")):  # also of models that are not served any more
             path = folder / subject_file(subject)
             if path.is_file():
-                number = _clips_in(path)
+                number = _number_of_clips(path)
                 path.unlink()
                 yield f"prompts and resting face of model {unquote(folder.name)}"
                 if number:
@@ -205,15 +194,25 @@ class SubjectStore:
             ticket: from `ticket`; None for work that begins now.
 
         Raises:
-            RefusedError: `unknown_subject` if it was erased since the ticket was taken, `wrong_field` for an id that
-                is none.
+            RefusedError: `unknown_subject` if it was erased since the ticket was taken, `subject_busy` if others change
+                it for longer than 20 s, `wrong_field` for an id that is none.
         """
         subject = self.checked(subject_id)
         ticket = self.ticket(who, subject) if ticket is None else ticket
-        with locked(self._lock(who, subject)):
+        with self._waiting(who, subject):
             if _number_in(self._erasures(who, subject)) != ticket:
                 raise RefusedError("unknown_subject", f"subject {subject!r} was erased meanwhile; nothing is stored")
             yield Change(self, who, subject)
+
+    @contextmanager
+    def _waiting(self, who: Who, subject: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._lock(who, subject), seconds=_WAIT_SECONDS))
+            except TimeoutError as error:
+                said = f"subject {subject!r} is being changed by other requests"
+                raise RefusedError("subject_busy", said, retry_seconds=_RETRY_SECONDS) from error
+            yield
 
     @staticmethod
     def checked(subject_id: str) -> str:
@@ -244,10 +243,9 @@ class SubjectStore:
             if found and found[0] == stamp:
                 self._cache.move_to_end(path)
                 return found[1]
-        with _refusing(subject, model):
-            checkpoint, _ = read_personalization(path)
+        with refusing(subject, model):
+            checkpoint, made = read_personalization(path)
             check_checkpoint(checkpoint, subject, model, source)
-            made = load_personalization(path, source)
         if stamp is not None:
             with self._guard:
                 self._cache[path] = stamp, made
@@ -315,10 +313,8 @@ class Change:
         path = self.store._own(self.who, self.subject).get(model)
         if path is None:
             return None
-        with _refusing(self.subject, model):
-            checkpoint, made = read_personalization(path)
-            beside = load_beside(path)
-            return Stored(checkpoint, made, tuple(unpacked(beside)), beside.facts.get("since", _since(path)))
+        with refusing(self.subject, model):
+            return read_stored(path)
 
     def made_by_adapt(self, model: str) -> bool:
         """Whether a file of `clipautt adapt` is what this caller's videos are predicted with."""
@@ -333,9 +329,8 @@ class Change:
                 "over_limit", f"{_MOST_SUBJECTS:,} subjects are stored, and no more are allowed; DELETE some"
             )
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = packed(stored.clips, since=stored.since) if stored.clips else None
         with self._writing() as scratch:
-            save_personalization(stored.personalization, scratch / name, checkpoint=stored.checkpoint, beside=beside)
+            write_stored(stored, scratch / name)
             move(scratch / name, folder / name)
 
     def keep(self, video: Path) -> str:
@@ -351,19 +346,19 @@ class Change:
         """Name → path of the kept videos."""
         return {path.name: path for path in self.store._videos(self.who, self.subject)}
 
-    def drop_unused(self) -> None:
-        """Remove the kept videos on which no file of the subject rests, of models that are not served included."""
+    def drop_unused(self, *, but: Collection[str] = ()) -> None:
+        """Remove the kept videos, but these, on which no file of the subject rests, of whatever model."""
         used: set[str] = set()
         for folder in self.store._owner(self.who).glob("[!.]*"):
             path = folder / subject_file(self.subject)
             try:
-                used |= {one["video"] for one in load_beside(path, tensors=False).facts.get("clips", [])}
+                used |= {one["video"] for one in clips_in(path)}
             except FileNotFoundError:
                 continue
             except ValueError:  # damaged: the videos are what it can be made from again
                 return
         for name, path in self.kept().items():
-            if name not in used:
+            if name not in used and name not in but:
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -376,55 +371,9 @@ class Change:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _described(path: Path, served: str | None) -> dict[str, Any]:
-    """A file as `web.schemas.StoredModel` in plain values."""
-    checkpoint, made = read_personalization(path)
-    basis, warnings = made.basis, list(made.warnings)
-    if served not in (None, checkpoint):
-        warnings.insert(0, "It belongs to another checkpoint than the one that is served, and cannot be used with it.")
-    return {
-        "since": load_beside(path, tensors=False).facts.get("since", _since(path)),
-        "method": made.config.method.name,
-        "clips": basis.num_clips if basis else len(made.clips),
-        "frames": made.num_frames,
-        "seconds": made.seconds,
-        "warnings": warnings,
-    }
-
-
-def check_checkpoint(checkpoint: str, subject: str, model: str, source: Source) -> None:
-    """Refuse what belongs to another checkpoint than the source's.
-
-    Raises:
-        RefusedError: `other_checkpoint`.
-    """
-    if checkpoint != source.checkpoint.fingerprint:
-        raise RefusedError(
-            "other_checkpoint",
-            f"what is stored for subject {subject!r} belongs to checkpoint {checkpoint}, and {model!r} is "
-            f"{source.checkpoint.fingerprint} now",
-        )
-
-
-@contextmanager
-def _refusing(subject: str, model: str) -> Iterator[None]:
-    """Errors of reading a file as refusals, which name no path."""
+def _number_of_clips(path: Path) -> int:
     try:
-        yield
-    except RefusedError:
-        raise
-    except FileNotFoundError as error:  # erased meanwhile
-        raise RefusedError("unknown_subject", f"nothing is stored for subject {subject!r} and {model!r}") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RefusedError(
-            "other_checkpoint",
-            f"what is stored for subject {subject!r} and {model!r} is damaged, or of another version",
-        ) from error
-
-
-def _clips_in(path: Path) -> int:
-    try:
-        return len(load_beside(path, tensors=False).facts.get("clips", []))
+        return len(clips_in(path))
     except (ValueError, OSError):  # damaged, which is no reason to keep it
         return 0
 
@@ -435,10 +384,6 @@ def _stamp(path: Path) -> _Stamp | None:
     except FileNotFoundError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _since(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
 
 
 def _number_in(path: Path) -> int:

@@ -11,17 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import numpy as np
+import torch
+
 from clipautt.adaptation.basis import Basis
 from clipautt.adaptation.driver import History, SubjectResult, Unit, adapt_units
 from clipautt.adaptation.method import AdaptationProtocol, AdaptConfig, Session, TuningConfig, check_needs
 from clipautt.adaptation.personalization import Personalization
-from clipautt.adaptation.predictions import NO_PREDICTION, NotFiniteError
+from clipautt.adaptation.predictions import NO_PREDICTION, OK, NotFiniteError
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.predictor import ClipAnswer, Personal, Predictor
 from ray_jobs.serve.model.remembered import Remembered, find_same, next_number, now, within_bounds
-from ray_jobs.serve.model.subjects import Change, Stored, SubjectStore, check_checkpoint
+from ray_jobs.serve.model.stored import Stored, check_checkpoint
+from ray_jobs.serve.model.subjects import Change, SubjectStore
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.keys import Who
 
@@ -49,8 +53,8 @@ def check_server_method(source: Source, config: AdaptConfig) -> None:
     """
     if not config.method.adapts:
         raise ValueError(
-            f"adapt.method={config.method.name} with these settings adapts nothing, so that adapt=per_video and "
-            "adapt=online would change no answer; take one that adapts, such as adapt=infomax_kl"
+            f"per_video.method={config.method.name} with these settings adapts nothing, so that adapt=per_video would "
+            "change no answer; take one that adapts, such as adapt@per_video=paper"
         )
     if config.prior == "estimate":
         raise ValueError(
@@ -59,6 +63,27 @@ def check_server_method(source: Source, config: AdaptConfig) -> None:
         )
     for protocol in get_args(AdaptationProtocol):
         check_needs(source.checkpoint.spec, server_config(source, config, protocol))
+
+
+def why_per_video_is_idle(source: Source, config: AdaptConfig) -> str | None:
+    """A sentence for whoever starts the server if `adapt=per_video` changes no answer; None if it does.
+
+    It is tried on a made-up clip. Information maximization, for one, has nothing to gain from a single window: take
+    `adapt.method.windows_per_clip=16`, or `adapt.method.objective=entropy`.
+    """
+    frames = 4 * source.window.length * source.window.stride
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(frames, source.checkpoint.spec.features.feature_dim, generator=generator)
+    session = Session.open(source, server_config(source, config, "per_video"))
+    clip = ClipFeatures("", "", features, np.arange(frames) / 10)
+    (result,) = adapt_units(session, [Unit("", (clip,))])
+    before, (after,) = Predictor(source).predict_features(clip), result.predictions
+    if after.status != OK or after.probabilities.tolist() != list(before.probabilities.values()):
+        return None
+    return (
+        f"adapt=per_video will change no answer: {session.config.name!r} moves nothing by a single video; with "
+        "adapt.method.windows_per_clip=16 or adapt.method.objective=entropy, CLIP-AUTT does"
+    )
 
 
 def predict_per_video(

@@ -83,7 +83,7 @@ class AccessLog:
             raise ValueError(f"max_bytes={max_bytes}, files={files}: expected at least 1 of both")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines: queue.Queue[Any] = queue.Queue(_MAX_WAITING)
-        self._file = _File(path, maxBytes=max_bytes, backupCount=files, encoding="utf-8", delay=True)
+        self._file = PrivateFile(path, maxBytes=max_bytes, backupCount=files, encoding="utf-8", delay=True)
         self._listener = QueueListener(self._lines, self._file)
         self._listener.start()
 
@@ -107,7 +107,7 @@ class AccessLog:
         self._file.close()
 
 
-class _File(RotatingFileHandler):
+class PrivateFile(RotatingFileHandler):
     """The file of the log; a failed write closes it, so that the next one begins anew."""
 
     lost = 0

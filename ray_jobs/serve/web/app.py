@@ -22,10 +22,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
+from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
 from ray_jobs.serve.web.gate import Gate
-from ray_jobs.serve.web.interface import AnnotatedVideos
+from ray_jobs.serve.web.interface import answer as interface_answer
 from ray_jobs.serve.web.jobs import Jobs
 from ray_jobs.serve.web.live import Live
 from ray_jobs.serve.web.metrics import Metrics
@@ -160,8 +161,13 @@ def _add_predictions(app: FastAPI, parts: Parts) -> None:
 
 async def _predicted(parts: Parts, form: Form, ask: Ask) -> dict[str, Any]:
     """The answer for the form's video; raises what it is refused for."""
-    answer: dict[str, Any] = _value(await parts.pipeline.predict(form.videos[0], ask))
-    answer["timings"]["receive"] = form.seconds
+    return _timed(parts, _value(await parts.pipeline.predict(form.videos[0], ask)), form)
+
+
+def _timed(parts: Parts, answer: dict[str, Any], form: Form) -> dict[str, Any]:
+    """The answer with the time that its form took, and counted."""
+    for one in (answer, *answer["others"]):
+        one["timings"]["receive"] = form.seconds
     parts.metrics.observe_answer(answer)
     return answer
 
@@ -172,12 +178,11 @@ async def _predict_each(parts: Parts, form: Form, ask: Ask) -> list[dict[str, An
 
     async def item(index: int, upload: Upload) -> dict[str, Any]:
         async with hands:
-            found = await parts.pipeline.predict(upload, ask)
+            found = await parts.pipeline.predict(upload, ask, patient=True)
         if isinstance(found, Refusal):
             parts.metrics.observe_refusal(found.code)
             return {"video": index, "answer": None, "error": found.body}
-        parts.metrics.observe_answer(found)
-        return {"video": index, "answer": found, "error": None}
+        return {"video": index, "answer": _timed(parts, found, form), "error": None}
 
     if ask.adapt == "online":  # each goes on from the one before
         return [await item(index, upload) for index, upload in enumerate(form.videos)]
@@ -243,12 +248,18 @@ def _add_interface(app: FastAPI, parts: Parts) -> None:
     async def interface(request: Request) -> Response:
         who = parts.gate.admit(request, "predict")
         _refuse(parts.pipeline.queue.full())
+        base = parts.public_url or str(request.base_url)
         async with parts.forms.read(request, "interface") as form:
-            raise NotImplementedError
+            return JSONResponse(await interface_answer(form, parts.pipeline, parts.annotated, base, who))
 
-    @app.get("/api/videos/{name}", summary="An annotated video of /api/predict", responses=_errors("unknown_video"))
+    @app.get(
+        "/api/videos/{name}",
+        summary="An annotated video of /api/predict; no key is needed, since nobody can guess its name",
+        response_class=FileResponse,
+        responses=_errors("unknown_video"),
+    )
     async def annotated(name: str) -> FileResponse:
-        raise NotImplementedError
+        return parts.annotated.response(name)
 
     @app.websocket("/v1/live")
     async def live(websocket: WebSocket) -> None:

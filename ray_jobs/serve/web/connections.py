@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,12 +89,12 @@ class Line:
     discarded for `linger_seconds` first.
 
     Args:
-        client: Who is at the other end, see `client_of`.
+        address: Address and port at the other end; the socket no longer knows them if the client has gone.
         config: Deadlines and limits.
     """
 
-    def __init__(self, client: str, config: ConnectionConfig) -> None:
-        self.client = client
+    def __init__(self, address: tuple[str, int], config: ConnectionConfig) -> None:
+        self.address = address
         self.closed = asyncio.Event()
         """Whether the connection has ended."""
         self.late_after: float | None = None
@@ -105,6 +106,7 @@ class Line:
         self.config = config
         self._transport: Any = None
         self._lingers_until: float | None = None
+        self._seconds_closing = 0.0
         self._written = self._read = 0
         self._pace = Pace(config.bytes_per_second, config.answer_seconds, config.answer_seconds)
 
@@ -138,9 +140,12 @@ class Line:
             self._transport.close()
         elif self._lingers_until is None:
             self._lingers_until = time.monotonic() + self.config.linger_seconds
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            self._transport.resume_reading()
+            try:
+                if self._transport.can_write_eof():
+                    self._transport.write_eof()
+                self._transport.resume_reading()
+            except OSError:  # the client has gone
+                self.abort()
 
     def abort(self) -> None:
         """Cut the connection; what the client has not read is dropped by the system, too."""
@@ -172,7 +177,10 @@ class Line:
             self._pace.move(read - self._read)
             self._pace.wait(passed)
         self._read = read
-        if self._pace.seconds_left < 0 or (self._lingers_until is not None and now > self._lingers_until):
+        if self._transport.is_closing() and read == self._written:  # TLS waits for the client's goodbye
+            self._seconds_closing += passed
+        lingers = self._lingers_until is not None and now > self._lingers_until
+        if lingers or self._pace.seconds_left < 0 or self._seconds_closing > self.config.linger_seconds:
             self.abort()
             return False
         return self.late_after is not None and now > self.late_after
@@ -183,28 +191,31 @@ class Lines:
 
     Args:
         config: Deadlines and limits.
+        on_refusal: Called for each refusal that no application sees: `busy`, `malformed` or `too_slow`.
     """
 
-    def __init__(self, config: ConnectionConfig) -> None:
+    def __init__(self, config: ConnectionConfig, on_refusal: Callable[[Refusal], None] | None = None) -> None:
         self.config = config
+        self.on_refusal = on_refusal or (lambda refusal: None)
         self.protocols: dict[Line, HttpProtocol] = {}
         self._clients: Counter[str] = Counter()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
         self._watched = time.monotonic()
 
-    def admit(self, address: str) -> Line | None:
-        """A new connection; None if there are too many, of everyone or of this client."""
-        client = client_of(address)
-        limit = self.config.max_connections if self._is_proxy(address) else self.config.max_connections_per_client
+    def admit(self, address: tuple[str, int]) -> Line | None:
+        """A connection from a numeric address and port; None if there are too many, of everyone or of this client."""
+        client = client_of(address[0])
+        limit = self.config.max_connections if self._is_proxy(address[0]) else self.config.max_connections_per_client
         if self._clients.total() >= self.config.max_connections or self._clients[client] >= limit:
+            self.on_refusal(Refusal("busy", "too many connections"))
             return None
         self._clients[client] += 1
-        return Line(client, self.config)
+        return Line(address, self.config)
 
     def release(self, line: Line) -> None:
         """A connection has ended."""
         self.protocols.pop(line, None)
-        self._clients -= Counter([line.client])
+        self._clients -= Counter([client_of(line.address[0])])
 
     def watch(self) -> None:
         """Cut what is late; to be called several times a second."""
@@ -236,6 +247,7 @@ class HttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a deadline for headers, a limit of what is not body, and refusals as JSON."""
 
     line: Line
+    lines: Lines
     _fed = _headers = _body = _requests = 0
     """Since the connection was last idle: all bytes, those of headers, those of bodies, and how many requests."""
     _begun = False
@@ -243,16 +255,19 @@ class HttpProtocol(HttpToolsProtocol):
     _broken = False
 
     @classmethod
-    def on(cls, line: Line, **arguments: Any) -> HttpProtocol:
-        """A protocol for a connection; the arguments are uvicorn's."""
+    def on(cls, line: Line, lines: Lines, **arguments: Any) -> HttpProtocol:
+        """A protocol for one of the connections; the arguments are uvicorn's."""
         protocol = cls(**arguments)
         protocol.line = line
+        protocol.lines = lines
+        lines.protocols[line] = protocol
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self.line.attach(transport)
         super().connection_made(cast(asyncio.Transport, self.line))
+        self.client = self.line.address
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -265,14 +280,14 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if not self.line.receiving and (self.cycle is None or self.cycle.response_complete):
             self.line.await_headers()
-            self._fed = self._headers = self._body = self._requests = 0
-            self._begun = False
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self._upgrade()
+            else:  # such as HTTP/2: answered as if it were not asked for; what follows cannot be read
+                self.cycle.keep_alive = False
             return
         except httptools.HttpParserError:
             self._refuse(Refusal("malformed", "this is not an HTTP request that can be read"))
@@ -313,6 +328,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request is answered."""
         super().on_response_complete()
+        if not self.pipeline:
+            self._fed = self._headers = self._body = self._requests = 0
+            self._begun = False
         if self.line.receiving and not self.pipeline and self.cycle.response_complete:
             self.line.close()
 
@@ -342,7 +360,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     async def _refuse_headers(self, scope: Message, receive: Receive, send: Send) -> None:
         """The application for requests whose headers are too large."""
-        content, headers = self._answer_of(self._headers_too_large())
+        refusal = self._headers_too_large()
+        self.lines.on_refusal(refusal)
+        content, headers = self._answer_of(refusal)
         await send({"type": "http.response.start", "status": 400, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -360,6 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer before there is a request to answer; between the answers of others that would be taken for theirs."""
         self._broken = True
+        self.lines.on_refusal(refusal)
         if self.line.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
             self.line.abort()
             return
@@ -373,10 +394,20 @@ class HttpProtocol(HttpToolsProtocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket that tells its line when it ends, and does not collect fragments without end."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self.client = cast(Line, transport).address
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         cast(Line, self.transport).closed.set()
+
+    async def send(self, message: Any) -> None:
+        """See ASGI; a refused handshake is complete, too, which uvicorn would log as an error."""
+        await super().send(message)
+        self.handshake_complete |= self.close_sent
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment of a message."""

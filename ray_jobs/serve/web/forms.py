@@ -14,10 +14,11 @@ from starlette.requests import Request
 
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asked import Ask
+from ray_jobs.serve.web.door import FRAMING_BYTES
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
-from ray_jobs.serve.web.uploads import FRAMING_BYTES, Form, read_form
+from ray_jobs.serve.web.uploads import Form, read_form
 
 _VIDEO = {
     "type": "string",
@@ -30,8 +31,8 @@ _ADAPT = {
     "type": "string",
     "enum": list(get_args(Adapt)),
     "default": "none",
-    "description": "none: the model, or what is stored of the subject, as it is; per_video: tuned to this video; online: "
-    "the subject's personalization goes on with this video, and is stored",
+    "description": "none: the model, or what is stored of the subject, as it is; per_video: tuned to this video; "
+    "online: the subject's personalization goes on with this video, and is stored",
 }
 _KEEP = {
     "type": "boolean",

@@ -1,9 +1,194 @@
-import asyncio
+"""`POST /api/predict`, the contract of the public CLIP-AUTT web interface: answers in the page's own class names, and a
+video with the answer drawn around it.
+
+In: a form with `video`, `model` and `labels`. Out: an `InterfaceAnswer` as plain values, see `answer`. The annotated
+videos are kept by `annotated_videos`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipautt.action_units import NONE_ROSE
+from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
+from ray_jobs.serve.web.asked import Ask, Pipeline
+from ray_jobs.serve.web.forms import one
+from ray_jobs.serve.web.keys import Who
+from ray_jobs.serve.web.uploads import Form
+
+LONGEST_LABELS = 4096
+"""Characters of the field `labels`."""
+_SHOWN = 60
+"""Characters of a label in a message."""
+_IGNORED = re.compile(r"[\s_\-\u2010-\u2015]+")
+_NEGATIVE = ("neutral", "baseline")
+_NOT = ("no", "non", "not", "without")
+"""Before the name of the other class, where there are two: another name of the neutral one."""
+_UNSEEN = "unseen_footage"
+_TOO_LARGE = Refusal("over_limit", "it is larger than the server keeps")
 
 
-class AnnotatedVideos:
-    def __init__(self, *a, **k):
-        pass
+async def answer(form: Form, pipeline: Pipeline, videos: AnnotatedVideos, base_url: str, who: Who) -> dict[str, Any]:
+    """Predict the form's video, in the page's words.
 
-    async def sweep(self):
-        await asyncio.sleep(1e9)
+    Args:
+        form: has one video, and the fields `model` and `labels`.
+        pipeline: predicts and draws.
+        videos: keeps the annotated video for a while.
+        base_url: of this server as the page reaches it; the page may be of another site, so addresses are absolute.
+        who: asks.
+
+    Returns:
+        Fields of `InterfaceAnswer`. `annotatedVideoUrl` is empty where the video could not be drawn, and the message
+        says why.
+
+    Raises:
+        RefusedError: for a missing or wrong field, and whatever `pipeline.predict` refuses.
+    """
+    if not form.videos:
+        raise RefusedError("malformed", "the form has no file in the field 'video'")
+    labels = read_labels(one(form.fields, "labels"))
+    served = _value(await pipeline.models())
+    classes = {each["name"]: each["classes"] for each in served}
+    model = choose_model(one(form.fields, "model"), list(classes))
+    named = match_labels(labels, classes[model])
+    found = _value(await pipeline.predict(form.videos[0], Ask(who, (model,))))
+    target = videos.begin()
+    try:
+        failure = await pipeline.annotate(form.videos[0], found, target)
+        token = "" if failure else videos.keep(target)
+        failure = failure or (None if token else _TOO_LARGE)
+    finally:
+        videos.discard(target)
+    return {
+        "label": named[found["label"]],
+        "scores": {label: found["probabilities"][of] for of, label in named.items()},
+        "message": message_of(found, failure),
+        "annotatedVideoUrl": f"{base_url.rstrip('/')}/api/videos/{token}.mp4" if token else "",
+    }
+
+
+def _value(found: Any) -> Any:
+    """What was answered, unless it is a refusal."""
+    if isinstance(found, Refusal):
+        raise RefusedError.of(found)
+    return found
+
+
+def read_labels(text: str) -> list[str]:
+    """The labels of a form.
+
+    Args:
+        text: a JSON list of strings.
+
+    Raises:
+        RefusedError: `wrong_field`, if it is anything else.
+    """
+    needed = 'a JSON list of class names is needed, such as ["Pain", "Neutral"]'
+    if len(text) > LONGEST_LABELS:
+        raise RefusedError("wrong_field", f"labels has {len(text)} characters; allowed: {LONGEST_LABELS}")
+    if not text.strip():
+        raise RefusedError("wrong_field", f"labels is missing or empty; {needed}")
+    try:
+        labels = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("wrong_field", f"labels is no JSON; {needed}") from error
+    if not isinstance(labels, list) or not labels or not all(isinstance(one, str) for one in labels):
+        raise RefusedError("wrong_field", f"labels is no list of names; {needed}")
+    return labels
+
+
+def choose_model(name: str, served: Sequence[str]) -> str:
+    """The served model of this name, in any spelling of capitals.
+
+    Raises:
+        RefusedError: `wrong_field` without a name, `unknown_model` for that of no served model.
+    """
+    listed = ", ".join(served)
+    if not name.strip():
+        raise RefusedError("wrong_field", f"model is missing or empty; served are: {listed}")
+    found = [one for one in served if _key(one) == _key(name)]
+    exact = [one for one in found if one == name.strip()]
+    if len(exact or found) != 1:
+        raise RefusedError("unknown_model", f"no model {_short(name)}; served are: {listed}")
+    return (exact or found)[0]
+
+
+def match_labels(labels: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Which label stands for which class.
+
+    Capitals, blanks, hyphens, underscores and the composition of accents do not count. The first class, the neutral
+    one, is also `neutral` or `baseline`, and of two classes `no`, `non`, `not` or `without` before the other's name.
+
+    Every class needs its label: what is said of fewer would have to leave out the most probable class, or to share its
+    probability among classes that it does not belong to.
+
+    Args:
+        labels: as they were sent.
+        classes: of the model, the neutral one first.
+
+    Returns:
+        Class → label, in the order of the labels.
+
+    Raises:
+        RefusedError: `unknown_labels`, if a label names no class, two name the same one, or a class has none.
+    """
+    listed = ", ".join(classes)
+    named: dict[str, str] = {}
+    for label in labels:
+        found = _class_of(label, classes)
+        if found is None:
+            raise RefusedError("unknown_labels", f"{_short(label)} names no class of the model; its classes: {listed}")
+        if found in named:
+            both = f"{_short(named[found])} and {_short(label)}"
+            raise RefusedError("unknown_labels", f"{both} both name the class {found!r}; its classes: {listed}")
+        named[found] = label
+    lacking = [one for one in classes if one not in named]
+    if lacking:
+        raise RefusedError(
+            "unknown_labels", f"no label names {', '.join(map(repr, lacking))}; name every class of the model: {listed}"
+        )
+    return named
+
+
+def _class_of(label: str, classes: Sequence[str]) -> str | None:
+    if label in classes:
+        return label
+    found = [one for one in classes if _key(one) == _key(label)]
+    if found:
+        return found[0] if len(found) == 1 else None
+    others = [prefix + _key(classes[-1]) for prefix in _NOT] if len(classes) == 2 else []
+    return classes[0] if _key(label) in (*_NEGATIVE, *others) else None
+
+
+def _key(name: str) -> str:
+    """What counts of a name."""
+    return _IGNORED.sub("", unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def message_of(found: Mapping[str, Any], failure: Refusal | None = None) -> str:
+    """What is said of an answer: that the model has never seen such faces, what rose, and what else speaks against it.
+
+    Args:
+        found: an `Answer` as plain values.
+        failure: why it could not be drawn.
+    """
+    warnings = list(zip(found["warning_codes"], found["warnings"], strict=True))
+    said = [sentence for code, sentence in warnings if code == _UNSEEN]
+    window = f"{found['window_start_seconds']:.1f} to {found['window_end_seconds']:.1f} s"
+    names = [f"{unit['name']} ({unit['code']})" for unit in found["top_action_units"]]
+    rose = f"what rose most: {', '.join(names)}" if names else NONE_ROSE
+    said.append(f"The face is most expressive from {window}; {rose}.")
+    said += [sentence for code, sentence in warnings if code != _UNSEEN]
+    if failure is not None:
+        said.append(f"The annotated video could not be made: {failure.detail.rstrip('.')}.")
+    return " ".join(said)

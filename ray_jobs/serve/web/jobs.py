@@ -109,10 +109,12 @@ class Jobs:
 
     def __init__(self, folder: Path, spool: Path, pipeline: Pipeline, limits: JobLimits | None = None) -> None:
         self.folder, self.pipeline, self.limits = folder, pipeline, limits or JobLimits()
+        for one in (folder, spool):
+            one.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._signs = folder / ".alive"
         self._alive = Alive(self._signs)
         self._spool = spool
-        (spool / self._alive.name).mkdir(mode=0o700, parents=True)
+        (spool / self._alive.name).mkdir(mode=0o700)
         self._slots = asyncio.Semaphore(self.limits.at_once)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[dict[str, Any] | Refusal]] = set()
@@ -219,6 +221,7 @@ class Jobs:
         except Exception:
             _LOG.exception("job %s failed", job.job)
             answer = Refusal("failed", "the server failed on this job, and its log says why")
+        await asyncio.to_thread(shutil.rmtree, self._videos(job), ignore_errors=True)  # before the end is told
         with contextlib.suppress(_ForgottenError):
             if isinstance(answer, Refusal):
                 await asyncio.to_thread(self._change, job, status="failed", error=answer.body)
@@ -227,8 +230,8 @@ class Jobs:
 
     def _end(self, job: _Record, task: asyncio.Task[None]) -> None:
         """However a job ended: its videos are deleted, and of one that was stopped it is told."""
-        self._tasks.pop(job.job, None)
         shutil.rmtree(self._videos(job), ignore_errors=True)
+        self._tasks.pop(job.job, None)
         if task.cancelled():
             with contextlib.suppress(_ForgottenError):
                 self._change(job, status="failed", error=_LOST.body)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from clipautt.files import write_bytes
 from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.asked import Ask
@@ -27,6 +28,8 @@ _ATTEMPTS = 2
 """How often a video is tried whose worker is lost."""
 _FIRST_GUESS_SECONDS = 0.5
 """What a prediction is taken to last before one was measured."""
+_PATIENT_SECONDS = 0.1
+"""How often a patient video looks for a place."""
 _CONTROL_SECONDS = 20.0
 """How long a question without a video may take."""
 
@@ -86,15 +89,26 @@ class ServePipeline:
         self._encoder = encoder
         self._names = tuple(names)
         self.queue = Queue(capacity)
+        self.answered: float | None = None
+        """When a video was predicted last, as `time.monotonic`."""
+        self._facts: list[dict[str, Any]] | None = None
 
-    async def predict(self, upload: Upload, ask: Ask) -> dict[str, Any] | Refusal:
-        """See `Encoder.predict`."""
+    async def predict(self, upload: Upload, ask: Ask, *, patient: bool = False) -> dict[str, Any] | Refusal:
+        """See `Encoder.predict`.
+
+        Args:
+            upload: the video.
+            ask: how it is to be predicted.
+            patient: whether to wait for a place, as a video of a batch does that was accepted as a whole.
+        """
         models = self.named(ask.models)
         if isinstance(models, Refusal):
             return models
-        full = self.queue.full()
-        if full:
-            return full
+        deadline = time.monotonic() + self.queue.capacity.answer_seconds
+        while full := self.queue.full():
+            if not patient or time.monotonic() > deadline:
+                return full
+            await asyncio.sleep(_PATIENT_SECONDS)
         with self.queue.place():
             return await self._within(self._predict(upload, models, ask))
 
@@ -113,7 +127,10 @@ class ServePipeline:
             if isinstance(decoded, Refusal):
                 return decoded
             answer = await _asked(self._encoder.predict.remote(decoded, asked))
-            if not (isinstance(answer, Refusal) and answer.code == "worker_lost" and attempt + 1 < attempts):
+            if not isinstance(answer, Refusal):
+                self.answered = time.monotonic()
+                return answer
+            if answer.code != "worker_lost" or attempt + 1 == attempts:
                 return answer
         raise AssertionError("the last attempt returns")
 
@@ -136,8 +153,13 @@ class ServePipeline:
             return Refusal("timeout", f"no answer within {seconds:g} s")
 
     async def models(self) -> list[dict[str, Any]] | Refusal:
-        """See `Encoder.models`."""
-        return await _control(self._encoder.models.remote())
+        """See `Encoder.models`; asked once, since a server's models do not change."""
+        if self._facts is None:
+            found = await _control(self._encoder.models.remote())
+            if isinstance(found, Refusal):
+                return found
+            self._facts = found
+        return self._facts
 
     async def subjects(self, who: Who) -> list[str] | Refusal:
         """See `Encoder.subjects`."""
@@ -189,7 +211,16 @@ class ServePipeline:
 
     async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:
         """See `Decoders.annotate`."""
-        return await self._within(_asked(self._decoders.annotate.remote(str(upload.path), answer, str(target))))
+        found = await self._within(self._annotated(upload, answer, target, None))
+        if isinstance(found, NotHere):
+            found = await self._within(self._annotated(upload, answer, target, np.fromfile(upload.path, np.uint8)))
+        if found is None or isinstance(found, Refusal):
+            return found
+        await asyncio.to_thread(write_bytes, target, found.tobytes(), private=True)
+        return None
+
+    def _annotated(self, upload: Upload, answer: dict[str, Any], target: Path, content: Any) -> Awaitable[Any]:
+        return _asked(self._decoders.annotate.remote(str(upload.path), answer, str(target), content))
 
 
 async def _control(work: Awaitable[Any]) -> Any:

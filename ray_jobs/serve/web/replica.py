@@ -19,14 +19,15 @@ from starlette.websockets import WebSocket
 from ray_jobs.serve.model.check import CLIP
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.access_log import AccessLog, Watch
+from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.app import Parts, make_app
 from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.connections import ConnectionConfig
 from ray_jobs.serve.web.door import Door, allowed_hosts
+from ray_jobs.serve.web.fault_log import open_fault_log
 from ray_jobs.serve.web.forms import Forms
 from ray_jobs.serve.web.gate import Gate
-from ray_jobs.serve.web.interface import AnnotatedVideos
 from ray_jobs.serve.web.jobs import Jobs
 from ray_jobs.serve.web.keys import LOCAL, Keys, NoKeys, Who
 from ray_jobs.serve.web.live import Live, LiveLimits
@@ -103,9 +104,10 @@ class Web:
 
     def __init__(self, decoders: Any, encoder: Any, setup: WebSetup) -> None:
         self._setup = setup
+        open_fault_log(setup.folder / "faults.log")
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
-        self._readiness = Readiness(self._check, self._replicas)
+        self._readiness = Readiness(self._check, self._replicas, lambda: self._pipeline.answered)
         self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
         self._metrics.watch_spool(lambda: self._spool.used)
         self._annotated = AnnotatedVideos(
@@ -177,10 +179,10 @@ class Web:
 
         status = await asyncio.to_thread(serve.status)
         found = status.applications[self._setup.application].deployments
-        counts = {
-            name: (one.replica_states.get("RUNNING", 0), sum(one.replica_states.values()))
-            for name, one in found.items()
-        }
+        counts = {}
+        for name, one in found.items():
+            states: Mapping[Any, int] = one.replica_states  # its keys are texts
+            counts[name] = states.get("RUNNING", 0), sum(states.values())
         self._metrics.set_ready({name: running for name, (running, _) in counts.items()})
         return counts
 

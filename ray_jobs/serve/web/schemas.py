@@ -88,6 +88,7 @@ class Answer(BaseModel):
         description="What rose most in that window, highest first, of what the backbone has learned; may be empty"
     )
     action_units: ActionUnitCurves
+    class_probabilities: dict[str, list[float]] = Field({}, description="Class → probability in each window")
     entropy: list[float] = Field(
         description="Entropy of each window's class probabilities, nats; low where the model is sure"
     )

@@ -14,11 +14,13 @@ import socket
 import ssl
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.connections import ConnectionConfig, HttpProtocol, Line, Lines, WebSocketProtocol
 
@@ -26,6 +28,8 @@ _BACKLOG = 1024
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10
 """How long answers may take that are on their way when the server stops."""
+_RENEWAL_TICKS = 100
+"""uvicorn ticks ten times a second; how many ticks lie between two looks at the certificate."""
 _FILES_BESIDES = 512
 """Files that a process may have open besides its connections."""
 
@@ -40,17 +44,27 @@ class Listener:
         host: Address or name of this machine to listen on.
         port: Port; 0 chooses a free one.
         config: Deadlines, limits and encryption.
+        on_refusal: Called, in the listener's thread, for each refusal that the application does not see.
 
     Raises:
         ValueError: Certificate and key cannot be used; the message says why.
     """
 
-    def __init__(self, app: ASGI, *, host: str, port: int, config: ConnectionConfig | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGI,
+        *,
+        host: str,
+        port: int,
+        config: ConnectionConfig | None = None,
+        on_refusal: Callable[[Refusal], None] | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._config = config or ConnectionConfig()
         self._tls = tls_context(self._config.ssl_certfile, self._config.ssl_keyfile)
-        self._server = _Server(_uvicorn_config(app, self._config), Lines(self._config), self._tls)
+        lines = Lines(self._config, on_refusal)
+        self._server = _Server(_uvicorn_config(app, self._config), lines, self._tls)
         self._thread: threading.Thread | None = None
 
     @property
@@ -206,6 +220,7 @@ class _Server(uvicorn.Server):
         self.ready = threading.Event()
         self._lines = lines
         self._tls = tls
+        self._certified = self._certificate_times()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
@@ -217,7 +232,27 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._lines.watch()
+        if counter % _RENEWAL_TICKS == 0:
+            self._renew()
         return await super().on_tick(counter)
+
+    def _certificate_times(self) -> list[int]:
+        config = self._lines.config
+        paths = [path for path in (config.ssl_certfile, config.ssl_keyfile) if path is not None]
+        return [path.stat().st_mtime_ns for path in paths if path.exists()]
+
+    def _renew(self) -> None:
+        """Use a certificate that has been renewed, once both files can be used; until then the earlier one."""
+        times = self._certificate_times()
+        if self._tls is None or times == self._certified:
+            return
+        config = self._lines.config
+        try:
+            tls_context(config.ssl_certfile, config.ssl_keyfile)
+            self._tls.load_cert_chain(str(config.ssl_certfile), str(config.ssl_keyfile), password=_no_password)
+            self._certified = times
+        except (ValueError, OSError) as error:
+            logger.warning("the renewed certificate is not used yet: %s", error)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -231,10 +266,8 @@ class _Server(uvicorn.Server):
             if sys.version_info >= (3, 11):
                 tls["ssl_shutdown_timeout"] = self._lines.config.linger_seconds
         loop = asyncio.get_running_loop()
-        protocol = HttpProtocol.on(
-            line, config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
-        )
-        self._lines.protocols[line] = protocol
+        uvicorns = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        protocol = HttpProtocol.on(line, self._lines, **uvicorns, _loop=loop)
         try:
             await loop.connect_accepted_socket(lambda: protocol, accepted, **tls)
             await line.closed.wait()
@@ -244,7 +277,7 @@ class _Server(uvicorn.Server):
             accepted.close()
             self._lines.release(line)
 
-    def admit(self, accepted: socket.socket, address: str) -> asyncio.Task[None] | None:
+    def admit(self, accepted: socket.socket, address: tuple[str, int]) -> asyncio.Task[None] | None:
         """Begin to serve a connection; closes it at once if there are too many."""
         line = self._lines.admit(address)
         if line is None:
@@ -278,7 +311,7 @@ class _Acceptor:
                 logger.warning("a connection was not accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            task = self._server.admit(accepted, address[0])
+            task = self._server.admit(accepted, address[:2])
             if task is not None:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

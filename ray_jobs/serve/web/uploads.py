@@ -7,6 +7,7 @@ names and types that a client gives are not used.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from ray_jobs.serve.web.spool import Spool, SpoolFile
 
 _FILE_FIELD = "video"
 _SHOWN_CHARACTERS = 40
+_SILENT = logging.Logger("multipart", logging.CRITICAL)
+"""The parser would log a line, with bytes of the body in it, for each body that it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class _FormReader:
         if not boundary:
             raise RefusedError("malformed", "the header Content-Type has no boundary")
         try:
-            return MultipartParser(
+            parser = MultipartParser(
                 boundary,
                 {
                     "on_part_begin": self._begin,
@@ -174,6 +177,8 @@ class _FormReader:
             )
         except FormParserError as error:
             raise RefusedError("malformed", "the boundary in the header Content-Type is too long") from error
+        parser.logger = _SILENT
+        return parser
 
     async def _receive(self, request: Request, parser: MultipartParser) -> None:
         """Hand the body to the parser, as long as it arrives fast enough."""

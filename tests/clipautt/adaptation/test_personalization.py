@@ -21,13 +21,15 @@ from clipautt.adaptation.driver import (
     adapt_units,
     visiting_order,
 )
-from clipautt.adaptation.method import AdaptConfig, Session
+from clipautt.adaptation.method import AdaptConfig, SavedState, Session
 from clipautt.adaptation.methods.clip_autt.method import PromptState
 from clipautt.adaptation.personalization import (
     FORMAT,
     Personalization,
     clips_of_personalization,
+    load_beside,
     load_personalization,
+    read_personalization,
     save_personalization,
     subject_file,
 )
@@ -196,6 +198,26 @@ def test_another_version_of_the_file_and_a_damaged_one_are_refused_naming_it(tmp
         load_personalization(path, source)
     with pytest.raises(ValueError, match=r"p\.safetensors is damaged"):
         clips_of_personalization(path)
+
+
+def test_what_stands_beside_it_is_not_read_to_predict(tmp_path: Path) -> None:
+    source, path = fake_source(), tmp_path / "p.safetensors"
+    _, personalization, _ = tuned_personalization(source)
+    save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint)
+    assert (load_beside(path).tensors, load_beside(path).facts) == ({}, {})
+    beside = SavedState({"centre": torch.arange(3.0), "method.context": torch.ones(2)}, {"since": "today"})
+    save_personalization(personalization, path, checkpoint=source.checkpoint.fingerprint, beside=beside)
+    found = load_personalization(path, source)
+    assert found.saved.tensors.keys() == personalization.saved.tensors.keys()
+    assert torch.equal(found.centre, personalization.centre)
+    assert read_personalization(path)[0] == source.checkpoint.fingerprint
+    again = load_beside(path)
+    assert again.facts == {"since": "today"} and again.tensors["centre"].tolist() == [0, 1, 2]
+    assert load_beside(path, tensors=False).tensors == {} and load_beside(path, tensors=False).facts == again.facts
+    for metadata in (None, {"personalization": "{"}):
+        save_file(load_file(path), path, metadata=metadata)
+        with pytest.raises(ValueError, match=r"p\.safetensors (is damaged|was written by another version)"):
+            load_personalization(path, source)
 
 
 def test_everything_of_where_a_subject_stands_is_written(tmp_path: Path) -> None:

@@ -84,4 +84,5 @@ def test_text_is_broken_and_shortened_to_the_width() -> None:
     assert "".join(lines).replace(" ", "") == text.replace("\u202e", "").replace(" ", "")
     assert lines[0] == "one two" and all(length(line, 9) <= 150 for line in lines)
     assert wrapped(text, 150, 9, most=2)[1].endswith("x…") and len(wrapped(text, 150, 9, most=2)) == 2
+    assert fitting("", 100, 9) == "" and fitting("A", 100, 9) == "A" and fitting("AB", 5, 9) == "…"
     assert fitting("a_long_name_of_a_clip.mp4", 100, 9) == "a_long_….mp4"

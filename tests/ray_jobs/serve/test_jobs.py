@@ -14,15 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from clipautt.adaptation.source import Source
+from clipautt.clips import Clip
+from clipautt.features.clip_features import encode_clip
+from clipautt.video.decoding import DecodeError
 from ray_jobs.serve.locks import Alive, is_alive
+from ray_jobs.serve.model.personalized import Sent, personalize
+from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.jobs import JobLimits, Jobs
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Job
 from ray_jobs.serve.web.uploads import Upload
+from tests.support.configs import adapt_config
+from tests.support.fakes import fake_source, write_video
+from tests.support.photograph import photograph
 
+TUNED = adapt_config(objective="infomax_kl", steps=2, learning_rate=0.1)
 ANNA, BOB = Who("anna-key", "personalize"), Who("bob-key", "personalize")
 MADE = {"subject_id": "p", "models": {}, "kept_clips": 0, "made_by": "server"}
 
@@ -202,6 +213,7 @@ def test_one_at_a_time_the_others_wait_and_too_many_are_refused(world: World) ->
         for job in made:
             assert (await ended(jobs, job))["status"] == "done"
         assert pipeline.most == 1
+        await until(lambda: not jobs._tasks)
         many = await asyncio.gather(*(jobs.submit(ANNA, f"q{number}", [world.upload()]) for number in range(9)))
         assert [isinstance(one, dict) for one in many].count(True) == 3
         await jobs.close()
@@ -295,14 +307,15 @@ def test_a_job_of_a_killed_process_is_told_as_lost_and_its_videos_are_swept(worl
         await asyncio.to_thread(child.join)
         assert child.exitcode == 9 and world.left() == ["0"]
         (name,) = world.files()
-        (world.folder / f".{name}.0123.tmp").write_text("half a file that names a person")
+        half = world.folder / f".{name}.0123.tmp"
+        half.write_text("half a file that names a person")
         found = await told(watching, {"job": name.removesuffix(".json")})
         assert found["status"] == "failed"
         assert found["error"]["detail"] == "the server stopped during this job; send the videos again"
         assert isinstance(await watching.submit(ANNA, "p", [world.upload()]), dict)
         restarted = world.jobs()
         assert len(world.left()) == 1, "of the process that lives"
-        assert not list(world.folder.glob(".*.tmp"))
+        assert not half.exists()
         assert len(list((world.folder / ".alive").iterdir())) == 2
         for jobs in (watching, restarted):
             await jobs.close()
@@ -328,7 +341,7 @@ def test_ended_jobs_are_forgotten_in_time_and_number(world: World, monkeypatch: 
         assert code_of(await jobs.status(ANNA, going["job"])) == "unknown_job"  # type: ignore[index]
         await jobs.close()
         (world.folder / "junk.json").write_text("{")
-        world.jobs()
+        await world.jobs().close()
         assert world.files() == []
 
     run(test)
@@ -349,6 +362,83 @@ def test_uploads_that_are_gone_leave_no_job(world: World) -> None:
         await jobs.close()
         (name,) = world.files()
         assert json.loads((world.folder / name).read_text())["error"]["code"] == "worker_lost"
+
+    run(test)
+
+
+class StorePipeline:
+    """The real store and model in one process; reading stops at a gate."""
+
+    def __init__(self, store: SubjectStore, source: Source) -> None:
+        self.store, self.source = store, source
+        self.reading, self.gate = asyncio.Event(), asyncio.Event()
+        self.outcome: Any = None
+
+    async def personalize(
+        self,
+        who: Who,
+        subject_id: str,
+        clips: Sequence[Path],
+        *,
+        models: Sequence[str],
+        keep: bool,
+        on_clip: Callable[[], None],
+    ) -> Any:
+        ticket = await asyncio.to_thread(self.store.ticket, who, subject_id)
+        sent = []
+        for clip in clips:
+            sent.append(await asyncio.to_thread(self._read, clip))
+            on_clip()
+        self.reading.set()
+        await self.gate.wait()
+        arguments = (self.store, who, subject_id, sent, {"pain": self.source})
+        work = asyncio.to_thread(personalize, *arguments, config=TUNED, keep=keep, ticket=ticket)
+        self.outcome = asyncio.ensure_future(work)  # as a deployment, it goes on where nobody waits any more
+        return await asyncio.shield(self.outcome)
+
+    def _read(self, path: Path) -> Sent:
+        clip = Clip("any", "", str(path), "target")
+        try:
+            found = encode_clip(clip, self.source.backbone, self.source.checkpoint.spec.features.frames)
+        except DecodeError:
+            return Sent(path, {}, Refusal("not_a_video", "not a video"))
+        return Sent(path, {"pain": found})
+
+
+def test_real_videos_become_what_is_stored_and_nothing_after_an_erasure(world: World, tmp_path: Path) -> None:
+    frames = np.stack([photograph(x=110 + i, y=120, scale=1.6, size=(240, 240)) for i in range(40)])
+    video = write_video(tmp_path / "face.mp4", frames).read_bytes()
+
+    async def test() -> None:
+        store = SubjectStore(tmp_path / "subjects", {"pain": None})
+        pipeline = StorePipeline(store, fake_source(subject_baseline="median"))
+        jobs = world.jobs(pipeline)
+
+        async def submit() -> Any:
+            uploads = [world.upload("no video"), world.upload()]
+            uploads[1].path.write_bytes(video)
+            return await jobs.submit(ANNA, "p", uploads, keep=True)
+
+        pipeline.gate.set()
+        found = await ended(jobs, await submit())
+        assert found["subject"] == store.describe(ANNA, "p") and found["subject"]["kept_clips"] == 1
+        assert store.personalization(ANNA, "p", "pain", pipeline.source).omitted == {"clip 1": "not a video"}
+        (kept,) = (tmp_path / "subjects" / "anna-key" / ".clips" / "p").iterdir()
+        assert kept.read_bytes() == video and world.left() == []
+
+        pipeline.reading.clear()
+        with store.changing(ANNA, "p"):  # the job comes to its end and waits for this
+            await submit()
+            await pipeline.reading.wait()
+            await until(lambda: pipeline.outcome is not None and not pipeline.outcome.done())
+            assert await jobs.erase(ANNA, "p") == ["2 jobs"]
+            erasing = asyncio.create_task(asyncio.to_thread(store.erase, ANNA, "p"))
+        assert (await erasing)[-1] in ("1 kept clip", "2 kept clips")
+        await asyncio.wait([pipeline.outcome])
+        assert store.ids(ANNA) == [] and not list((tmp_path / "subjects").rglob("*p.safetensors"))
+        assert not list((tmp_path / "subjects" / "anna-key" / ".clips").iterdir())
+        await jobs.close()
+        assert world.left() == []
 
     run(test)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -24,7 +25,7 @@ from ray_jobs.serve.web.server import Listener, tls_context
 from tests.support.listening import Client, client, listening, wait_until
 
 HOST = "Host: 127.0.0.1\r\n"
-SHORT: dict[str, Any] = {"header_seconds": 0.4, "idle_seconds": 0.4, "answer_seconds": 0.6, "linger_seconds": 0.4}
+SHORT: dict[str, Any] = {"header_seconds": 0.3, "idle_seconds": 0.3, "answer_seconds": 0.6, "linger_seconds": 0.4}
 FREED = threading.Event()
 """Set when a WebSocket's handler has ended."""
 
@@ -79,42 +80,72 @@ def is_answered(listener: Listener) -> bool:
     return status == 200 and b'"size": 0' in body
 
 
-@pytest.mark.parametrize(
-    ("sent", "status", "code"),
-    [
-        ("", 0, ""),
-        ("GET / HTTP/1.1\r\nHost", 408, "too_slow"),
-        ("\r\n\r\n", 0, ""),
-        (f"GET / HTTP/1.1\r\n{HOST}X: {'a' * 5000}", 400, "malformed"),
-        (f"GET / HTTP/1.1\r\n{HOST}" + "X: a\r\n" * 1000, 400, "malformed"),
-        (f"GET /{'a' * 5000} HTTP/1.1\r\n{HOST}\r\n", 400, "malformed"),
-        ("nonsense\r\n\r\n", 400, "malformed"),
-        ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "malformed"),
-        ("CONNECT evil.example:443 HTTP/1.1\r\n\r\n", 400, "malformed"),
-        ("GET http://evil.example HTTP/1.1\r\n\r\n", 400, "malformed"),
-        ("GET / HTTP/1.1\r\n\r\n", 400, "unknown_host"),
-        (f"GET / HTTP/1.1\r\n{HOST}{HOST}\r\n", 400, "unknown_host"),
-        (f"POST / HTTP/1.1\r\n{HOST}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed"),
-        (f"POST / HTTP/1.1\r\n{HOST}Content-Length: 1000001\r\n\r\nabc", 413, "too_large"),
-    ],
-)
-def test_what_is_no_request_is_refused_and_cut(short: Listener, sent: str, status: int, code: str) -> None:
-    with client(short) as one:
-        assert one.send(sent.encode("latin-1")).problem()[:2] == (status, code)
+NO_REQUESTS = [
+    ("", 0, ""),
+    ("GET / HTTP/1.1\r\nHost", 408, "too_slow"),
+    ("\r\n\r\n", 0, ""),
+    (f"GET / HTTP/1.1\r\n{HOST}X: {'a' * 5000}", 400, "malformed"),
+    (f"GET / HTTP/1.1\r\n{HOST}" + "X: a\r\n" * 1000, 400, "malformed"),
+    (f"GET /{'a' * 5000} HTTP/1.1\r\n{HOST}\r\n", 400, "malformed"),
+    ("nonsense\r\n\r\n", 400, "malformed"),
+    ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "malformed"),
+    ("CONNECT evil.example:443 HTTP/1.1\r\n\r\n", 400, "malformed"),
+    ("GET http://evil.example HTTP/1.1\r\n\r\n", 400, "malformed"),
+    ("GET / HTTP/1.1\r\n\r\n", 400, "unknown_host"),
+    (f"GET / HTTP/1.1\r\n{HOST}{HOST}\r\n", 400, "unknown_host"),
+    (f"POST / HTTP/1.1\r\n{HOST}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed"),
+    (f"POST / HTTP/1.1\r\n{HOST}Content-Length: 1000001\r\n\r\nabc", 413, "too_large"),
+]
+"""What is sent, then status and code of the answer; 0: none."""
+
+
+def test_what_is_no_request_is_refused_and_cut(short: Listener) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(client(short)).send(sent.encode("latin-1")) for sent, _, _ in NO_REQUESTS]
+        answers = [(sent, *one.problem()[:2]) for one, (sent, _, _) in zip(clients, NO_REQUESTS, strict=True)]
+    assert answers == NO_REQUESTS
 
 
 def test_a_header_that_drips_is_cut_while_others_are_answered(short: Listener) -> None:
     def drip(one: Client) -> None:
         for byte in f"GET / HTTP/1.1\r\n{HOST}".encode():
             one.send(bytes([byte]))
-            threading.Event().wait(0.05)
+            threading.Event().wait(0.03)
 
     with client(short) as one:
         dripping = threading.Thread(target=drip, args=(one,))
         dripping.start()
-        assert is_answered(short)
+        answered: list[bool] = []
+        other = threading.Thread(target=lambda: answered.append(is_answered(short)))
+        other.start()
         assert one.problem() == (408, "too_slow", "the request's headers did not arrive in time")
+        other.join()
         dripping.join()
+        assert answered == [True]
+
+
+def test_headers_are_bounded_in_however_many_pieces_they_come(short: Listener) -> None:
+    with client(short) as one:
+        one.send(f"GET / HTTP/1.1\r\n{HOST}\r\n", f"GET / HTTP/1.1\r\n{HOST}")
+        for _ in range(50):
+            one.send("X: " + "a" * 97)
+            threading.Event().wait(0.002)
+        received = one.rest()
+    assert received.count(b"HTTP/1.1 ") == 2
+    assert b"the request's headers are too large; at most 4 KiB are allowed" in received
+
+
+def test_a_client_that_asks_before_it_sends_is_told_first(short: Listener) -> None:
+    ask = f"POST / HTTP/1.1\r\n{HOST}Expect: 100-continue\r\nConnection: close\r\n"
+    with client(short) as one:
+        assert one.send(f"{ask}Content-Length: 2000000\r\n\r\n").problem()[:2] == (413, "too_large")
+    with client(short) as one:
+        one.send(f"{ask}Content-Length: 4\r\n\r\n")
+        assert one.socket.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert one.send("body").answer()[0] == 200
+    with client(short) as one:
+        one.send(f"GET / HTTP/1.1\r\n{HOST}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n")
+        assert one.answer()[0] == 200
 
 
 def test_refusals_carry_the_headers_of_every_answer(short: Listener) -> None:
@@ -181,7 +212,7 @@ def open_lines(listener: Listener) -> int:
     return len(listener._server._lines.protocols)
 
 
-def test_half_open_and_vanished_clients_leave_nothing(short: Listener) -> None:
+def test_half_open_and_vanished_clients_leave_nothing(short: Listener, caplog: pytest.LogCaptureFixture) -> None:
     for sent in ("", "GET", f"POST / HTTP/1.1\r\n{HOST}Content-Length: 9\r\n\r\na"):
         with client(short) as one:
             one.send(sent)
@@ -190,15 +221,23 @@ def test_half_open_and_vanished_clients_leave_nothing(short: Listener) -> None:
         with client(short) as one:
             one.send(sent)
             one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # closes by a reset
+    for _ in range(20):
+        with client(short) as one:  # is refused, and gone when the answer is sent
+            one.send(f"POST / HTTP/1.1\r\n{HOST}Content-Length: 9999999\r\n\r\na")
+            one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     wait_until(lambda: not open_lines(short) and not short._server._lines._clients.total())
+    assert caplog.text == ""
 
 
 def test_no_more_connections_than_allowed_and_no_client_takes_all() -> None:
-    with listening(door(), max_connections=6, max_connections_per_client=4, header_seconds=0.4) as listener:
+    refused: list[str] = []
+    limits = {"max_connections": 6, "max_connections_per_client": 4, "header_seconds": 0.4}
+    with listening(door(), on_refusal=lambda refusal: refused.append(refusal.code), **limits) as listener:
         silent = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(4)]
         wait_until(lambda: open_lines(listener) == 4)
         with client(listener) as one:
             assert one.rest() == b""
+        assert refused == ["busy"]
         source = ("127.0.0.2", 0)
         with socket.create_connection(("127.0.0.1", listener.port), source_address=source) as other:
             answer = Client(other).send(f"GET / HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n").answer()
@@ -258,6 +297,7 @@ def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
     return cert, key
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 def test_tls(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     trusting = ssl.create_default_context(cafile=str(cert))
@@ -274,10 +314,19 @@ def test_tls(tmp_path: Path) -> None:
         with client(listener, trusting) as one:
             assert one.send("GET / HTTP/1.1\r\nHost").problem()[:2] == (408, "too_slow")
         old = ssl.create_default_context(cafile=str(cert))
+        old.set_ciphers("DEFAULT@SECLEVEL=0")
         old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)), client(listener, old):
             pass
         wait_until(lambda: not open_lines(listener))
+        for path, renewed in zip((cert, key), certificate(tmp_path, "renewed.example"), strict=True):
+            path.write_bytes(renewed.read_bytes())
+        listener._server._renew()
+        found = ssl.get_server_certificate(("127.0.0.1", listener.port), timeout=20)
+        assert found.split() == cert.read_text().split()
+        key.write_text("half written")
+        listener._server._renew()
+        assert ssl.get_server_certificate(("127.0.0.1", listener.port), timeout=20).split() == found.split()
 
 
 def test_certificates_that_cannot_be_used_are_refused_before_anything_starts(tmp_path: Path) -> None:

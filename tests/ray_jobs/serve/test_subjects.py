@@ -26,7 +26,13 @@ from clipautt.subjects import subject_file
 from ray_jobs.serve.model import remembered, subjects
 from ray_jobs.serve.model.personalized import Sent, personalize, to_encode_again
 from ray_jobs.serve.model.subjects import SubjectStore
-from ray_jobs.serve.model.tuned import check_server_method, predict_online, predict_per_video, server_config
+from ray_jobs.serve.model.tuned import (
+    check_server_method,
+    predict_online,
+    predict_per_video,
+    server_config,
+    why_per_video_is_idle,
+)
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.keys import Who
 from tests.support.configs import adapt_config, changed
@@ -351,6 +357,9 @@ def test_kept_videos_add_up_and_others_are_replaced(tmp_path: Path, store: Subje
     assert torch.equal(made().centre, result.centre)
     (again,) = to_encode_again(store, ANNA, "p", both)
     assert to_encode_again(store, ANNA, "p", {"pain": source}) == []
+    unreadable = [Sent(again, {}, Refusal("timeout", "no answer in time")), *sent(CLIPS[3:4], "stress")]
+    told = personalize(store, ANNA, "p", unreadable, {"stress": both["stress"]}, config=TUNED, keep=True)
+    assert told["kept_clips"] == 3 and to_encode_again(store, ANNA, "p", both) == [again], "it is tried again"
     more = [Sent(again, {"stress": CLIPS[2]}), *sent(CLIPS[3:4], "stress", folder=spool)]
     told = personalize(store, ANNA, "p", more, {"stress": both["stress"]}, config=TUNED, keep=True)
     assert told["kept_clips"] == 4 and told["models"]["stress"]["clips"] == 4
@@ -433,6 +442,18 @@ def test_a_killed_writer_leaves_nothing_that_an_erasure_does_not_find(
     assert not [path for path in files_below(store.folder) if name in path]
 
 
+def test_a_subject_that_others_change_for_long_is_busy(
+    store: SubjectStore, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "_WAIT_SECONDS", 0.02)
+    with store.changing(ANNA, "p"):
+        for ask in (lambda: put(store, source, CLIPS[:1]), lambda: store.erase(ANNA, "p")):
+            with refusal("subject_busy") as caught:
+                ask()
+            assert caught.detail == "subject 'p' is being changed by other requests"
+    assert store.erase(ANNA, "p") == []
+
+
 def test_requests_of_one_subject_at_once_lose_none(store: SubjectStore, source: Source) -> None:
     other = SubjectStore(store.folder, store.prompts)
     stores = [store, other, store, other, store]
@@ -466,6 +487,15 @@ def test_methods_that_the_server_cannot_use_are_refused_at_its_start(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{said}"):
         check_server_method(source, config)
+
+
+def test_whether_adapting_to_a_single_video_changes_anything_is_tried(source: Source) -> None:
+    said = why_per_video_is_idle(source, TUNED)
+    assert said is not None
+    assert said.startswith("adapt=per_video will change no answer: 'CLIP-AUTT infomax+KL, per video, median baseline")
+    for config in (changed(TUNED, windows_per_clip=16), changed(TUNED, objective="entropy"), AdaptConfig(T3A())):
+        assert why_per_video_is_idle(source, config) is None
+    assert why_per_video_is_idle(source, changed(TUNED, objective="entropy", learning_rate=1e4, max_drift=1.0)) is None
 
 
 def test_a_method_that_needs_pixels_is_refused_and_others_are_not(source: Source) -> None:

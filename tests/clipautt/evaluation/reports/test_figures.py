@@ -24,9 +24,9 @@ from clipautt.evaluation.reports.figures import (
     confusion_matrices,
     method_bars,
     prior_lines,
-    shorten,
     subject_bars,
 )
+from clipautt.evaluation.reports.fonts import shorten
 from clipautt.evaluation.reports.tables import ASSUMED_SHARES, method_table
 from clipautt.evaluation.stories import AuAgreement, ClipStory, au_agreement, truth_of_windows
 

@@ -1,0 +1,188 @@
+"""A real server in processes of its own, and what they hold: memory, files, and which process is which.
+
+The memory of a process is its proportional share (PSS): pages that several processes map, such as Ray's object store,
+count once. All figures come from /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_START_SECONDS = 300.0
+_REPLICA = "ServeReplica:clipautt:"
+_KNOWN = ("raylet", "gcs_server", "plasma", "log_monitor", "dashboard", "monitor", "runtime_env")
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Server:
+    """A running `clipautt serve`."""
+
+    url: str
+    pid: int
+    folder: Path
+    """Its working folder: `runs/` and `tmp/` are in it."""
+
+    def status(self, path: str, seconds: float = 10.0) -> int:
+        """HTTP status of an address; 0 if there is no answer."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def wait_until_ready(self, seconds: float = _START_SECONDS) -> float:
+        """Seconds until predictions work."""
+        began = time.monotonic()
+        while self.status("/readyz") != 200:
+            if time.monotonic() - began > seconds:
+                raise TimeoutError(f"the server at {self.url} is not ready after {seconds:g} s")
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def replica(self, deployment: str) -> int:
+        """The process of a deployment."""
+        found = [pid for pid, name in processes(self.pid).items() if name == deployment]
+        if not found:
+            raise LookupError(f"no process of the deployment {deployment}")
+        return found[0]
+
+    def files(self) -> list[str]:
+        """What lies in temporary folders of the server, Ray's own aside."""
+        roots = [self.folder / "tmp", *(self.folder / "runs" / "serve").glob("*/spool")]
+        return [str(path) for root in roots for path in root.rglob("*") if path.is_file() and "/ray" not in str(path)]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, settings: Sequence[str]) -> Iterator[Server]:
+    """Run `clipautt serve` in a folder with these settings until the block ends."""
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    words = ["serve", f"port={port}", f"runs={folder}/runs", *settings]
+    log = (folder / "server.log").open("a")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.cli", *words],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        start_new_session=True,
+    )
+    server = Server(f"http://127.0.0.1:{port}", process.pid, folder)
+    try:
+        _wait_for(process, server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            for pid in processes(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def _wait_for(process: subprocess.Popen[bytes], server: Server) -> None:
+    began = time.monotonic()
+    while server.status("/readyz") != 200:
+        if process.poll() is not None or time.monotonic() - began > _START_SECONDS:
+            raise RuntimeError(f"the server does not start; see the end of {server.folder / 'server.log'}")
+        time.sleep(0.2)
+
+
+def processes(root: int) -> dict[int, str]:
+    """The process and all below it → what each is: a deployment's name, or that of the program."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]
+                parents.setdefault(int(parent), []).append(int(entry))
+    found, waiting = {}, [root]
+    while waiting:
+        pid = waiting.pop()
+        with contextlib.suppress(OSError):
+            found[pid] = _name_of(pid)
+        waiting += parents.get(pid, [])
+    return found
+
+
+def _name_of(pid: int) -> str:
+    line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    if _REPLICA in line:
+        return line.partition(_REPLICA)[2].split()[0].partition("#")[0].partition(":")[0].partition(".")[0]
+    for name in _KNOWN:
+        if name in line:
+            return "Ray"
+    if line.startswith("ray::"):
+        return "Ray Serve" if "Serve" in line else "Ray, idle"
+    return "clipautt serve" if "ray_jobs.cli" in line else "others"
+
+
+def memory_mb(pid: int) -> float:
+    """Proportional share of memory, MB; 0 if the process has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def memory_by_name(root: int) -> dict[str, float]:
+    """What each kind of process holds, MB."""
+    found: dict[str, float] = {}
+    for pid, name in processes(root).items():
+        found[name] = found.get(name, 0.0) + memory_mb(pid)
+    return found
+
+
+@dataclass
+class MemoryWatch:
+    """Samples the memory of a server's processes while its block runs."""
+
+    root: int
+    period: float = 1.0
+    samples: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    """Seconds since the beginning, and MB by kind of process."""
+
+    def __enter__(self) -> MemoryWatch:
+        self._done = threading.Event()
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self.period):
+            self.samples.append((time.monotonic() - self._began, memory_by_name(self.root)))
+
+    @property
+    def peak_mb(self) -> float:
+        """The most that all processes held together."""
+        return max((sum(found.values()) for _, found in self.samples), default=0.0)
