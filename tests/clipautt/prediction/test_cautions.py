@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from skimage import data
 
 from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
@@ -17,6 +18,8 @@ from clipautt.footage import Footage
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from clipautt.prediction.cautions import CODES, Code, cautions
+from clipautt.video.decoding import Sampling
+from clipautt.video.faces import FaceConfig
 from tests.support.fakes import fake_clip, fake_source, shared_backbone, write_video
 
 
@@ -155,3 +158,14 @@ def test_a_dark_video_is_measured_as_it_is_read(tmp_path: Path, grey: int, codes
     found = cautions(source(), seen, video=str(path))
     assert list(found) == codes
     assert seen.brightness == pytest.approx(np.full(15, grey / 255), abs=0.01)
+
+
+def test_a_man_in_profile_is_measured_as_he_is_read(tmp_path: Path) -> None:
+    """The cascade for profiles finds him, and his face has 100 pixels, where this image tower takes 22."""
+    picture = np.repeat(data.camera()[:400, :400, None], 3, axis=2)
+    path = write_video(tmp_path / "m.mp4", np.stack([np.roll(picture, 2 * shift, axis=1) for shift in range(5)]))
+    spec = replace(source().checkpoint.spec.features.frames, faces=FaceConfig("cascade"), sampling=Sampling(None))
+    seen = encode_clip(Clip("m", "unknown", str(path), "target"), shared_backbone(), spec)
+    assert seen.turned is not None and set(seen.turned[seen.face_found]) == {60.0} and 90 < seen.face_pixels < 130
+    found = cautions(source(), seen)
+    assert list(found) == ["turned_face"] and "30 degrees in 100 % of the frames" in found["turned_face"]

@@ -21,6 +21,9 @@ from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.interface import answer, choose_model, match_labels, read_labels
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Form, Upload
+from tests.support.browser import find_chromium, open_page
+from tests.support.serving import face_frames, recorded_webm, save_model, served, small_source
+from tests.support.web import Page, serving
 
 WHO = Who("k1", "predict")
 UNSEEN = "The checkpoint was trained on rendered faces only, and this video is not marked as rendered."
@@ -292,3 +295,54 @@ def test_the_sweeper_ends_with_an_empty_folder(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert os.listdir(tmp_path) == []
+
+
+PAGE = """<video muted></video><pre></pre><script>
+async function predict(url, model, labels) {
+  const body = new FormData();
+  body.append("video", await (await fetch("/v.webm")).blob(), "clip-autt-recording.webm");
+  body.append("model", model);
+  body.append("labels", JSON.stringify(labels));
+  const response = await fetch(url, { method: "POST", body });
+  const result = await response.json();
+  if (response.ok) document.querySelector("video").src = result.annotatedVideoUrl;
+  return [response.status, result];
+}
+</script>"""
+
+
+@pytest.mark.slow
+def test_a_page_of_another_site_records_asks_and_plays(tmp_path: Path) -> None:
+    """As the public interface does: from its own address, with a recording of the browser."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    model = save_model(small_source(), tmp_path / "model")
+    with serving() as site, served(model, tmp_path / "runs", origins=(site.url,)) as config:
+        site.pages["/"] = Page(PAGE.encode(), headers={"Content-Type": "text/html"})
+        site.pages["/v.webm"] = Page(recorded_webm(face_frames(75)), headers={"Content-Type": "video/webm"})
+        asyncio.run(use(chromium, site.url, f"{config.url}/api/predict", tmp_path))
+
+
+async def use(chromium: str, page: str, address: str, folder: Path) -> None:
+    async with open_page(chromium, folder / "profile", page) as tab:
+        await tab.wait_for("typeof predict === 'function'")
+        status, found = await tab.evaluate(f"predict('{address}', 'PAIN', ['No Pain', 'Pain'])")
+        assert status == 200 and list(found["scores"]) == ["No Pain", "Pain"] and found["label"] in found["scores"], (
+            found
+        )
+        assert sum(found["scores"].values()) == pytest.approx(1, abs=1e-4)
+        assert found["message"].startswith(
+            "The backbone 'embedded' was trained on rendered faces only, and this video is"
+        )
+        assert found["annotatedVideoUrl"].startswith(address.removesuffix("predict") + "videos/")
+        await tab.wait_for("document.querySelector('video').readyState >= 3")
+        shape = "(v => [v.videoWidth, v.videoHeight % 2, v.error])(document.querySelector('video'))"
+        assert await tab.evaluate(shape) == [960, 0, None]
+        assert await tab.evaluate("document.querySelector('video').duration") == pytest.approx(3.0, abs=0.1)
+        status, found = await tab.evaluate(f"predict('{address}', 'stress', ['Stress', 'Neutral'])")
+        assert (status, found["code"], found["detail"]) == (404, "unknown_model", "no model 'stress'; served are: pain")
+        status, found = await tab.evaluate(f"predict('{address}', 'pain', ['Pain', 'Stress', 'Neutral'])")
+        assert (status, found["code"]) == (422, "unknown_labels")
+        assert found["detail"] == "'Stress' names no class of the model; its classes: neutral, pain"
+        assert not [one for one in tab.complaints if "CORS" in one or "blocked" in one]
