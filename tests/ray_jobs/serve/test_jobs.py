@@ -255,8 +255,11 @@ def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str) -> 
         job = await jobs.submit(ANNA, "p", [world.upload(), world.upload()])
         await until(lambda: pipeline.running == 1)
         assert await eraser.erase(BOB, "nobody") == []
+        half = world.folder / ".a-job.json.0123.tmp"
+        half.write_text("half a file that names a person")
         assert await eraser.erase(ANNA, "p") == ["1 job"]
         assert code_of(await jobs.status(ANNA, job["job"])) == "unknown_job"  # type: ignore[index]
+        assert not half.exists()
         assert len(world.left()) == (2 if where == "waiting" else 0), "videos are deleted at once"
         if where == "another replica":  # it stops at its next video, even one that it has open
             (jobs._spool / jobs._alive.name / job["job"]).mkdir()  # type: ignore[index]
