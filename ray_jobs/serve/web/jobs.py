@@ -116,6 +116,7 @@ class Jobs:
         self._spool = spool
         (spool / self._alive.name).mkdir(mode=0o700)
         self._slots = asyncio.Semaphore(self.limits.at_once)
+        self._going: set[str] = set()  # from `submit` to the end
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[dict[str, Any] | Refusal]] = set()
         self._sweep()
@@ -142,9 +143,10 @@ class Jobs:
             return Refusal("wrong_field", str(error))
         if not uploads:
             return Refusal("wrong_field", "video: send one or more")
-        if len(self._tasks) + len(self._beginning) >= self.limits.at_once + self.limits.waiting:
+        if len(self._going) >= self.limits.at_once + self.limits.waiting:
             return Refusal("busy", "too many personalizations are waiting", _RETRY_SECONDS)
         job = _Record(secrets.token_urlsafe(16), who.owner, subject, len(uploads), self._alive.name, time.time())
+        self._going.add(job.job)
         beginning = asyncio.create_task(self._begin(job, who, uploads, models, keep))
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
@@ -169,6 +171,10 @@ class Jobs:
                 self._tasks[job.job].cancel()
         return [f"{len(jobs)} job{'s' * (len(jobs) != 1)}"] if jobs else []
 
+    async def tidy(self) -> None:
+        """Forget what ended long ago; so does every submission, so this is for servers that get none."""
+        await asyncio.to_thread(self._tidy)
+
     async def close(self) -> None:
         """Stop all jobs, which are told as failed, and delete their videos."""
         await asyncio.gather(*self._beginning, return_exceptions=True)
@@ -181,8 +187,13 @@ class Jobs:
     async def _begin(
         self, job: _Record, who: Who, uploads: Sequence[Upload], models: Sequence[str], keep: bool
     ) -> dict[str, Any] | Refusal:
-        refusal = await asyncio.to_thread(self._take, job, uploads)
+        try:
+            refusal = await asyncio.to_thread(self._take, job, uploads)
+        except BaseException:
+            self._going.discard(job.job)
+            raise
         if refusal is not None:
+            self._going.discard(job.job)
             return refusal
         task = self._tasks[job.job] = asyncio.create_task(self._run(job, who, models, keep))
         task.add_done_callback(lambda ended: self._end(job, ended))
@@ -232,6 +243,7 @@ class Jobs:
         """However a job ended: its videos are deleted, and of one that was stopped it is told."""
         shutil.rmtree(self._videos(job), ignore_errors=True)
         self._tasks.pop(job.job, None)
+        self._going.discard(job.job)
         if task.cancelled():
             with contextlib.suppress(_ForgottenError):
                 self._change(job, status="failed", error=_LOST.body)
@@ -286,12 +298,17 @@ class Jobs:
             if number >= self.limits.most_kept or self._is_old(job):
                 self._remove(job)
 
+    def _tidy(self) -> None:
+        with self._locked():
+            self._forget_old()
+
     def _is_old(self, job: _Record) -> bool:
         return not job.going and time.time() - job.changed > self.limits.seconds_kept
 
     def _checked(self, job: _Record) -> _Record:
-        """The job; as failed, which is written down, if the process that ran it is gone."""
-        if not job.going or job.process == self._alive.name or is_alive(self._signs, job.process):
+        """The job; as failed, which is written down, if nobody runs it any more."""
+        own = job.process == self._alive.name
+        if not job.going or (job.job in self._going if own else is_alive(self._signs, job.process)):
             return job
         lost = replace(job, status="failed", error=_LOST.body, changed=time.time())
         self._write(lost)

@@ -255,8 +255,11 @@ def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str) -> 
         job = await jobs.submit(ANNA, "p", [world.upload(), world.upload()])
         await until(lambda: pipeline.running == 1)
         assert await eraser.erase(BOB, "nobody") == []
+        half = world.folder / ".a-job.json.0123.tmp"
+        half.write_text("half a file that names a person")
         assert await eraser.erase(ANNA, "p") == ["1 job"]
         assert code_of(await jobs.status(ANNA, job["job"])) == "unknown_job"  # type: ignore[index]
+        assert not half.exists()
         assert len(world.left()) == (2 if where == "waiting" else 0), "videos are deleted at once"
         if where == "another replica":  # it stops at its next video, even one that it has open
             (jobs._spool / jobs._alive.name / job["job"]).mkdir()  # type: ignore[index]
@@ -268,6 +271,31 @@ def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str) -> 
         await jobs.close()
 
     run(test)
+
+
+def test_a_job_of_which_the_end_could_not_be_written_blocks_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        pipeline = FakePipeline()
+        jobs = world.jobs(pipeline)
+        job = await jobs.submit(ANNA, "p", [world.upload()])
+        await until(lambda: pipeline.running == 1)
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Jobs, "_write", full)
+            pipeline.open()
+            await until(lambda: not jobs._tasks)
+        found = await told(jobs, job)
+        assert (found["status"], found["error"]["code"]) == ("failed", "worker_lost")
+        assert isinstance(await jobs.submit(ANNA, "p", [world.upload()]), dict)
+        await jobs.close()
+
+    run(test)
+    assert "No space left on device" in caplog.text
 
 
 def test_a_stopped_server_fails_its_jobs(world: World) -> None:
@@ -339,6 +367,8 @@ def test_ended_jobs_are_forgotten_in_time_and_number(world: World, monkeypatch: 
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 24 * 3600 + 1)
         assert code_of(await jobs.status(ANNA, going["job"])) == "unknown_job"  # type: ignore[index]
+        await jobs.tidy()
+        assert world.files() == []
         await jobs.close()
         (world.folder / "junk.json").write_text("{")
         await world.jobs().close()
@@ -354,7 +384,7 @@ def test_uploads_that_are_gone_leave_no_job(world: World) -> None:
         gone.path.unlink()
         with pytest.raises(FileNotFoundError):
             await jobs.submit(ANNA, "p", [world.upload(), gone])
-        assert world.files() == [] and world.left() == []
+        assert world.files() == [] and world.left() == [] and not jobs._going
         submitting = asyncio.create_task(jobs.submit(ANNA, "p", [world.upload()]))
         await asyncio.sleep(0)
         submitting.cancel()  # the client went away

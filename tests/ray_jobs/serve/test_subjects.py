@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -290,11 +291,13 @@ def test_online_is_the_driver_s_run_over_the_same_videos(
 
 @pytest.mark.parametrize("config", [TUNED, AdaptConfig(T3A())])
 def test_online_goes_on_from_what_was_personalized(store: SubjectStore, source: Source, config: AdaptConfig) -> None:
-    since = put(store, source, CLIPS[:3], config=config)["models"]["pain"]["since"]
+    dark = replace(CLIPS[2], brightness=np.full(20, 0.05, np.float32))
+    since = put(store, source, [*CLIPS[:2], dark], config=config)["models"]["pain"]["since"]
     stored = store.personalization(ANNA, "p", "pain", source)
     found = predict_online(store, ANNA, "p", "pain", Predictor(source), CLIPS[3], config=config)
     told = store.describe(ANNA, "p")["models"]["pain"]
     assert (told["clips"], told["frames"], told["since"]) == (4, 80, since)
+    assert told["warnings"][-1].startswith("clip 3: The picture is dark"), "as before"
     fresh = SubjectStore(store.folder, store.prompts)
     later = fresh.personalization(ANNA, "p", "pain", source)
     assert later.clips == ("clip 1", "clip 2", "clip 3", "clip 4")
@@ -432,8 +435,11 @@ def test_a_killed_writer_leaves_nothing_that_an_erasure_does_not_find(
     name = "a-name-that-is-longer-than-forty-characters-and-cut-in-temporary-names"
     child = os.fork()
     if child == 0:
-        setattr(subjects, "move", lambda *_: os._exit(9))  # noqa: B010
-        put(store, source, CLIPS[:2], name=name)
+        try:
+            setattr(subjects, "move", lambda *_: os._exit(9))  # noqa: B010
+            put(store, source, CLIPS[:2], name=name)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     left = [path for path in files_below(store.folder) if name in path]
     assert len(left) == 1 and left[0].startswith(".writing/") and store.ids(ANNA) == []
