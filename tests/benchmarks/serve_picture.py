@@ -106,7 +106,7 @@ def main(run: Path) -> None:
         )
         with serving(config) as url:
             asyncio.run(look(f"{url}/", video, Path(folder)))
-        joined(Path(folder)).quantize(256).save(PICTURE, optimize=True)
+        joined(Path(folder)).quantize(256, Image.Quantize.MAXCOVERAGE).save(PICTURE, optimize=True)
     print(PICTURE)
 
 
