@@ -51,6 +51,7 @@ async def look(url: str, video: Path, folder: Path) -> None:
         await page.look(width=WIDTH, height=900)
         await page.wait_for("document.querySelectorAll('#who option').length > 2")
         await page.choose("#who", SUBJECT)
+        await page.wait_for("document.getElementById('person-state').innerText.length > 5")
         await page.choose_file("#video", video)
         await page.click("#predict")
         await page.wait_for("!document.getElementById('result').hidden")
@@ -105,7 +106,7 @@ def main(run: Path) -> None:
         )
         with serving(config) as url:
             asyncio.run(look(f"{url}/", video, Path(folder)))
-        joined(Path(folder)).quantize(256).save(PICTURE, optimize=True)
+        joined(Path(folder)).quantize(256, Image.Quantize.MAXCOVERAGE).save(PICTURE, optimize=True)
     print(PICTURE)
 
 

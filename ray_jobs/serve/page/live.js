@@ -147,7 +147,7 @@ function show(mine, told, now) {
     $("live-entropy-words").textContent = `${entropy.toFixed(2)} nats of at most ${most.toFixed(2)}`;
   }
   $("live-facts").textContent = `${(1000 * mine.received / (now - mine.begun)).toFixed(1)} frames a second; `
-    + `${told.dropped} dropped; answer after ${Math.round(median(mine.waits))} ms (of these, server ${Math.round(median(mine.served))} ms)`;
+    + `${told.dropped} dropped; answer after ${Math.round(median(mine.waits))} ms (server: ${Math.round(median(mine.served))})`;
   $("live-basis").textContent = basis(told);
 }
 
