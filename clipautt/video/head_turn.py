@@ -16,6 +16,8 @@ not one of `make bench-validity`, whose rendered heads turn by less."""
 _HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
 """Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front): millimetres
 of a face as OpenFace fitted it."""
+_FITTING = np.linalg.pinv(_HEAD - _HEAD.mean(axis=0)).T
+"""Takes landmarks, less their mean, [2, 5], to the matrix of least squares, [2, 3]."""
 
 
 def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
@@ -29,11 +31,15 @@ def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
     Args:
         landmarks: right and left eye, tip of the nose, right and left corner of the mouth as (x, y), [5, 2].
 
+    Returns:
+        nan for landmarks that are not finite.
+
     Source: pose by weak perspective, as in Gee and Cipolla, *Determining the gaze of faces in images* (1994),
     https://doi.org/10.1016/0262-8856(94)90039-6; the nearest rotation by singular values.
     """
     centred = np.asarray(landmarks, np.float64) - np.mean(landmarks, axis=0)
-    projected = centred.T @ np.linalg.pinv(_HEAD - _HEAD.mean(axis=0)).T
-    left, _, right = np.linalg.svd(projected, full_matrices=False)
+    if not np.isfinite(centred).all():
+        return math.nan
+    left, _, right = np.linalg.svd(centred.T @ _FITTING, full_matrices=False)
     across, down = left @ right
     return math.degrees(math.asin(min(1.0, abs(float(np.cross(across, down)[0])))))

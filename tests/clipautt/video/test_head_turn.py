@@ -18,5 +18,6 @@ def test_how_far_a_head_is_turned(turn: float, nod: float, tilt: float) -> None:
     about_z = np.array([[np.cos(tilts), -np.sin(tilts), 0], [np.sin(tilts), np.cos(tilts), 0], [0, 0, 1]])
     seen = about_z @ about_y @ about_x
     assert head_turn((300 + 2 * head @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=1e-4)
+    assert np.isnan(head_turn(np.full((5, 2), np.inf)))
     other = head * [0.9, 1.1, 1.15] + [[0, 0, 0], [0, 0, 0], [0, 0, -4], [2, 0, 0], [-2, 0, 0]]
     assert head_turn((other @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=5)
