@@ -19,6 +19,7 @@ from clipautt.commands import word
 from clipautt.files import write_text
 from ray_jobs.serve.application import NAME, plan
 from ray_jobs.serve.settings import ServeConfig
+from ray_jobs.serve.web.keys import is_loopback
 
 _BUILDER = "ray_jobs.serve.application:build"
 _ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -52,7 +53,10 @@ def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
     content = {"proxy_location": "Disabled", "logging_config": quiet, "applications": [application]}
     head = _HEAD.format(file=word(str(out)), port=config.port)
     write_text(out, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    print(f"written: {out}\nnext: clipautt serve deploy {word(str(out))}")
+    print(f"written: {out}")
+    if is_loopback(config.host):
+        print("note: it will answer programs on its own node only; host=0.0.0.0 lets others ask, with an API key")
+    print(f"next: clipautt serve deploy {word(str(out))}")
     return 0
 
 

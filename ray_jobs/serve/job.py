@@ -194,12 +194,12 @@ def _watch(config: ServeConfig) -> None:
 
 def _status(config: ServeConfig, path: str) -> int | None:
     """The HTTP status that the server answers, None if it does not answer."""
-    kind = http.client.HTTPConnection
-    options = {}
-    if config.tls_certificate:
-        # The certificate is for the names that clients use, not for this machine's own question.
-        kind, options = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
-    connection = kind(_own_address(config.host), config.port, timeout=_CHECK_SECONDS, **options)
+    host, port = _own_address(config.host), config.port
+    if config.tls_certificate is None:
+        connection = http.client.HTTPConnection(host, port, timeout=_CHECK_SECONDS)
+    else:  # The certificate is for the names that clients use, not for this machine's own question.
+        unverified = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(host, port, timeout=_CHECK_SECONDS, context=unverified)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

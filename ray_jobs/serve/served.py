@@ -55,18 +55,26 @@ def served_models(config: ServeConfig) -> tuple[Served, ...]:
             f"prompts={config.prompts}: no such folder; `clipautt adapt` or `clipautt personalize` makes one"
         )
     found = {name: load_checkpoint(folder) for name, folder in chosen_models(config).items()}
-    known = [newest_prompts(one.fingerprint, config.runs) for one in found.values()]
-    given = [config.prompts or one for one in known]
+    prompts = {name: _prompts_of(one, config, alone=len(found) == 1) for name, one in found.items()}
     specs: list[object] = []
     served = []
-    for (name, checkpoint), prompts in zip(found.items(), given, strict=True):
+    for name, checkpoint in found.items():
         frames = checkpoint.spec.features.frames
         facts = frames.facts
         if facts not in specs:
             specs.append(facts)
-        folder = None if prompts is None else str(prompts.absolute())
+        own = prompts[name]
+        folder = None if own is None else str(own.absolute())
         served.append(Served(name, str(checkpoint.folder), folder, frames, f"frames {specs.index(facts)}"))
     return tuple(served)
+
+
+def _prompts_of(checkpoint: Checkpoint, config: ServeConfig, *, alone: bool) -> Path | None:
+    """The folder of prompts of a model: the one that is named, if they are its own or it is the only model; else the
+    newest of its own."""
+    if config.prompts is not None and (alone or _belongs(config.prompts, checkpoint.fingerprint)):
+        return config.prompts
+    return None if config.prompts is not None else newest_prompts(checkpoint.fingerprint, config.runs)
 
 
 def newest_prompts(fingerprint: str, runs: str | Path) -> Path | None:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.serve_picture           # after `make demo`; or give another run of the demo
 
-The real server answers a clip of the demo's first target subject, personalized by what the demo adapted to them. Left: the
-answer; right: its heat map, and the live tab with the same clip as its camera.
+The real server answers a clip of the demo's first target subject, personalized by what the demo adapted to them. Left:
+the answer; right: its heat map, and the live tab with the same clip as its camera.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ray_jobs.platform.configuration import complete
-from ray_jobs.serve.job import config_of, serving
+from ray_jobs.serve.job import serving
+from ray_jobs.serve.settings import ServeConfig
 from tests.support.browser import Page, find_chromium, open_page, write_camera
+from tests.support.serving import free_port
 
 RUN = Path("runs/demo/pain-hard-seed0")
 SUBJECT = "target-000"
@@ -57,6 +58,7 @@ async def look(url: str, video: Path, folder: Path) -> None:
         await page.evaluate("document.getElementById('replay').focus()")
         await page.click("#strip", at=(0.25, 0.5))
         await page.wait_for("!document.getElementById('player').seeking")
+        await asyncio.sleep(2)  # until the browser takes away its sign of waiting
         await picture_of(page, folder / "page.png", folder)
         await page.click("#tab-live")
         await page.evaluate("document.getElementById('live-first').checked = true")
@@ -95,11 +97,15 @@ def main(run: Path) -> None:
     if not video.is_file():
         raise SystemExit(f"serve_picture: {video}: no such video; `make demo` makes it")
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"checkpoint={run}/train/demo/checkpoints/median", f"prompts={run}/adapt/demo/prompts"]
-        config = config_of(complete("serve", [*words, f"runs={folder}", "port=8971"]))
+        config = ServeConfig(
+            checkpoint=run / "train" / "demo" / "checkpoints" / "median",
+            prompts=run / "adapt" / "demo" / "prompts",
+            runs=folder,
+            port=free_port(),
+        )
         with serving(config) as url:
             asyncio.run(look(f"{url}/", video, Path(folder)))
-        joined(Path(folder)).save(PICTURE, optimize=True)
+        joined(Path(folder)).quantize(256).save(PICTURE, optimize=True)
     print(PICTURE)
 
 

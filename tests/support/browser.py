@@ -113,6 +113,11 @@ class Page:
         root = (await self.send("DOM.getDocument"))["root"]["nodeId"]
         found = (await self.send("DOM.querySelector", nodeId=root, selector=selector))["nodeId"]
         await self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=found)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until the page has been drawn anew."""
+        await self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     async def press(self, key: str) -> None:
         """Press one key, such as `Tab`, `Enter`, `ArrowRight` or a letter."""
@@ -127,9 +132,8 @@ class Page:
 
     async def click(self, selector: str, *, at: tuple[float, float] = (0.5, 0.5)) -> None:
         """Click an element with the mouse, at a share of its width and height."""
-        await self.evaluate(
-            f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
-        )
+        await self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+        await self.settle()
         box = await self.evaluate(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
         x, y = box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"]
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

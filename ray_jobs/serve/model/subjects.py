@@ -30,7 +30,7 @@ from uuid import uuid4
 
 from clipautt.adaptation.personalization import Personalization, read_personalization
 from clipautt.adaptation.source import Source
-from clipautt.files import link_or_copy, move, write_text
+from clipautt.files import link_or_copy, move, sync_folder, write_text
 from clipautt.subjects import SUFFIX, checked_subject, subject_file
 from clipautt.tables import nfc
 from ray_jobs.serve.locks import locked
@@ -138,10 +138,11 @@ class SubjectStore:
             counter = self._erasures(who, subject)
             write_text(counter, str(_number_in(counter) + 1))
             erased = list(self._erase_own(who, subject))
-            shutil.rmtree(self._writing(who, subject), ignore_errors=True)
+            _remove_tree(self._writing(who, subject))
         if who.scope == "admin":
             for model, path in self._adapted(subject).items():
                 path.unlink(missing_ok=True)
+                sync_folder(path.parent)
                 erased.append(f"prompts of model {model} that `clipautt adapt` wrote")
         self.forget(who, subject)
         return erased
@@ -152,11 +153,12 @@ class SubjectStore:
             if path.is_file():
                 number = _number_of_clips(path)
                 path.unlink()
+                sync_folder(folder)
                 yield f"prompts and resting face of model {unquote(folder.name)}"
                 if number:
                     yield f"features of {number} clip{'s' * (number != 1)} of model {unquote(folder.name)}"
         videos = self._videos(who, subject)
-        shutil.rmtree(self._kept(who, subject), ignore_errors=True)
+        _remove_tree(self._kept(who, subject))
         if videos:
             yield f"{len(videos)} kept clip{'s' * (len(videos) != 1)}"
 
@@ -246,8 +248,8 @@ class SubjectStore:
         with refusing(subject, model):
             checkpoint, made = read_personalization(path)
             check_checkpoint(checkpoint, subject, model, source)
-        if stamp is not None:
-            with self._guard:
+        with self._guard:
+            if stamp is not None and _stamp(path) == stamp:  # else it was erased meanwhile, and is not to be remembered
                 self._cache[path] = stamp, made
                 self._cache.move_to_end(path)
                 while len(self._cache) > self._cached:
@@ -376,6 +378,13 @@ def _number_of_clips(path: Path) -> int:
         return len(clips_in(path))
     except (ValueError, OSError):  # damaged, which is no reason to keep it
         return 0
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder for good, if it is there; what cannot be removed is an error."""
+    if folder.exists():
+        shutil.rmtree(folder)
+        sync_folder(folder.parent)
 
 
 def _stamp(path: Path) -> _Stamp | None:

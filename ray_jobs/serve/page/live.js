@@ -1,6 +1,6 @@
 // The live tab: frames of the camera go to the server as JPEG, what it sees comes back. Nothing is recorded.
 
-import { $, move, node, rest, rests, sentence, shares } from "./dom.js";
+import { $, median, move, node, rest, rests, sentence, shares } from "./dom.js";
 import { Problem, theKey, withKey } from "./ask.js";
 import { closeCamera, openCamera } from "./camera.js";
 import { rolling } from "./livechart.js";
@@ -11,7 +11,7 @@ const DRAWN_EVERY_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 
 const DARK = 0.15; // As `MIN_BRIGHTNESS` of clipautt/prediction/cautions.py.
 let session = null, failed = () => {};
 
-// `model()` gives the name of the chosen model, `fail(problem)` tells the person what went wrong.
+// `model()` gives what is known of the chosen model, `fail(problem)` tells the person what went wrong.
 export function listenToLive({ model, fail }) {
   failed = fail;
   $("live-start").addEventListener("click", () => (session ? stopLive() : start(model())));
@@ -37,9 +37,9 @@ export function stopLive(words = "Stopped.") {
   status(words);
 }
 
-async function start(model) {
+async function start({ name: model, not_learned: left = [] }) {
   failed(null);
-  session = { sent: new Map(), asked: 0, received: 0, waits: [], drawn: 0, encoding: false, chart: null };
+  session = { sent: new Map(), asked: 0, received: 0, waits: [], served: [], drawn: 0, encoding: false, chart: null, left };
   const mine = session;
   $("live-start").textContent = "Stop";
   $("live-card").hidden = false;
@@ -107,7 +107,7 @@ function opening(model) {
 
 const hear = {
   ready(mine, { action_units: names, window_frames: frames }) {
-    mine.chart = rolling(names);
+    mine.chart = rolling(names, mine.left);
     mine.windowFrames = frames;
     mine.begun = performance.now();
     $("live-shown").hidden = false;
@@ -121,6 +121,7 @@ const hear = {
     const now = performance.now();
     mine.received += 1;
     mine.waits = [...mine.waits, now - (mine.sent.get(told.frame) ?? now)].slice(-50);
+    mine.served = [...mine.served, 1000 * told.seconds].slice(-50);
     for (const frame of mine.sent.keys()) if (frame <= told.frame) mine.sent.delete(frame);
     mine.chart.add((now - mine.begun) / 1000, told.action_units, told.rises);
     drawFace(told.face);
@@ -145,9 +146,8 @@ function show(mine, told, now) {
     $("live-unsure").firstElementChild.style.width = `${100 * share}%`;
     $("live-entropy-words").textContent = `${entropy.toFixed(2)} nats of at most ${most.toFixed(2)}`;
   }
-  const waited = [...mine.waits].sort((a, b) => a - b);
   $("live-facts").textContent = `${(1000 * mine.received / (now - mine.begun)).toFixed(1)} frames a second; `
-    + `${told.dropped} dropped; answer after ${Math.round(waited[waited.length >> 1])} ms (server ${Math.round(1000 * told.seconds)} ms)`;
+    + `${told.dropped} dropped; answer after ${Math.round(median(mine.waits))} ms (of these, server ${Math.round(median(mine.served))} ms)`;
   $("live-basis").textContent = basis(told);
 }
 

@@ -5,8 +5,8 @@ import { $, element, median, node, signed } from "./dom.js";
 export const SPAN = 20, SHOWN = 5;
 const LEFT = 40, RIGHT = 8, TOP = 8, HEIGHT = 190, AXIS = 22;
 
-// What was seen lately. `names`: code → code and name.
-export function rolling(names) {
+// What was seen lately. `names`: code → code and name; `left`: codes that the backbone never learned.
+export function rolling(names, left) {
   const seen = { moments: [], slots: [], base: null, usual: {}, chosenAt: -1 };
   return {
     add(seconds, similarities, rises) {
@@ -14,7 +14,7 @@ export function rolling(names) {
       seen.moments.push({ seconds, similarities });
       while (seen.moments[0].seconds < seconds - SPAN) seen.moments.shift();
       if (rises) seen.base = Object.fromEntries(Object.keys(rises).map((code) => [code, similarities[code] - rises[code]]));
-      if (seconds - seen.chosenAt >= 1) choose(seen, seconds);
+      if (seconds - seen.chosenAt >= 1) choose(seen, seconds, left);
     },
     draw() { draw(seen, names); },
     clear() { Object.assign(seen, { moments: [], slots: [], base: null, usual: {}, chosenAt: -1 }); draw(seen, names); },
@@ -22,9 +22,9 @@ export function rolling(names) {
 }
 
 // Whoever stays among the leaders keeps its colour.
-function choose(seen, seconds) {
+function choose(seen, seconds, left) {
   seen.chosenAt = seconds;
-  const codes = Object.keys(seen.base ?? seen.moments[seen.moments.length - 1].similarities);
+  const codes = Object.keys(seen.base ?? seen.moments[seen.moments.length - 1].similarities).filter((code) => !left.includes(code));
   seen.usual = seen.base ?? Object.fromEntries(codes.map((code) => [code, median(seen.moments.map(({ similarities }) => similarities[code]))]));
   const height = (code) => Math.max(...seen.moments.map(({ similarities }) => similarities[code] - seen.usual[code]));
   const leaders = codes.map((code) => [height(code), code]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN).map(([, code]) => code);

@@ -64,7 +64,7 @@ async function welcome() {
   $("waiting").textContent = "";
   showModels();
   const { limits } = served;
-  $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds} seconds and ${size(limits.max_bytes)}`;
+  $("limits").textContent = `One face that fills most of the picture; at most ${limits.max_seconds}\u00a0s and ${size(limits.max_bytes)}`;
   recording({ limits, done: (file) => choose(file, true), failed: fail });
   await loadSubjects();
 }
@@ -118,10 +118,10 @@ function choose(file, focus = false) {
   clip = file ?? null;
   $("chosen").textContent = clip ? `${clip.name} (${size(clip.size)})` : "Choose a video, or drop it here";
   if (previewed) URL.revokeObjectURL(previewed);
-  previewed = clip && URL.createObjectURL(clip);
-  $("preview").hidden = !clip;
+  previewed = clip?.size ? URL.createObjectURL(clip) : null;
+  $("preview").hidden = !previewed;
   $("no-preview").hidden = true;
-  if (clip) $("preview").src = previewed;
+  if (previewed) $("preview").src = previewed;
   else $("preview").removeAttribute("src");
   clipChanged();
   if (focus) $("predict").focus();
@@ -132,6 +132,7 @@ async function predict(event) {
   if (stopping) return;
   fail(null);
   if (!clip) return fail({ message: "Choose or record a video first" });
+  if (!clip.size) return fail({ message: "The file is empty", help: "Choose another file" });
   if (clip.size > served?.limits.max_bytes) {
     return fail({ message: `The file is too large; at most ${size(served.limits.max_bytes)} are allowed`, help: "Send a shorter video, or one with fewer pixels" });
   }
@@ -208,7 +209,7 @@ function listen() {
   $("video").addEventListener("change", () => choose($("video").files[0]));
   $("cancel").addEventListener("click", () => { stopping?.abort(); $("predict").focus(); });
   $("preview").addEventListener("error", () => {
-    if (!clip) return;
+    if (!previewed) return;
     $("preview").hidden = true;
     $("no-preview").hidden = false;
   });
@@ -227,5 +228,5 @@ askForKeysWith(keyAsked);
 listen();
 listenToPlayer();
 listenToSubjects({ clip: () => clip, failed: fail });
-listenToLive({ model: () => chosenModels()[0].name, fail });
+listenToLive({ model: () => chosenModels()[0], fail });
 welcome().catch(fail);

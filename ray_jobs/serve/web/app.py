@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request, WebSocket
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -270,6 +270,11 @@ def _add_watching(app: FastAPI, parts: Parts) -> None:
     @app.get("/healthz", summary="Whether the server is alive; it asks nobody")
     async def healthz() -> Alive:
         return Alive()
+
+    @app.get("/-/healthz", include_in_schema=False)
+    async def healthz_of_ray() -> PlainTextResponse:
+        """Asked by KubeRay of each node, to send requests to those with a web side."""
+        return PlainTextResponse("success")
 
     @app.get("/readyz", summary="Whether predictions work", response_model=Ready, responses={503: {"model": Ready}})
     async def readyz() -> Response:

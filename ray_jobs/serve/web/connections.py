@@ -32,6 +32,7 @@ from ray_jobs.serve.web.pace import Pace
 _FRAMING_SHARE = 16
 """At most a byte in so many of a body may be framing: sizes of chunks, trailers."""
 _DROP = struct.pack("ii", 1, 0)
+_MAX_TICK_SECONDS = 1.0
 _MAX_FRAMING = 1024 * 1024
 _LINE_BYTES = 64
 """A request's first line without the address, and the line that ends its headers."""
@@ -97,16 +98,16 @@ class Line:
         self.address = address
         self.closed = asyncio.Event()
         """Whether the connection has ended."""
-        self.late_after: float | None = None
-        """When the headers that are waited for are late, as `time.monotonic`; None while none are."""
         self.receiving = False
         """Whether a request's body is not complete."""
         self.max_waiting_bytes: int | None = None
         """Most bytes that may wait for the client to read them; None: as many as the application sends."""
         self.config = config
         self._transport: Any = None
-        self._lingers_until: float | None = None
-        self._seconds_closing = 0.0
+        self._lingers = False
+        self._header_seconds: float | None = None
+        """How long the next headers have been waited for; None while they are not."""
+        self._closing_seconds = 0.0
         self._written = self._read = 0
         self._pace = Pace(config.bytes_per_second, config.answer_seconds, config.answer_seconds)
 
@@ -120,8 +121,12 @@ class Line:
 
     def await_headers(self) -> None:
         """The clock of the headers starts, unless it runs."""
-        if self.late_after is None:
-            self.late_after = time.monotonic() + self.config.header_seconds
+        if self._header_seconds is None:
+            self._header_seconds = 0.0
+
+    def headers_came(self) -> None:
+        """The clock of the headers stops."""
+        self._header_seconds = None
 
     def write(self, data: bytes) -> None:
         """See `asyncio.WriteTransport`."""
@@ -132,14 +137,14 @@ class Line:
 
     def is_closing(self) -> bool:
         """See `asyncio.BaseTransport`."""
-        return self._lingers_until is not None or bool(self._transport.is_closing())
+        return self._lingers or bool(self._transport.is_closing())
 
     def close(self) -> None:
         """Close once all is sent; lingers first if a request is not complete."""
         if not self.receiving or self._transport.is_closing():
             self._transport.close()
-        elif self._lingers_until is None:
-            self._lingers_until = time.monotonic() + self.config.linger_seconds
+        elif not self._lingers:
+            self._lingers = True
             try:
                 if self._transport.can_write_eof():
                     self._transport.write_eof()
@@ -155,10 +160,10 @@ class Line:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
         self._transport.abort()
 
-    def finish(self) -> None:
+    def body_came(self) -> None:
         """The request's body is complete."""
         self.receiving = False
-        if self._lingers_until is not None:
+        if self._lingers:
             self._transport.close()
 
     def watch(self, passed: float) -> bool:
@@ -169,21 +174,21 @@ class Line:
         """
         if self._transport is None:
             return False
-        now = time.monotonic()
         read = self._written - self._transport.get_write_buffer_size()
         if read == self._written:
             self._pace.reset()
+            self._closing_seconds += passed if self.is_closing() else 0  # TLS waits for the client's goodbye
         else:
             self._pace.move(read - self._read)
             self._pace.wait(passed)
         self._read = read
-        if self._transport.is_closing() and read == self._written:  # TLS waits for the client's goodbye
-            self._seconds_closing += passed
-        lingers = self._lingers_until is not None and now > self._lingers_until
-        if lingers or self._pace.seconds_left < 0 or self._seconds_closing > self.config.linger_seconds:
+        if self._pace.seconds_left < 0 or self._closing_seconds > self.config.linger_seconds:
             self.abort()
             return False
-        return self.late_after is not None and now > self.late_after
+        if self._header_seconds is None:
+            return False
+        self._header_seconds += passed
+        return self._header_seconds > self.config.header_seconds
 
 
 class Lines:
@@ -220,7 +225,8 @@ class Lines:
     def watch(self) -> None:
         """Cut what is late; to be called several times a second."""
         now = time.monotonic()
-        passed, self._watched = now - self._watched, now
+        # Where this process was held up, nobody else was late.
+        passed, self._watched = min(now - self._watched, _MAX_TICK_SECONDS), now
         for line, protocol in list(self.protocols.items()):
             if line.watch(passed):
                 protocol.refuse_late()
@@ -304,7 +310,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's headers are complete."""
-        self.line.late_after = None
+        self.line.headers_came()
         self.line.receiving = True
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._headers += size
@@ -323,7 +329,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is complete."""
         super().on_message_complete()
-        self.line.finish()
+        self.line.body_came()
 
     def on_response_complete(self) -> None:
         """A request is answered."""
@@ -338,7 +344,7 @@ class HttpProtocol(HttpToolsProtocol):
         """The headers did not come in time."""
         if self.flow.read_paused:  # a request before is being answered: it is not the client's doing
             return
-        self.line.late_after = None
+        self.line.headers_came()
         if not self._begun:
             self.line.abort()  # no request was sent
         else:
@@ -372,7 +378,7 @@ class HttpProtocol(HttpToolsProtocol):
         return content, [*headers, (b"connection", b"close")]
 
     def _upgrade(self) -> None:
-        self.line.late_after = None
+        self.line.headers_came()
         self.line.receiving = False
         self.line.max_waiting_bytes = _WAITING_MESSAGES * self.line.config.websocket_bytes
         self.handle_websocket_upgrade()

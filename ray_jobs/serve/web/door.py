@@ -27,6 +27,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>\d{1,5}))?", re.IGNORECASE)
 _SHARED = "/api/videos/"
 """Addresses below it may be shown by pages of other sites."""
+_FAILED = 1011
+"""Code of a WebSocket that ends because the server failed."""
 _CORS_SECONDS = 600
 _HSTS_SECONDS = 365 * 24 * 3600
 
@@ -144,7 +146,10 @@ class Door:
             elif message["type"] in ("websocket.accept", "websocket.close"):
                 visit.started = True
             await send(message)
-            visit.finished |= message["type"] == "http.response.body" and not message.get("more_body", False)
+            if message["type"] in ("http.response.body", "websocket.http.response.body"):
+                visit.finished = not message.get("more_body", False)
+            elif message["type"] == "websocket.close":
+                visit.finished = True
 
         try:
             self._check(visit)
@@ -159,15 +164,15 @@ class Door:
             pass
         except Exception as error:
             logger.error("request %s failed", visit.request_id, exc_info=error)
-            if (
-                visit.started and not visit.finished
-            ):  # the server cuts the connection, so that nobody takes it for whole
-                raise ConnectionAbortedError(f"request {visit.request_id} failed after its answer had begun") from None
             await self._answer(visit, Refusal("failed", f"request {visit.request_id} failed"), send_on)
 
     async def _answer(self, visit: _Visit, refusal: Refusal, send: Send) -> None:
         if not visit.started:
             await refuse(refusal, send, websocket=visit.websocket)
+        elif not visit.finished and visit.websocket:
+            await send({"type": "websocket.close", "code": _FAILED})
+        elif not visit.finished:  # the server cuts the connection, so that nobody takes what was sent for all
+            raise ConnectionAbortedError(f"request {visit.request_id} failed after its answer had begun")
 
     def _check(self, visit: _Visit) -> None:
         """Raises RefusedError if the headers alone are refused."""

@@ -14,10 +14,11 @@ from starlette.requests import Request
 
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asked import Ask
+from ray_jobs.serve.web.door import FRAMING_BYTES
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
-from ray_jobs.serve.web.uploads import FRAMING_BYTES, Form, read_form
+from ray_jobs.serve.web.uploads import Form, read_form
 
 _VIDEO = {
     "type": "string",

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipautt.files import write_json
+from clipautt.files import sync_folder, write_json
 from clipautt.subjects import checked_subject
 from ray_jobs.serve.locks import Alive, is_alive, locked
 from ray_jobs.serve.refusals import Refusal, RefusedError
@@ -276,6 +276,7 @@ class Jobs:
             for job in jobs:
                 self._remove(job)
             self._remove_unfinished()
+            sync_folder(self.folder)
         return jobs
 
     def _forget_old(self) -> None:

@@ -179,10 +179,10 @@ class Web:
 
         status = await asyncio.to_thread(serve.status)
         found = status.applications[self._setup.application].deployments
-        counts = {
-            name: (one.replica_states.get("RUNNING", 0), sum(one.replica_states.values()))
-            for name, one in found.items()
-        }
+        counts = {}
+        for name, one in found.items():
+            states: Mapping[Any, int] = one.replica_states  # its keys are texts
+            counts[name] = states.get("RUNNING", 0), sum(states.values())
         self._metrics.set_ready({name: running for name, (running, _) in counts.items()})
         return counts
 

@@ -7,6 +7,7 @@ and `stop`. Its thread is not the one that Ray calls its replicas in, so that ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import resource
@@ -25,6 +26,9 @@ from ray_jobs.serve.web.asgi import ASGI
 from ray_jobs.serve.web.connections import ConnectionConfig, HttpProtocol, Line, Lines, WebSocketProtocol
 
 _BACKLOG = 1024
+_SEND_BYTES = 256 * 1024
+"""How much of an answer the system takes at once. Only when a third of it is free again does a client count as reading;
+with the megabytes that systems choose, one that reads slowly could not be told from one that does not."""
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10
 """How long answers may take that are on their way when the server stops."""
@@ -128,6 +132,7 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
             raise ValueError(f"{name}={path}: cannot be read ({error.strerror})") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     pair = f"ssl_certfile={certfile} and ssl_keyfile={keyfile}"
     try:
@@ -283,6 +288,8 @@ class _Server(uvicorn.Server):
         if line is None:
             accepted.close()
             return None
+        with contextlib.suppress(OSError):
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         return asyncio.get_running_loop().create_task(self.greet(accepted, line))
 
 

@@ -106,7 +106,9 @@ def test_several_models_have_names_and_share_what_they_can(source: Source, model
     models = f"models={{pain: {model / 'checkpoint'}, stress: {tmp_path / 'stress'}}}"
     pain, stress = served_models(config_of(models, f"runs={tmp_path}"))
     assert (pain.name, stress.name, pain.pixels) == ("pain", "stress", stress.pixels)
-    assert pain.prompts is None
+    assert (pain.prompts, stress.prompts) == (None, None)
+    given = served_models(config_of(models, f"prompts={model / 'prompts'}"))
+    assert [one.prompts for one in given] == [str(model / "prompts"), None], "prompts of another checkpoint"
     for name in ("a b", "../x", "", "x" * 65):
         with pytest.raises(ValueError, match="is no name of a model; allowed: letters, digits and"):
             served_models(ServeConfig(models={name: str(model / "checkpoint")}))
@@ -123,7 +125,9 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "serve it.yaml"
     words = ["serve", "build", f"checkpoint={model / 'checkpoint'}", f"runs={tmp_path}", f"out={out}", "decoders=4"]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"written: {out}\nnext: clipautt serve deploy '{out}'\n"
+    said = capsys.readouterr().out.splitlines()
+    note = "note: it will answer programs on its own node only; host=0.0.0.0 lets others ask, with an API key"
+    assert said == [f"written: {out}", note, f"next: clipautt serve deploy '{out}'"]
     read = yaml.safe_load(out.read_text())
     (application,) = read["applications"]
     assert (read["proxy_location"], application["name"], application["route_prefix"]) == ("Disabled", "clipautt", None)

@@ -328,7 +328,7 @@ def server(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("served")
     models = {}
     for seed, name in enumerate(("pain", "second")):
-        save_checkpoint(small_source(seed=seed).checkpoint, folder / name)
+        save_checkpoint(small_source(seed=seed, subject_baseline="median").checkpoint, folder / name)
         models[name] = str(folder / name)
     with served(folder, folder / "runs", models=models, max_upload_mb=2.0, max_seconds=6.0) as config:
         yield config
@@ -432,7 +432,7 @@ def test_what_cannot_be_used_is_explained(server: ServeConfig, tmp_path: Path) -
             (tmp_path / "big.mp4", "The file is too large; at most 2\u00a0MB are allowed.", "Send a shorter video"),
             (long, "The video is 7.7 s long; at most 6 s are allowed.", "Cut the video, or make it smaller."),
             (tmp_path / "broken.mp4", "The file cannot be read as a video", "Send MP4 or WebM."),
-            (tmp_path / "empty.mp4", "", ""),
+            (tmp_path / "empty.mp4", "The file is empty.", "Choose another file."),
         ):
             await page.choose_file("#video", path)
             await page.click("#predict")

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asgi import Message, Receive, Send
 from ray_jobs.serve.web.door import Door, allowed_hosts
+from ray_jobs.serve.web.pace import Pace
 from ray_jobs.serve.web.server import Listener
 from ray_jobs.serve.web.spool import Spool
 from ray_jobs.serve.web.uploads import FormConfig, read_form
@@ -239,6 +240,20 @@ def test_an_upload_may_pause_but_not_for_long(site: tuple[Site, Listener]) -> No
     with client(listener) as one:
         assert one.send(head, body[:-1]).problem()[:2] == (408, "too_slow")
     assert (files_of(spool), spool.used) == ([], 0)
+
+
+def test_a_pace_lets_pause_who_was_fast_and_no_longer() -> None:
+    pace = Pace(bytes_per_second=100, grace_seconds=10, stall_seconds=30)
+    pace.wait(9)
+    pace.move(500)
+    assert pace.seconds_left == 6
+    pace.move(1_000_000)
+    assert pace.seconds_left == 30
+    pace.wait(31)
+    assert pace.seconds_left == -1
+    generous = Pace(bytes_per_second=100, grace_seconds=10, stall_seconds=5)
+    generous.move(1)
+    assert generous.seconds_left == 10
 
 
 def test_a_client_that_vanishes_leaves_nothing(site: tuple[Site, Listener]) -> None:
