@@ -45,6 +45,7 @@ METHOD = {
         "packets",
         "pictures",
         "decoding",
+        "head_turn",
         "faces",
         "face_check",
         "tracks",

@@ -134,7 +134,7 @@ def test_mistake_5_no_target_label_chooses_an_epoch(monkeypatch: pytest.MonkeyPa
     assert list(inspect.signature(fit).parameters)[:4] == ["model", "text_features", "examples", "config"]
     assert list(inspect.signature(adapt).parameters) == ["source", "clips", "config", "tuning"]
     known = {"clip_id", "subject_id", "features", "times", "face_found", "notes", "min_share", "other_faces"}
-    known |= {"boxes", "brightness", "face_sides", "turned"}
+    known |= {"boxes", "brightness", "face_sides", "turned", "rendered"}
     assert set(ClipFeatures.__dataclass_fields__) == known
 
 

@@ -23,7 +23,8 @@ from clipautt.clips import Clip, id_number
 from clipautt.video.augmentation import Augmentation, AugmentedPass, augmented_passes
 from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.face_check import sample_of
-from clipautt.video.faces import MOST_TURNED, FaceConfig
+from clipautt.video.faces import FaceConfig
+from clipautt.video.head_turn import MOST_TURNED
 from clipautt.video.reader import Boxes, FrameChunk, FrameSpec
 from clipautt.video.reader_process import ReadLimits, read_clip
 

@@ -204,6 +204,7 @@ class VideoPrediction:
             "windows": len(window_starts(len(self.clip.times[:: self.spec.stride]), self.spec)),
             "windows_counted": 0 if self.curves is None else len(self.curves.starts),
             "face_share": self.face_share,
+            "turned_share": self.clip.turned_share,
             "brightness": self.clip.mean_brightness,
         }
         chances = {f"probability_{name}": self.probabilities.get(name, math.nan) for name in self.classes}
@@ -265,7 +266,8 @@ class VideoPrediction:
             "time_seconds": clip.times,
             "status": np.where(counted >= 0, "ok", "no_face") if self.curves is not None else "no_prediction",
             "face_found": pd.Series(clip.face_found if detected else None, index=range(count), dtype="boolean"),
-            "brightness": np.full(count, math.nan) if clip.brightness is None else clip.brightness,
+            "face_turn": _known(clip.turned, count),
+            "brightness": _known(clip.brightness, count),
             "window": window,
         }
         boxes = np.full((count, len(BOX)), math.nan) if clip.boxes is None else clip.boxes
@@ -313,14 +315,15 @@ class VideoPrediction:
         return dict(zip(names, taken.T, strict=True))
 
     def _faces_in(self, starts: npt.NDArray[np.int64], length: int) -> dict[str, npt.NDArray[np.float64]]:
-        """Share of each window's frames with the face, and the means of box and brightness over its frames."""
+        """Share of each window's frames with the face, and the means of box, turn and brightness over its frames."""
         clip, stride = self.clip, self.spec.stride
         count = len(clip.times)
         found = np.full(count, math.nan) if not clip.min_share or clip.face_found is None else clip.face_found
         boxes = np.full((count, len(BOX)), math.nan) if clip.boxes is None else clip.boxes
-        light = np.full(count, math.nan) if clip.brightness is None else clip.brightness
-        columns = np.column_stack([found, boxes, light])[::stride].astype(np.float64)
-        return dict(zip(("face_share", *_FACE, "brightness"), _means(columns, starts, length).T, strict=True))
+        others = (_known(values, count) for values in (clip.turned, clip.brightness))
+        columns = np.column_stack([found, boxes, *others])[::stride].astype(np.float64)
+        names = ("face_share", *_FACE, "face_turn", "brightness")
+        return dict(zip(names, _means(columns, starts, length).T, strict=True))
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """The answer as a figure: label and warnings, then the face, the class probabilities and the AUs over time.
@@ -362,6 +365,11 @@ class VideoPrediction:
             f"VideoPrediction({self.label!r}: {shares}; window {window} of {self.action_units.shape[0]}; "
             f"{f'rise in AU similarity (cosine): {units}' if units else NONE_ROSE}{warned})"
         )
+
+
+def _known(values: npt.NDArray[np.float32] | None, count: int) -> npt.NDArray[np.floating]:
+    """The values of the frames, [T]; nan where they were not recorded."""
+    return np.full(count, math.nan) if values is None else values
 
 
 @cache

@@ -19,7 +19,8 @@ from clipautt.footage import Footage, is_rendered, other_footage
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from clipautt.video.face_check import face_warning
-from clipautt.video.faces import FEW_FACES, MOST_TURNED, few_faces
+from clipautt.video.faces import FEW_FACES, few_faces
+from clipautt.video.head_turn import MOST_TURNED
 
 MANY_TURNED = 1 - FEW_FACES
 """Share of the frames with the face in which it may be turned away: as many as may lack it."""

@@ -61,6 +61,7 @@ _FACE = (
     Column("face_side", "Side of the face's square box", "pixels of the frame"),
     Column("face_tilt", "Angle by which the face is turned clockwise as seen", "degrees"),
     Column("face_score", "Certainty of the face detector; its scale depends on the detector", "score"),
+    Column("face_turn", "Angle by which the head is turned to either side; empty where nothing tells", "degrees"),
     Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),
 )
 CLIPS_BEFORE = (
@@ -79,6 +80,12 @@ CLIPS_BETWEEN = (
     Column("windows", "Windows that the clip was cut into", "count"),
     Column("windows_counted", "Windows in which enough frames show the face; only these give numbers", "count"),
     Column("face_share", "Share of the frames in which the face was found; empty without a face detector", "0 to 1"),
+    Column(
+        "turned_share",
+        "Share of the frames with the face in which the head is turned to a side by more than 30 degrees; empty where "
+        "nothing tells",
+        "0 to 1",
+    ),
     Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),
 )
 WINDOWS = (

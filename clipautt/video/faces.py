@@ -25,6 +25,7 @@ from pydantic import Field, PositiveInt
 
 from clipautt.clips import FACES, is_face
 from clipautt.settings import settings
+from clipautt.video.head_turn import head_turn
 from clipautt.video.preprocessing import Frames
 
 Point = tuple[float, float]
@@ -44,12 +45,6 @@ FEW_FACES = 0.7
 where it is found in 80 or 70 % of the frames, by 9 at 60 % and by 11 at 50 %, where a fifth of the clips has no answer.
 """
 
-MOST_TURNED = 30.0
-"""Degrees by which a head may be turned to a side before a frame counts as turned away; a usual limit for reading AUs,
-not one of `make bench-validity`, whose rendered heads turn by less."""
-_HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
-"""Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front): millimetres
-of a face as OpenFace fitted it."""
 _PROFILE = 60.0
 """Stands for the turn of a head that only the cascade for profiles finds, which was trained on half and full ones."""
 _OVERLAP = 0.3
@@ -221,27 +216,6 @@ class Face:
             return None
         (right_x, right_y), (left_x, left_y) = self.eyes
         return math.atan2(left_y - right_y, left_x - right_x)
-
-
-def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
-    """By how many degrees a head is turned to either side, 0 to 90: how far the line through its eyes points at the
-    camera.
-
-    The head is taken for the rigid `_HEAD`, seen from afar: the 2 × 3 matrix that takes its points to the landmarks
-    best is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer; people's noses differ,
-    which is some degrees at 30, and landmarks that were guessed, as those of a covered face, look like any turn.
-
-    Args:
-        landmarks: right and left eye, tip of the nose, right and left corner of the mouth as (x, y), [5, 2].
-
-    Source: pose by weak perspective, as in Gee and Cipolla, *Determining the gaze of faces in images* (1994),
-    https://doi.org/10.1016/0262-8856(94)90039-6; the nearest rotation by singular values.
-    """
-    centred = np.asarray(landmarks, np.float64) - np.mean(landmarks, axis=0)
-    projected = centred.T @ np.linalg.pinv(_HEAD - _HEAD.mean(axis=0)).T
-    left, _, right = np.linalg.svd(projected, full_matrices=False)
-    across, down = left @ right
-    return math.degrees(math.asin(min(1.0, abs(float(np.cross(across, down)[0])))))
 
 
 class FaceDetector(Protocol):

@@ -32,7 +32,8 @@ def seen_clip() -> ClipFeatures:
     boxes[~found, 4] = np.nan
     light = np.linspace(0.4, 0.59, 20).astype(np.float32)
     faces = {"face_found": found, "min_share": 0.8, "boxes": boxes.astype(np.float32), "other_faces": 1}
-    return replace(fake_clip(), times=np.arange(20) / 25, brightness=light, **faces)
+    turned = np.where(found, np.arange(20) * 2, np.nan).astype(np.float32)
+    return replace(fake_clip(), times=np.arange(20) / 25, brightness=light, turned=turned, **faces)
 
 
 def answer(clip: ClipFeatures, window: WindowSpec = HOPPING) -> VideoPrediction:
@@ -83,6 +84,7 @@ def test_every_window_has_a_row_and_those_that_do_not_count_no_numbers() -> None
     assert table["face_share"].tolist() == pytest.approx([1.0, 2 / 6, 4 / 6, 1.0, 1.0])
     assert table["face_x"].tolist() == pytest.approx([2.5, 6.5, 10.5, 14.5, 16.5]), "the mean over the frames"
     assert table["face_score"].tolist() == pytest.approx([0.9] * 5), "where the face was found"
+    assert table["face_turn"].tolist() == pytest.approx([5.0, 9.0, 23.0, 29.0, 33.0]), "of the frames with the face"
     assert table["brightness"].tolist() == pytest.approx([0.425, 0.465, 0.505, 0.545, 0.565])
     codes = list(found.action_unit_codes)
     numbers = [*codes, *(f"{code}_evidence" for code in codes), "entropy", "probability_neutral", "probability_pain"]
@@ -121,6 +123,7 @@ def test_every_frame_has_the_numbers_of_the_window_around_it() -> None:
     assert table["entropy"].tolist() == pytest.approx(expected.tolist(), nan_ok=True)
     assert table["status"].tolist() == windows.loc[table["window"], "status"].tolist()
     assert table["face_x"].tolist() == list(range(20))
+    assert table["face_turn"].iloc[[0, 5, 6, 19]].tolist() == pytest.approx([0, 10, np.nan, 38], nan_ok=True)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -141,6 +144,7 @@ def test_the_row_of_a_clip() -> None:
     assert row["status"] == "ok" and row["reason"] == "" and row["source"] == "clips/a.mp4"
     assert row["prediction"] == found.label and row["probability_pain"] == found.probabilities["pain"]
     assert (row["frames"], row["windows"], row["windows_counted"], row["face_share"]) == (20, 5, 3, 0.8)
+    assert row["turned_share"] == 0.25, "4 of the 16 frames with the face"
     assert row["duration_seconds"] == pytest.approx(0.8) and row["brightness"] == pytest.approx(0.495)
     code = found.action_unit_codes[0]
     assert row[f"{code}_evidence"] == pytest.approx(found.evidence[code].loc[_middle(found)])

@@ -168,4 +168,4 @@ def test_a_man_in_profile_is_measured_as_he_is_read(tmp_path: Path) -> None:
     seen = encode_clip(Clip("m", "unknown", str(path), "target"), shared_backbone(), spec)
     assert seen.turned is not None and set(seen.turned[seen.face_found]) == {60.0} and 90 < seen.face_pixels < 130
     found = cautions(source(), seen)
-    assert list(found) == ["turned_face"] and "30 degrees in 100 % of the frames" in found["turned_face"]
+    assert list(found) == ["turned_face", "too_short"] and "30 degrees in 100 % of the frames" in found["turned_face"]

@@ -17,7 +17,7 @@ from clipautt.action_units import RENDERED
 from clipautt.datasets.synthetic.identity import draw_identity
 from clipautt.datasets.synthetic.renderer import render
 from clipautt.settings import one_line
-from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, few_faces, head_turn, make_detector
+from clipautt.video.faces import Eyes, Face, FaceConfig, Point, choose_eyes, few_faces, make_detector
 from tests.support.fake_yunet import write_fake_yunet
 from tests.support.photograph import PHOTO_EYES, PHOTO_FACE, photograph
 
@@ -87,20 +87,6 @@ def test_a_turned_face_is_found_on_either_side() -> None:
     assert face.turn == mirrored.turn == 60, "only the cascade for profiles finds it"
     assert detect(photograph())[0].turn is None, "a frontal face, of which the cascades tell no angle"
     assert mirrored.centre == pytest.approx((512 - face.centre[0], face.centre[1]), abs=3)
-
-
-@pytest.mark.parametrize(("turn", "nod", "tilt"), [(0, 0, 0), (20, 0, 0), (-30, 20, 25), (60, -25, -15), (90, 0, 40)])
-def test_how_far_a_head_is_turned(turn: float, nod: float, tilt: float) -> None:
-    """Landmarks of a head that nods, turns and tilts, seen from afar; one of another person is a few degrees off."""
-    head = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
-    turns, nods, tilts = np.radians([turn, nod, tilt])
-    about_y = np.array([[np.cos(turns), 0, np.sin(turns)], [0, 1, 0], [-np.sin(turns), 0, np.cos(turns)]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(nods), -np.sin(nods)], [0, np.sin(nods), np.cos(nods)]])
-    about_z = np.array([[np.cos(tilts), -np.sin(tilts), 0], [np.sin(tilts), np.cos(tilts), 0], [0, 0, 1]])
-    seen = about_z @ about_y @ about_x
-    assert head_turn((300 + 2 * head @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=1e-4)
-    other = head * [0.9, 1.1, 1.15] + [[0, 0, 0], [0, 0, 0], [0, 0, -4], [2, 0, 0], [-2, 0, 0]]
-    assert head_turn((other @ seen.T)[:, :2]) == pytest.approx(abs(turn), abs=5)
 
 
 @pytest.mark.parametrize("name", ["coffee", "rocket", "gravel", "clock"])
