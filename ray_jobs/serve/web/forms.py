@@ -112,7 +112,7 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
     if adapt == "per_video" and subject is not None:
         raise RefusedError(
             "wrong_field",
-            "adapt=per_video tunes to this video alone, so it takes no subject_id; adapt=online goes on from the subject's",
+            "adapt=per_video tunes to this video alone, so it takes no subject_id; take adapt=online for a person",
         )
     return Ask(who, tuple(name for name in fields.get("model", ()) if name), subject, adapt)  # type: ignore[arg-type]
 

@@ -145,7 +145,9 @@ def fixed_models() -> dict[str, Any]:
     }
     models = [model | {"name": "pain", "rendered_only": True}, model | {"name": "stress", "rendered_only": False}]
     limits = {"max_bytes": 300_000, "max_seconds": 4, "max_pixels": 1e6, "max_frames": 100, "max_videos": 2}
-    return schemas.Models(models=models, limits=limits, adapt="infomax_kl", keys_needed=True).model_dump()
+    return schemas.Models(
+        models=models, limits=limits, adapt="infomax_kl", per_video="entropy", keys_needed=True
+    ).model_dump()
 
 
 def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
