@@ -36,7 +36,6 @@ def test_what_was_observed_is_what_is_read() -> None:
     for seconds in (0.05, None, 0.19, None, None):
         metrics.observe_live_frame(seconds)
     metrics.set_ready({"decoder": 2, "encoder": 0})
-    metrics.set_queue("encode", waiting=4, working=1)
     spool = [10.0]
     metrics.watch_spool(lambda: spool[0])
     metrics.watch_queue(lambda: 1, lambda: 4)
