@@ -342,9 +342,7 @@ class _Line:
     """Its number in the most expressive window."""
 
 
-def _draw_curves(
-    axes: Axes, windows: pd.DataFrame, curves: Sequence[_Line], *, spacing: float = _SPACING
-) -> None:
+def _draw_curves(axes: Axes, windows: pd.DataFrame, curves: Sequence[_Line], *, spacing: float = _SPACING) -> None:
     """Curves, the first of them uppermost, with their legend at the right."""
     times = windows["time_seconds"].to_numpy(float)
     for curve in reversed(curves):
