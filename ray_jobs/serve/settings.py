@@ -73,11 +73,11 @@ class ServeConfig:
     decoders: PositiveInt = 1
     """Processes that decode, a core each."""
     max_decoders: PositiveInt | None = None
-    """As many are started when videos wait; null: no more than `decoders`."""
+    """Most decoders; those beyond `decoders` are started while videos wait; null: no more than `decoders`."""
     encoders: PositiveInt = 1
     """Copies of the models, each on a core or its share of a GPU."""
     max_encoders: PositiveInt | None = None
-    """As many are started when videos wait; null: no more than `encoders`."""
+    """Most encoders; those beyond `encoders` are started while videos wait; null: no more than `encoders`."""
     threads: PositiveInt | None = None
     """Threads of PyTorch in each encoder; null: the cores of its machine, shared by the encoders."""
     waiting: NonNegativeInt = 16
@@ -96,13 +96,13 @@ class ServeConfig:
     max_videos: PositiveInt = 16
     """Most videos of one request."""
     requests_per_minute: PositiveInt = 600
-    """Requests per minute and API key."""
+    """Requests per minute of each API key."""
     live_clients: PositiveInt = 8
     """Live sessions at the same time."""
     annotated_seconds: PositiveFloat = 600.0
     """How long an annotated video of /api/predict can be fetched."""
     access_log: bool = True
-    """Whether requests are noted, without personal data, in access.log."""
+    """Whether each request is noted, without personal data, in runs/serve/NAME/access.log."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""
 

@@ -154,5 +154,5 @@ def check_subject(subject_id: str) -> None:
     """
     if not subject_id.strip() or len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
         raise RefusedError(
-            "wrong_field", f"subject_id has {len(subject_id)} letters; allowed: 1 to {_LONGEST_ID}, all printable"
+            "wrong_field", f"subject_id has {len(subject_id)} characters; allowed: 1 to {_LONGEST_ID}, all printable"
         )

@@ -25,7 +25,7 @@ from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Upload
 
 _ATTEMPTS = 2
-"""How often a video is tried whose worker is lost."""
+"""How often a video is tried if its worker is lost."""
 _FIRST_GUESS_SECONDS = 0.5
 """What a prediction is taken to last before one was measured."""
 _PATIENT_SECONDS = 0.1
@@ -90,7 +90,7 @@ class ServePipeline:
     Args:
         decoders: handle of the deployment of `Decoders`.
         encoder: handle of the deployment of `Encoder`.
-        default: the model that answers where none is named, and all names.
+        names: the models, the first of which answers where none is named.
         capacity: how much is accepted.
     """
 
