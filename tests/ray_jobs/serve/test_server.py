@@ -110,7 +110,7 @@ def test_what_is_no_request_is_refused_and_cut(short: Listener) -> None:
 
 def test_a_header_that_drips_is_cut_while_others_are_answered(short: Listener) -> None:
     def drip(one: Client) -> None:
-        for byte in f"GET / HTTP/1.1\r\n{HOST}".encode():
+        for byte in b"GET / HTTP/1.1\r\n":
             one.send(bytes([byte]))
             threading.Event().wait(0.03)
 
@@ -219,7 +219,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut(short: Listener) -> None:
         one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         one.send(f"GET /large HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n")
         slowly = 0
-        for _ in range(10):
+        for _ in range(8):
             slowly += len(one.socket.recv(200_000))
             threading.Event().wait(0.1)
         assert slowly + len(one.rest()) > 40_000_000
