@@ -1,7 +1,7 @@
 // The page: a clip goes in, the server's answer is shown. Which model, whose face, and what is told to the person.
 
 import { $, element, rest, sentence, size } from "./dom.js";
-import { ask, askForKeysWith, pause, send, setKey } from "./ask.js";
+import { ask, askForKeysWith, pause, send, setKey, theKey } from "./ask.js";
 import { listenToLive, stopLive } from "./live.js";
 import { listenToPlayer } from "./player.js";
 import { closeRecorder, recording } from "./record.js";
@@ -77,6 +77,7 @@ function showModels() {
   $("adapt").replaceChildren(new Option("No", "none"), new Option(`Yes, by ${served.adapt}`, "per_video"),
     new Option("Yes, after this person's earlier clips", "online"));
   for (const id of ["choices", "tabs", "clip"]) $(id).hidden = false;
+  $("forget-key").hidden = !theKey();
   modelChanged();
   subjectChanged();
 }
@@ -206,6 +207,7 @@ function listen() {
     });
   }
   $("form").addEventListener("submit", predict);
+  $("forget-key").addEventListener("click", () => { setKey(null); location.reload(); });
   $("video").addEventListener("change", () => choose($("video").files[0]));
   $("cancel").addEventListener("click", () => { stopping?.abort(); $("predict").focus(); });
   $("preview").addEventListener("error", () => {

@@ -33,7 +33,7 @@ from tests.support.serving import served, small_source
 PAGE = resources.files("ray_jobs.serve") / "page"
 HOSTILE = "<img src=x onerror=alert(1)> \"'&amp;"
 KEY = "a key"
-SHOWN = "document.getElementById('{}').hidden === false"
+SHOWN = "document.getElementById('{}')?.hidden === false"
 
 
 def browse(folder: Path, url: str, use: Callable[[Page], Coroutine[Any, Any, None]], **options: Any) -> Page:
@@ -249,6 +249,9 @@ def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
         assert "larger, brighter or turned to the camera" in await page.text("#error-help")
         await page.click("#record-open")
         await page.wait_for("document.getElementById('error-detail').innerText === 'No camera was found.'")
+        await page.click("#forget-key")
+        await shown(page, "key-form")
+        assert await page.evaluate("sessionStorage.length") == 0
 
     door = Door(fixed_server(forms), hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1_000_000)
     with listening(door) as listener:
