@@ -191,7 +191,7 @@ function openTab(name, focus = false) {
   fail(null);
   if (name === "live") closeRecorder();
   else stopLive();
-  $("person-buttons").hidden = $("personalize-hint").hidden = name === "live"; // They are about the chosen clip.
+  $("person-buttons").hidden = $("personalize-hint").hidden = $("adapt-row").hidden = name === "live"; // They are about the chosen clip.
   $("result").hidden = name === "live" || !$("player").getAttribute("src");
 }
 
