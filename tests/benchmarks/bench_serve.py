@@ -27,15 +27,17 @@ import numpy as np
 
 from clipautt.files import write_json
 from ray_jobs.platform.progress import table
-from tests.benchmarks.bench_extract import write_videos
 from tests.benchmarks.bench_predict_many import write_checkpoint
 from tests.benchmarks.machine import machine
+from tests.support.fakes import write_video
+from tests.support.photograph import photograph
 from tests.support.server_process import MemoryWatch, Server, cpu_seconds, memory_by_name, serving
 
 PARTS = ("latency", "live", "memory", "overload", "kill")
 _RESULT = Path("runs/bench/serve.json")
 _CONCURRENCY = (1, 8, 32)
 _LIVE_RATE, _LIVE_SECONDS = 12, 20
+_VIDEOS, _FRAMES = 8, 75
 _UPLOADS, _UPLOAD_BYTES = 20, 49_900_000
 _WARM_SHARE = 0.2
 """Share of the overload after which memory is taken to be warm."""
@@ -113,6 +115,19 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
         raise SystemExit(f"the load ended with {process.returncode}")
     figures: dict[str, Any] = json.loads(shown.splitlines()[-1])
     return figures
+
+
+def write_faces(folder: Path) -> list[Path]:
+    """Videos of 3 s in 640 × 480 with a moving face that fills the picture, as is needed without a detector."""
+    return [
+        write_video(
+            folder / f"{number}.mp4",
+            np.stack(
+                [photograph(310 + 5 * number + i % 20, 240 + i % 10, 3.4, size=(480, 640)) for i in range(_FRAMES)]
+            ),
+        )
+        for number in range(_VIDEOS)
+    ]
 
 
 @contextlib.contextmanager
@@ -282,7 +297,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{found['machine']}; embedded backbone, videos of 3 s in 640 × 480", flush=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        videos, checkpoint = write_videos(folder), write_checkpoint(folder / "checkpoint")
+        videos, checkpoint = write_faces(folder), write_checkpoint(folder / "checkpoint")
         settings = [f"checkpoint={checkpoint}", *options.get("serve", "").split()]
         with serving(folder, settings) as server:
             for part in PARTS:
