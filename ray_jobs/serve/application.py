@@ -151,7 +151,7 @@ def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         origins=config.origins,
         public_url=config.public_url,
         connections=ConnectionConfig(
-            trusted_proxies=config.trusted_proxies, ssl_certfile=config.tls_certificate, ssl_keyfile=config.tls_key
+            trusted_proxies=config.trusted_proxies, tls_certificate=config.tls_certificate, tls_key=config.tls_key
         ),
         keys=config.keys.absolute() if config.keys_needed else None,
         requests_per_minute=config.requests_per_minute,

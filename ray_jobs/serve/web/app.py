@@ -7,7 +7,6 @@ Forms are not parsed by FastAPI, which would hold them in memory, but by `upload
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ _PAGE = resources.files("ray_jobs.serve") / "page"
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _ID = Annotated[str, InPath(description="Id of the subject")]
 
-logger = logging.getLogger(__name__)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -306,7 +304,6 @@ def _problem(refusal: Refusal) -> Response:
 
 async def _answer_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
-    request.scope["refusal"] = error.refusal.code
     return _problem(error.refusal)
 
 
@@ -324,5 +321,5 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
-    logger.error("request failed", exc_info=error)
+    """A fault of the server; the door writes it down, to which the framework hands it on."""
     return await _answer_refused(request, RefusedError("failed", KINDS["failed"][1]))

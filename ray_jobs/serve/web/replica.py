@@ -116,7 +116,13 @@ class Web:
             self._spool.folder / "annotated", seconds=setup.annotated_seconds, max_bytes=_ANNOTATED_BYTES
         )
         self._jobs = Jobs(setup.folder / "jobs", setup.spool / "jobs", self._pipeline)
-        self._listener = Listener(self._application(), host=setup.host, port=setup.port, config=setup.connections)
+        self._listener = Listener(
+            self._application(),
+            host=setup.host,
+            port=setup.port,
+            config=setup.connections,
+            on_refusal=lambda refusal: self._metrics.observe_refusal(refusal.code),
+        )
         self._listener.start()
 
     def _application(self) -> ASGI:

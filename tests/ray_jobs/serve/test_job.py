@@ -26,7 +26,9 @@ from ray_jobs.serve.served import missing_cores, served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.video_check import Limits
 from tests.support.fakes import write_video
-from tests.support.serving import face_frames, free_port, save_model, save_prompts, small_source
+from tests.support.recordings import face_frames
+from tests.support.server_process import free_port
+from tests.support.serving import save_model, save_prompts, small_source
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -154,7 +156,7 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["prompts=nowhere"], "prompts=nowhere: no such folder; `clipautt adapt` or `clipautt personalize` makes one"),
         (
             ["tls_certificate=a.pem", "tls_key=b.pem"],
-            "tls_certificate=a.pem: no such file",
+            "tls_certificate=a.pem: cannot be read (No such file or directory)",
         ),
     ],
 )

@@ -322,7 +322,7 @@ def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
 def test_tls(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     trusting = ssl.create_default_context(cafile=str(cert))
-    with listening(door(), **SHORT, ssl_certfile=cert, ssl_keyfile=key) as listener:
+    with listening(door(), **SHORT, tls_certificate=cert, tls_key=key) as listener:
         assert listener.url == f"https://127.0.0.1:{listener.port}"
         with client(listener) as silent:  # never begins its handshake
             with client(listener, trusting) as one:
@@ -360,8 +360,8 @@ def test_certificates_that_cannot_be_used_are_refused_before_anything_starts(tmp
         ["openssl", "ec", "-in", key, "-out", locked, "-aes256", "-passout", "pass:x"], check=True, capture_output=True
     )
     for pair, message in [
-        ((cert, None), "ssl_keyfile=null: TLS needs both ssl_certfile and ssl_keyfile"),
-        ((None, key), "ssl_certfile=null: TLS needs both"),
+        ((cert, None), "tls_key=null: TLS needs both tls_certificate and tls_key"),
+        ((None, key), "tls_certificate=null: TLS needs both"),
         ((tmp_path / "missing", key), "missing: cannot be read (No such file or directory)"),
         ((cert, other), "the key does not belong to the certificate"),
         ((broken, key), "should be PEM files with a certificate and its key"),
