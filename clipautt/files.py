@@ -153,7 +153,7 @@ def locked(path: str | Path, *, timeout_seconds: float = 30.0) -> Iterator[None]
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout_seconds):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout_seconds, poll_interval=0.01):
         yield
 
 

@@ -37,9 +37,9 @@ def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
     Source: pose by weak perspective, as in Gee and Cipolla, *Determining the gaze of faces in images* (1994),
     https://doi.org/10.1016/0262-8856(94)90039-6; the nearest rotation by singular values.
     """
-    centred = np.asarray(landmarks, np.float64) - np.mean(landmarks, axis=0)
-    if not np.isfinite(centred).all():
+    if not np.isfinite(landmarks).all():
         return math.nan
+    centred = np.asarray(landmarks, np.float64) - np.mean(landmarks, axis=0)
     left, _, right = np.linalg.svd(centred.T @ _FITTING, full_matrices=False)
     across, down = left @ right
     return math.degrees(math.asin(min(1.0, abs(float(np.cross(across, down)[0])))))

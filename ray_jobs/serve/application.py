@@ -15,7 +15,7 @@ from ray_jobs.platform.cluster import gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.serve.model.decoders import Decoders, Decoding
 from ray_jobs.serve.model.messages import Served
-from ray_jobs.serve.model.tuned import check_server_method
+from ray_jobs.serve.model.tuned import check_server_method, why_per_video_is_idle
 from ray_jobs.serve.served import served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.connections import ConnectionConfig
@@ -50,6 +50,8 @@ class Plan:
     """For the web side."""
     config: ServeConfig
     """The settings."""
+    notes: tuple[str, ...]
+    """Sentences for whoever starts the server."""
 
 
 def plan(config: ServeConfig) -> Plan:
@@ -73,9 +75,12 @@ def plan(config: ServeConfig) -> Plan:
         per_video=config.per_video,
         tuning=config.tuning,
     )
+    notes: dict[str, None] = {}
     for predictor in load_predictors(encoding).values():
         check_server_method(predictor.source, config.per_video)
-    return Plan(decoding, encoding, setup, config)
+        idle = why_per_video_is_idle(predictor.source, config.per_video)
+        notes |= {idle: None} if idle else {}
+    return Plan(decoding, encoding, setup, config, tuple(notes))
 
 
 def application(plan: Plan) -> Any:
@@ -161,5 +166,10 @@ def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         capacity=Capacity(
             _DECODES_PER_PROCESS * (config.max_decoders or config.decoders), config.waiting, config.answer_seconds
         ),
-        facts={"limits": shown, "adapt": config.adapt.name, "keys_needed": config.keys_needed},
+        facts={
+            "limits": shown,
+            "adapt": config.adapt.name,
+            "per_video": config.per_video.name,
+            "keys_needed": config.keys_needed,
+        },
     )

@@ -36,9 +36,11 @@ from omegaconf import DictConfig
 
 from ray_jobs.platform.cluster import connect, num_cpus
 from ray_jobs.platform.configuration import instantiate, resolved
+from ray_jobs.platform.footage import warn
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.serve import cluster_command, key_command
 from ray_jobs.serve.application import NAME, Plan, application, plan
+from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.served import missing_cores
 from ray_jobs.serve.settings import ServeConfig
 
@@ -72,6 +74,7 @@ def start(made: Plan) -> str:
     short = missing_cores(config, num_cpus())
     if short:
         raise ValueError(short)
+    SubjectStore(Path(made.encoding.subjects), {}).sweep()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
@@ -102,6 +105,8 @@ def stop() -> None:
 def serving(config: ServeConfig) -> Iterator[str]:
     """Ray and the server run inside this block; gives the URL."""
     made = plan(config)
+    for note in made.notes:
+        warn(note)
     with connect(config.cluster):
         url = start(made)
         try:

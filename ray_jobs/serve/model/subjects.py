@@ -6,7 +6,7 @@ In: who asks, and the id of a subject. Out: its `Personalization`, what is known
     OWNER/MODEL/SUBJECT.safetensors   personalization, with the features of the clips behind it (`stored`)
     OWNER/.clips/SUBJECT/NAME         videos that are kept because that was asked; the names are the server's own
     .writing/DIGEST/                  files that are being written, of a subject that only its digest names
-    .locks/NN, .locks/NN.erased       a lock for each 256th of all subjects, and how many of them were erased
+    .locks/.NN.lock, .locks/NN.erased a lock for each 256th of all subjects, and how many of them were erased
 
 Owners, models and ids are escaped, so that none leads out of its folder or begins with a dot. Two owners share nothing:
 the same id is two people. The folder given as `prompts` belongs to `clipautt adapt`; only the scope `admin` sees it,
@@ -30,10 +30,9 @@ from uuid import uuid4
 
 from clipautt.adaptation.personalization import Personalization, read_personalization
 from clipautt.adaptation.source import Source
-from clipautt.files import link_or_copy, move, sync_folder, write_text
+from clipautt.files import link_or_copy, locked, move, sync_folder, write_text
 from clipautt.subjects import SUFFIX, checked_subject, subject_file
 from clipautt.tables import nfc
-from ray_jobs.serve.locks import locked
 from ray_jobs.serve.model.stored import (
     Stored,
     check_checkpoint,
@@ -210,7 +209,7 @@ class SubjectStore:
     def _waiting(self, who: Who, subject: str) -> Iterator[None]:
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self._lock(who, subject), seconds=_WAIT_SECONDS))
+                stack.enter_context(locked(self._lock(who, subject), timeout_seconds=_WAIT_SECONDS))
             except TimeoutError as error:
                 said = f"subject {subject!r} is being changed by other requests"
                 raise RefusedError("subject_busy", said, retry_seconds=_RETRY_SECONDS) from error

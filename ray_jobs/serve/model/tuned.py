@@ -69,7 +69,7 @@ def why_per_video_is_idle(source: Source, config: AdaptConfig) -> str | None:
     """A sentence for whoever starts the server if `adapt=per_video` changes no answer; None if it does.
 
     It is tried on a made-up clip. Information maximization, for one, has nothing to gain from a single window: take
-    `adapt.method.windows_per_clip=16`, or `adapt.method.objective=entropy`.
+    `per_video.method.windows_per_clip=16`, or `per_video.method.objective=entropy`.
     """
     frames = 4 * source.window.length * source.window.stride
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +82,7 @@ def why_per_video_is_idle(source: Source, config: AdaptConfig) -> str | None:
         return None
     return (
         f"adapt=per_video will change no answer: {session.config.name!r} moves nothing by a single video; with "
-        "adapt.method.windows_per_clip=16 or adapt.method.objective=entropy, CLIP-AUTT does"
+        "per_video.method.windows_per_clip=16 or per_video.method.objective=entropy, CLIP-AUTT does"
     )
 
 

@@ -74,8 +74,8 @@ function showModels() {
   $("model").replaceChildren(...names.map((name) => new Option(name, name)));
   if (names.length > 1) $("model").append(new Option("All of them", ALL));
   $("model-row").hidden = names.length < 2;
-  $("adapt").replaceChildren(new Option("No", "none"), new Option(`Yes, by ${served.adapt}`, "per_video"),
-    new Option("Yes, after this person's earlier clips", "online"));
+  $("adapt").replaceChildren(new Option("No", "none"), new Option(`To this clip alone, by ${served.per_video}`, "per_video"),
+    new Option("After this person's earlier clips, and remember it", "online"));
   for (const id of ["choices", "tabs", "clip"]) $(id).hidden = false;
   $("forget-key").hidden = !theKey();
   modelChanged();
@@ -156,7 +156,7 @@ function question() {
   form.append("video", clip, clip.name);
   for (const { name } of served ? chosenModels() : []) form.append("model", name);
   const adapt = $("adapt").value || "none";
-  const subject = adapt === "online" ? chosenSubject() : storedSubject();
+  const subject = { none: storedSubject, per_video: () => "", online: chosenSubject }[adapt](); // per_video is about no person
   if (subject) form.append("subject_id", subject);
   form.append("adapt", adapt);
   return form;

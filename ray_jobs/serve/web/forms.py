@@ -109,6 +109,11 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
         check_subject(subject)
     if adapt == "online" and subject is None:
         raise RefusedError("wrong_field", "adapt=online goes on with a person's prompts, so it needs subject_id")
+    if adapt == "per_video" and subject is not None:
+        raise RefusedError(
+            "wrong_field",
+            "adapt=per_video tunes to this video alone, so it takes no subject_id; take adapt=online for a person",
+        )
     return Ask(who, tuple(name for name in fields.get("model", ()) if name), subject, adapt)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ the run's storage, so that every web replica and a restarted server can tell of 
 
     JOB.json         who asked, how far it is, and what came of it
     .alive/PROCESS   locked by each process that runs jobs, so that the others see when it is gone
-    .lock            held while files are looked through and changed
+    .jobs.lock       held while files are looked through and changed
 
 Its videos are moved to a folder of the process that runs it, and deleted when the job ends, however it ends. A job
 without its file writes nothing any more: that is how a subject's jobs are stopped when it is erased.
@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipautt.files import sync_folder, write_json
+from clipautt.files import locked, sync_folder, write_json
 from clipautt.subjects import checked_subject
-from ray_jobs.serve.locks import Alive, is_alive, locked
+from ray_jobs.serve.alive import Alive, is_alive
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.asked import Pipeline
 from ray_jobs.serve.web.keys import Who
@@ -334,7 +334,7 @@ class Jobs:
             path.unlink(missing_ok=True)
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return locked(self.folder / ".lock")
+        return locked(self.folder / "jobs")
 
     def _path(self, job_id: str) -> Path:
         return self.folder / f"{job_id}.json"

@@ -6,17 +6,14 @@ routes, codes, stages and deployments, never what a request says.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from ray_jobs.serve.refusals import KINDS
 
-Stage = Literal["decode", "encode", "personalize"]
-State = Literal["waiting", "working"]
 STAGES = ("receive", "wait", "decode", "encode", "predict", "adapt")
 """Fields of `Timings` that are seconds."""
 
@@ -48,7 +45,7 @@ class Metrics:
         )
         self._failures = named(Counter, "failures_total", "Requests and live sessions refused, by reason", "reason")
         self._uploaded = named(Counter, "upload_bytes_total", "Bytes of request bodies that were received")
-        self._queue = named(Gauge, "queue", "Requests that wait for a stage or are in it", "stage", "state")
+        self._queue = named(Gauge, "queue", "Videos that are in work, and those that wait for a worker", "state")
         self._stages = named(Histogram, "stage_seconds", "Time of a video in a stage", "stage", buckets=_SECONDS)
         self._batches = named(
             Histogram, "batch_videos", "Videos that a video was encoded together with, itself included", buckets=_VIDEOS
@@ -110,16 +107,10 @@ class Metrics:
         """Set how many live sessions are open."""
         self._live_clients.set(number)
 
-    @contextlib.contextmanager
-    def queued(self, stage: Stage, state: State) -> Iterator[None]:
-        """A request waits for a stage, or is in it, inside this block; for what this process sees itself."""
-        with self._queue.labels(stage, state).track_inprogress():
-            yield
-
-    def set_queue(self, stage: Stage, *, waiting: int, working: int) -> None:
-        """Set how many requests wait for a stage and are in it, where not `queued` but a deployment counts them."""
-        self._queue.labels(stage, "waiting").set(waiting)
-        self._queue.labels(stage, "working").set(working)
+    def watch_queue(self, working: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Ask for the videos in work, and those that wait, whenever the figures are read."""
+        self._queue.labels("working").set_function(working)
+        self._queue.labels("waiting").set_function(waiting)
 
     def set_ready(self, replicas: Mapping[str, int]) -> None:
         """Set how many replicas of each deployment are ready."""

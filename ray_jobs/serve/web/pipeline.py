@@ -54,6 +54,16 @@ class Queue:
         self.inside = 0
         self._seconds = _FIRST_GUESS_SECONDS
 
+    @property
+    def working(self) -> int:
+        """Videos in work."""
+        return min(self.inside, self.capacity.at_once)
+
+    @property
+    def waiting(self) -> int:
+        """Videos that wait for a worker."""
+        return self.inside - self.working
+
     def full(self) -> Refusal | None:
         """Why no further video is accepted; None if there is room."""
         if self.inside < self.capacity.at_once + self.capacity.waiting:

@@ -109,9 +109,11 @@ class Web:
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas, lambda: self._pipeline.answered)
         self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
+        queue = self._pipeline.queue
+        self._metrics.watch_queue(lambda: queue.working, lambda: queue.waiting)
         self._metrics.watch_spool(lambda: self._spool.used)
         self._annotated = AnnotatedVideos(
-            setup.spool / "annotated", seconds=setup.annotated_seconds, max_bytes=_ANNOTATED_BYTES
+            self._spool.folder / "annotated", seconds=setup.annotated_seconds, max_bytes=_ANNOTATED_BYTES
         )
         self._jobs = Jobs(setup.folder / "jobs", setup.spool / "jobs", self._pipeline)
         self._listener = Listener(self._application(), host=setup.host, port=setup.port, config=setup.connections)

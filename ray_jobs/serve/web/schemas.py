@@ -147,7 +147,8 @@ class Models(BaseModel):
     limits: dict[str, float] = Field(
         description="Limits of an upload: max_bytes, max_seconds, max_pixels, max_frames, max_videos"
     )
-    adapt: str = Field(description="Method of adapt=per_video and adapt=online", examples=["infomax_kl"])
+    adapt: str = Field(description="How stored subjects are personalized, by PUT and by adapt=online")
+    per_video: str = Field(description="How adapt=per_video tunes")
     keys_needed: bool = Field(description="Whether requests need an API key")
 
 

@@ -21,7 +21,7 @@ from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
 from clipautt.features.clip_features import encode_clip
 from clipautt.video.decoding import DecodeError
-from ray_jobs.serve.locks import Alive, is_alive
+from ray_jobs.serve.alive import Alive, is_alive
 from ray_jobs.serve.model.personalized import Sent, personalize
 from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError

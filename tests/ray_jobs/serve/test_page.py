@@ -146,7 +146,7 @@ def fixed_models() -> dict[str, Any]:
     }
     models = [model | {"name": "pain", "rendered_only": True}, model | {"name": "stress", "rendered_only": False}]
     limits = {"max_bytes": 300_000, "max_seconds": 4, "max_pixels": 1e6, "max_frames": 100, "max_videos": 2}
-    facts = {"models": models, "limits": limits, "adapt": "infomax_kl", "keys_needed": True}
+    facts = {"models": models, "limits": limits, "adapt": "default", "per_video": "entropy", "keys_needed": True}
     return schemas.Models.model_validate(facts).model_dump()
 
 

@@ -480,8 +480,11 @@ def test_requests_of_one_subject_at_once_lose_none(store: SubjectStore, source: 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (AdaptConfig(ZeroShot()), "adapt.method=zero_shot with these settings adapts nothing, so that adapt=per_video"),
-        (adapt_config(), "adapt.method=clip_autt with these settings adapts nothing"),
+        (
+            AdaptConfig(ZeroShot()),
+            "per_video.method=zero_shot with these settings adapts nothing, so that adapt=per_video",
+        ),
+        (adapt_config(), "per_video.method=clip_autt with these settings adapts nothing"),
         (
             changed(TUNED, prior="estimate"),
             "adapt.prior=estimate needs all clips of a subject together, but the server",
