@@ -41,7 +41,11 @@ KINDS: dict[str, tuple[int, str, str]] = {
     ),
     "no_label": (422, "The video has no window that can be predicted", "send a longer video that shows the face"),
     "not_finite": (422, "The model's numbers are not finite", "send another video"),
-    "cannot_adapt": (422, "Personalization is not possible with these settings", "see the message"),
+    "cannot_adapt": (
+        422,
+        "Personalization is not possible here",
+        "ask whoever runs the server for another setting `adapt`",
+    ),
     "rate_limited": (429, "More requests than this key may send", "wait as long as Retry-After says"),
     "session_over": (429, "The live session has lasted as long as allowed", "start another one"),
     "failed": (

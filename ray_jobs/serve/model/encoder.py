@@ -383,7 +383,7 @@ def _check(predictor: Predictor) -> None:
 def _facts(name: str, predictor: Predictor) -> dict[str, Any]:
     source = predictor.source
     spec, footage = source.checkpoint.spec, source.footage
-    frames = spec.features.frames
+    frames, codes = spec.features.frames, list(action_unit_columns(spec.phrases))
     return {
         "name": name,
         "classes": list(spec.classes),
@@ -394,5 +394,6 @@ def _facts(name: str, predictor: Predictor) -> dict[str, Any]:
         "detector": frames.faces.detector,
         "frames_per_second": frames.sampling.frames_per_second,
         "window_frames": source.window.length,
-        "action_units": {code: title_of(code) for code in action_unit_columns(spec.phrases)},
+        "action_units": {code: title_of(code) for code in codes},
+        "not_learned": list(source.backbone.facts.not_learned(codes)),
     }

@@ -193,14 +193,16 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         who = parts.gate.admit(request, "predict")
         return Subjects(subjects=_value(await parts.pipeline.subjects(who)))
 
-    @app.get("/v1/subjects/{subject_id}", summary="What is stored of a subject", responses=_errors("unknown_subject"))
+    @app.get(
+        "/v1/subjects/{subject_id:path}", summary="What is stored of a subject", responses=_errors("unknown_subject")
+    )
     async def subject(request: Request, subject_id: _ID) -> Subject:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
         return Subject(**_value(await parts.pipeline.subject(who, subject_id)))
 
     @app.put(
-        "/v1/subjects/{subject_id}",
+        "/v1/subjects/{subject_id:path}",
         summary="Personalize to a subject in the background; a resting face of a few seconds is enough by default",
         status_code=202,
         response_model=Job,
@@ -218,7 +220,9 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         return JSONResponse(job, 202, {"Location": f"/v1/jobs/{job['job']}"})
 
     @app.delete(
-        "/v1/subjects/{subject_id}", summary="Erase what is stored of a subject", responses=_errors("unknown_subject")
+        "/v1/subjects/{subject_id:path}",
+        summary="Erase what is stored of a subject",
+        responses=_errors("unknown_subject"),
     )
     async def erase(request: Request, subject_id: _ID) -> Erased:
         who = parts.gate.admit(request, "personalize")

@@ -143,6 +143,7 @@ def fixed_models() -> dict[str, Any]:
         "frames_per_second": 12.5,
         "window_frames": 6,
         "action_units": {},
+        "not_learned": [],
     }
     models = [model | {"name": "pain", "rendered_only": True}, model | {"name": "stress", "rendered_only": False}]
     limits = {"max_bytes": 300_000, "max_seconds": 4, "max_pixels": 1e6, "max_frames": 100, "max_videos": 2}
