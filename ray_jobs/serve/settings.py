@@ -6,6 +6,7 @@ In: the command line. Out: a `ServeConfig`, whose paths are absolute and whose c
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,10 @@ from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.serve.key_command import FILE as KEYS_FILE
 from ray_jobs.serve.video_check import Limits
+from ray_jobs.serve.web.door import parse_origin
 from ray_jobs.serve.web.keys import needs_keys, open_keys
 
+_PATH = re.compile(r"[\w.~/-]*", re.ASCII)
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -113,6 +116,10 @@ class ServeConfig:
             raise ValueError("models={}: give at least one, as in models={pain: FOLDER}; or leave it out")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both, or none")
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise ValueError(f"name={self.name!r}: should be the name of a folder, such as clinic")
+        if self.public_url is not None:
+            _check_address(self.public_url)
         for what, least, most in (
             ("decoders", self.decoders, self.max_decoders),
             ("encoders", self.encoders, self.max_encoders),
@@ -172,3 +179,22 @@ class ServeConfig:
         scheme = "https" if self.tls_certificate else "http"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
+
+
+def _check_address(url: str) -> None:
+    """Refuse what cannot stand before the paths of answers.
+
+    Raises:
+        ValueError: it is no address of a server.
+    """
+    scheme, mark, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    try:
+        parse_origin(f"{scheme}{mark}{host}")
+    except ValueError:
+        path = "?"
+    if not _PATH.fullmatch(path):
+        raise ValueError(
+            f"public_url={url!r}: should be the address of a server, such as https://clinic.example or "
+            "https://clinic.example/face"
+        )

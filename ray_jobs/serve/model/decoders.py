@@ -28,8 +28,10 @@ from clipautt.video.stills import Sighting, Still, StillReader
 from clipautt.video.whole import DecodedClip, TooManyFramesError, decode_clip
 from ray_jobs.serve.model.check import decode_check
 from ray_jobs.serve.model.messages import Decoded, NotHere, Served
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.video_check import Limits, check_video, without_paths
+from ray_jobs.serve.web.spool import Spool
 
 _T = TypeVar("_T")
 _NICENESS = 5
@@ -49,7 +51,7 @@ class Decoding:
     at_once: int
     """Videos that are decoded at the same time."""
     spool: str
-    """Folder for the content of uploads that came to another node."""
+    """Private folder; below it lies the content of uploads that came to another node."""
 
 
 class Decoders:
@@ -65,6 +67,8 @@ class Decoders:
     def __init__(self, decoding: Decoding) -> None:
         os.nice(_NICENESS)
         self._decoding = decoding
+        private_folder(Path(decoding.spool))
+        self._scratch = Spool(Path(decoding.spool) / "decoders", max_bytes=0, free_bytes=0)
         self._served = {one.name: one for one in decoding.served}
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
         self._drawing = ThreadPoolExecutor(1, "draw")
@@ -75,6 +79,11 @@ class Decoders:
         self._readers = {one.name: readers[one.pixels] for one in decoding.served}
         for frames in {one.pixels: one.frames for one in decoding.served}.values():
             decode_check(frames, decoding.reading)
+
+    def __del__(self) -> None:
+        """Called by Ray Serve when the replica is to end; what one that was killed has left, the next one removes."""
+        if hasattr(self, "_scratch"):
+            self._scratch.close()
 
     async def decode(
         self, path: str, models: Sequence[str], content: npt.NDArray[np.uint8] | None = None
@@ -138,7 +147,7 @@ class Decoders:
         here = os.path.isdir(os.path.dirname(target))
         if content is None and not os.path.isfile(path):
             return NotHere()
-        with self._file(path, content) as file, tempfile.TemporaryDirectory(prefix="clipautt-draw-") as folder:
+        with self._file(path, content) as file, tempfile.TemporaryDirectory(dir=self._scratch.folder) as folder:
             written = Path(target) if here else Path(folder) / "annotated.mp4"
             try:
                 write_annotated(file, answer, written, limits=self._decoding.reading)
@@ -158,7 +167,7 @@ class Decoders:
         if content is None:
             yield Path(path)
             return
-        with tempfile.NamedTemporaryFile(dir=self._decoding.spool, prefix="decoder-") as file:
+        with tempfile.NamedTemporaryFile(dir=self._scratch.folder) as file:
             file.write(content.data)
             file.flush()
             yield Path(file.name)
@@ -179,4 +188,5 @@ class Decoders:
 
 def _said(error: Exception, path: Path) -> str:
     """An error about a file of this machine, for the person who sent it."""
-    return without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")
+    said = without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")
+    return said.replace(path.name, "the video")

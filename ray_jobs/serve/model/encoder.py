@@ -207,6 +207,7 @@ class Encoder:
                 predictor,
                 clip,
                 config=config.adapt,
+                ticket=ask.ticket,
                 tuning=config.tuning,
             )
             prediction, before = adapted.prediction, adapted.before
@@ -247,12 +248,12 @@ class Encoder:
         return await self._refusing(self._heads, self._store.describe, who, subject_id, prints)
 
     async def ticket(self, who: Who, subject_id: str, models: Sequence[str]) -> tuple[int, list[Path]] | Refusal:
-        """Begin a personalization: its ticket, and the kept videos that have to be encoded again."""
+        """Begin a personalization: its ticket, and the kept videos that have to be encoded again for these models."""
         sources = {name: self._predictors[name].source for name in models}
 
         def begun() -> tuple[int, list[Path]]:
             ticket = self._store.ticket(who, subject_id)
-            return ticket, to_encode_again(self._store, who, subject_id, sources)
+            return ticket, to_encode_again(self._store, who, subject_id, sources) if sources else []
 
         return await self._refusing(self._heads, begun)
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,12 @@ class ServePipeline:
         return tuple(dict.fromkeys(models)) or (self._names if every else self._names[:1])
 
     async def _predict(self, upload: Upload, models: tuple[str, ...], ask: Ask) -> dict[str, Any] | Refusal:
-        asked = Ask(ask.who, models, ask.subject_id, ask.adapt)
+        asked = replace(ask, models=models)
+        if ask.adapt == "online":
+            begun = await _control(self._encoder.ticket.remote(ask.who, ask.subject_id, ()))
+            if isinstance(begun, Refusal):
+                return begun
+            asked = replace(asked, ticket=begun[0])
         attempts = 1 if ask.adapt == "online" else _ATTEMPTS  # an online one may have changed what is stored
         for attempt in range(attempts):
             decoded = await self._decoded(upload, models)
