@@ -6,6 +6,7 @@ In: the command line. Out: a `ServeConfig`, whose paths are absolute and whose c
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,10 @@ from ray_jobs.serve.key_command import FILE as KEYS_FILE
 from ray_jobs.serve.video_check import Limits
 from ray_jobs.serve.web.keys import needs_keys, open_keys
 
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+"""Names of servers and models."""
+ALLOWED_NAME = "allowed: letters, digits and . _ -, at most 64"
+"""What `NAME` says."""
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -107,6 +112,8 @@ class ServeConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r}: {ALLOWED_NAME}")
         if self.models is not None and self.checkpoint is not None:
             raise ValueError("models=… and checkpoint=…: give one of them; models={NAME: FOLDER} names a model")
         if self.models is not None and not self.models:
@@ -129,6 +136,11 @@ class ServeConfig:
     def folder(self) -> Path:
         """Where the server keeps what outlives it."""
         return Path(self.runs) / "serve" / self.name
+
+    @property
+    def application(self) -> str:
+        """Name of the Ray Serve application."""
+        return f"clipautt-{self.name}"
 
     @property
     def keys(self) -> Path:
