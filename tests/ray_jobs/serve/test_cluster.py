@@ -53,7 +53,6 @@ def ports(no_ray: None, tmp_path: Path) -> Iterator[tuple[int, int]]:
             yield found
         finally:
             nodes.shutdown()  # type: ignore[no-untyped-call]
-    assert not [path for spool in spools for path in spool.rglob("*") if path.is_file() and path.name != "lock"]
 
 
 def deployed(folder: Path, port: int, *words: str) -> str:
@@ -70,9 +69,13 @@ def deployed(folder: Path, port: int, *words: str) -> str:
     return f"http://127.0.0.1:{port}"
 
 
+def files_in(spool: Path) -> list[Path]:
+    return [path for path in spool.rglob("*") if path.is_file() and path.name != "lock"]
+
+
 def finished(url: str, job: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + 60
-    while job["status"] in ("queued", "running") and time.monotonic() < deadline:
+    while job["status"] in ("waiting", "running") and time.monotonic() < deadline:
         time.sleep(0.1)
         job = httpx.get(f"{url}/v1/jobs/{job['job']}").json()
     return job
@@ -99,6 +102,7 @@ def test_servers_of_a_cluster_whose_nodes_share_no_uploads(
         sent = {"files": {"video": content}, "data": {"keep": "true"}}
         job = finished(url, httpx.put(f"{url}/v1/subjects/anna", **sent, timeout=60).json())
         assert (job["status"], job["subject"] and job["subject"]["kept_clips"]) == ("done", number), job
+    assert files_in(ServeConfig(port=ports[0]).spool / "decoders") == []
     kept = (tmp_path / "runs/serve/server/subjects").rglob(".clips/anna/*")
     assert sorted(path.read_bytes() for path in kept) == sorted([video, other])
 
