@@ -26,6 +26,10 @@ from ray_jobs.serve.web.door import parse_origin
 from ray_jobs.serve.web.keys import needs_keys, open_keys
 
 _PATH = re.compile(r"[\w.~/-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+"""Names of servers and models."""
+ALLOWED_NAME = "allowed: letters, digits and . _ -, at most 64"
+"""What `NAME` says."""
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -110,6 +114,8 @@ class ServeConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r}: {ALLOWED_NAME}")
         if self.models is not None and self.checkpoint is not None:
             raise ValueError("models=… and checkpoint=…: give one of them; models={NAME: FOLDER} names a model")
         if self.models is not None and not self.models:
@@ -136,6 +142,11 @@ class ServeConfig:
     def folder(self) -> Path:
         """Where the server keeps what outlives it."""
         return Path(self.runs) / "serve" / self.name
+
+    @property
+    def application(self) -> str:
+        """Name of the Ray Serve application."""
+        return f"clipautt-{self.name}"
 
     @property
     def keys(self) -> Path:

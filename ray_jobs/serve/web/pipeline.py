@@ -204,7 +204,11 @@ class ServePipeline:
             videos.append((path, await self._decoded(Upload(path, path.stat().st_size), models)))
             on_clip()
         work = Personalizing(who, subject_id, tuple(videos), tuple(models), keep, ticket)
-        return await _asked(self._encoder.personalize.remote(work))
+        found = await _asked(self._encoder.personalize.remote(work))
+        if isinstance(found, NotHere):
+            contents = await asyncio.to_thread(_in_object_store, clips)
+            found = await _asked(self._encoder.personalize.remote(replace(work, contents=contents)))
+        return found
 
     async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `Encoder.erase`; every replica forgets the subject."""
@@ -236,6 +240,13 @@ class ServePipeline:
 
     def _annotated(self, upload: Upload, answer: dict[str, Any], target: Path, content: Any) -> Awaitable[Any]:
         return _asked(self._decoders.annotate.remote(str(upload.path), answer, str(target), content))
+
+
+def _in_object_store(paths: Sequence[Path]) -> dict[Path, Any]:
+    """File → reference of its bytes."""
+    import ray
+
+    return {path: ray.put(np.fromfile(path, np.uint8)) for path in paths}
 
 
 async def _control(work: Awaitable[Any]) -> Any:
