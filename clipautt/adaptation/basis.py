@@ -54,7 +54,7 @@ class Basis:
         frames = f"{_counted(self.num_frames, 'frame')} ({self.seconds:.1f} s)"
         return (
             f"The personalization rests on {frames}; with fewer than {FEWEST_FRAMES} it is not clearly better than "
-            "none: give `clipautt personalize` more video of the person."
+            "none: use more video of the person."
         )
 
 

@@ -63,8 +63,8 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "not_finite": (422, "The model's numbers are not finite", "send another video"),
     "cannot_adapt": (
         422,
-        "Personalization is not possible with these settings",
-        "send adapt=none, or have the server's settings changed",
+        "Personalization is not possible here",
+        "send adapt=none, or ask whoever runs the server for another setting `adapt`",
     ),
     "rate_limited": (429, "More requests than this key may send", "wait as long as Retry-After says"),
     "session_over": (429, "The live session has lasted as long as allowed", "start another one"),

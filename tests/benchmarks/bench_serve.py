@@ -10,6 +10,7 @@ predictor and of the server take turns. Bare and batched is: all clips encoded o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,29 @@ import numpy as np
 
 from clipautt.files import write_json
 from ray_jobs.platform.progress import table
-from tests.benchmarks.bench_extract import write_videos
 from tests.benchmarks.bench_predict_many import write_checkpoint
 from tests.benchmarks.machine import machine
-from tests.support.server_process import MemoryWatch, Server, memory_by_name, serving
+from tests.support.fakes import write_video
+from tests.support.photograph import photograph
+from tests.support.server_process import MemoryWatch, Server, cpu_seconds, memory_by_name, serving
 
 PARTS = ("latency", "live", "memory", "overload", "kill")
 _RESULT = Path("runs/bench/serve.json")
 _CONCURRENCY = (1, 8, 32)
 _LIVE_RATE, _LIVE_SECONDS = 12, 20
+_VIDEOS, _FRAMES = 8, 75
 _UPLOADS, _UPLOAD_BYTES = 20, 49_900_000
 _WARM_SHARE = 0.2
 """Share of the overload after which memory is taken to be warm."""
+
+
+def cpu_per_clip(server: Server, videos: Sequence[Path], clips: int) -> dict[str, float]:
+    """Processor time of each kind of process for a clip, eight at once, milliseconds; other work on the machine, which
+    makes all of it take longer, hardly changes it."""
+    before = cpu_seconds(server.pid)
+    answered = load("closed", server.url, 8, 4 * clips, *videos)["accepted"]
+    after = cpu_seconds(server.pid)
+    return {name: 1000 * (used - before.get(name, 0.0)) / answered for name, used in after.items()}
 
 
 class Bare:
@@ -59,6 +71,13 @@ class Bare:
         """Clips per second where all are predicted together."""
         videos = [*self._videos] * times
         return len(videos) / timed(lambda: self._batched(videos))
+
+    def cpu_per_clip(self, times: int = 4) -> float:
+        """Processor time of a clip where all are predicted together, decoding included, milliseconds."""
+        videos = [*self._videos] * times
+        before = sum(cpu_seconds(os.getpid()).values())
+        self._batched(videos)
+        return 1000 * (sum(cpu_seconds(os.getpid()).values()) - before) / len(videos)
 
     def _batched(self, videos: Sequence[Path]) -> None:
         from clipautt.clips import Clip
@@ -98,6 +117,32 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
     return figures
 
 
+def write_faces(folder: Path) -> list[Path]:
+    """Videos of 3 s in 640 × 480 with a moving face that fills the picture, as is needed without a detector."""
+    return [
+        write_video(
+            folder / f"{number}.mp4",
+            np.stack(
+                [photograph(310 + 5 * number + i % 20, 240 + i % 10, 3.4, size=(480, 640)) for i in range(_FRAMES)]
+            ),
+        )
+        for number in range(_VIDEOS)
+    ]
+
+
+@contextlib.contextmanager
+def pinging(server: Server, found: dict[str, Any]) -> Iterator[None]:
+    """A process asks whether the server is alive while the block runs; its times are put into `found`."""
+    process = begin_load("ping", server.url)
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        figures = finished(process)
+        found |= {"ping_ms": figures["accepted_ms"], "pings_failed": figures["requests"] - figures["accepted"]}
+
+
 def latency(server: Server, bare: Bare, videos: Sequence[Path], *, rounds: int, clips: int) -> dict[str, Any]:
     """Latency and throughput of the server and of the bare predictor, medians over rounds."""
     bare.one_by_one()
@@ -117,7 +162,8 @@ def latency(server: Server, bare: Bare, videos: Sequence[Path], *, rounds: int, 
     one = statistics.median(np.median(times) for times in found["bare one"])
     batched = statistics.median(found["bare batched"])
     served = {many: _middle(found[f"server {many}"]) for many in _CONCURRENCY}
-    return {"bare_p50_ms": one, "bare_per_second": batched, "server": served}
+    cpu = {"bare": bare.cpu_per_clip()} | cpu_per_clip(server, videos, clips)
+    return {"bare_p50_ms": one, "bare_per_second": batched, "server": served, "cpu_ms_per_clip": cpu}
 
 
 def _middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -138,6 +184,8 @@ def show_latency(found: dict[str, Any]) -> None:
         rows.append((f"server, {many} at once", *shown, over, f"{one['per_second']:.1f}", share))
     rows.append(("bare, batched", "", "", "", "", f"{found['bare_per_second']:.1f}", "100 %"))
     table(rows, ["", "p50 ms", "p95 ms", "p99 ms", "over bare", "clips/s", "of bare, batched"])
+    used = {name: f"{ms:.0f}" for name, ms in found["cpu_ms_per_clip"].items() if ms >= 0.5}
+    table([tuple(used.values())], ["processor time of a clip, ms: " + "bare, batched", *list(used)[1:]])
 
 
 def live(server: Server, video: Path) -> dict[str, Any]:
@@ -157,19 +205,22 @@ def memory(server: Server, video: Path, folder: Path) -> dict[str, Any]:
     """Memory of all processes while large files are uploaded at once, against idle."""
     large = write_large(video, folder / "large.mp4")
     idle = memory_by_name(server.pid)
-    with MemoryWatch(server.pid, 0.2) as watch:
+    pings: dict[str, Any] = {}
+    with MemoryWatch(server.pid, 0.2) as watch, pinging(server, pings):
         figures = load("at-once", server.url, _UPLOADS, large)
     large.unlink()
     highest = {name: max((found.get(name, 0.0) for _, found in watch.samples), default=0.0) for name in idle}
-    return {"idle_mb": sum(idle.values()), "peak_mb": watch.peak_mb, "idle": idle, "highest": highest} | figures
+    sizes = {"idle_mb": sum(idle.values()), "peak_mb": watch.peak_mb, "idle": idle, "highest": highest}
+    return sizes | figures | pings
 
 
 def overload(server: Server, videos: Sequence[Path], *, rate: float, minutes: float) -> dict[str, Any]:
     """Requests far faster than they can be answered."""
-    with MemoryWatch(server.pid, max(1.0, minutes)) as watch:
+    pings: dict[str, Any] = {}
+    with MemoryWatch(server.pid, max(1.0, minutes)) as watch, pinging(server, pings):
         figures = load("open", server.url, rate, 60 * minutes, *videos)
     time.sleep(3)
-    return figures | {"rate": rate, "memory": drift(watch), "files_left": server.files()}
+    return figures | pings | {"rate": rate, "memory": drift(watch), "files_left": server.files()}
 
 
 def drift(watch: MemoryWatch) -> dict[str, dict[str, float]]:
@@ -211,10 +262,11 @@ def kill(server: Server, videos: Sequence[Path], deployment: str, *, clips: int)
     """What it costs that a replica is killed under load."""
     loading = begin_load("closed", server.url, 8, 4 * clips, *videos)
     time.sleep(3)
-    os.kill(server.replica(deployment), signal.SIGKILL)
+    before = server.replicas(deployment)
+    os.kill(min(before), signal.SIGKILL)
     began = time.monotonic()
-    while server.status("/readyz", 2) == 200 and time.monotonic() - began < 3:
-        time.sleep(0.02)
+    while not server.replicas(deployment) - before:
+        time.sleep(0.05)
     server.wait_until_ready()
     seconds = time.monotonic() - began
     figures = finished(loading)
@@ -245,7 +297,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{found['machine']}; embedded backbone, videos of 3 s in 640 × 480", flush=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        videos, checkpoint = write_videos(folder), write_checkpoint(folder / "checkpoint")
+        videos, checkpoint = write_faces(folder), write_checkpoint(folder / "checkpoint")
         settings = [f"checkpoint={checkpoint}", *options.get("serve", "").split()]
         with serving(folder, settings) as server:
             for part in PARTS:
@@ -278,7 +330,7 @@ def run(
         found = memory(server, videos[0], folder)
         ends = f"{found['accepted']} answered, {found['refused']} refused"
         sizes = f"{found['idle_mb']:.0f} MB idle, {found['peak_mb']:.0f} MB peak"
-        print(f"{_UPLOADS} uploads of 50 MB at once ({ends}): {sizes}")
+        print(f"{_UPLOADS} uploads of 50 MB at once ({ends}): {sizes}; /healthz {_times(found['ping_ms'])} ms")
     elif part == "overload":
         known = before.get("latency", {}).get("server", {}).get(8, {}).get("per_second")
         known = known or load("closed", server.url, 8, 64, *videos)["per_second"]

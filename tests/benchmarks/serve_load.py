@@ -6,6 +6,7 @@ Each part prints one line of JSON. Bodies are made once, so that the load itself
     python -m tests.benchmarks.serve_load open http://127.0.0.1:8000 60 600 a.mp4 b.mp4
     python -m tests.benchmarks.serve_load at-once http://127.0.0.1:8000 20 large.mp4
     python -m tests.benchmarks.serve_load live http://127.0.0.1:8000 12 20 a.mp4
+    python -m tests.benchmarks.serve_load ping http://127.0.0.1:8000        # until SIGTERM
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import io
 import itertools
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -29,7 +31,7 @@ _BOUNDARY = "0b8b1d1f3f5b4f0e"
 _SECONDS = 240.0
 _KIND = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
 _PING_SECONDS = 0.25
-_TRIES = 20
+_TRIES, _PAUSE, _NOBODY = 60, 0.25, "ClientConnectorError"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,6 @@ class Load:
 
     def __init__(self, url: str, session: aiohttp.ClientSession, bodies: Sequence[bytes]) -> None:
         self.outcomes: list[Outcome] = []
-        self.pings: list[Outcome] = []
         self._url, self._session = url, session
         self._bodies = itertools.cycle(bodies)
         self._began = time.perf_counter()
@@ -94,7 +95,7 @@ class Load:
     async def ping(self) -> None:
         """Ask whether the server is alive, until cancelled."""
         while True:
-            self.pings.append(await self._outcome(self._session.get(f"{self._url}/healthz")))
+            self.outcomes.append(await self._outcome(self._session.get(f"{self._url}/healthz")))
             await asyncio.sleep(_PING_SECONDS)
 
     @property
@@ -111,17 +112,18 @@ def _code(content: bytes) -> str:
 
 
 async def closed(load: Load, concurrency: int, count: int) -> None:
-    """`count` answers, so many clients at once: each sends its next video when the last one is answered, and sends a
-    refused one again after as long as it is told."""
+    """`count` answers, so many clients at once: each sends its next video when the last one is answered, a refused one
+    again after as long as it is told, and one for which nobody listened again in a moment."""
     left = iter(range(count))
 
     async def client() -> None:
         for _ in left:
             for _ in range(_TRIES):
                 outcome = await load.predict()
-                if outcome.retry_seconds is None:
+                pause = _PAUSE if outcome.problem == _NOBODY else outcome.retry_seconds
+                if pause is None:
                     break
-                await asyncio.sleep(outcome.retry_seconds)
+                await asyncio.sleep(pause)
 
     await asyncio.gather(*[client() for _ in range(concurrency)])
 
@@ -152,8 +154,6 @@ def summary(load: Load) -> dict[str, Any]:
         "refused_ms": percentiles([one.seconds for one in refused]),
         "without_retry_after": sum(one.retry_seconds is None for one in refused),
         "problems": dict(Counter(f"{one.status} {one.problem}" for one in [*refused, *others])),
-        "ping_ms": percentiles([one.seconds for one in load.pings if one.status == 200]),
-        "pings_failed": sum(one.status != 200 for one in load.pings),
     }
 
 
@@ -165,16 +165,22 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return dict(zip(("p50", "p95", "p99", "max"), values.round(2).tolist(), strict=True))
 
 
-async def loaded(url: str, files: Sequence[str], work: Callable[[Load], Awaitable[None]], *, ping: bool) -> Load:
+async def pinged(load: Load) -> None:
+    """Ask whether the server is alive until this process is told to end."""
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    pinging = asyncio.create_task(load.ping())
+    await told.wait()
+    pinging.cancel()
+
+
+async def loaded(url: str, files: Sequence[str], work: Callable[[Load], Awaitable[None]]) -> Load:
     """Run some load."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         load = Load(url, session, [body_of(file) for file in files])
-        pinging = asyncio.create_task(load.ping()) if ping else None
         await work(load)
-        if pinging is not None:
-            pinging.cancel()
     return load
 
 
@@ -240,15 +246,17 @@ def main(arguments: Sequence[str]) -> None:
     files: Sequence[str]
     if kind == "closed":
         first, second, *files = more
-        load = asyncio.run(loaded(url, files, lambda one: closed(one, int(first), int(second)), ping=False))
+        load = asyncio.run(loaded(url, files, lambda one: closed(one, int(first), int(second))))
     elif kind == "open":
         first, second, *files = more
-        load = asyncio.run(loaded(url, files, lambda one: open_loop(one, float(first), float(second)), ping=True))
+        load = asyncio.run(loaded(url, files, lambda one: open_loop(one, float(first), float(second))))
     elif kind == "at-once":
         first, *files = more
-        load = asyncio.run(loaded(url, files, lambda one: closed(one, int(first), int(first)), ping=True))
+        load = asyncio.run(loaded(url, files, lambda one: closed(one, int(first), int(first))))
+    elif kind == "ping":
+        load = asyncio.run(loaded(url, (), pinged))
     else:
-        raise SystemExit(f"{kind!r}: allowed: closed, open, at-once, live")
+        raise SystemExit(f"{kind!r}: allowed: closed, open, at-once, live, ping")
     print(json.dumps(summary(load)))
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+OBJECT_STORE = "object store"
 _START_SECONDS = 300.0
 _REPLICA = "ServeReplica:clipautt:"
 _KNOWN = ("raylet", "gcs_server", "plasma", "log_monitor", "dashboard", "monitor", "runtime_env")
@@ -60,17 +61,14 @@ class Server:
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def replica(self, deployment: str) -> int:
-        """The process of a deployment."""
-        found = [pid for pid, name in processes(self.pid).items() if name == deployment]
-        if not found:
-            raise LookupError(f"no process of the deployment {deployment}")
-        return found[0]
+    def replicas(self, deployment: str) -> set[int]:
+        """The processes of a deployment."""
+        return {pid for pid, name in processes(self.pid).items() if name == deployment}
 
     def files(self) -> list[str]:
-        """What lies in temporary folders of the server, Ray's own aside."""
-        roots = [self.folder / "tmp", *(self.folder / "runs" / "serve").glob("*/spool")]
-        return [str(path) for root in roots for path in root.rglob("*") if path.is_file() and "/ray" not in str(path)]
+        """What lies in the server's temporary folder, locks and the log of Ray's start aside."""
+        found = (self.folder / "tmp").rglob("*")
+        return [str(path) for path in found if path.is_file() and path.name != "lock" and path.suffix != ".log"]
 
 
 @contextlib.contextmanager
@@ -141,20 +139,35 @@ def _name_of(pid: int) -> str:
     return "clipautt serve" if "ray_jobs.cli" in line else "others"
 
 
-def memory_mb(pid: int) -> float:
-    """Proportional share of memory, MB; 0 if the process has gone."""
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Proportional share of memory, MB, without and of shared memory; 0 if the process has gone."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Pss:")), 0.0)
+        return 0.0, 0.0
+    sizes = {name: int(size) * 1024 / 1e6 for name, size, *_ in map(str.split, lines)}
+    shared = sizes.get("Pss_Shmem:", 0.0)
+    return sizes.get("Pss:", 0.0) - shared, shared
 
 
 def memory_by_name(root: int) -> dict[str, float]:
-    """What each kind of process holds, MB."""
+    """What each kind of process holds, MB; the object store, which all of them map, by itself."""
+    found = {OBJECT_STORE: 0.0}
+    for pid, name in processes(root).items():
+        own, shared = memory_mb(pid)
+        found[name] = found.get(name, 0.0) + own
+        found[OBJECT_STORE] += shared
+    return found
+
+
+def cpu_seconds(root: int) -> dict[str, float]:
+    """Processor time that each kind of process has used, with that of its children that have ended."""
+    ticks = os.sysconf("SC_CLK_TCK")
     found: dict[str, float] = {}
     for pid, name in processes(root).items():
-        found[name] = found.get(name, 0.0) + memory_mb(pid)
+        with contextlib.suppress(OSError):
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[name] = found.get(name, 0.0) + sum(map(int, values[11:15])) / ticks
     return found
 
 

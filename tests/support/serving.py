@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 
 from clipautt.action_units import VOCABULARY
@@ -24,41 +21,9 @@ from ray_jobs.serve.job import serving
 from ray_jobs.serve.settings import ServeConfig
 from tests.support.configs import adapt_config
 from tests.support.fakes import fake_checkpoint
+from tests.support.server_process import free_port
 
 ODD_SUBJECT = "../Ü b/%2e.. '\"<i>"
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-def face_frames(count: int = 50, *, size: int = 64) -> Frames:
-    """Frames that change in the middle of the clip, so that windows differ."""
-    frames = np.full((count, size, size, 3), 180, np.uint8)
-    frames[:, size // 3 : size // 3 + 4, size // 4 : -size // 4] = 60
-    frames[count // 3 : count // 2, size // 2 :, :, 1] = 30
-    return frames
-
-
-class _Pipe:
-    """A place to write that cannot seek: what is recorded into it has no duration, as from a browser."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self.content += bytes(data)
-        return len(data)
-
-
-def recorded_webm(frames: Frames) -> bytes:
-    """A video as a browser's recorder writes it: WebM without a duration."""
-    pipe = _Pipe()
-    with av.open(pipe, "w", format="webm") as container:
-        stream: Any = container.add_stream("libvpx", rate=25)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return bytes(pipe.content)
 
 
 def small_source(**changes: Any) -> Source:
@@ -87,13 +52,6 @@ def save_model(source: Source, folder: Path) -> Path:
     for subject in ("s1", ODD_SUBJECT):
         save_prompts(folder / "prompts", source.checkpoint, source, subject)
     return folder
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

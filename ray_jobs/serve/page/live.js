@@ -53,7 +53,7 @@ async function start({ name: model, not_learned: left = [] }) {
     if (session !== mine) return mine.socket.close();
     mine.timer = setInterval(() => sendFrame(mine), EVERY_MS);
     rest($("live-rest"), false);
-    status($("live-first").checked ? `Keep a resting face for the first ${REST_SECONDS} seconds…` : "Running.");
+    status($("live-first").checked ? `Keep a resting face for the first ${REST_SECONDS} seconds…` : `Running with model ${model}.`);
   } catch (problem) {
     if (session !== mine) return;
     stopLive("");

@@ -1,7 +1,7 @@
 // The page: a clip goes in, the server's answer is shown. Which model, whose face, and what is told to the person.
 
 import { $, element, rest, sentence, size } from "./dom.js";
-import { ask, askForKeysWith, pause, send, setKey } from "./ask.js";
+import { ask, askForKeysWith, pause, send, setKey, theKey } from "./ask.js";
 import { listenToLive, stopLive } from "./live.js";
 import { listenToPlayer } from "./player.js";
 import { closeRecorder, recording } from "./record.js";
@@ -77,6 +77,7 @@ function showModels() {
   $("adapt").replaceChildren(new Option("No", "none"), new Option(`To this clip alone, by ${served.per_video}`, "per_video"),
     new Option("After this person's earlier clips, and remember it", "online"));
   for (const id of ["choices", "tabs", "clip"]) $(id).hidden = false;
+  $("forget-key").hidden = !theKey();
   modelChanged();
   subjectChanged();
 }
@@ -190,7 +191,7 @@ function openTab(name, focus = false) {
   fail(null);
   if (name === "live") closeRecorder();
   else stopLive();
-  $("person-buttons").hidden = $("personalize-hint").hidden = name === "live"; // They are about the chosen clip.
+  $("person-buttons").hidden = $("personalize-hint").hidden = $("adapt-row").hidden = name === "live"; // They are about the chosen clip.
   $("result").hidden = name === "live" || !$("player").getAttribute("src");
 }
 
@@ -206,6 +207,7 @@ function listen() {
     });
   }
   $("form").addEventListener("submit", predict);
+  $("forget-key").addEventListener("click", () => { setKey(null); location.reload(); });
   $("video").addEventListener("change", () => choose($("video").files[0]));
   $("cancel").addEventListener("click", () => { stopping?.abort(); $("predict").focus(); });
   $("preview").addEventListener("error", () => {

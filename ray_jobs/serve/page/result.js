@@ -43,7 +43,7 @@ function showAnswer(answer, file, model) {
   const before = answer.before;
   $("probabilities").replaceChildren(...shares(answer.probabilities, answer.label, before?.probabilities));
   $("without").hidden = !before;
-  $("without").textContent = before ? `Without personalization: ${before.label ?? "no label"}` : "";
+  $("without").textContent = before ? `Without ${changed(answer)}: ${before.label ?? "no label"}` : "";
   $("moment").textContent = `The answer rests on ${answer.window_start_seconds.toFixed(2)} to `
     + `${answer.window_end_seconds.toFixed(2)} s, where the model is surest.`;
   $("facts").textContent = facts(answer, model);
@@ -65,6 +65,11 @@ function forWhom({ model, personalized_for: subject, adapt }) {
   return sentence(`Model ${model}, ${whom}${how}`);
 }
 
+// What the answer without it lacks.
+function changed({ personalized_for: subject }) {
+  return subject ? "personalization" : "adaptation";
+}
+
 function facts({ seconds, timings, checkpoint, decoder }, { backbone }) {
   const parts = Object.entries(timings).filter(([name]) => name !== "batch_videos" && timings[name] >= 0.005);
   const spent = parts.map(([name, time]) => `${name} ${time.toFixed(2)}`).join(", ");
@@ -84,7 +89,8 @@ function showUnits(answer) {
   }
   const before = answer.before;
   $("units-title").hidden = !before;
-  $("units-title").textContent = "With personalization";
+  $("units-title").textContent = `With ${changed(answer)}`;
+  $("before-title").textContent = `Without ${changed(answer)}`;
   fillUnits($("units"), answer.top_action_units, true);
   $("units-before").hidden = !before;
   if (before) fillUnits($("units-before-list"), before.top_action_units, false);

@@ -26,10 +26,10 @@ export async function loadSubjects() {
     if (problem.code !== "key_scope") throw problem;
     known.allowed = false;
   }
-  const chosen = chosenSubject();
+  const chosen = chosenSubject(), somebody = $("who").value === NEW ? NEW : "";
   $("who").replaceChildren(new Option("Nobody in particular", ""), new Option("Someone new…", NEW),
     ...known.ids.map((id) => new Option(id, id)));
-  $("who").value = known.ids.includes(chosen) ? chosen : "";
+  $("who").value = known.ids.includes(chosen) ? chosen : somebody;
   $("who-row").hidden = !known.allowed;
   await changed();
 }
@@ -41,7 +41,7 @@ export function chosenSubject() {
 
 // The person whose prompts are to be used: "" for someone of whom nothing is stored yet.
 export function storedSubject() {
-  const chosen = chosenSubject();
+  const chosen = chosenSubject(), somebody = $("who").value === NEW ? NEW : "";
   return known.ids.includes(chosen) ? chosen : "";
 }
 

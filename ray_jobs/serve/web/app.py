@@ -7,7 +7,6 @@ Forms are not parsed by FastAPI, which would hold them in memory, but by `upload
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,11 +17,14 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
+from ray_jobs.serve.web.asgi import refusal_content, refusal_headers
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
 from ray_jobs.serve.web.gate import Gate
@@ -51,7 +53,6 @@ _PAGE = resources.files("ray_jobs.serve") / "page"
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _ID = Annotated[str, InPath(description="Id of the subject")]
 
-logger = logging.getLogger(__name__)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -100,12 +101,20 @@ def make_app(parts: Parts, *, lifespan: Lifespan | None = None) -> FastAPI:
     _add_interface(app, parts)
     _add_watching(app, parts)
     app.add_api_route("/docs", lambda: FileResponse(str(_PAGE / "docs.html")), include_in_schema=False)
+    _answer_head(app)
     app.mount("/", StaticFiles(directory=str(_PAGE), html=True), name="page")
     app.add_exception_handler(RefusedError, _answer_refused)
     app.add_exception_handler(RequestValidationError, _answer_malformed)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_bug)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD is answered as GET, of which the server sends the headers; monitors and proxies ask so."""
+    for route in app.routes[:]:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.router.routes.append(Route(route.path, route.app, methods=["HEAD"], include_in_schema=False))
 
 
 def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -201,7 +210,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         return Subjects(subjects=_value(await parts.pipeline.subjects(who)))
 
     @app.get(
-        "/v1/subjects/{subject_id}",
+        "/v1/subjects/{subject_id:path}",
         summary="What is stored of a subject",
         responses=_errors(*_OF_SUBJECTS, "other_checkpoint"),
     )
@@ -211,7 +220,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         return Subject(**_value(await parts.pipeline.subject(who, subject_id)))
 
     @app.put(
-        "/v1/subjects/{subject_id}",
+        "/v1/subjects/{subject_id:path}",
         summary="Personalize to a subject in the background; a resting face of a few seconds is enough by default",
         status_code=202,
         response_model=Job,
@@ -229,7 +238,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         return JSONResponse(job, 202, {"Location": f"/v1/jobs/{job['job']}"})
 
     @app.delete(
-        "/v1/subjects/{subject_id}",
+        "/v1/subjects/{subject_id:path}",
         summary="Erase what is stored of a subject",
         responses=_errors(*_OF_SUBJECTS, "subject_busy"),
     )
@@ -311,13 +320,13 @@ def _value(answer: Any) -> Any:
 
 
 def _problem(refusal: Refusal) -> Response:
-    retry = {} if refusal.retry_seconds is None else {"Retry-After": str(refusal.retry_seconds)}
-    return JSONResponse(refusal.body, refusal.status, retry)
+    content = refusal_content(refusal)
+    headers = {name.decode(): value.decode() for name, value in refusal_headers(refusal, content)}
+    return Response(content, refusal.status, headers)
 
 
 async def _answer_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
-    request.scope["refusal"] = error.refusal.code
     return _problem(error.refusal)
 
 
@@ -335,5 +344,5 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
-    logger.error("request failed", exc_info=error)
+    """A fault of the server; the door writes it down, to which the framework hands it on."""
     return await _answer_refused(request, RefusedError("failed", KINDS["failed"][1]))

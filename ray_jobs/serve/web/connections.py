@@ -68,9 +68,9 @@ class ConnectionConfig:
     """Most of them from one address, or one /64 network of IPv6."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose headers X-Forwarded-For and X-Forwarded-Proto are believed."""
-    ssl_certfile: Path | None = None
+    tls_certificate: Path | None = None
     """File with the server's certificate and those that vouch for it, PEM; null: no TLS."""
-    ssl_keyfile: Path | None = None
+    tls_key: Path | None = None
     """File with the certificate's private key, PEM, without a password."""
 
     def __post_init__(self) -> None:

@@ -138,6 +138,7 @@ class ServedModel(BaseModel):
     frames_per_second: float | None = Field(description="Frames that are looked at per second; null: all")
     window_frames: int = Field(description="Frames of a window")
     action_units: dict[str, str] = Field(description="FACS code → code and name")
+    not_learned: list[str] = Field(description="Codes that the backbone never learned; empty if that is not known")
 
 
 class Models(BaseModel):

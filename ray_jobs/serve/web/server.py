@@ -66,7 +66,7 @@ class Listener:
         self.host = host
         self.port = port
         self._config = config or ConnectionConfig()
-        self._tls = tls_context(self._config.ssl_certfile, self._config.ssl_keyfile)
+        self._tls = tls_context(self._config.tls_certificate, self._config.tls_key)
         lines = Lines(self._config, on_refusal)
         self._server = _Server(_uvicorn_config(app, self._config), lines, self._tls)
         self._thread: threading.Thread | None = None
@@ -123,9 +123,9 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
     """
     if certfile is None and keyfile is None:
         return None
-    for name, path in {"ssl_certfile": certfile, "ssl_keyfile": keyfile}.items():
+    for name, path in {"tls_certificate": certfile, "tls_key": keyfile}.items():
         if path is None:
-            raise ValueError(f"{name}=null: TLS needs both ssl_certfile and ssl_keyfile")
+            raise ValueError(f"{name}=null: TLS needs both tls_certificate and tls_key")
         try:
             path.read_bytes()
         except OSError as error:
@@ -134,7 +134,7 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    pair = f"ssl_certfile={certfile} and ssl_keyfile={keyfile}"
+    pair = f"tls_certificate={certfile} and tls_key={keyfile}"
     try:
         context.load_cert_chain(str(certfile), str(keyfile), password=_no_password)
     except ssl.SSLError as error:
@@ -147,7 +147,7 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
 
 
 def _no_password() -> str:
-    raise ValueError("ssl_keyfile: the key has a password; `openssl pkey -in KEY -out NEW_KEY` writes one without")
+    raise ValueError("tls_key: the key has a password; `openssl pkey -in KEY -out NEW_KEY` writes one without")
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -243,7 +243,7 @@ class _Server(uvicorn.Server):
 
     def _certificate_times(self) -> list[int]:
         config = self._lines.config
-        paths = [path for path in (config.ssl_certfile, config.ssl_keyfile) if path is not None]
+        paths = [path for path in (config.tls_certificate, config.tls_key) if path is not None]
         return [path.stat().st_mtime_ns for path in paths if path.exists()]
 
     def _renew(self) -> None:
@@ -253,8 +253,8 @@ class _Server(uvicorn.Server):
             return
         config = self._lines.config
         try:
-            tls_context(config.ssl_certfile, config.ssl_keyfile)
-            self._tls.load_cert_chain(str(config.ssl_certfile), str(config.ssl_keyfile), password=_no_password)
+            tls_context(config.tls_certificate, config.tls_key)
+            self._tls.load_cert_chain(str(config.tls_certificate), str(config.tls_key), password=_no_password)
             self._certified = times
         except (ValueError, OSError) as error:
             logger.warning("the renewed certificate is not used yet: %s", error)

@@ -50,7 +50,7 @@ class Form:
     videos: list[Upload]
     """The files, in the order of the body."""
     seconds: float
-    """From the first to the last byte of the body."""
+    """From the end of the headers to the last byte of the body."""
 
 
 @settings

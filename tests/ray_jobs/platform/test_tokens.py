@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import pytest
 from ray_jobs import cli
 from ray_jobs.platform.cluster import ClusterConfig, connect
 from ray_jobs.platform.tokens import mode_for, token_advice, use_token
+from tests.support.server_process import free_port
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -141,12 +141,6 @@ def test_the_advice_follows_what_is_there(home: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
     use_token()
     assert "another token than the one in RAY_AUTH_TOKEN:" in token_advice("head:6379")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

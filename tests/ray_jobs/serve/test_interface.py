@@ -22,7 +22,8 @@ from ray_jobs.serve.web.interface import answer, choose_model, fitting_model, ma
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Form, Upload
 from tests.support.browser import find_chromium, open_page
-from tests.support.serving import face_frames, recorded_webm, save_model, served, small_source
+from tests.support.recordings import face_frames, recorded_webm
+from tests.support.serving import save_model, served, small_source
 from tests.support.web import Page, serving
 
 WHO = Who("k1", "predict")

@@ -26,7 +26,9 @@ from ray_jobs.serve.served import missing_cores, served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.video_check import Limits
 from tests.support.fakes import write_video
-from tests.support.serving import face_frames, free_port, save_model, save_prompts, small_source
+from tests.support.recordings import face_frames
+from tests.support.server_process import free_port
+from tests.support.serving import save_model, save_prompts, small_source
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -130,7 +132,11 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said == [f"written: {out}", note, f"next: clipautt serve deploy '{out}'"]
     read = yaml.safe_load(out.read_text())
     (application,) = read["applications"]
-    assert (read["proxy_location"], application["name"], application["route_prefix"]) == ("Disabled", "clipautt", None)
+    assert (read["proxy_location"], application["name"], application["route_prefix"]) == (
+        "Disabled",
+        "clipautt-server",
+        None,
+    )
     assert application["import_path"] == "ray_jobs.serve.application:build"
     settings = application["args"]["settings"]
     assert (settings["models"], settings["decoders"]) == ({"pain": str(model / "checkpoint")}, 4)
@@ -154,7 +160,7 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["prompts=nowhere"], "prompts=nowhere: no such folder; `clipautt adapt` or `clipautt personalize` makes one"),
         (
             ["tls_certificate=a.pem", "tls_key=b.pem"],
-            "tls_certificate=a.pem: no such file",
+            "tls_certificate=a.pem: cannot be read (No such file or directory)",
         ),
     ],
 )

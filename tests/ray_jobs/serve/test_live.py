@@ -260,7 +260,7 @@ def test_a_session_from_the_first_message_over_a_resting_face_to_its_end(served:
     answers: list[dict[str, Any]] = []
     numbers = iter(range(1000))
     while not answers or answers[-1]["type"] != "rest":
-        if answers and answers[-1]["frame"] > 10:
+        if answers and answers[-1].get("frame", 0) > 10:
             time.sleep(0.02)
         client.send(jpeg(next(numbers)))
         answers.append(told(client))

@@ -33,7 +33,8 @@ from tests.support.serving import served, small_source
 PAGE = resources.files("ray_jobs.serve") / "page"
 HOSTILE = "<img src=x onerror=alert(1)> \"'&amp;"
 KEY = "a key"
-SHOWN = "document.getElementById('{}').hidden === false"
+NUMBERS = "[...document.querySelectorAll('#probabilities .number')].map(line => line.textContent)"
+SHOWN = "document.getElementById('{}')?.hidden === false"
 
 
 def browse(folder: Path, url: str, use: Callable[[Page], Coroutine[Any, Any, None]], **options: Any) -> Page:
@@ -142,12 +143,12 @@ def fixed_models() -> dict[str, Any]:
         "frames_per_second": 12.5,
         "window_frames": 6,
         "action_units": {},
+        "not_learned": [],
     }
     models = [model | {"name": "pain", "rendered_only": True}, model | {"name": "stress", "rendered_only": False}]
     limits = {"max_bytes": 300_000, "max_seconds": 4, "max_pixels": 1e6, "max_frames": 100, "max_videos": 2}
-    return schemas.Models(
-        models=models, limits=limits, adapt="infomax_kl", per_video="entropy", keys_needed=True
-    ).model_dump()
+    facts = {"models": models, "limits": limits, "adapt": "default", "per_video": "entropy", "keys_needed": True}
+    return schemas.Models.model_validate(facts).model_dump()
 
 
 def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
@@ -177,8 +178,8 @@ def fixed_server(forms: list[dict[str, Any]]) -> FastAPI:
     @app.put("/v1/subjects/{subject_id:path}", status_code=202)
     async def personalize(subject_id: str) -> dict[str, Any]:
         problem = Refusal("no_face", "no face was found in the video").body
-        started = schemas.Job(job="1", subject_id=subject_id, status="failed", done=1, total=1, error=problem)
-        return started.model_dump()
+        job = {"job": "1", "subject_id": subject_id, "status": "failed", "done": 1, "total": 1, "error": problem}
+        return schemas.Job.model_validate(job).model_dump()
 
     @app.post("/v1/predict")
     async def predict(request: Request) -> Any:
@@ -251,6 +252,9 @@ def test_the_page_shows_what_the_server_says(tmp_path: Path) -> None:
         assert "larger, brighter or turned to the camera" in await page.text("#error-help")
         await page.click("#record-open")
         await page.wait_for("document.getElementById('error-detail').innerText === 'No camera was found.'")
+        await page.click("#forget-key")
+        await shown(page, "key-form")
+        assert await page.evaluate("sessionStorage.length") == 0
 
     door = Door(fixed_server(forms), hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1_000_000)
     with listening(door) as listener:
@@ -274,8 +278,7 @@ async def the_answer_is_shown(page: Page) -> None:
     assert await page.evaluate(above) == 4, "the warnings stand below the label"
     warned = "[...document.querySelectorAll('#warnings li')].map(line => line.innerText)"
     assert await page.evaluate(warned) == [f"{HOSTILE}.", "The face is found in 22 of 25 frames."]
-    numbers = "[...document.querySelectorAll('#probabilities .number')].map(line => line.innerText)"
-    assert await page.evaluate(numbers) == ["25.0 % (before: 60.0 %)", "75.0 % (before: 40.0 %)"]
+    assert await page.evaluate(NUMBERS) == ["25.0 % (before: 60.0 %)", "75.0 % (before: 40.0 %)"]
     assert await page.text("#without") == "Without personalization: neutral"
     assert await page.text("#units li") == f"{HOSTILE} AU4, Brow lowerer\n+0.200"
     assert await page.text("#units-before-list") == "No action unit rose over its usual level."
@@ -336,16 +339,13 @@ def server(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield config
 
 
-NUMBERS = "[...document.querySelectorAll('#probabilities .number')].map(line => line.innerText)"
-
-
 @pytest.mark.slow
 def test_a_person_records_is_remembered_and_forgotten(server: ServeConfig, camera: Path, tmp_path: Path) -> None:
     """Record, predict, personalize, predict, forget, predict: as a person would, with what is stored looked at."""
     stored = f"{server.url}/v1/subjects/{quote(HOSTILE, safe='')}"
 
     async def use(page: Page) -> None:
-        await shown(page, "clip")
+        await page.wait_for("document.querySelectorAll('#who option').length === 2")
         await page.choose("#who", "\0new")
         await page.evaluate("document.getElementById('subject').focus()")
         await page.type(HOSTILE)

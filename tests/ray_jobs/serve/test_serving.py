@@ -22,7 +22,9 @@ from ray_jobs.serve.job import start
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.schemas import Answer, BatchAnswer, Job, Models, Problem, Ready, Subject
 from tests.support.fakes import write_video
-from tests.support.serving import ODD_SUBJECT, face_frames, free_port, recorded_webm, save_model, served, small_source
+from tests.support.recordings import face_frames, recorded_webm
+from tests.support.server_process import free_port
+from tests.support.serving import ODD_SUBJECT, save_model, served, small_source
 
 SMALL: dict[str, Any] = {"max_upload_mb": 0.3, "max_seconds": 4.0, "max_pixels": 128 * 128, "max_videos": 4}
 
@@ -57,7 +59,8 @@ def server(no_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def uploads_in(config: ServeConfig) -> list[Path]:
-    return [path for path in (config.spool / "uploads").rglob("*") if path.is_file() and path.name != "lock"]
+    files = [path for path in (config.spool / "uploads").rglob("*") if path.is_file() and path.name != "lock"]
+    return [path for path in files if path.parent.name != "annotated"]
 
 
 def post(config: ServeConfig, content: bytes, path: str = "/v1/predict", **fields: Any) -> httpx.Response:

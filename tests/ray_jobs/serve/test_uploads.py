@@ -213,7 +213,7 @@ def test_forty_slow_uploads_are_cut_and_cost_nobody_anything(site: tuple[Site, L
             answers.append(one.problem())
 
     for _ in range(40):
-        slow.append(threading.Thread(target=drip))
+        slow.append(threading.Thread(target=drip, daemon=True))
         slow[-1].start()
     wait_until(lambda: len(files_of(spool)) == 40)
     assert post(listener, VIDEO + END)[0] == 200

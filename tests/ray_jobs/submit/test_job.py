@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from ray_jobs import cli
 from ray_jobs.platform import configuration, jobs
 from ray_jobs.platform.runs import code_version
 from ray_jobs.submit import job as submit
+from tests.support.server_process import free_port
 
 TINY = '''"""Runs a task on the cluster and ends as it is told.
 
@@ -206,12 +206,6 @@ def test_a_wheel_sends_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_submit_has_no_configuration_of_its_own() -> None:
     assert jobs.find_job("submit").reads_words
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
