@@ -18,7 +18,8 @@ from clipautt.model.checkpoint import save_checkpoint
 from ray_jobs.cli import main
 from ray_jobs.serve.settings import ServeConfig
 from tests.support.fakes import write_video
-from tests.support.serving import face_frames, free_port, small_source
+from tests.support.recordings import face_frames
+from tests.support.serving import free_port, small_source
 
 HIDES = """
 import os

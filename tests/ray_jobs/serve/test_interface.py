@@ -351,7 +351,7 @@ PAGE = """<video muted></video><pre></pre><script>
 async function predict(url, model, labels) {
   const body = new FormData();
   body.append("video", await (await fetch("/v.webm")).blob(), "clip-autt-recording.webm");
-  body.append("model", model);
+  if (model) body.append("model", model);
   body.append("labels", JSON.stringify(labels));
   const response = await fetch(url, { method: "POST", body });
   const result = await response.json();
@@ -392,7 +392,11 @@ async def use(chromium: str, page: str, address: str, folder: Path) -> None:
         assert await tab.evaluate("document.querySelector('video').duration") == pytest.approx(3.0, abs=0.1)
         status, found = await tab.evaluate(f"predict('{address}', 'stress', ['Stress', 'Neutral'])")
         assert (status, found["code"], found["detail"]) == (404, "unknown_model", "no model 'stress'; served are: pain")
-        status, found = await tab.evaluate(f"predict('{address}', 'pain', ['Pain', 'Stress', 'Neutral'])")
+        status, found = await tab.evaluate(f"predict('{address}', null, ['Pain', 'Stress', 'Neutral'])")
+        assert (
+            status == 200 and list(found["scores"]) == ["Pain", "Stress", "Neutral"] and not found["scores"]["Stress"]
+        )
+        status, found = await tab.evaluate(f"predict('{address}', 'pain', ['Pain', 'Joy', 'Neutral'])")
         assert (status, found["code"]) == (422, "unknown_labels")
-        assert found["detail"] == "'Stress' names no class of the model; its classes: neutral, pain"
+        assert found["detail"] == "'Joy' names no class of the model; its classes: neutral, pain"
         assert not [one for one in tab.complaints if "CORS" in one or "blocked" in one]
