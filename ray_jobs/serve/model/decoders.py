@@ -179,4 +179,5 @@ class Decoders:
 
 def _said(error: Exception, path: Path) -> str:
     """An error about a file of this machine, for the person who sent it."""
-    return without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")
+    said = without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")
+    return said.replace(path.name, "the video")  # its name on this machine is a number that nobody knows
