@@ -39,7 +39,8 @@ from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.footage import warn
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.serve import cluster_command, key_command
-from ray_jobs.serve.application import NAME, Plan, application, plan
+from ray_jobs.serve.application import Plan, application, plan
+from ray_jobs.serve.cluster_command import last_line
 from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.served import missing_cores
 from ray_jobs.serve.settings import ServeConfig
@@ -79,7 +80,7 @@ def start(made: Plan) -> str:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
         serve.start(proxy_location="Disabled", logging_config=quiet)
-        target = serve.RunTarget(application(made), NAME, route_prefix=None, logging_config=quiet)
+        target = serve.RunTarget(application(made), config.application, route_prefix=None, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _await_ready(config)
     except BaseException as error:
@@ -154,17 +155,12 @@ def _check_command(action: str | None, words: Sequence[str], command: dict[str, 
         raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
 
 
-def last_line(message: str) -> str:
-    """What went wrong, from a message of Ray that ends with a worker's traceback; the whole is in Ray's messages."""
-    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "Ray says no reason")
-
-
 def _await_ready(config: ServeConfig) -> None:
     from ray import serve
 
     deadline = time.monotonic() + _READY_SECONDS
     while _status(config, "/readyz") != 200:
-        found = serve.status().applications.get(NAME)
+        found = serve.status().applications.get(config.application)
         if found and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ConnectionError(f"the server does not start: {last_line(found.message)}")
         if time.monotonic() > deadline:

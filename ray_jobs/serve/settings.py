@@ -6,6 +6,7 @@ In: the command line. Out: a `ServeConfig`, whose paths are absolute and whose c
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,14 @@ from clipautt.video.reader_process import ReadLimits
 from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.serve.key_command import FILE as KEYS_FILE
 from ray_jobs.serve.video_check import Limits
+from ray_jobs.serve.web.door import parse_origin
 from ray_jobs.serve.web.keys import needs_keys, open_keys
 
+_PATH = re.compile(r"[\w.~/-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+"""Names of servers and models."""
+ALLOWED_NAME = "allowed: letters, digits and . _ -, at most 64"
+"""What `NAME` says."""
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -107,12 +114,18 @@ class ServeConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r}: {ALLOWED_NAME}")
         if self.models is not None and self.checkpoint is not None:
             raise ValueError("models=… and checkpoint=…: give one of them; models={NAME: FOLDER} names a model")
         if self.models is not None and not self.models:
             raise ValueError("models={}: give at least one, as in models={pain: FOLDER}; or leave it out")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both, or none")
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise ValueError(f"name={self.name!r}: should be the name of a folder, such as clinic")
+        if self.public_url is not None:
+            _check_address(self.public_url)
         for what, least, most in (
             ("decoders", self.decoders, self.max_decoders),
             ("encoders", self.encoders, self.max_encoders),
@@ -129,6 +142,11 @@ class ServeConfig:
     def folder(self) -> Path:
         """Where the server keeps what outlives it."""
         return Path(self.runs) / "serve" / self.name
+
+    @property
+    def application(self) -> str:
+        """Name of the Ray Serve application."""
+        return f"clipautt-{self.name}"
 
     @property
     def keys(self) -> Path:
@@ -172,3 +190,22 @@ class ServeConfig:
         scheme = "https" if self.tls_certificate else "http"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
+
+
+def _check_address(url: str) -> None:
+    """Refuse what cannot stand before the paths of answers.
+
+    Raises:
+        ValueError: it is no address of a server.
+    """
+    scheme, mark, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    try:
+        parse_origin(f"{scheme}{mark}{host}")
+    except ValueError:
+        path = "?"
+    if not _PATH.fullmatch(path):
+        raise ValueError(
+            f"public_url={url!r}: should be the address of a server, such as https://clinic.example or "
+            "https://clinic.example/face"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,10 @@ from clipautt.video.stills import Sighting, Still, StillReader
 from clipautt.video.whole import DecodedClip, TooManyFramesError, decode_clip
 from ray_jobs.serve.model.check import decode_check
 from ray_jobs.serve.model.messages import Decoded, NotHere, Served
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.video_check import Limits, check_video, without_paths
+from ray_jobs.serve.web.spool import Spool
 
 _T = TypeVar("_T")
 _NICENESS = 5
@@ -49,7 +52,7 @@ class Decoding:
     at_once: int
     """Videos that are decoded at the same time."""
     spool: str
-    """Folder for the content of uploads that came to another node."""
+    """Folder for what is written while a video is in work; made on the decoder's node."""
 
 
 class Decoders:
@@ -65,6 +68,8 @@ class Decoders:
     def __init__(self, decoding: Decoding) -> None:
         os.nice(_NICENESS)
         self._decoding = decoding
+        private_folder(Path(decoding.spool))
+        self._spool = Spool(Path(decoding.spool) / "decoders", max_bytes=sys.maxsize, free_bytes=0)
         self._served = {one.name: one for one in decoding.served}
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
         self._drawing = ThreadPoolExecutor(1, "draw")
@@ -75,6 +80,11 @@ class Decoders:
         self._readers = {one.name: readers[one.pixels] for one in decoding.served}
         for frames in {one.pixels: one.frames for one in decoding.served}.values():
             decode_check(frames, decoding.reading)
+
+    def __del__(self) -> None:
+        """Called by Ray Serve when the replica is to end; what one that was killed has left, the next one removes."""
+        if hasattr(self, "_spool"):
+            self._spool.close()
 
     async def decode(
         self, path: str, models: Sequence[str], content: npt.NDArray[np.uint8] | None = None
@@ -138,13 +148,17 @@ class Decoders:
         here = os.path.isdir(os.path.dirname(target))
         if content is None and not os.path.isfile(path):
             return NotHere()
-        with self._file(path, content) as file, tempfile.TemporaryDirectory(prefix="clipautt-draw-") as folder:
-            written = Path(target) if here else Path(folder) / "annotated.mp4"
-            try:
-                write_annotated(file, answer, written, limits=self._decoding.reading)
-            except DecodeError as error:
-                raise RefusedError("not_a_video", _said(error, file)) from error
+        written = Path(target) if here else self._spool.folder / f"{uuid4().hex}.mp4"
+        try:
+            with self._file(path, content) as file:
+                try:
+                    write_annotated(file, answer, written, limits=self._decoding.reading)
+                except DecodeError as error:
+                    raise RefusedError("not_a_video", _said(error, file)) from error
             return None if here else np.fromfile(written, np.uint8)
+        finally:
+            if not here:
+                written.unlink(missing_ok=True)
 
     def _still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still:
         try:
@@ -158,10 +172,13 @@ class Decoders:
         if content is None:
             yield Path(path)
             return
-        with tempfile.NamedTemporaryFile(dir=self._decoding.spool, prefix="decoder-") as file:
+        file = self._spool.new_file()
+        try:
             file.write(content.data)
-            file.flush()
-            yield Path(file.name)
+            file.close()
+            yield file.path
+        finally:
+            file.remove()
 
     def _decoded(self, path: Path, served: Served) -> DecodedClip:
         clip = Clip("video", "", str(path), "target")
@@ -180,4 +197,4 @@ class Decoders:
 def _said(error: Exception, path: Path) -> str:
     """An error about a file of this machine, for the person who sent it."""
     said = without_paths(str(error), path).removeprefix("clip 'video': ").removeprefix(f"{path.name}: ")
-    return said.replace(path.name, "the video")  # its name on this machine is a number that nobody knows
+    return said.replace(path.name, "the video")

@@ -34,7 +34,7 @@ from ray_jobs.serve.model.answers import describe, describe_before
 from ray_jobs.serve.model.check import check_frames
 from ray_jobs.serve.model.live import LiveAsk, moments
 from ray_jobs.serve.model.looks import Look, Moment
-from ray_jobs.serve.model.messages import Decoded, Personalizing, Served
+from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing, Served
 from ray_jobs.serve.model.personalized import Sent, personalize, to_encode_again
 from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.model.tuned import finite, labelled, predict_online, predict_per_video
@@ -207,6 +207,7 @@ class Encoder:
                 predictor,
                 clip,
                 config=config.adapt,
+                ticket=ask.ticket,
                 tuning=config.tuning,
             )
             prediction, before = adapted.prediction, adapted.before
@@ -247,18 +248,20 @@ class Encoder:
         return await self._refusing(self._heads, self._store.describe, who, subject_id, prints)
 
     async def ticket(self, who: Who, subject_id: str, models: Sequence[str]) -> tuple[int, list[Path]] | Refusal:
-        """Begin a personalization: its ticket, and the kept videos that have to be encoded again."""
+        """Begin a personalization: its ticket, and the kept videos that have to be encoded again for these models."""
         sources = {name: self._predictors[name].source for name in models}
 
         def begun() -> tuple[int, list[Path]]:
             ticket = self._store.ticket(who, subject_id)
-            return ticket, to_encode_again(self._store, who, subject_id, sources)
+            return ticket, to_encode_again(self._store, who, subject_id, sources) if sources else []
 
         return await self._refusing(self._heads, begun)
 
-    async def personalize(self, work: Personalizing) -> dict[str, Any] | Refusal:
+    async def personalize(self, work: Personalizing) -> dict[str, Any] | NotHere | Refusal:
         """Personalize to a subject and store it; see `personalized.personalize`."""
-        sent = [await self._sent(path, found, work.models) for path, found in work.videos]
+        if work.keep and not all(path in work.contents or path.is_file() for path, _ in work.videos):
+            return NotHere()
+        sent = [await self._sent(path, found, work) for path, found in work.videos]
         sources = {name: self._predictors[name].source for name in work.models}
         made = partial(
             personalize,
@@ -274,8 +277,10 @@ class Encoder:
         )
         return await self._refusing(self._tuners, made)
 
-    async def _sent(self, path: Path, found: Decoded | Refusal, models: Sequence[str]) -> Sent:
+    async def _sent(self, path: Path, found: Decoded | Refusal, work: Personalizing) -> Sent:
         """A video of a personalization, encoded."""
+        models = work.models
+        content = await work.contents[path] if path in work.contents else None
         if isinstance(found, Refusal):
             return Sent(path, {}, found)
         videos: dict[str, DecodedClip] = {pixels: await clip for pixels, clip in found.clips.items()}
@@ -284,7 +289,7 @@ class Encoder:
         for name in models:
             video = videos[self._served[name].pixels]
             features[name] = features_of(video, encoded[self._key(name)].features, self._predictors[name])
-        return Sent(path, features)
+        return Sent(path, features, content=content)
 
     async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `SubjectStore.erase`; the other replicas are told by `forget`."""

@@ -57,6 +57,8 @@ class Personalizing:
     """Whether the files are kept."""
     ticket: int
     """See `Encoder.ticket`."""
+    contents: dict[Path, Any] = field(default_factory=dict, repr=False)
+    """File → reference of its bytes, where the files lie on another node than the encoder and are to be kept."""
 
 
 @dataclass(frozen=True)

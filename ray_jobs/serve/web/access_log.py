@@ -34,6 +34,8 @@ CLIENT_LEFT = 499
 """In place of a status where the client left before the answer, as in nginx."""
 
 _NOTED = "clipautt.noted"
+_MOUNTED = "app_root_path"
+"""Key that Starlette adds to the scope of what it hands to another application."""
 _MAX_WAITING = 10_000
 _MAX_PROBLEM_BYTES = 16_384
 
@@ -245,9 +247,10 @@ def route_of(scope: MutableMapping[str, Any], root: str = "") -> str:
         return template
     if "endpoint" not in scope or scope.get("path_params"):
         return UNMATCHED
-    mounted = str(scope.get("root_path", "")).removeprefix(root)
+    if _MOUNTED in scope:  # also at `/`, where everything ends up that no route takes
+        return f"{str(scope.get('root_path', '')).removeprefix(root)}/{{path}}"
     # A route without parameters is its own template; with a line feed at the end it matches, too.
-    return f"{mounted}/{{path}}" if mounted else str(scope["path"]).rstrip("\n")
+    return str(scope["path"]).rstrip("\n")
 
 
 def _note_received(noted: _Noted, message: Message) -> None:

@@ -17,11 +17,14 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
+from ray_jobs.serve.web.asgi import refusal_content, refusal_headers
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
 from ray_jobs.serve.web.gate import Gate
@@ -98,12 +101,20 @@ def make_app(parts: Parts, *, lifespan: Lifespan | None = None) -> FastAPI:
     _add_interface(app, parts)
     _add_watching(app, parts)
     app.add_api_route("/docs", lambda: FileResponse(str(_PAGE / "docs.html")), include_in_schema=False)
+    _answer_head(app)
     app.mount("/", StaticFiles(directory=str(_PAGE), html=True), name="page")
     app.add_exception_handler(RefusedError, _answer_refused)
     app.add_exception_handler(RequestValidationError, _answer_malformed)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_bug)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD is answered as GET, of which the server sends the headers; monitors and proxies ask so."""
+    for route in app.routes[:]:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.router.routes.append(Route(route.path, route.app, methods=["HEAD"], include_in_schema=False))
 
 
 def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -302,8 +313,9 @@ def _value(answer: Any) -> Any:
 
 
 def _problem(refusal: Refusal) -> Response:
-    retry = {} if refusal.retry_seconds is None else {"Retry-After": str(refusal.retry_seconds)}
-    return JSONResponse(refusal.body, refusal.status, retry)
+    content = refusal_content(refusal)
+    headers = {name.decode(): value.decode() for name, value in refusal_headers(refusal, content)}
+    return Response(content, refusal.status, headers)
 
 
 async def _answer_refused(request: Request, error: Exception) -> Response:

@@ -26,6 +26,8 @@ class Ask:
     """Whose personalization is used; None for nobody's."""
     adapt: Adapt = "none"
     """Whether the model is tuned to the video, alone or as a further one of the subject."""
+    ticket: int | None = None
+    """From `Encoder.ticket`, before `online` work began: nothing is stored of who was erased since."""
 
 
 class Pipeline(Protocol):

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asked import Ask
 from ray_jobs.serve.web.door import FRAMING_BYTES
-from ray_jobs.serve.web.keys import Who
+from ray_jobs.serve.web.keys import Who, scope_refusal
 from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
 from ray_jobs.serve.web.uploads import Form, read_form
@@ -27,6 +27,10 @@ _VIDEO = {
 }
 _SUBJECT = {"type": "string", "maxLength": 200, "description": "Use what is stored of this subject"}
 _MODEL = {"type": "string", "description": "Name of a model, see GET /v1/models; without it, the first one"}
+_FITTING_MODEL = {
+    "type": "string",
+    "description": "Name of a model, see GET /v1/models; without it, the first one whose classes the labels name",
+}
 _ADAPT = {
     "type": "string",
     "enum": list(get_args(Adapt)),
@@ -41,7 +45,8 @@ _KEEP = {
 }
 _LABELS = {
     "type": "string",
-    "description": "JSON list of the class names to answer in, in any order and spelling of capitals",
+    "description": "JSON list of the class names to answer in, in any order, in capitals or not. Each class of the "
+    "model needs its name; a name that only another task knows, such as Stress for a model of pain, scores 0",
     "examples": ['["Pain", "No Pain"]'],
 }
 _SEVERAL = {"type": "array", "minItems": 1}
@@ -54,11 +59,13 @@ FORMS: dict[str, dict[str, Any]] = {
         "adapt": _ADAPT,
     },
     "personalize": {"video": _SEVERAL | {"items": _VIDEO}, "model": _SEVERAL | {"items": _MODEL}, "keep": _KEEP},
-    "interface": {"video": _VIDEO, "model": _MODEL, "labels": _LABELS},
+    "interface": {"video": _VIDEO, "model": _FITTING_MODEL, "labels": _LABELS},
 }
 """Form → its fields, as JSON schemas."""
-_REQUIRED = {"interface": ["video", "model", "labels"]}
+_REQUIRED = {"interface": ["video", "labels"]}
 _LONGEST_ID = 200
+_NO_UTF8 = "\ufffd"
+"""Stands in an address for bytes that are no UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
     """How the videos of a form are to be predicted.
 
     Raises:
-        RefusedError: for a value that is not allowed; it names the field.
+        RefusedError: for a value that is not allowed; it names the field. `key_scope` for `online`, which stores
+            something of the subject, where the key may not ask for it and erase it.
     """
     adapt = one(fields, "adapt") or "none"
     if adapt not in get_args(Adapt):
@@ -109,6 +117,9 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
         check_subject(subject)
     if adapt == "online" and subject is None:
         raise RefusedError("wrong_field", "adapt=online goes on with a person's prompts, so it needs subject_id")
+    refusal = scope_refusal(who, "personalize") if adapt == "online" else None
+    if refusal is not None:
+        raise RefusedError.of(refusal)
     if adapt == "per_video" and subject is not None:
         raise RefusedError(
             "wrong_field",
@@ -145,8 +156,11 @@ def check_subject(subject_id: str) -> None:
     """Refuse what cannot be the name of a person.
 
     Raises:
-        RefusedError: for an empty, an overlong, or an unprintable one.
+        RefusedError: for an empty, an overlong, or an unprintable one; for `.` and `..`, which a browser takes out of
+            addresses; and for bytes that were no UTF-8, of which different ones would be the same person.
     """
+    if subject_id in (".", "..") or _NO_UTF8 in subject_id:
+        raise RefusedError("wrong_field", "subject_id: allowed is any name in UTF-8 but `.` and `..`")
     if not subject_id.strip() or len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
         raise RefusedError(
             "wrong_field", f"subject_id has {len(subject_id)} letters; allowed: 1 to {_LONGEST_ID}, all printable"

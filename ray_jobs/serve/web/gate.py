@@ -43,11 +43,20 @@ class Gate:
         found = self._keys.who(connection.headers.raw) if key is None else self._keys.who_has(key)
         return self._admit(connection, found, scope)
 
+    def lapsed(self, connection: HTTPConnection, key: str | None) -> Refusal | None:
+        """Why a key that was admitted by `admit_key` is none any more, since it was revoked, renewed or has expired."""
+        found = self._keys.who(connection.headers.raw) if key is None else self._keys.who_has(key)
+        return found if isinstance(found, Refusal) else None
+
+    def gone(self, owner: str) -> Refusal | None:
+        """Why nothing more is done for an owner whose request was admitted: its key was revoked or has expired."""
+        return self._keys.gone(owner)
+
     def _admit(self, connection: HTTPConnection, found: Who | Refusal, scope: Scope) -> Who:
         if isinstance(found, Refusal):
             raise RefusedError.of(self._failures.answer(found, connection.client and connection.client.host))
         note(connection.scope, owner=found.owner)
-        refusal = scope_refusal(found, scope) or self._rates.refusal(found)
+        refusal = self._rates.refusal(found) or scope_refusal(found, scope)
         if refusal is not None:
             raise RefusedError.of(refusal)
         return found

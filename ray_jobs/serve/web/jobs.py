@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 from clipautt.files import locked, sync_folder, write_json
 from clipautt.subjects import checked_subject
 from ray_jobs.serve.alive import Alive, is_alive
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.asked import Pipeline
 from ray_jobs.serve.web.keys import Who
@@ -105,12 +106,21 @@ class Jobs:
         spool: a folder for their videos alone, shared by the web replicas of a machine; the decoders read it.
         pipeline: what personalizes.
         limits: how much is done in the background.
+        gone: why nothing more is done for an owner; asked before a job begins and after each video.
     """
 
-    def __init__(self, folder: Path, spool: Path, pipeline: Pipeline, limits: JobLimits | None = None) -> None:
-        self.folder, self.pipeline, self.limits = folder, pipeline, limits or JobLimits()
-        for one in (folder, spool):
-            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: Path,
+        spool: Path,
+        pipeline: Pipeline,
+        limits: JobLimits | None = None,
+        *,
+        gone: Callable[[str], Refusal | None] = lambda owner: None,
+    ) -> None:
+        self.folder, self.pipeline, self.limits, self._gone = folder, pipeline, limits or JobLimits(), gone
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(spool)
         self._signs = folder / ".alive"
         self._alive = Alive(self._signs)
         self._spool = spool
@@ -221,6 +231,7 @@ class Jobs:
         clips = [self._videos(job) / str(number) for number in range(job.total)]
         try:
             async with self._slots:
+                self._check_owner(job)
                 await asyncio.to_thread(self._change, job, status="running")
                 answer = await self.pipeline.personalize(
                     who, job.subject_id, clips, models=models, keep=keep, on_clip=lambda: self._count(job)
@@ -230,6 +241,8 @@ class Jobs:
         except RefusedError as error:
             answer = error.refusal
         except Exception:
+            if self._is_forgotten(job):  # and its videos with it, so that they could not be read
+                return
             _LOG.exception("job %s failed", job.job)
             answer = Refusal("failed", "the server failed on this job, and its log says why")
         await asyncio.to_thread(shutil.rmtree, self._videos(job), ignore_errors=True)  # before the end is told
@@ -251,7 +264,8 @@ class Jobs:
             _LOG.error("job %s cannot be told of", job.job, exc_info=task.exception())
 
     def _count(self, job: _Record) -> None:
-        """One more video was read. Stops a job that another process has erased."""
+        """One more video was read. Stops a job that another process has erased, or whose key was revoked."""
+        self._check_owner(job)
         try:
             self._change(job, more=1)
         except _ForgottenError:
@@ -259,6 +273,15 @@ class Jobs:
             if task is not None:
                 task.cancel()
             raise
+
+    def _check_owner(self, job: _Record) -> None:
+        refusal = self._gone(job.owner)
+        if refusal is not None:
+            raise RefusedError.of(refusal)
+
+    def _is_forgotten(self, job: _Record) -> bool:
+        with self._locked():
+            return not self._path(job.job).exists()
 
     def _change(self, job: _Record, *, more: int = 0, **values: Any) -> None:
         """Write a job's file anew.

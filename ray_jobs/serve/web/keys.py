@@ -136,7 +136,7 @@ class Keys:
         """Who has this key; it takes as long for a wrong key as for the right one."""
         keys = self._current()
         if keys is None:
-            return Refusal("failed", "the server cannot read its API keys, so it refuses everybody")
+            return _UNREADABLE
         sent = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
         form = _FORM.fullmatch(sent)
         known = keys.get(form["id"].decode()) if form else None
@@ -147,6 +147,16 @@ class Keys:
         if known.state == "expired":
             return Refusal("key_unknown", f"this API key expired on {known.expires:%Y-%m-%d}")
         return Who(known.id, known.scope)
+
+    def gone(self, owner: str) -> Refusal | None:
+        """Why an owner has no usable key any more; None if it has one."""
+        keys = self._current()
+        if keys is None:
+            return _UNREADABLE
+        key = keys.get(owner)
+        if key is not None and key.state == "usable":
+            return None
+        return Refusal("key_unknown", f"the API key is {'not there any more' if key is None else key.state}")
 
     def _current(self) -> dict[str, Key] | None:
         """The keys by id; None if the file cannot be read."""
@@ -185,7 +195,12 @@ class NoKeys:
         """Everyone is `LOCAL`."""
         return LOCAL
 
+    def gone(self, owner: str) -> Refusal | None:
+        """Nobody goes."""
+        return None
 
+
+_UNREADABLE = Refusal("failed", "the server cannot read its API keys, so it refuses everybody")
 _OTHER_SCHEME = "Authorization has no API key; it is written `Authorization: Bearer KEY`"
 
 

@@ -21,11 +21,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from clipautt.settings import settings
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.asked import Pipeline
+from ray_jobs.serve.web.forms import check_subject
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.live_state import LONGEST_REST, LiveState
 
 Authenticate = Callable[[WebSocket, str | None], Awaitable[Who | Refusal]]
 """The socket and the key of its first message → who it is, or why nobody."""
+Lapsed = Callable[[WebSocket, str | None], Refusal | None]
+"""The same → why the key is none any more; None while it is one."""
 _TEXT_CHARACTERS = 4096
 _WAITING_PER_CLIENT = 4
 """Sockets that have not said yet who they are, as a multiple of the clients that are served."""
@@ -89,6 +92,7 @@ class Live:
     Args:
         pipeline: the deployments.
         authenticate: who a client is.
+        lapsed: whether its key was revoked meanwhile; asked at each message, so that none is answered afterwards.
         limits: how many, how long, how large.
         on_clients: called with the number of sessions whenever it changes.
         on_frame: called for each frame with what became of it, `answered`, `dropped` or the code of a refusal, and the
@@ -100,6 +104,7 @@ class Live:
         pipeline: Pipeline,
         *,
         authenticate: Authenticate,
+        lapsed: Lapsed = lambda socket, key: None,
         limits: LiveLimits | None = None,
         on_clients: Callable[[int], None] = lambda number: None,
         on_frame: Callable[[str, float], None] = lambda outcome, seconds: None,
@@ -107,6 +112,7 @@ class Live:
         self.pipeline = pipeline
         self.limits = limits or LiveLimits()
         self.on_frame = on_frame
+        self.lapsed = lapsed
         self._authenticate = authenticate
         self._on_clients = on_clients
         self._waiting = 0
@@ -160,7 +166,7 @@ class Live:
             state = LiveState(facts["name"], who, start.subject_id)
             if start.resting_seconds:
                 state.rest(start.resting_seconds)
-            await _Session(self, client, state).run()
+            await _Session(self, client, state, start.key).run()
         finally:
             self._count(-1)
 
@@ -188,6 +194,7 @@ class Live:
         if name not in models:
             raise RefusedError("unknown_model", f"no such model; there are: {', '.join(models)}")
         if start.subject_id is not None:
+            check_subject(start.subject_id)
             stored = _value(await self.pipeline.subject(who, start.subject_id))
             if name not in stored["models"]:
                 raise RefusedError("unknown_subject", f"nothing is stored of this subject for model {name}")
@@ -259,10 +266,11 @@ class _Session:
         live: pipeline and limits.
         client: the socket.
         state: what is known of its frames.
+        key: of its first message; None if it came in a header.
     """
 
-    def __init__(self, live: Live, client: _Client, state: LiveState) -> None:
-        self._live, self._client, self._state = live, client, state
+    def __init__(self, live: Live, client: _Client, state: LiveState, key: str | None) -> None:
+        self._live, self._client, self._state, self._key = live, client, state, key
         self._limits = live.limits
         self._began = time.monotonic()
         self._received = self._dropped = 0
@@ -313,6 +321,9 @@ class _Session:
 
     async def _hear(self, message: str | bytes, looking: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
         """Take a message in; the frame that is in work afterwards."""
+        lapsed = self._live.lapsed(self._client.socket, self._key)
+        if lapsed is not None:
+            raise _refused(lapsed)
         if isinstance(message, str):
             told: _Rest = _parsed(message, TypeAdapter(_Rest), 'text is {"type": "rest", "seconds": 3}')
             self._state.rest(told.seconds)

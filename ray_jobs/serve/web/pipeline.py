@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,12 @@ class ServePipeline:
         return tuple(dict.fromkeys(models)) or (self._names if every else self._names[:1])
 
     async def _predict(self, upload: Upload, models: tuple[str, ...], ask: Ask) -> dict[str, Any] | Refusal:
-        asked = Ask(ask.who, models, ask.subject_id, ask.adapt)
+        asked = replace(ask, models=models)
+        if ask.adapt == "online":
+            begun = await _control(self._encoder.ticket.remote(ask.who, ask.subject_id, ()))
+            if isinstance(begun, Refusal):
+                return begun
+            asked = replace(asked, ticket=begun[0])
         attempts = 1 if ask.adapt == "online" else _ATTEMPTS  # an online one may have changed what is stored
         for attempt in range(attempts):
             decoded = await self._decoded(upload, models)
@@ -199,7 +204,11 @@ class ServePipeline:
             videos.append((path, await self._decoded(Upload(path, path.stat().st_size), models)))
             on_clip()
         work = Personalizing(who, subject_id, tuple(videos), tuple(models), keep, ticket)
-        return await _asked(self._encoder.personalize.remote(work))
+        found = await _asked(self._encoder.personalize.remote(work))
+        if isinstance(found, NotHere):
+            contents = await asyncio.to_thread(_in_object_store, clips)
+            found = await _asked(self._encoder.personalize.remote(replace(work, contents=contents)))
+        return found
 
     async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `Encoder.erase`; every replica forgets the subject."""
@@ -231,6 +240,13 @@ class ServePipeline:
 
     def _annotated(self, upload: Upload, answer: dict[str, Any], target: Path, content: Any) -> Awaitable[Any]:
         return _asked(self._decoders.annotate.remote(str(upload.path), answer, str(target), content))
+
+
+def _in_object_store(paths: Sequence[Path]) -> dict[Path, Any]:
+    """File → reference of its bytes."""
+    import ray
+
+    return {path: ray.put(np.fromfile(path, np.uint8)) for path in paths}
 
 
 async def _control(work: Awaitable[Any]) -> Any:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from ray_jobs.serve.model.check import CLIP
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.access_log import AccessLog, Watch
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
@@ -81,6 +82,8 @@ class WebSetup:
     """Live sessions at once."""
     annotated_seconds: float
     """How long annotated videos are kept."""
+    replicas: dict[str, int]
+    """Deployment → replicas without which the server is not ready."""
     models: tuple[str, ...]
     """Names of the models, the first of which answers where none is named."""
     capacity: Capacity
@@ -99,7 +102,8 @@ class Web:
 
     Raises:
         ConnectionError: the port is in use.
-        ValueError: the certificate, or a name or an origin of the settings, is none.
+        ValueError: the certificate, or a name or an origin of the settings, is none; or the folder for uploads is
+            another user's.
     """
 
     def __init__(self, decoders: Any, encoder: Any, setup: WebSetup) -> None:
@@ -108,6 +112,7 @@ class Web:
         self._metrics = Metrics()
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas, lambda: self._pipeline.answered)
+        _private_spool(setup.spool)
         self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
         queue = self._pipeline.queue
         self._metrics.watch_queue(lambda: queue.working, lambda: queue.waiting)
@@ -115,7 +120,8 @@ class Web:
         self._annotated = AnnotatedVideos(
             self._spool.folder / "annotated", seconds=setup.annotated_seconds, max_bytes=_ANNOTATED_BYTES
         )
-        self._jobs = Jobs(setup.folder / "jobs", setup.spool / "jobs", self._pipeline)
+        self._gate = Gate(Keys(setup.keys) if setup.keys else NoKeys(), requests_per_minute=setup.requests_per_minute)
+        self._jobs = Jobs(setup.folder / "jobs", setup.spool / "jobs", self._pipeline, gone=self._gate.gone)
         self._listener = Listener(
             self._application(),
             host=setup.host,
@@ -127,7 +133,7 @@ class Web:
 
     def _application(self) -> ASGI:
         setup = self._setup
-        gate = Gate(Keys(setup.keys) if setup.keys else NoKeys(), requests_per_minute=setup.requests_per_minute)
+        gate = self._gate
         forms = Forms(self._spool, setup.max_bytes, setup.max_videos)
 
         async def authenticate(socket: WebSocket, key: str | None) -> Who | Refusal:
@@ -139,6 +145,7 @@ class Web:
         live = Live(
             self._pipeline,
             authenticate=authenticate,
+            lapsed=gate.lapsed,
             limits=LiveLimits(max_clients=setup.live_clients),
             on_clients=self._metrics.set_live_clients,
             on_frame=lambda outcome, seconds: self._metrics.observe_live_frame(
@@ -190,7 +197,8 @@ class Web:
         counts = {}
         for name, one in found.items():
             states: Mapping[Any, int] = one.replica_states  # its keys are texts
-            counts[name] = states.get("RUNNING", 0), sum(states.values())
+            wanted = self._setup.replicas[name]  # further ones come and go with the queue
+            counts[name] = states.get("RUNNING", 0), wanted
         self._metrics.set_ready({name: running for name, (running, _) in counts.items()})
         return counts
 
@@ -203,3 +211,17 @@ class Web:
         """Called by Ray Serve when the replica is to end."""
         if hasattr(self, "_listener"):
             self._listener.stop()
+
+
+def _private_spool(folder: Path) -> None:
+    """Make the folder for uploads.
+
+    Raises:
+        ValueError: it is not this user's.
+    """
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise ValueError(
+            f"uploads cannot be kept in {folder}: {error.strerror}; remove it, or set TMPDIR to a folder of your own"
+        ) from error

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import RefusedError
 
 _LOCK = "lock"
@@ -43,8 +44,7 @@ class Spool:
         self._free_bytes = free_bytes
         self._unchecked = 0
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
+            private_folder(folder)
             with _locked(folder / _LOCK):
                 _sweep(folder)
                 self.folder = folder / uuid.uuid4().hex

@@ -182,7 +182,7 @@ def test_broken_frames_and_messages_through_the_live_socket(server: Server, face
     for session in range(30):
         ended = ""
         try:
-            with connect(f"ws{server.url[4:]}/v1/live", compression=None, proxy=None, open_timeout=20) as client:
+            with connect(f"ws{server.url[4:]}/v1/live", compression=None, proxy=None, close_timeout=1) as client:
                 client.send(json.dumps({"type": "start"}))
                 assert json.loads(client.recv(30))["type"] == "ready"
                 for message in hostile_messages(rng, good):

@@ -132,7 +132,7 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said == [f"written: {out}", note, f"next: clipautt serve deploy '{out}'"]
     read = yaml.safe_load(out.read_text())
     (application,) = read["applications"]
-    assert (read["proxy_location"], application["name"], application["route_prefix"]) == ("Disabled", "clipautt", None)
+    assert (read["proxy_location"], application["name"], application["route_prefix"]) == ("Disabled", "clipautt-server", None)
     assert application["import_path"] == "ray_jobs.serve.application:build"
     settings = application["args"]["settings"]
     assert (settings["models"], settings["decoders"]) == ({"pain": str(model / "checkpoint")}, 4)
