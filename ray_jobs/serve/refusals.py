@@ -75,7 +75,6 @@ KINDS: dict[str, tuple[int, str, str]] = {
     ),
     "busy": (503, "Too many requests at once", "wait as long as Retry-After says, then send it again"),
     "worker_lost": (503, "The worker stopped during this request; it restarts by itself", "send it again"),
-    "not_ready": (503, "The server is starting", "wait until /readyz answers 200"),
     "timeout": (504, "No answer in time", "send a shorter video, or try again later"),
 }
 """Code → HTTP status, what it means, and what to do."""

@@ -96,8 +96,7 @@ class Decoders:
             models: their names.
             content: its bytes, where the file lies on another node.
         """
-        began = time.perf_counter()
-        return await self._threaded(self._threads, self._decode, path, tuple(models), content, began)
+        return await self._threaded(self._threads, self._decode, path, tuple(models), content)
 
     async def annotate(
         self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None = None
@@ -126,19 +125,17 @@ class Decoders:
         except RefusedError as error:
             return error.refusal
 
-    def _decode(
-        self, path: str, models: tuple[str, ...], content: npt.NDArray[np.uint8] | None, began: float
-    ) -> Decoded | NotHere:
+    def _decode(self, path: str, models: tuple[str, ...], content: npt.NDArray[np.uint8] | None) -> Decoded | NotHere:
         import ray
 
-        waited = time.perf_counter() - began
+        began = time.perf_counter()
         if content is None and not os.path.isfile(path):
             return NotHere()
         with self._file(path, content) as file:
             duration = check_video(file, self._decoding.limits)
             specs = {self._served[name].pixels: self._served[name] for name in models}
             clips = {pixels: ray.put(self._decoded(file, served)) for pixels, served in specs.items()}
-        return Decoded(clips, duration, time.perf_counter() - began - waited, waited)
+        return Decoded(clips, duration, time.perf_counter() - began)
 
     def _annotate(
         self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None

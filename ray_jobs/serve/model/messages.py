@@ -37,8 +37,6 @@ class Decoded:
     """Length of the video."""
     seconds: float
     """Time that decoding took."""
-    waited: float
-    """Time that the request waited for a decoder's thread, seconds."""
 
 
 @dataclass(frozen=True, eq=False)

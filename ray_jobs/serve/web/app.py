@@ -114,7 +114,9 @@ def _answer_head(app: FastAPI) -> None:
     """HEAD is answered as GET, of which the server sends the headers; monitors and proxies ask so."""
     for route in app.routes[:]:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
-            app.router.routes.append(Route(route.path, route.app, methods=["HEAD"], include_in_schema=False))
+            head = Route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+            head.app = route.app
+            app.router.routes.append(head)
 
 
 def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:

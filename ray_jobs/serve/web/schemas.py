@@ -68,7 +68,7 @@ class Timings(BaseModel):
     """Where the time of a request went, seconds."""
 
     receive: float = Field(0.0, description="From the request's headers to the last byte of its body")
-    wait: float = Field(0.0, description="Waiting for a decoder and for the encoder")
+    wait: float = Field(0.0, description="Waiting for a decoder and for the encoder, and the ways between them")
     decode: float = Field(0.0, description="Decoding, finding and cropping the face")
     encode: float = Field(0.0, description="The image tower; of the whole batch that the video was in")
     predict: float = Field(0.0, description="Windows, classes and action units")

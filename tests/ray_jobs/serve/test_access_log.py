@@ -135,6 +135,20 @@ def test_each_request_is_a_line_with_the_template_of_its_route(tmp_path: Path) -
     assert counted(metrics, "upload_bytes_total") == {(): 3500}
 
 
+def test_what_no_route_takes_ends_at_the_page_and_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "page.js").touch()
+    inner = application(tmp_path)
+    inner.mount("/", StaticFiles(directory=tmp_path))
+    app, metrics, log = watched(inner, tmp_path)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        client.get("/page.js")
+        client.get("/anna-smith")
+        client.patch("/v1/subjects/anna-smith")
+        client.head("/v1/subjects/anna-smith/")
+    assert {line["route"] for line in lines(log, tmp_path)} == {"/{path}"}
+    assert {route for _, _, route in counted(metrics, "requests_total")} == {"/{path}"}
+
+
 def test_a_refusal_of_an_inner_layer_is_seen_and_a_body_that_is_none_is_not_taken_for_one(tmp_path: Path) -> None:
     bodies = [
         (400, b"application/json", [b'{"code": "unknown', b'_host"}'], "unknown_host"),

@@ -89,9 +89,13 @@ class World:
         self.uploads.mkdir()
         self.spool.mkdir()
         self.number = 0
+        self.gone: dict[str, Refusal] = {}
+        """Owner → why nothing more is done for it."""
 
     def jobs(self, pipeline: Any = None, **limits: Any) -> Jobs:
-        return Jobs(self.folder, self.spool, cast(Any, pipeline or FakePipeline()), JobLimits(**limits))
+        return Jobs(
+            self.folder, self.spool, cast(Any, pipeline or FakePipeline()), JobLimits(**limits), gone=self.gone.get
+        )
 
     def upload(self, text: str = "video") -> Upload:
         self.number += 1
@@ -245,7 +249,7 @@ def test_one_job_of_a_subject_at_a_time_on_all_replicas(world: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["waiting", "running", "another replica"])
-def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str) -> None:
+def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         pipeline = FakePipeline()
         jobs = world.jobs(pipeline)
@@ -268,6 +272,25 @@ def test_a_job_of_an_erased_subject_writes_nothing(world: World, where: str) -> 
         await until(lambda: not jobs._tasks)
         assert pipeline.written == (1 if where == "waiting" else 0) and len(world.files()) == pipeline.written
         assert world.left() == []
+        await jobs.close()
+
+    run(test)
+    assert caplog.text == "", "that its videos are gone is no fault"
+
+
+def test_jobs_of_a_key_that_was_revoked_fail_and_leave_no_video(world: World) -> None:
+    async def test() -> None:
+        pipeline = FakePipeline()
+        jobs = world.jobs(pipeline)
+        running = await jobs.submit(ANNA, "p", [world.upload(), world.upload()])
+        waiting = await jobs.submit(ANNA, "q", [world.upload()])
+        await until(lambda: pipeline.running == 1)
+        world.gone[ANNA.owner] = Refusal("key_unknown", "the API key is revoked")
+        pipeline.open()
+        for job in (running, waiting):
+            found = await ended(jobs, job)
+            assert (found["status"], found["error"]["detail"]) == ("failed", "the API key is revoked")
+        assert (pipeline.written, world.left()) == (0, [])
         await jobs.close()
 
     run(test)
@@ -321,6 +344,7 @@ def die_with_a_job(folder: Path) -> None:
     async def begin() -> None:
         world = object.__new__(World)
         world.folder, world.spool, world.uploads, world.number = folder / "jobs", folder / "spool", folder, 0
+        world.gone = {}
         await world.jobs().submit(ANNA, "p", [world.upload()])
         os._exit(9)
 

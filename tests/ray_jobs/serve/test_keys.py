@@ -15,10 +15,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from starlette.requests import HTTPConnection
 
 from ray_jobs.serve import key_command
-from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web import keys as keys_module
+from ray_jobs.serve.web.gate import Gate
 from ray_jobs.serve.web.keys import (
     LOCAL,
     Keys,
@@ -187,6 +189,27 @@ def test_a_running_server_follows_the_file_and_refuses_everybody_while_it_is_dam
     path.rmdir()
     path.with_name("away").rename(path)
     assert found.who_has(again) == anna
+
+
+def test_a_gate_counts_what_a_key_may_not_do_and_tells_when_it_is_gone(path: Path) -> None:
+    key, secret = add_key(path, "anna", scope="predict")
+    gate = Gate(Keys(path), requests_per_minute=2)
+    request = HTTPConnection({"type": "http", "headers": bearer(secret), "client": ("10.0.0.5", 1)})
+    codes = []
+    for _ in range(3):
+        with pytest.raises(RefusedError) as caught:
+            gate.admit(request, "personalize")
+        codes.append(caught.value.refusal.code)
+    assert codes == ["key_scope", "key_scope", "rate_limited"]
+    assert [gate.lapsed(request, None), gate.lapsed(request, secret), gate.gone(key.id)] == [None] * 3
+    renew_key(path, "anna")
+    assert [gate.lapsed(request, None), gate.lapsed(request, secret)] == [UNKNOWN] * 2
+    assert gate.gone(key.id) is None  # the same owner, whose work goes on
+    revoke_key(path, "anna")
+    assert gate.gone(key.id) == Refusal("key_unknown", "the API key is revoked")
+    assert gate.gone("00000000") == Refusal("key_unknown", "the API key is not there any more")
+    path.write_text("")
+    assert gate.gone(key.id) == Refusal("failed", "the server cannot read its API keys, so it refuses everybody")
 
 
 def test_an_expired_key_is_told_so_but_only_to_who_has_it(path: Path) -> None:

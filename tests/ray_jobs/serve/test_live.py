@@ -180,9 +180,12 @@ class Served:
     def __init__(self, pipeline: InProcess, limits: LiveLimits) -> None:
         self.pipeline = pipeline
         self.outcomes: list[str] = []
+        self.lapsed: Refusal | None = None
+        """Why the key of who has `anna's` is none any more."""
         self.live = Live(
             pipeline,  # type: ignore[arg-type]
             authenticate=anyone,
+            lapsed=lambda socket, key: self.lapsed if key == "anna's" else None,
             limits=limits,
             on_frame=lambda outcome, _: self.outcomes.append(outcome),
         )
@@ -321,6 +324,8 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
         (jpeg(0), "malformed", 1008, "a frame before the first message"),
         (json.dumps(START | {"key": "wrong"}), "key_unknown", 1008, "the key is not known"),
         (json.dumps(START | {"model": "joy"}), "unknown_model", 1008, "no such model; there are: pain, stress"),
+        (json.dumps(START | {"subject_id": ".."}), "wrong_field", 1008, "any name in UTF-8 but `.` and `..`"),
+        (json.dumps(START | {"subject_id": "a\0"}), "wrong_field", 1008, "all printable"),
         (json.dumps(START | {"subject_id": "bob"}), "unknown_subject", 1008, "no subject bob"),
         (json.dumps(START | {"subject_id": "anna"}), "unknown_subject", 1008, "nothing is stored of this subject for"),
     ],
@@ -406,6 +411,19 @@ def test_who_is_silent_slow_or_too_long_is_told_and_let_go() -> None:
         assert message["detail"] == "no answers for 0.1 s: no answer for this frame within 0.2 s"
         assert (message["code"], closed) == ("timeout", 1008)
         assert served.pipeline.cancelled == 2
+
+
+def test_a_key_that_is_revoked_ends_its_session_at_the_next_message(served: Served) -> None:
+    with served.ready(key="anna's") as anna, served.ready() as other:
+        anna.send(jpeg(0))
+        assert told(anna)["type"] == "frame"
+        served.lapsed = Refusal("key_unknown", "this API key is not known")
+        anna.send(jpeg(1))
+        message, closed = ended(anna)
+        assert (message["code"], message["final"], closed) == ("key_unknown", True, 1008)
+        other.send(jpeg(2))
+        assert told(other)["type"] == "frame"
+    served.lapsed = None
 
 
 def test_clients_beyond_the_limit_are_turned_away_and_one_that_vanishes_frees_its_place() -> None:

@@ -210,6 +210,8 @@ def test_the_interface_of_another_site(server: ServeConfig, video: Path) -> None
 
 def test_it_is_watched(server: ServeConfig) -> None:
     assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
+    heads = [httpx.head(f"{server.url}{path}") for path in ("/healthz", "/readyz", "/v1/models", "/")]
+    assert [(head.status_code, head.content) for head in heads] == [(200, b"")] * 4
     ready = Ready.model_validate(httpx.get(f"{server.url}/readyz").json())
     assert (ready.ready, ready.reason) == (True, "")
     assert ready.replicas == {"decoders": "1 of 1", "encoder": "1 of 1", "web": "1 of 1"}

@@ -9,6 +9,7 @@ import av
 import pytest
 
 from ray_jobs.serve import video_check
+from ray_jobs.serve.model.decoders import _said as said_of
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.video_check import Limits, check_video, without_paths
 from tests.support.fakes import numbered_frames, write_video
@@ -96,3 +97,5 @@ def test_paths_of_this_machine_are_not_told() -> None:
     path = Path("/tmp/clipautt-upload-x1/video")
     said = "clip: /tmp/clipautt-upload-x1/video failed ([1] /opt/lib-2/decoder.cc:151: no stream, 1/2 read)"
     assert without_paths(said, path) == "clip: video failed ([1] decoder.cc:151: no stream, 1/2 read)"
+    upload = Path("/tmp/clipautt-upload-x1/d8964715deaa4fcd")
+    assert said_of(ValueError(f"clip 'video': {upload} cannot be decoded"), upload) == "the video cannot be decoded"
