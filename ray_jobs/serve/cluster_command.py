@@ -48,7 +48,12 @@ def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
     settings |= {"runs": str(Path(config.runs).absolute()), "prompts": _absolute(config.prompts)}
     settings |= {"tls_certificate": _absolute(config.tls_certificate), "tls_key": _absolute(config.tls_key)}
     settings["cluster"] = {key: settings["cluster"][key] for key in ("_target_", "num_gpus_per_actor")}
-    application = {"name": config.application, "route_prefix": None, "import_path": _BUILDER, "args": {"settings": settings}}
+    application = {
+        "name": config.application,
+        "route_prefix": None,
+        "import_path": _BUILDER,
+        "args": {"settings": settings},
+    }
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     content = {"proxy_location": "Disabled", "logging_config": quiet, "applications": [application]}
     head = _HEAD.format(file=word(str(out)), port=config.port)
