@@ -92,7 +92,7 @@ class ServeConfig:
     answer_seconds: PositiveFloat = 180.0
     """Longest time from the last byte of a video to its answer."""
 
-    max_upload_mb: PositiveFloat = 50.0
+    max_upload_mb: Annotated[float, Field(ge=0.01)] = 50.0
     """Largest file, MB; a larger one is refused while it arrives."""
     max_seconds: PositiveFloat = 60.0
     """Longest video, from its first frame to the end of its last, s; a longer one is refused before it is decoded."""
