@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,18 @@ from tests.support.fakes import numbered_frames, write_video
 from tests.support.server_process import Server, memory_by_name, processes, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-_LIMITS = ("max_upload_mb=2", "max_seconds=4", "max_pixels=1000000", "max_videos=16", "requests_per_minute=100000")
+_LIMITS = (
+    "max_upload_mb=2",
+    "max_seconds=4",
+    "max_pixels=1000000",
+    "max_videos=16",
+    "requests_per_minute=100000",
+    "annotated_seconds=5",
+)
 _MUTATED = 25
 """Damaged files of each format."""
+_EXAMPLES = 40
+"""Requests for each operation of the OpenAPI."""
 _GROWN_MB, _GROWN_FILES = 150.0, 40
 """What all processes together may hold more after some hundred requests than before."""
 _ODD_TEXTS = (
@@ -242,6 +252,7 @@ def test_requests_made_from_the_openapi_are_answered_as_it_says(server: Server, 
         schemathesis.checks.response_schema_conformance,
     ]
     before = Held.by(server)
+    wrong: dict[str, str] = {}
     tried = set()
     for found in api.get_all_operations():
         operation = found.ok()
@@ -249,7 +260,7 @@ def test_requests_made_from_the_openapi_are_answered_as_it_says(server: Server, 
 
         @given(case=operation.as_strategy())
         @effort(
-            max_examples=40,
+            max_examples=_EXAMPLES,
             deadline=None,
             derandomize=True,
             database=None,
@@ -261,6 +272,10 @@ def test_requests_made_from_the_openapi_are_answered_as_it_says(server: Server, 
             if answer.status_code not in (503, 504):  # refused for load, which is no fault
                 case.validate_response(answer, checks=checks)
 
-        holds()
+        try:
+            holds()
+        except Exception as error:
+            wrong[operation.label] = "".join(traceback.format_exception_only(error))
+    assert not wrong, "\n\n".join(f"{label}: {problem}" for label, problem in wrong.items())
     assert {"/v1/predict", "/v1/predict/batch", "/v1/subjects/{subject_id}", "/api/predict", "/healthz"} <= tried
     check_unharmed(server, face, before)
