@@ -113,7 +113,7 @@ def make_app(parts: Parts, *, lifespan: Lifespan | None = None) -> FastAPI:
 def _answer_head(app: FastAPI) -> None:
     """HEAD is answered as GET, of which the server sends the headers; monitors and proxies ask so."""
     for route in app.routes[:]:
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             head = Route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
             head.app = route.app
             app.router.routes.append(head)

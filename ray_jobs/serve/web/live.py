@@ -55,8 +55,6 @@ class LiveLimits:
     """How long a frame may take, and how long a client may take to receive an answer."""
     max_frame_mb: PositiveFloat = 1.0
     """Size of a frame's JPEG, millions of bytes."""
-    max_frame_pixels: PositiveInt = 1920 * 1080
-    """Width × height of a frame."""
     max_bad_frames: PositiveInt = 20
     """Frames in a row that cannot be used; then the session ends."""
     trouble_seconds: PositiveFloat = 60.0
