@@ -35,7 +35,7 @@ from ray_jobs.serve.web.spool import Spool
 
 _T = TypeVar("_T")
 _LIVE_PIXELS = 1920 * 1080
-"""Width × height of a picture of a live session at most; decoding a larger one would keep the other sessions waiting."""
+"""Largest picture of a live session, width × height; while a larger one is decoded, the other sessions wait."""
 _NICENESS = 5
 """Decoders give way to the web side, which has to answer at once."""
 
