@@ -113,7 +113,7 @@ class Live:
         self.lapsed = lapsed
         self._authenticate = authenticate
         self._on_clients = on_clients
-        self._waiting = 0
+        self._waiting: dict[asyncio.Task[tuple[_Start, Who]], None] = {}
         self._clients = 0
 
     @property
@@ -143,14 +143,7 @@ class Live:
             await client.refuse(Refusal("failed", "the server failed in this session"))
 
     async def _serve(self, client: _Client) -> None:
-        most = _WAITING_PER_CLIENT * self.limits.max_clients
-        if self._waiting >= most:
-            raise RefusedError("busy", f"{most} clients have connected and not said yet what they want")
-        self._waiting += 1
-        try:
-            start, who = await self._introduced(client)
-        finally:
-            self._waiting -= 1
+        start, who = await self._introduction(client)
         if self._clients >= self.limits.max_clients:
             raise RefusedError("busy", f"{self.limits.max_clients} live sessions at once are allowed; try again later")
         self._count(1)
@@ -171,6 +164,24 @@ class Live:
     def _count(self, change: int) -> None:
         self._clients += change
         self._on_clients(self._clients)
+
+    async def _introduction(self, client: _Client) -> tuple[_Start, Who]:
+        """`_introduced`; where too many are silent, the first of them goes, so that they keep nobody else out."""
+        introducing = asyncio.create_task(self._introduced(client))
+        self._waiting[introducing] = None
+        most = _WAITING_PER_CLIENT * self.limits.max_clients
+        if len(self._waiting) > most:
+            first = next(iter(self._waiting))
+            del self._waiting[first]
+            first.cancel()
+        try:
+            await asyncio.wait({introducing})
+            if introducing.cancelled():
+                raise RefusedError("busy", f"{most} clients have connected since and not said yet what they want")
+            return introducing.result()
+        finally:
+            self._waiting.pop(introducing, None)
+            introducing.cancel()
 
     async def _introduced(self, client: _Client) -> tuple[_Start, Who]:
         """The first message, and who sent it."""
