@@ -62,7 +62,7 @@ def config_of(*words: str) -> ServeConfig:
         ({"waiting": -1}, "waiting=-1: should be greater than or equal to 0"),
         ({"max_decoders": 1, "decoders": 2}, "max_decoders=1: should be decoders=2 or more"),
         ({"tls_key": Path("key.pem")}, "tls_certificate and tls_key belong together: give both, or none"),
-        ({"name": "../clinic"}, "name='../clinic': should be the name of a folder, such as clinic"),
+        ({"name": "../clinic"}, "name='../clinic': allowed: letters, digits and . _ -, at most 64"),
         ({"public_url": ""}, "public_url='': should be the address of a server, such as https://clinic.example"),
         ({"public_url": "javascript:alert(1)"}, "public_url='javascript:alert(1)': should be the address of a server"),
         (
