@@ -43,7 +43,11 @@ UNITS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _DASHES: tuple[Any, ...] = ((0, ()), (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _DPI = 100
 _MARGIN, _LEFT, _RIGHT, _LEGEND = 14, 56, 660, 674
+_BESIDE = 1 + (_LEGEND - _RIGHT) / (_RIGHT - _LEFT)
+"""Left edge of what stands at the right of a chart, in widths of the chart."""
 _TITLE, _PLAIN, _SMALL = 15, 9, 8.5
+_SPACING = 0.35
+"""Space between two names of a legend, in letters."""
 _LINE = 18
 """Pixels from one line of small text to the next."""
 _CODE = 122
@@ -53,6 +57,8 @@ _MOST_LINES = 4
 _STATE, _TRACK, _PROBABILITY, _HEADING, _SIMILARITY, _BELOW = 30, 16, 92, 26, 112, 46
 """Heights in pixels from top to bottom: the line above the charts, the face, a chart, the heading between, a chart,
 and the time axis."""
+_BAR, _BELOW_NAME, _ROOM_FOR_BARS = 7, 2, 0.82
+"""Height in pixels of an AU's bar, the gap between its name and it, and the space between two names, in letters."""
 CURVE = "curve"
 """Mark (gid) of the curves among the lines of a chart."""
 _OTHER = "#7A828E"
@@ -84,6 +90,18 @@ class Curve:
 
 
 @dataclass(frozen=True, repr=False)
+class Bar:
+    """Room for an AU's bar below its name, in the pixels of the rendered figure."""
+
+    rows: tuple[int, int]
+    """First row, and the one after the last."""
+    values: list[float]
+    """Rise over the usual level in each window; nan where the window does not count."""
+    colour: tuple[int, int, int]
+    """RGB."""
+
+
+@dataclass(frozen=True, repr=False)
 class Rendered:
     """A figure's pixels, and where things lie in them."""
 
@@ -103,6 +121,10 @@ class Rendered:
     """Middle of every window in seconds."""
     curves: list[Curve]
     """All curves."""
+    bars: list[Bar]
+    """A bar for each AU with a curve, from top to bottom."""
+    bar_columns: tuple[int, int]
+    """First column of the bars, and the one after the last."""
 
 
 def draw(answer: Answer) -> Figure:
@@ -112,15 +134,16 @@ def draw(answer: Answer) -> Figure:
 
 
 def rendered(answer: Answer) -> Rendered:
-    """The figure of an answer as pixels."""
+    """The figure of an answer as pixels, with room for bars below the names of the AUs."""
     with style.context("default"):
-        figure, header, charts = _drawn(answer)
+        figure, header, charts = _drawn(answer, bars=True)
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib does not tell its types
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba(), np.uint8)[:, :, :3].copy()
     height, boxes = len(pixels), [axes.get_window_extent() for axes in charts]
     left, right = (float(charts[0].transData.transform((x, 0))[0]) for x in (0.0, _end(answer)))
     lines = [line for axes in charts for line in axes.lines if line.get_gid() == CURVE]
+    bars, columns = _bars(charts[-1], height)
     return Rendered(
         pixels=pixels,
         header=header,
@@ -137,11 +160,26 @@ def rendered(answer: Answer) -> Rendered:
         ],
         moments=answer.windows["time_seconds"].tolist(),
         curves=[Curve(_rows(line, height), rgb(str(line.get_color()))) for line in lines],
+        bars=bars,
+        bar_columns=columns,
     )
 
 
-def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
-    """The figure, the height of its header in pixels, and its charts from top to bottom."""
+def _bars(axes: Axes, height: int) -> tuple[list[Bar], tuple[int, int]]:
+    """The room below each name in the legend of a drawn chart, and its columns."""
+    lines = [line for line in axes.lines if line.get_gid() == CURVE]
+    names = [text for legend in axes.artists if isinstance(legend, Legend) for text in legend.get_texts()]
+    bars = []
+    for line, name in zip(reversed(lines), names, strict=True):  # the first is drawn last
+        top = round(height - name.get_window_extent().y0) + _BELOW_NAME
+        values = [float(value) for value in np.asarray(line.get_ydata(), float)]
+        bars.append(Bar((top, top + _BAR), values, rgb(str(line.get_color()))))
+    left = min((round(name.get_window_extent().x0) for name in names), default=_LEGEND)
+    return bars, (left, WIDTH - _MARGIN)
+
+
+def _drawn(answer: Answer, *, bars: bool = False) -> tuple[Figure, int, list[Axes]]:
+    """The figure, the height of its header in pixels, and its charts from top to bottom; `bars`: with room for them."""
     header = _Header(answer)
     height = header.height + _STATE + _TRACK + _HEADING + _PROBABILITY + _HEADING + _SIMILARITY + _BELOW
     height += height % 2
@@ -155,7 +193,7 @@ def _drawn(answer: Answer) -> tuple[Figure, int, list[Axes]]:
     frames, windows = answer.frames, answer.windows
     _draw_track(charts[0], answer, frames)
     _draw_probabilities(charts[1], answer, windows)
-    _draw_similarities(charts[2], answer, windows)
+    _draw_similarities(charts[2], answer, windows, bars=bars)
     for axes in charts:
         axes.tick_params(labelsize=_SMALL, colors=INK, length=3, labelbottom=axes is charts[-1])
     for axes in charts[1:]:
@@ -251,7 +289,7 @@ def _draw_probabilities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> No
         _say(axes, f"no curves: {answer.reason}")
 
 
-def _draw_similarities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> None:
+def _draw_similarities(axes: Axes, answer: Answer, windows: pd.DataFrame, *, bars: bool) -> None:
     heading = "AUs that rose most in that window: cosine with their phrase, less its median"
     axes.set_title(heading, fontsize=_PLAIN, loc="left", color=INK, pad=5)
     why = why_no_units(answer)
@@ -264,15 +302,22 @@ def _draw_similarities(axes: Axes, answer: Answer, windows: pd.DataFrame) -> Non
         _Line(title_of(str(code)), windows[str(code)] - windows[str(code)].median(), colour, "-", f"{row['rise']:+.3f}")
         for (code, row), colour in zip(answer.top_action_units.iterrows(), UNITS, strict=False)
     ]
-    _draw_curves(axes, windows, curves)
+    _draw_curves(axes, windows, curves, spacing=_ROOM_FOR_BARS if bars else _SPACING)
+    if bars:
+        _beside(axes, "bars: the values at this moment", 1 + 9 / _SIMILARITY)
     known = pd.concat([curve.values for curve in curves]).dropna()
     room = max(0.005, 0.08 * (known.max() - known.min()))
     axes.set_ylim(known.min() - room, known.max() + room)
     axes.locator_params(axis="y", nbins=4)
     if answer.not_learned:
         note = f"left out: {len(answer.not_learned)} AUs that the\nbackbone never learned"
-        place = (1 + (_LEGEND - _RIGHT) / (_RIGHT - _LEFT), -(_BELOW - 6) / _SIMILARITY)
-        axes.text(*place, note, transform=axes.transAxes, fontsize=_SMALL, color=GREY, va="bottom")
+        _beside(axes, note, -(_BELOW - 6) / _SIMILARITY)
+
+
+def _beside(axes: Axes, text: str, above: float) -> None:
+    """A small text at the right of the axes, its lower edge at a share of their height."""
+    place = (_BESIDE, above)
+    axes.text(*place, text, transform=axes.transAxes, fontsize=_SMALL, color=GREY, va="bottom")
 
 
 class _ShownFigure(Figure):
@@ -297,7 +342,7 @@ class _Line:
     """Its number in the most expressive window."""
 
 
-def _draw_curves(axes: Axes, windows: pd.DataFrame, curves: Sequence[_Line]) -> None:
+def _draw_curves(axes: Axes, windows: pd.DataFrame, curves: Sequence[_Line], *, spacing: float = _SPACING) -> None:
     """Curves, the first of them uppermost, with their legend at the right."""
     times = windows["time_seconds"].to_numpy(float)
     for curve in reversed(curves):
@@ -313,10 +358,18 @@ def _draw_curves(axes: Axes, windows: pd.DataFrame, curves: Sequence[_Line]) -> 
     names = [fitting(curve.name, room - length(f"  {curve.said}", _PLAIN), _PLAIN) for curve in curves]
     handles = [Line2D([], [], color=curve.colour, ls=curve.dashes, lw=2) for curve in curves]
     labels = [f"{name}  {curve.said}" for name, curve in zip(names, curves, strict=True)]
-    _legend(axes, handles, labels, above=1.06)
+    _legend(axes, handles, labels, above=1.06, spacing=spacing)
 
 
-def _legend(axes: Axes, handles: Sequence[Any], labels: Sequence[str], *, above: float, columns: int = 0) -> None:
+def _legend(
+    axes: Axes,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    above: float,
+    columns: int = 0,
+    spacing: float = _SPACING,
+) -> None:
     """A legend at the right of the axes, in columns, or in one with long samples of lines."""
     if not handles:
         return
@@ -325,7 +378,7 @@ def _legend(axes: Axes, handles: Sequence[Any], labels: Sequence[str], *, above:
         handles,
         labels,
         loc="upper left",
-        bbox_to_anchor=(1 + (_LEGEND - _RIGHT) / (_RIGHT - _LEFT), above),
+        bbox_to_anchor=(_BESIDE, above),
         bbox_transform=axes.transAxes,
         ncols=columns or 1,
         fontsize=_PLAIN,
@@ -334,7 +387,7 @@ def _legend(axes: Axes, handles: Sequence[Any], labels: Sequence[str], *, above:
         borderpad=0,
         handlelength=1.1 if columns else 2.0,
         handletextpad=0.6,
-        labelspacing=0.35,
+        labelspacing=spacing,
         columnspacing=1.2,
     )
     legend.set_clip_on(False)

@@ -1,7 +1,7 @@
-"""The video of an answer: its label, warnings and curves around the frames, with the face's box and a cursor.
+"""The video of an answer: its label, warnings and curves around the frames, with the face's box, a cursor and AU bars.
 
 In: an answer, and its video. Out: an MP4 file that browsers play, with every frame of the video at its time. The text
-and the curves are drawn once. Sound is not copied.
+and the curves are drawn once; box, cursor and bars in each frame. Sound is not copied.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def write_overlay(
 
     Above the picture: label, probabilities and every warning. In it: the face's box, blue where the face was found,
     orange where its place is inferred. Below: the face over time, the chosen window, the class probabilities and the
-    AUs that rose most, with a cursor; stretches without a face are hatched. The file has all frames of the video with
-    their time stamps, and no sound; it appears when it is complete.
+    AUs that rose most, with a cursor; stretches without a face are hatched. Below the name of each of these AUs a bar
+    shows its value at the moment: right of the zero line where it is above its usual level, left of it where it is
+    below. The file has all frames of the video with their time stamps, and no sound; it appears when it is complete.
 
     Args:
         prediction: the answer.

@@ -1,4 +1,5 @@
-"""The frames of an overlay: the video with the face's box, between the text and the curves, with a cursor in them.
+"""The frames of an overlay: the video with the face's box, between the text and the curves, with a cursor in them,
+and a bar for each AU.
 
 In: a `Plan`, whose text and curves are drawn, and the frames of the video. Out: an MP4 file (H.264). Each frame is
 drawn and encoded alone, so memory does not grow with the length of the video.
@@ -32,7 +33,7 @@ from clipautt.evaluation.reports.face_sheet import Colour, draw_lines, square_co
 from clipautt.video.decoding import DecodeError, Decoder, Sampling, stream_clip
 from clipautt.video.preprocessing import Frames
 
-_INK, _PAPER = (34, 34, 34), (255, 255, 255)
+_INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (232, 232, 232)
 _AHEAD = 0.6
 """Strength of the charts right of the cursor: what is to come is pale."""
 _MOST_ENLARGED = 8.0
@@ -72,6 +73,13 @@ class Plan:
     """Seconds of the values of the curves."""
     curves: list[tuple[list[float], Colour]]
     """Rows of each curve's values in the PNG, nan where there is none, and its colour."""
+    bars: list[tuple[int, int, list[float], Colour]]
+    """Each AU's bar: its first row in the PNG and the one after its last, its values at the moments, nan where there is
+    none, and its colour. All have one scale and one zero line."""
+    bar_columns: tuple[int, int]
+    """First column of the bars, and the one after the last."""
+    reach: float
+    """Seconds by which the first and the last moment speak for the time before and after: half a window."""
     times: list[float]
     """Seconds at which the face was looked for."""
     boxes: list[list[float]]
@@ -189,6 +197,7 @@ class _Canvas:
         self.pale = np.asarray(255 - (255 - self.charts) * _AHEAD, np.uint8)
         self.moments = np.array(plan.moments, np.float64)
         self.curves = [(np.array(rows, np.float64) - plan.header, tuple(ink)) for rows, ink in plan.curves]
+        self.bars = [_Bar(plan, *bar) for bar in plan.bars]
         self.track = _Track(plan)
         self.pixels: Frames = still[:0]
         self.height = 0
@@ -201,6 +210,8 @@ class _Canvas:
         box, state = self.track.at(seconds)
         self._draw_picture(self.pixels[first : first + self.height], frame, box, self.plan.colour(state))
         self._draw_charts(self.pixels[first + self.height :], seconds)
+        for bar in self.bars:
+            bar.draw(self.pixels[first + self.height :], seconds)
         self._say(self.pixels[first + self.height :], seconds, state)
         return self.pixels
 
@@ -257,6 +268,37 @@ class _Canvas:
             draw.rectangle((104, middle - 6, 116, middle + 6), outline=self.plan.colour(state), width=3)
             draw.text((124, middle), state, _INK, font, anchor="lm")
         line[:] = np.asarray(image)
+
+
+class _Bar:
+    """The rise of an AU over its usual level at a time: right of the zero line, or left of it where it fell."""
+
+    def __init__(self, plan: Plan, first: int, last: int, values: list[float], colour: Colour) -> None:
+        self.rows = slice(first - plan.header, last - plan.header)
+        self.columns = plan.bar_columns
+        self.moments, self.values, self.colour = np.array(plan.moments), np.array(values, np.float64), tuple(colour)
+        self.reach = plan.reach
+        known = [value for bar in plan.bars for value in bar[2] if math.isfinite(value)]
+        self.low, self.high = min(0.0, *known), max(0.0, *known)
+
+    def draw(self, room: Frames, seconds: float) -> None:
+        """Draw it at a time into the rows of the charts; only its track where there is no value."""
+        room[self.rows, slice(*self.columns)] = _EMPTY
+        value, zero = self.at(seconds), self.column(0.0)
+        if math.isfinite(value):
+            room[self.rows, slice(*sorted((zero, self.column(value))))] = self.colour
+        room[self.rows.start - 1 : self.rows.stop + 1, zero - 1 : zero + 1] = _INK
+
+    def at(self, seconds: float) -> float:
+        """The value at a time; nan where no window speaks for it."""
+        if not self.moments[0] - self.reach <= seconds <= self.moments[-1] + self.reach:
+            return math.nan
+        return float(np.interp(seconds, self.moments, self.values))
+
+    def column(self, value: float) -> int:
+        """Where a value lies."""
+        left, right = self.columns[0] + 1, self.columns[1] - 1
+        return round(left + (right - left) * (value - self.low) / (self.high - self.low))
 
 
 class _Track:

@@ -1,4 +1,4 @@
-"""What an overlay draws around and into the frames of a video: text, curves, and where the face is.
+"""What an overlay draws around and into the frames of a video: text, curves, bars, and where the face is.
 
 In: an answer, see `shown.Answer`, and the boxes of the face. Out: a `Plan` for `overlay_frames.write_frames`. This
 module does without PyTorch.
@@ -55,6 +55,9 @@ def plan_of(
         charts=made.charts,
         moments=made.moments,
         curves=[(curve.rows, curve.colour) for curve in made.curves],
+        bars=[(bar.rows[0], bar.rows[1], bar.values, bar.colour) for bar in made.bars],
+        bar_columns=made.bar_columns,
+        reach=(answer.window_end_seconds - answer.window_start_seconds) / 2 if made.bars else 0.0,
         times=times.tolist(),
         boxes=boxes[:, :4].astype(np.float64).tolist(),
         states=[_SAID[state][0] if state in _SAID else "" for state in face_states(answer.frames)],

@@ -93,6 +93,9 @@ def video_stream(container: Any, max_pixels: int | None = None) -> Any:
     if not videos:
         cover = ", only the cover picture of a sound file" if container.streams.video else ""
         raise DecodeError(f"no video stream{cover}")
+    videos = [video for video in videos if video.codec_context is not None]
+    if not videos:
+        raise DecodeError("its video is in a format that is not known")
     for video in videos:
         check_pixels(video.width, video.height, max_pixels)
     best = container.streams.best("video")

@@ -24,8 +24,6 @@ from ray_jobs.serve.web.pipeline import Capacity
 from ray_jobs.serve.web.replica import Web, WebSetup
 from ray_jobs.serve.web.server import tls_context
 
-NAME = "clipautt"
-"""Name of the Ray Serve application."""
 _DECODES_PER_PROCESS = 2
 """Videos that a decoder works on at once: one is read while the other is decoded."""
 _ENCODES_AT_ONCE = 32
@@ -144,7 +142,7 @@ def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
     shown = {"max_bytes": limits.max_bytes, "max_seconds": limits.max_seconds, "max_pixels": limits.max_pixels}
     shown |= {"max_frames": limits.max_frames, "max_videos": config.max_videos}
     return WebSetup(
-        application=NAME,
+        application=config.application,
         host=config.host,
         port=config.port,
         hosts=config.hosts,
@@ -162,6 +160,7 @@ def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:
         max_videos=config.max_videos,
         live_clients=config.live_clients,
         annotated_seconds=config.annotated_seconds,
+        replicas={"decoders": config.decoders, "encoder": config.encoders, "web": 1},
         models=tuple(one.name for one in served),
         capacity=Capacity(
             _DECODES_PER_PROCESS * (config.max_decoders or config.decoders), config.waiting, config.answer_seconds

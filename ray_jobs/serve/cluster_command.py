@@ -17,7 +17,7 @@ import yaml
 
 from clipautt.commands import word
 from clipautt.files import write_text
-from ray_jobs.serve.application import NAME, plan
+from ray_jobs.serve.application import plan
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.keys import is_loopback
 
@@ -47,8 +47,13 @@ def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
     settings |= {"models": {one.name: one.checkpoint for one in served}, "checkpoint": None}
     settings |= {"runs": str(Path(config.runs).absolute()), "prompts": _absolute(config.prompts)}
     settings |= {"tls_certificate": _absolute(config.tls_certificate), "tls_key": _absolute(config.tls_key)}
-    del settings["cluster"]
-    application = {"name": NAME, "route_prefix": None, "import_path": _BUILDER, "args": {"settings": settings}}
+    settings["cluster"] = {key: settings["cluster"][key] for key in ("_target_", "num_gpus_per_actor")}
+    application = {
+        "name": config.application,
+        "route_prefix": None,
+        "import_path": _BUILDER,
+        "args": {"settings": settings},
+    }
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     content = {"proxy_location": "Disabled", "logging_config": quiet, "applications": [application]}
     head = _HEAD.format(file=word(str(out)), port=config.port)
@@ -63,6 +68,8 @@ def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
 def deploy(words: Sequence[str]) -> int:
     """Start what a YAML says on the cluster, and wait until it runs; returns 0.
 
+    A server of the same name is replaced; other applications of the cluster stay.
+
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no Serve YAML.
         ConnectionError: no cluster answers, or the application does not start.
@@ -73,17 +80,37 @@ def deploy(words: Sequence[str]) -> int:
     if not path.is_file():
         raise FileNotFoundError(f"serve deploy {path}: no such file; `clipautt serve build out={path}` writes one")
     client = _client()
-    client.deploy_applications(_content(path))
+    content = _content(path)
+    names = [one["name"] for one in content["applications"]]
+    running = client.get_serve_details()["applications"]
+    others = [one["deployed_app_config"] for name, one in running.items() if name not in names]
+    content["applications"] += [one for one in others if one]  # Ray stops what it is not told of
+    client.deploy_applications(content)
+    for name in names:
+        _await_running(client, name)
+    print(f"{', '.join(names)} runs; `serve status` shows its state, `serve shutdown` stops all of Ray Serve")
+    return 0
+
+
+def _await_running(client: Any, name: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
-        found = client.get_serve_details()["applications"].get(NAME, {})
+        found = client.get_serve_details()["applications"].get(name, {})
         if found.get("status") == "RUNNING":
-            break
-        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
-            raise ConnectionError(f"the server does not start: {found.get('message') or found.get('status')}")
+            return
+        message = last_line(found.get("message") or "")
+        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ConnectionError(f"{name} does not start: {message}")
+        if time.monotonic() > deadline:
+            raise ConnectionError(
+                f"{name} is not ready after {_START_SECONDS:g} s; has the cluster free cores for it? ({message})"
+            )
         time.sleep(1.0)
-    print("the server runs; `serve status` shows its state, `serve shutdown` stops it")
-    return 0
+
+
+def last_line(message: str) -> str:
+    """What went wrong, from a message of Ray that ends with a worker's traceback; the whole is in Ray's messages."""
+    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "Ray says no reason")
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -22,9 +22,7 @@ import contextlib
 import http.client
 import io
 import logging
-import os
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -34,15 +32,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from clipautt.files import locked
 from ray_jobs.platform.cluster import connect, num_cpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.footage import warn
 from ray_jobs.platform.nearest import suggestion
 from ray_jobs.serve import cluster_command, key_command
-from ray_jobs.serve.application import NAME, Plan, application, plan
+from ray_jobs.serve.application import Plan, application, plan
+from ray_jobs.serve.cluster_command import last_line
 from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.served import missing_cores
 from ray_jobs.serve.settings import ServeConfig
+from ray_jobs.serve.web.server import bind
 
 POSITIONAL = "action words…"
 _ACTIONS = ("build", "deploy", "keys")
@@ -79,7 +80,7 @@ def start(made: Plan) -> str:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
         serve.start(proxy_location="Disabled", logging_config=quiet)
-        target = serve.RunTarget(application(made), NAME, route_prefix=None, logging_config=quiet)
+        target = serve.RunTarget(application(made), config.application, route_prefix=None, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _await_ready(config)
     except BaseException as error:
@@ -107,12 +108,28 @@ def serving(config: ServeConfig) -> Iterator[str]:
     made = plan(config)
     for note in made.notes:
         warn(note)
-    with connect(config.cluster):
+    with _alone(config), connect(config.cluster):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # only now, as Ray sets its own, which aborts
         url = start(made)
         try:
             yield url
         finally:
             stop()
+
+
+@contextlib.contextmanager
+def _alone(config: ServeConfig) -> Iterator[None]:
+    """No other `clipautt serve` of this name runs: it would remove what this one is writing.
+
+    Raises:
+        ValueError: one runs, or its folder cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(config.folder / "server", timeout_seconds=0))
+        except TimeoutError as error:
+            raise ValueError(f"{config.folder}: its server runs already; stop that, or give this one name=…") from error
+        yield
 
 
 def main(cfg: DictConfig) -> int:
@@ -131,7 +148,6 @@ def main(cfg: DictConfig) -> int:
     if action == "build":
         return cluster_command.build(given, config, Path(str(command["out"])))
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving on {url} — Ctrl-C stops", flush=True)
         _watch(config)
     print("stopped")
@@ -154,17 +170,12 @@ def _check_command(action: str | None, words: Sequence[str], command: dict[str, 
         raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
 
 
-def last_line(message: str) -> str:
-    """What went wrong, from a message of Ray that ends with a worker's traceback; the whole is in Ray's messages."""
-    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "Ray says no reason")
-
-
 def _await_ready(config: ServeConfig) -> None:
     from ray import serve
 
     deadline = time.monotonic() + _READY_SECONDS
     while _status(config, "/readyz") != 200:
-        found = serve.status().applications.get(NAME)
+        found = serve.status().applications.get(config.application)
         if found and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ConnectionError(f"the server does not start: {last_line(found.message)}")
         if time.monotonic() > deadline:
@@ -225,12 +236,5 @@ def _refuse_used_port(config: ServeConfig) -> None:
     Raises:
         ConnectionError: The server cannot listen on the port.
     """
-    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise ConnectionError(
-                f"port={config.port}: cannot listen on {config.host} ({reason}); choose another with port=…"
-            ) from error
+    for probe in bind(config.host, config.port):
+        probe.close()

@@ -6,7 +6,6 @@ before anything starts.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,9 +15,7 @@ from clipautt.files import newest
 from clipautt.model.checkpoint import Checkpoint, load_checkpoint
 from ray_jobs.platform.predictors import chosen_checkpoint
 from ray_jobs.serve.model.messages import Served
-from ray_jobs.serve.settings import ServeConfig
-
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+from ray_jobs.serve.settings import ALLOWED_NAME, NAME, ServeConfig
 
 
 def chosen_models(config: ServeConfig) -> dict[str, Path]:
@@ -32,15 +29,15 @@ def chosen_models(config: ServeConfig) -> dict[str, Path]:
         folder = chosen_checkpoint(config.checkpoint).absolute()
         return {name_of(load_checkpoint(folder)): folder}
     for name in config.models:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"models: {name!r} is no name of a model; allowed: letters, digits and . _ -, at most 64")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"models: {name!r} is no name of a model; {ALLOWED_NAME}")
     return {name: chosen_checkpoint(folder).absolute() for name, folder in config.models.items()}
 
 
 def name_of(checkpoint: Checkpoint) -> str:
     """The name of a model: its class that is not neutral, or `model` where there are several or it is no name."""
     others = checkpoint.spec.classes[1:]
-    return others[0].lower() if len(others) == 1 and _NAME.fullmatch(others[0]) else "model"
+    return others[0].lower() if len(others) == 1 and NAME.fullmatch(others[0]) else "model"
 
 
 def served_models(config: ServeConfig) -> tuple[Served, ...]:

@@ -26,6 +26,10 @@ from ray_jobs.serve.web.door import parse_origin
 from ray_jobs.serve.web.keys import needs_keys, open_keys
 
 _PATH = re.compile(r"[\w.~/-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+"""Names of servers and models."""
+ALLOWED_NAME = "allowed: letters, digits and . _ -, at most 64"
+"""What `NAME` says."""
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -76,11 +80,11 @@ class ServeConfig:
     decoders: PositiveInt = 1
     """Processes that decode, a core each."""
     max_decoders: PositiveInt | None = None
-    """As many are started when videos wait; null: no more than `decoders`."""
+    """Most decoders; those beyond `decoders` are started while videos wait; null: no more than `decoders`."""
     encoders: PositiveInt = 1
     """Copies of the models, each on a core or its share of a GPU."""
     max_encoders: PositiveInt | None = None
-    """As many are started when videos wait; null: no more than `encoders`."""
+    """Most encoders; those beyond `encoders` are started while videos wait; null: no more than `encoders`."""
     threads: PositiveInt | None = None
     """Threads of PyTorch in each encoder; null: the cores of its machine, shared by the encoders."""
     waiting: NonNegativeInt = 16
@@ -88,7 +92,7 @@ class ServeConfig:
     answer_seconds: PositiveFloat = 180.0
     """Longest time from the last byte of a video to its answer."""
 
-    max_upload_mb: PositiveFloat = 50.0
+    max_upload_mb: Annotated[float, Field(ge=0.01)] = 50.0
     """Largest file, MB; a larger one is refused while it arrives."""
     max_seconds: PositiveFloat = 60.0
     """Longest video, from its first frame to the end of its last, s; a longer one is refused before it is decoded."""
@@ -99,25 +103,25 @@ class ServeConfig:
     max_videos: PositiveInt = 16
     """Most videos of one request."""
     requests_per_minute: PositiveInt = 600
-    """Requests per minute and API key."""
+    """Requests per minute of each API key."""
     live_clients: PositiveInt = 8
     """Live sessions at the same time."""
     annotated_seconds: PositiveFloat = 600.0
     """How long an annotated video of /api/predict can be fetched."""
     access_log: bool = True
-    """Whether requests are noted, without personal data, in access.log."""
+    """Whether each request is noted, without personal data, in runs/serve/NAME/access.log."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r}: {ALLOWED_NAME}")
         if self.models is not None and self.checkpoint is not None:
             raise ValueError("models=… and checkpoint=…: give one of them; models={NAME: FOLDER} names a model")
         if self.models is not None and not self.models:
             raise ValueError("models={}: give at least one, as in models={pain: FOLDER}; or leave it out")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both, or none")
-        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
-            raise ValueError(f"name={self.name!r}: should be the name of a folder, such as clinic")
         if self.public_url is not None:
             _check_address(self.public_url)
         for what, least, most in (
@@ -136,6 +140,11 @@ class ServeConfig:
     def folder(self) -> Path:
         """Where the server keeps what outlives it."""
         return Path(self.runs) / "serve" / self.name
+
+    @property
+    def application(self) -> str:
+        """Name of the Ray Serve application."""
+        return f"clipautt-{self.name}"
 
     @property
     def keys(self) -> Path:

@@ -89,6 +89,7 @@ def write_corpus(folder: Path) -> dict[str, Path]:
         "odd.mp4": lambda path: write_video(path, numbered_frames(9, height=40, width=61), pixel_format="yuv444p"),
         "thin.avi": lambda path: write_video(path, numbered_frames(9, height=256, width=4), codec="mpeg4"),
         "huge.mp4": lambda path: path.write_bytes(_with_size(whole["mp4"].read_bytes(), 65_500)),
+        "unknown.mp4": lambda path: path.write_bytes(whole["mp4"].read_bytes().replace(b"avc1", b"zzzz")),
         "large.avi": lambda path: path.write_bytes(_avi_with_size(whole["avi"].read_bytes(), 30_000)),
         "huge.webm": lambda path: path.write_bytes(_vp8_with_size(whole["webm"].read_bytes(), 16_383)),
     }

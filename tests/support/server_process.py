@@ -66,9 +66,10 @@ class Server:
         return {pid for pid, name in processes(self.pid).items() if name == deployment}
 
     def files(self) -> list[str]:
-        """What lies in the server's temporary folder, locks and the log of Ray's start aside."""
-        found = (self.folder / "tmp").rglob("*")
-        return [str(path) for path in found if path.is_file() and path.name != "lock" and path.suffix != ".log"]
+        """What lies in the server's temporary folder, Ray's own and locks aside."""
+        root = self.folder / "tmp"
+        found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+        return [str(path) for path in found if path.parts[0] != "ray" and path.name != "lock" and path.suffix != ".log"]
 
 
 @contextlib.contextmanager

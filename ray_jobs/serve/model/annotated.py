@@ -1,4 +1,5 @@
-"""An uploaded video with its answer drawn around it, for a page of another site to play.
+"""An uploaded video with its answer drawn around it, for a page of another site to play: the face's box, label, chosen
+window, curves, and a bar for each AU that rose, see `overlay.write_overlay`.
 
 In: the file, and its `schemas.Answer` as plain values. Out: an MP4 file that browsers play: H.264, 8 bits, 4:2:0, the
 index first, no sound. It runs where videos are decoded, without PyTorch; the file is opened in a child process, as any

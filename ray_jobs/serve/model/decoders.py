@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ class Decoding:
     at_once: int
     """Videos that are decoded at the same time."""
     spool: str
-    """Private folder; below it lies the content of uploads that came to another node."""
+    """Folder for what is written while a video is in work; made on the decoder's node."""
 
 
 class Decoders:
@@ -70,7 +71,7 @@ class Decoders:
         os.nice(_NICENESS)
         self._decoding = decoding
         private_folder(Path(decoding.spool))
-        self._scratch = Spool(Path(decoding.spool) / "decoders", max_bytes=0, free_bytes=0)
+        self._spool = Spool(Path(decoding.spool) / "decoders", max_bytes=sys.maxsize, free_bytes=0)
         self._served = {one.name: one for one in decoding.served}
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
         self._drawing = ThreadPoolExecutor(1, "draw")
@@ -83,8 +84,8 @@ class Decoders:
 
     def __del__(self) -> None:
         """Called by Ray Serve when the replica is to end; what one that was killed has left, the next one removes."""
-        if hasattr(self, "_scratch"):
-            self._scratch.close()
+        if hasattr(self, "_spool"):
+            self._spool.close()
 
     async def decode(
         self, path: str, models: Sequence[str], content: npt.NDArray[np.uint8] | None = None
@@ -96,8 +97,7 @@ class Decoders:
             models: their names.
             content: its bytes, where the file lies on another node.
         """
-        began = time.perf_counter()
-        return await self._threaded(self._threads, self._decode, path, tuple(models), content, began)
+        return await self._threaded(self._threads, self._decode, path, tuple(models), content)
 
     async def annotate(
         self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None = None
@@ -126,19 +126,17 @@ class Decoders:
         except RefusedError as error:
             return error.refusal
 
-    def _decode(
-        self, path: str, models: tuple[str, ...], content: npt.NDArray[np.uint8] | None, began: float
-    ) -> Decoded | NotHere:
+    def _decode(self, path: str, models: tuple[str, ...], content: npt.NDArray[np.uint8] | None) -> Decoded | NotHere:
         import ray
 
-        waited = time.perf_counter() - began
+        began = time.perf_counter()
         if content is None and not os.path.isfile(path):
             return NotHere()
         with self._file(path, content) as file:
             duration = check_video(file, self._decoding.limits)
             specs = {self._served[name].pixels: self._served[name] for name in models}
             clips = {pixels: ray.put(self._decoded(file, served)) for pixels, served in specs.items()}
-        return Decoded(clips, duration, time.perf_counter() - began - waited, waited)
+        return Decoded(clips, duration, time.perf_counter() - began)
 
     def _annotate(
         self, path: str, answer: dict[str, Any], target: str, content: npt.NDArray[np.uint8] | None
@@ -148,13 +146,17 @@ class Decoders:
         here = os.path.isdir(os.path.dirname(target))
         if content is None and not os.path.isfile(path):
             return NotHere()
-        with self._file(path, content) as file, tempfile.TemporaryDirectory(dir=self._scratch.folder) as folder:
-            written = Path(target) if here else Path(folder) / "annotated.mp4"
-            try:
-                write_annotated(file, answer, written, limits=self._decoding.reading)
-            except DecodeError as error:
-                raise RefusedError("not_a_video", _said(error, file)) from error
+        written = Path(target) if here else self._spool.folder / f"{uuid4().hex}.mp4"
+        try:
+            with self._file(path, content) as file:
+                try:
+                    write_annotated(file, answer, written, limits=self._decoding.reading)
+                except DecodeError as error:
+                    raise RefusedError("not_a_video", _said(error, file)) from error
             return None if here else np.fromfile(written, np.uint8)
+        finally:
+            if not here:
+                written.unlink(missing_ok=True)
 
     def _still(self, jpeg: bytes, model: str, seconds: float, seen: tuple[Sighting, ...]) -> Still:
         try:
@@ -168,10 +170,13 @@ class Decoders:
         if content is None:
             yield Path(path)
             return
-        with tempfile.NamedTemporaryFile(dir=self._scratch.folder) as file:
+        file = self._spool.new_file()
+        try:
             file.write(content.data)
-            file.flush()
-            yield Path(file.name)
+            file.close()
+            yield file.path
+        finally:
+            file.remove()
 
     def _decoded(self, path: Path, served: Served) -> DecodedClip:
         clip = Clip("video", "", str(path), "target")

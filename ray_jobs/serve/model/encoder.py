@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from ray_jobs.serve.model.answers import describe, describe_before
 from ray_jobs.serve.model.check import check_frames
 from ray_jobs.serve.model.live import LiveAsk, moments
 from ray_jobs.serve.model.looks import Look, Moment
-from ray_jobs.serve.model.messages import Decoded, Personalizing, Served
+from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing, Served
 from ray_jobs.serve.model.personalized import Sent, personalize, to_encode_again
 from ray_jobs.serve.model.subjects import SubjectStore
 from ray_jobs.serve.model.tuned import finite, labelled, predict_online, predict_per_video
@@ -57,8 +57,6 @@ class _Frames:
     """Fingerprint of the backbone."""
     pixels: npt.NDArray[np.uint8]
     """[T, size, size, 3]."""
-    since: float = field(default_factory=time.perf_counter)
-    """When it was ready."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +65,6 @@ class _Encoded:
 
     features: Tensor
     """[T, d]."""
-    waited: float
-    """Time until the batch began, seconds."""
     seconds: float
     """Time of the batch."""
     videos: int
@@ -143,9 +139,7 @@ class Encoder:
             decoded: the video, decoded for these models.
             ask: which models, for whom.
         """
-        began = time.perf_counter()
         videos: dict[str, DecodedClip] = {pixels: await clip for pixels, clip in decoded.clips.items()}
-        fetched = time.perf_counter()
         encoded = await self._encoded_once(ask.models, videos)
         try:
             answers = [await self._answer(name, videos, encoded, ask) for name in ask.models]
@@ -153,9 +147,7 @@ class Encoder:
             return error.refusal
         for answer in answers:
             answer["duration_seconds"] = decoded.duration_seconds
-            answer["timings"] |= {"decode": decoded.seconds}
-            answer["timings"]["wait"] += decoded.waited + fetched - began
-            answer["seconds"] = decoded.waited + decoded.seconds + time.perf_counter() - began
+            answer["timings"]["decode"] = decoded.seconds
         first, *others = answers
         return first | {"others": others}
 
@@ -182,7 +174,6 @@ class Encoder:
         said = await self._threaded(threads, self._predicted, name, clip, ask)
         seconds = time.perf_counter() - began
         timings = {
-            "wait": encoded.waited,
             "encode": encoded.seconds,
             "predict": seconds if ask.adapt == "none" else 0.0,
             "adapt": 0.0 if ask.adapt == "none" else seconds,
@@ -257,9 +248,11 @@ class Encoder:
 
         return await self._refusing(self._heads, begun)
 
-    async def personalize(self, work: Personalizing) -> dict[str, Any] | Refusal:
+    async def personalize(self, work: Personalizing) -> dict[str, Any] | NotHere | Refusal:
         """Personalize to a subject and store it; see `personalized.personalize`."""
-        sent = [await self._sent(path, found, work.models) for path, found in work.videos]
+        if work.keep and not all(path in work.contents or path.is_file() for path, _ in work.videos):
+            return NotHere()
+        sent = [await self._sent(path, found, work) for path, found in work.videos]
         sources = {name: self._predictors[name].source for name in work.models}
         made = partial(
             personalize,
@@ -275,8 +268,10 @@ class Encoder:
         )
         return await self._refusing(self._tuners, made)
 
-    async def _sent(self, path: Path, found: Decoded | Refusal, models: Sequence[str]) -> Sent:
+    async def _sent(self, path: Path, found: Decoded | Refusal, work: Personalizing) -> Sent:
         """A video of a personalization, encoded."""
+        models = work.models
+        content = await work.contents[path] if path in work.contents else None
         if isinstance(found, Refusal):
             return Sent(path, {}, found)
         videos: dict[str, DecodedClip] = {pixels: await clip for pixels, clip in found.clips.items()}
@@ -285,7 +280,7 @@ class Encoder:
         for name in models:
             video = videos[self._served[name].pixels]
             features[name] = features_of(video, encoded[self._key(name)].features, self._predictors[name])
-        return Sent(path, features)
+        return Sent(path, features, content=content)
 
     async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `SubjectStore.erase`; the other replicas are told by `forget`."""
@@ -348,7 +343,7 @@ class Encoder:
                 made = backbone.encode_frames(np.concatenate(pixels)).split([len(one) for one in pixels])
                 features |= dict(zip(of, made, strict=True))
         seconds = time.perf_counter() - began
-        return [_Encoded(features[index], began - one.since, seconds, len(batch)) for index, one in enumerate(batch)]
+        return [_Encoded(features[index], seconds, len(batch)) for index in range(len(batch))]
 
 
 def features_of(video: DecodedClip, features: Tensor, predictor: Predictor) -> ClipFeatures:

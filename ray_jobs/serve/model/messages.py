@@ -37,8 +37,6 @@ class Decoded:
     """Length of the video."""
     seconds: float
     """Time that decoding took."""
-    waited: float
-    """Time that the request waited for a decoder's thread, seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +55,8 @@ class Personalizing:
     """Whether the files are kept."""
     ticket: int
     """See `Encoder.ticket`."""
+    contents: dict[Path, Any] = field(default_factory=dict, repr=False)
+    """File → reference of its bytes, where the files lie on another node than the encoder and are to be kept."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from clipautt.adaptation.method import AdaptConfig, TuningConfig
 from clipautt.adaptation.personalization import Personalization
 from clipautt.adaptation.source import Source
@@ -35,6 +38,8 @@ class Sent:
     """Model → its features; empty if it could not be read."""
     refusal: Refusal | None = None
     """Why it could not be read."""
+    content: npt.NDArray[np.uint8] | None = None
+    """Its bytes, where the file lies on another node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,7 @@ def _numbered(
     for number, one in enumerate(sent, start=first):
         name = there.get(one.path, "") if one.path else ""
         if keep and not name and one.path and one.features:
-            name = change.keep(one.path)
+            name = change.keep(one.path if one.content is None else one.content)
         yield _Numbered(f"clip {number}", one, name)
 
 

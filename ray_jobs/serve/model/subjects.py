@@ -28,9 +28,12 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
+
 from clipautt.adaptation.personalization import Personalization, read_personalization
 from clipautt.adaptation.source import Source
-from clipautt.files import link_or_copy, locked, move, sync_folder, write_text
+from clipautt.files import link_or_copy, locked, move, sync_folder, write_bytes, write_text
 from clipautt.subjects import SUFFIX, checked_subject, subject_file
 from clipautt.tables import nfc
 from ray_jobs.serve.model.stored import (
@@ -334,12 +337,15 @@ class Change:
             write_stored(stored, scratch / name)
             move(scratch / name, folder / name)
 
-    def keep(self, video: Path) -> str:
-        """Keep a copy of a video; returns its name."""
+    def keep(self, video: Path | npt.NDArray[np.uint8]) -> str:
+        """Keep a copy of a video, a file or its bytes; returns its name."""
         folder, name = self.store._kept(self.who, self.subject), uuid4().hex
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._writing() as scratch:
-            link_or_copy(video, scratch / name)
+            if isinstance(video, Path):
+                link_or_copy(video, scratch / name)
+            else:
+                write_bytes(scratch / name, video.tobytes())
             move(scratch / name, folder / name)
         return name
 

@@ -194,7 +194,7 @@ def _check_goes_on(change: Change, model: str, stored: Stored | None, session: S
     if stored is None:
         if change.made_by_adapt(model):
             raise RefusedError(
-                "cannot_adapt", f"{name} was adapted to by `clipautt adapt`, and its clips are not here; {instead}"
+                "cannot_adapt", f"{name} was personalized by `clipautt adapt`, and its clips are not here; {instead}"
             )
         return
     check_checkpoint(stored.checkpoint, change.subject, model, session.source)
@@ -202,7 +202,7 @@ def _check_goes_on(change: Change, model: str, stored: Stored | None, session: S
     if theirs.prior == "estimate" or replace(theirs, protocol="online", seed=own.seed) != own:
         raise RefusedError(
             "cannot_adapt",
-            f"{name} was adapted to by {theirs.name!r}, and this server goes on by {own.name!r}; {instead}",
+            f"{name} was personalized by {theirs.name!r}, and this server uses {own.name!r}; {instead}",
         )
     if own.subject_baseline != "none" and not stored.clips:
         raise RefusedError(

@@ -56,7 +56,7 @@ async function welcome() {
       served = await ask("v1/models");
       break;
     } catch (problem) {
-      if (!["not_ready", "busy", "worker_lost"].includes(problem.code)) throw problem;
+      if (!["busy", "worker_lost"].includes(problem.code)) throw problem;
       $("waiting").textContent = sentence(problem.message);
       await pause(problem.retry ?? 2);
     }

@@ -121,7 +121,7 @@ def _answer_head(app: FastAPI) -> None:
 
 def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for the OpenAPI."""
-    always = ("unknown_host", "key_missing", "key_scope", "rate_limited", "failed")
+    always = ("unknown_host", "key_missing", "key_unknown", "key_scope", "other_site", "rate_limited", "failed")
     found: dict[int | str, dict[str, Any]] = {}
     for code in sorted((*always, *codes), key=lambda one: KINDS[one][0]):
         status, meaning, _ = KINDS[code]
@@ -131,11 +131,12 @@ def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 _OF_VIDEOS = ("malformed", "too_slow", "too_large", "not_a_video", "over_limit", "wrong_field", "no_face", "no_label")
-_OF_WORK = ("unknown_model", "unknown_subject", "not_finite", "cannot_adapt", "busy", "worker_lost", "timeout")
+_OF_WORK = ("unknown_model", "not_finite", "busy", "worker_lost", "timeout")
+_OF_SUBJECTS = ("unknown_subject", "wrong_field", "worker_lost", "timeout")
 
 
 def _add_predictions(app: FastAPI, parts: Parts) -> None:
-    errors = _errors(*_OF_VIDEOS, *_OF_WORK, "other_checkpoint")
+    errors = _errors(*_OF_VIDEOS, *_OF_WORK, "unknown_subject", "cannot_adapt", "other_checkpoint", "subject_busy")
 
     @app.post(
         "/v1/predict",
@@ -164,7 +165,9 @@ def _add_predictions(app: FastAPI, parts: Parts) -> None:
             items = await _predict_each(parts, form, ask_of(form.fields, who))
         return JSONResponse({"answers": items})
 
-    @app.get("/v1/models", summary="List the models", response_model=Models, responses=_errors("worker_lost"))
+    @app.get(
+        "/v1/models", summary="List the models", response_model=Models, responses=_errors("worker_lost", "timeout")
+    )
     async def models(request: Request) -> Response:
         parts.gate.admit(request, "predict")
         return JSONResponse({"models": _value(await parts.pipeline.models()), **parts.facts})
@@ -201,13 +204,17 @@ async def _predict_each(parts: Parts, form: Form, ask: Ask) -> list[dict[str, An
 
 
 def _add_subjects(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/subjects", summary="List the subjects with something stored", responses=_errors("worker_lost"))
+    @app.get(
+        "/v1/subjects", summary="List the subjects with something stored", responses=_errors("worker_lost", "timeout")
+    )
     async def subjects(request: Request) -> Subjects:
         who = parts.gate.admit(request, "predict")
         return Subjects(subjects=_value(await parts.pipeline.subjects(who)))
 
     @app.get(
-        "/v1/subjects/{subject_id:path}", summary="What is stored of a subject", responses=_errors("unknown_subject")
+        "/v1/subjects/{subject_id:path}",
+        summary="What is stored of a subject",
+        responses=_errors(*_OF_SUBJECTS, "other_checkpoint"),
     )
     async def subject(request: Request, subject_id: _ID) -> Subject:
         who = parts.gate.admit(request, "personalize")
@@ -219,7 +226,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         summary="Personalize to a subject in the background; a resting face of a few seconds is enough by default",
         status_code=202,
         response_model=Job,
-        responses=_errors(*_OF_VIDEOS[:3], "wrong_field", "unknown_model", "subject_busy", "busy"),
+        responses=_errors(*_OF_VIDEOS[:4], "wrong_field", "unknown_model", "subject_busy", "busy"),
         openapi_extra=described("personalize"),
     )
     async def personalize(request: Request, subject_id: _ID) -> Response:
@@ -235,7 +242,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
     @app.delete(
         "/v1/subjects/{subject_id:path}",
         summary="Erase what is stored of a subject",
-        responses=_errors("unknown_subject"),
+        responses=_errors(*_OF_SUBJECTS, "subject_busy"),
     )
     async def erase(request: Request, subject_id: _ID) -> Erased:
         who = parts.gate.admit(request, "personalize")

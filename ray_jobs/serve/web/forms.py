@@ -27,6 +27,10 @@ _VIDEO = {
 }
 _SUBJECT = {"type": "string", "maxLength": 200, "description": "Use what is stored of this subject"}
 _MODEL = {"type": "string", "description": "Name of a model, see GET /v1/models; without it, the first one"}
+_FITTING_MODEL = {
+    "type": "string",
+    "description": "Name of a model, see GET /v1/models; without it, the first one whose classes the labels name",
+}
 _ADAPT = {
     "type": "string",
     "enum": list(get_args(Adapt)),
@@ -41,7 +45,8 @@ _KEEP = {
 }
 _LABELS = {
     "type": "string",
-    "description": "JSON list of the class names to answer in, in any order and spelling of capitals",
+    "description": "JSON list of the class names to answer in, in any order, in capitals or not. Each class of the "
+    "model needs its name; a name that only another task knows, such as Stress for a model of pain, scores 0",
     "examples": ['["Pain", "No Pain"]'],
 }
 _SEVERAL = {"type": "array", "minItems": 1}
@@ -54,10 +59,10 @@ FORMS: dict[str, dict[str, Any]] = {
         "adapt": _ADAPT,
     },
     "personalize": {"video": _SEVERAL | {"items": _VIDEO}, "model": _SEVERAL | {"items": _MODEL}, "keep": _KEEP},
-    "interface": {"video": _VIDEO, "model": _MODEL, "labels": _LABELS},
+    "interface": {"video": _VIDEO, "model": _FITTING_MODEL, "labels": _LABELS},
 }
 """Form → its fields, as JSON schemas."""
-_REQUIRED = {"interface": ["video", "model", "labels"]}
+_REQUIRED = {"interface": ["video", "labels"]}
 _LONGEST_ID = 200
 _NO_UTF8 = "\ufffd"
 """Stands in an address for bytes that are no UTF-8."""
@@ -158,5 +163,5 @@ def check_subject(subject_id: str) -> None:
         raise RefusedError("wrong_field", "subject_id: allowed is any name in UTF-8 but `.` and `..`")
     if not subject_id.strip() or len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
         raise RefusedError(
-            "wrong_field", f"subject_id has {len(subject_id)} letters; allowed: 1 to {_LONGEST_ID}, all printable"
+            "wrong_field", f"subject_id has {len(subject_id)} characters; allowed: 1 to {_LONGEST_ID}, all printable"
         )

@@ -57,9 +57,9 @@ class JobLimits:
     waiting: int = 16
     """Jobs that wait for those; more are refused."""
     seconds_kept: float = _DAY
-    """Time for which a job is told of after it has ended."""
+    """How long after its end a job can still be asked for."""
     most_kept: int = 1000
-    """Jobs that are told of; of more, those that ended first are forgotten."""
+    """Most ended jobs that can be asked for; beyond them, those that ended first are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Jobs:
         await asyncio.to_thread(self._tidy)
 
     async def close(self) -> None:
-        """Stop all jobs, which are told as failed, and delete their videos."""
+        """Stop all jobs, mark them as failed, and delete their videos."""
         await asyncio.gather(*self._beginning, return_exceptions=True)
         for task in self._tasks.values():
             task.cancel()
@@ -253,7 +253,7 @@ class Jobs:
                 await asyncio.to_thread(self._change, job, status="done", done=job.total, subject=answer)
 
     def _end(self, job: _Record, task: asyncio.Task[None]) -> None:
-        """However a job ended: its videos are deleted, and of one that was stopped it is told."""
+        """However a job ended: its videos are deleted, and one that was stopped is marked as failed."""
         shutil.rmtree(self._videos(job), ignore_errors=True)
         self._tasks.pop(job.job, None)
         self._going.discard(job.job)
@@ -338,7 +338,7 @@ class Jobs:
         return lost
 
     def _sweep(self) -> None:
-        """Tell of the jobs of processes that are gone, and remove what they left."""
+        """Mark the jobs of processes that are gone as failed, and remove what they left."""
         with self._locked():
             for job in self._records():
                 self._checked(job)

@@ -32,6 +32,7 @@ Lapsed = Callable[[WebSocket, str | None], Refusal | None]
 _TEXT_CHARACTERS = 4096
 _WAITING_PER_CLIENT = 4
 """Sockets that have not said yet who they are, as a multiple of the clients that are served."""
+_RETRY_SECONDS = 10
 _CLOSE_CODES = {413: 1009, 500: 1011, 503: 1013, 429: 1013}
 """HTTP status → close code of RFC 6455 and its registry; 1008, against the rules, for any other."""
 _EXAMPLE = '{"type": "start", "model": "pain", "resting_seconds": 3}'
@@ -145,7 +146,9 @@ class Live:
     async def _serve(self, client: _Client) -> None:
         start, who = await self._introduction(client)
         if self._clients >= self.limits.max_clients:
-            raise RefusedError("busy", f"{self.limits.max_clients} live sessions at once are allowed; try again later")
+            raise RefusedError(
+                "busy", f"{self.limits.max_clients} live sessions at once are allowed", retry_seconds=_RETRY_SECONDS
+            )
         self._count(1)
         try:
             facts = await self._facts(start, who)
@@ -177,7 +180,8 @@ class Live:
         try:
             await asyncio.wait({introducing})
             if introducing.cancelled():
-                raise RefusedError("busy", f"{most} clients have connected since and not said yet what they want")
+                said = f"{most} clients have connected since and not said yet what they want"
+                raise RefusedError("busy", said, retry_seconds=_RETRY_SECONDS)
             return introducing.result()
         finally:
             self._waiting.pop(introducing, None)
@@ -428,4 +432,5 @@ def _refused(refusal: Refusal) -> RefusedError:
 
 
 def _problem(refusal: Refusal, *, final: bool) -> dict[str, Any]:
-    return {"type": "error", "final": final} | refusal.body
+    retry = {} if refusal.retry_seconds is None else {"retry_seconds": refusal.retry_seconds}
+    return {"type": "error", "final": final} | refusal.body | retry

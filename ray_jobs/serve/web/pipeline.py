@@ -25,7 +25,7 @@ from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Upload
 
 _ATTEMPTS = 2
-"""How often a video is tried whose worker is lost."""
+"""How often a video is tried if its worker is lost."""
 _FIRST_GUESS_SECONDS = 0.5
 """What a prediction is taken to last before one was measured."""
 _PATIENT_SECONDS = 0.1
@@ -90,7 +90,7 @@ class ServePipeline:
     Args:
         decoders: handle of the deployment of `Decoders`.
         encoder: handle of the deployment of `Encoder`.
-        default: the model that answers where none is named, and all names.
+        names: the models, the first of which answers where none is named.
         capacity: how much is accepted.
     """
 
@@ -114,13 +114,19 @@ class ServePipeline:
         models = self.named(ask.models)
         if isinstance(models, Refusal):
             return models
-        deadline = time.monotonic() + self.queue.capacity.answer_seconds
+        began = time.monotonic()
+        deadline = began + self.queue.capacity.answer_seconds
         while full := self.queue.full():
             if not patient or time.monotonic() > deadline:
                 return full
             await asyncio.sleep(_PATIENT_SECONDS)
         with self.queue.place():
-            return await self._within(self._predict(upload, models, ask))
+            found = await self._within(self._predict(upload, models, ask))
+        if not isinstance(found, Refusal):
+            self.answered = time.monotonic()
+            for one in (found, *found["others"]):
+                _note_time(one, self.answered - began)
+        return found
 
     def named(self, models: Sequence[str], *, every: bool = False) -> tuple[str, ...] | Refusal:
         """The models that are asked, each once; where none is named the first one, or every one."""
@@ -142,10 +148,7 @@ class ServePipeline:
             if isinstance(decoded, Refusal):
                 return decoded
             answer = await _asked(self._encoder.predict.remote(decoded, asked))
-            if not isinstance(answer, Refusal):
-                self.answered = time.monotonic()
-                return answer
-            if answer.code != "worker_lost" or attempt + 1 == attempts:
+            if not (isinstance(answer, Refusal) and answer.code == "worker_lost" and attempt + 1 < attempts):
                 return answer
         raise AssertionError("the last attempt returns")
 
@@ -204,7 +207,11 @@ class ServePipeline:
             videos.append((path, await self._decoded(Upload(path, path.stat().st_size), models)))
             on_clip()
         work = Personalizing(who, subject_id, tuple(videos), tuple(models), keep, ticket)
-        return await _asked(self._encoder.personalize.remote(work))
+        found = await _asked(self._encoder.personalize.remote(work))
+        if isinstance(found, NotHere):
+            contents = await asyncio.to_thread(_in_object_store, clips)
+            found = await _asked(self._encoder.personalize.remote(replace(work, contents=contents)))
+        return found
 
     async def erase(self, who: Who, subject_id: str) -> list[str] | Refusal:
         """See `Encoder.erase`; every replica forgets the subject."""
@@ -236,6 +243,21 @@ class ServePipeline:
 
     def _annotated(self, upload: Upload, answer: dict[str, Any], target: Path, content: Any) -> Awaitable[Any]:
         return _asked(self._decoders.annotate.remote(str(upload.path), answer, str(target), content))
+
+
+def _note_time(answer: dict[str, Any], seconds: float) -> None:
+    """Write down how long an answer took, and that what no stage needed of it was waiting."""
+    timings = answer["timings"]
+    worked = sum(timings[stage] for stage in ("decode", "encode", "predict", "adapt"))
+    answer["seconds"] = seconds
+    timings["wait"] = max(0.0, seconds - worked)
+
+
+def _in_object_store(paths: Sequence[Path]) -> dict[Path, Any]:
+    """File → reference of its bytes."""
+    import ray
+
+    return {path: ray.put(np.fromfile(path, np.uint8)) for path in paths}
 
 
 async def _control(work: Awaitable[Any]) -> Any:

@@ -82,6 +82,8 @@ class WebSetup:
     """Live sessions at once."""
     annotated_seconds: float
     """How long annotated videos are kept."""
+    replicas: dict[str, int]
+    """Deployment → replicas without which the server is not ready."""
     models: tuple[str, ...]
     """Names of the models, the first of which answers where none is named."""
     capacity: Capacity
@@ -196,7 +198,8 @@ class Web:
         counts = {}
         for name, one in found.items():
             states: Mapping[Any, int] = one.replica_states  # its keys are texts
-            counts[name] = states.get("RUNNING", 0), sum(states.values())
+            wanted = self._setup.replicas[name]  # further ones come and go with the queue
+            counts[name] = states.get("RUNNING", 0), wanted
         self._metrics.set_ready({name: running for name, (running, _) in counts.items()})
         return counts
 

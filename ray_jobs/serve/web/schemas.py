@@ -51,7 +51,7 @@ class FaceBoxes(BaseModel):
     side: list[float | None] = Field(description="Side of the box, pixels")
     tilt: list[float | None] = Field(description="Degrees by which the face is turned clockwise as seen")
     score: list[float | None] = Field(description="Score of the detector; null where the box is inferred from others")
-    found: list[bool] = Field(description="Whether the face was found in the frame; all true without a face detector")
+    found: list[bool] = Field(description="Whether the face was found in the frame")
 
 
 class Before(BaseModel):
@@ -68,7 +68,7 @@ class Timings(BaseModel):
     """Where the time of a request went, seconds."""
 
     receive: float = Field(0.0, description="From the request's headers to the last byte of its body")
-    wait: float = Field(0.0, description="Waiting for a decoder and for the encoder")
+    wait: float = Field(0.0, description="Waiting for a decoder and for the encoder, and the ways between them")
     decode: float = Field(0.0, description="Decoding, finding and cropping the face")
     encode: float = Field(0.0, description="The image tower; of the whole batch that the video was in")
     predict: float = Field(0.0, description="Windows, classes and action units")
@@ -93,7 +93,7 @@ class Answer(BaseModel):
         description="Entropy of each window's class probabilities, nats; low where the model is sure"
     )
     face_boxes: FaceBoxes | None = Field(description="Where the face is; null without a face detector")
-    personalized_for: str | None = Field(description="Subject whose adapted prompts were used")
+    personalized_for: str | None = Field(description="Subject whose personalization was used; null for nobody's")
     adapt: Adapt = Field(description="How the model was adapted for this answer, as asked")
     before: Before | None = Field(description="The same without personalization; null where nothing was personalized")
     warnings: list[str] = Field(
@@ -154,7 +154,7 @@ class Models(BaseModel):
 
 
 class Subjects(BaseModel):
-    """The subjects of this key with adapted prompts."""
+    """The subjects of this key of whom something is stored."""
 
     subjects: list[str]
 
@@ -195,16 +195,22 @@ class Erased(BaseModel):
     """What was erased of a subject."""
 
     subject_id: str
-    erased: list[str] = Field(description="In words", examples=[["prompts of model pain", "2 kept clips"]])
+    erased: list[str] = Field(
+        description="In words", examples=[["prompts and resting face of model pain", "2 kept clips"]]
+    )
 
 
 class InterfaceAnswer(BaseModel):
     """The answer of POST /api/predict, the contract of the public CLIP-AUTT web interface."""
 
-    label: str = Field(description="The most probable of the labels, as it was sent")
-    scores: dict[str, float] = Field(description="Label as it was sent → probability")
-    message: str = Field(description="A sentence on what was seen, with its warnings")
-    annotatedVideoUrl: str = Field(description="Address of the video with the answer drawn around it; it expires")
+    label: str = Field(description="The label of the most probable class, as it was sent")
+    scores: dict[str, float] = Field(
+        description="Label as it was sent → probability; 0 for one that only another task knows, as the message says"
+    )
+    message: str = Field(description="Sentences on what was seen, with the warnings")
+    annotatedVideoUrl: str = Field(
+        description="Address of the video with the answer drawn around it; it expires. Empty if it could not be drawn"
+    )
 
 
 class Alive(BaseModel):

@@ -292,7 +292,7 @@ class _FormReader:
         part = self._part
         if part.file is not None:
             part.file.close()
-            if part.file.size == 0:
+            if part.file.size == 0 and self.max_files == 1:  # among several it costs itself
                 raise RefusedError("not_a_video", "the file is empty")
             return
         try:

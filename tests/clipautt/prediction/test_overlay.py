@@ -1,9 +1,10 @@
-"""The overlay of an answer: every frame at its time, with box, cursor and warnings, in a file that browsers play."""
+"""The overlay of an answer: every frame at its time, with box, cursor, bars and warnings, for browsers."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import pytest
 from clipautt.clips import Clip
 from clipautt.model.windows import WindowSpec
 from clipautt.prediction.answers import VideoPrediction
-from clipautt.prediction.figure import Rendered, rendered
+from clipautt.prediction.figure import UNITS, Bar, Rendered, rendered, rgb
 from clipautt.prediction.overlay import check_overlay, refuse_source, write_overlay
+from clipautt.prediction.overlay_frames import write_frames
+from clipautt.prediction.overlay_plan import plan_of
 from clipautt.predictor import Predictor
 from clipautt.video.containers import DecodeError
+from tests.clipautt.prediction import test_answers
+from tests.clipautt.prediction.test_answers import fallen
 from tests.support.browser import find_chromium, open_page
 from tests.support.configs import adapt_config
 from tests.support.fakes import fake_clip, fake_source, write_video
@@ -105,6 +110,41 @@ def test_the_cursor_moves_with_time(made: tuple[Path, VideoPrediction]) -> None:
     assert found == pytest.approx(
         [still.left + share * (still.right - still.left) for share in (0.125, 0.3125, 0.625, 0.875)], abs=2
     )
+
+
+def lengths(picture: npt.NDArray[np.uint8], bars: list[Bar]) -> list[int]:
+    """Pixels of each bar: right of the zero line, a quarter of the way, or below 0, left of it."""
+    found = []
+    for bar in bars:
+        hit = np.abs(picture[640 + bar.rows[0] + 3, 706:946].astype(int) - bar.colour).max(-1) < 40
+        found.append(int(hit[60:].sum()) - int(hit[:60].sum()))
+    return found
+
+
+def test_each_action_unit_has_a_bar_of_its_value_at_the_moment(tmp_path: Path) -> None:
+    """Left of the zero line where it fell; none where no window speaks for the moment, or its value is not known."""
+    prediction = answer(grey_video(tmp_path / "v.mp4"))
+    still = rendered(prediction)
+    assert len(still.bars) == len(prediction.top_action_units) == 4 and still.bar_columns == (706, 946)
+    assert [bar.colour for bar in still.bars] == [rgb(colour) for colour in UNITS[:4]], "those of the curves"
+    rows = [row for bar in still.bars for row in bar.rows]
+    assert rows == sorted(rows) and still.charts[-1][0] < rows[0] < rows[-1] < len(still.pixels)
+    rise = prediction.windows["AU4"] - prediction.windows["AU4"].median()
+    assert still.bars[0].values == pytest.approx(rise.tolist()), "the highest first"
+    values = [[-0.1, 0.1, 0.3], [0.0, 0.0, 0.0], [0.05, math.nan, 0.2], [0.3, 0.3, -0.1]]
+    bars = [(*bar.rows, known, bar.colour) for bar, known in zip(still.bars, values, strict=True)]
+    plan = plan_of(prediction, prediction.clip.times, prediction.clip.boxes)  # type: ignore[arg-type]
+    drawn = replace(plan, curves=[], moments=[0.12, 0.2, 0.4], bars=bars, reach=0.05)
+    target = tmp_path / "o.mp4"
+    clip = Clip("v", "", prediction.video, "target")
+    write_frames(clip, target=str(target), plan=asdict(drawn), decoder="pyav", max_pixels=10**6, on_frame=lambda: None)
+    times, frames = frames_of(target)
+    shown = {round(time, 2): lengths(picture, still.bars) for time, picture in zip(times, frames, strict=True)}
+    assert shown[0.04] == shown[0.48] == [0, 0, 0, 0]
+    expected = {0.08: [-60, 0, 30, 178], 0.12: [-60, 0, 30, 178], 0.2: [60, 0, 0, 178], 0.4: [178, 0, 119, -60]}
+    for time, pixels in expected.items():
+        assert shown[time] == pytest.approx(pixels, abs=6), time
+    assert rendered(fallen(test_answers.answer(test_answers.seen_clip()))).bars == []
 
 
 @pytest.mark.parametrize("size", [(64, 64), (6, 320), (480, 270)])

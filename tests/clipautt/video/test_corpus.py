@@ -73,6 +73,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     others = found.keys() - GOOD.keys() - set(EITHER)
     assert {name for name in others if not isinstance(found[name], str)} == set()
     assert "no pictures in the folder" in found["empty folder"]
+    assert "its video is in a format that is not known" in found["unknown.mp4"]
     assert not [name for name, said in found.items() if "the decoding process" in said]  # none of these takes it down
 
 

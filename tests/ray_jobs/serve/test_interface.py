@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from ray_jobs.serve.refusals import Refusal, RefusedError
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.interface import answer, choose_model, match_labels, read_labels
+from ray_jobs.serve.web.interface import answer, choose_model, fitting_model, match_labels, read_labels
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Form, Upload
 from tests.support.browser import find_chromium, open_page
@@ -31,6 +31,7 @@ UNSEEN = "The checkpoint was trained on rendered faces only, and this video is n
 DARK = "The picture is dark: its brightness is 0.08 on a scale from 0 to 1."
 RISE = {"code": "AU4", "name": "Brow lowerer", "phrase": "eyebrows lowered", "rise": 0.04}
 FOUND = {
+    "model": "pain",
     "label": "pain",
     "probabilities": {"neutral": 0.25, "pain": 0.75},
     "window_start_seconds": 1.24,
@@ -99,6 +100,17 @@ def test_the_answer_is_in_the_words_of_the_page(tmp_path: Path) -> None:
     )
 
 
+def test_the_older_page_is_answered_which_names_no_model_and_three_labels(tmp_path: Path) -> None:
+    given = Form({"labels": ['["Pain", "Stress", "Neutral"]']}, [Upload(Path("/spool/x"), 10)], 0.1)
+    stand = Stand()
+    found = ask(AnnotatedVideos(tmp_path), stand, given)
+    assert stand.asked == [Ask(WHO, ("pain",))] and found["label"] == "Pain"
+    assert list(found["scores"].items()) == [("Pain", 0.75), ("Stress", 0.0), ("Neutral", 0.25)]
+    assert found["message"].startswith(
+        f"{UNSEEN} The model pain does not look for Stress; a score of 0 there says nothing. The face is most expr"
+    )
+
+
 def test_what_cannot_be_drawn_is_still_answered_and_what_is_refused_leaves_no_file(tmp_path: Path) -> None:
     videos = AnnotatedVideos(tmp_path)
     found = ask(videos, Stand(drawn=Refusal("timeout", "no answer in time")))
@@ -131,20 +143,25 @@ def test_what_cannot_be_drawn_is_still_answered_and_what_is_refused_leaves_no_fi
     ],
 )
 def test_labels_name_classes_in_any_spelling(labels: list[str], classes: list[str], named: list[str]) -> None:
-    found = match_labels(labels, classes)
-    assert [found[one] for one in classes] == named and list(found.values()) == labels
+    found, foreign = match_labels(labels, classes)
+    assert not foreign and [found[one] for one in classes] == named and list(found.values()) == labels
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (["Joy", "Pain"], "'Joy' names no class of the model; its classes: neutral, pain"),
-        (["Pain", "Stress", "Neutral"], "'Stress' names no class of the model; its classes: neutral, pain"),
+        (["Pain", "Anger", "Neutral"], "'Anger' names no class of the model; its classes: neutral, pain"),
+        (["Stress", "Neutral"], "no label names 'pain'; name every class of the model: neutral, pain"),
         (
             ["No Pain", "Neutral", "Pain"],
-            "'No Pain' and 'Neutral' both name the class 'neutral'; its classes: neutral, pain",
+            "'No Pain' and 'Neutral' both name the class 'neutral'; classes of the model: neutral, pain",
         ),
-        (["Pain", "Pain"], "'Pain' and 'Pain' both name the class 'pain'; its classes: neutral, pain"),
+        (["Pain", "Pain"], "'Pain' and 'Pain' both name the class 'pain'; classes of the model: neutral, pain"),
+        (
+            ["Pain", "Neutral", "stress", "Stress"],
+            "'stress' and 'Stress' both name the class 'stress'; classes of the model: neutral, pain",
+        ),
         (["Neutral"], "no label names 'pain'; name every class of the model: neutral, pain"),
         ([""], "'' names no class of the model; its classes: neutral, pain"),
         (["pain\ud800", "neutral"], "'pain\\ud800' names no class of the model; its classes: neutral, pain"),
@@ -153,7 +170,7 @@ def test_labels_name_classes_in_any_spelling(labels: list[str], classes: list[st
 )
 def test_labels_that_do_not_fit_are_named_with_the_classes(labels: Sequence[str], message: str) -> None:
     with pytest.raises(RefusedError) as refused:
-        match_labels(labels, ["neutral", "pain"])
+        match_labels(labels, ["neutral", "pain"], ["stress"])
     assert refused.value.refusal == Refusal("unknown_labels", message)
     refused.value.refusal.detail.encode()
 
@@ -186,11 +203,43 @@ def test_models_are_known_by_name() -> None:
     for name, code, message in (
         ("ambivalence", "unknown_model", "no model 'ambivalence'; served are: pain, Stress_v2"),
         ("../pain", "unknown_model", "no model '../pain'; served are: pain, Stress_v2"),
-        ("", "wrong_field", "model is missing or empty; served are: pain, Stress_v2"),
     ):
         with pytest.raises(RefusedError) as refused:
             choose_model(name, served)
         assert refused.value.refusal == Refusal(code, message)
+
+
+def test_without_a_name_the_labels_choose_the_model() -> None:
+    pain, stress = ["neutral", "pain"], ["neutral", "stress"]
+    both, names = {"ache": pain, "worry": stress}, ["Pain", "Stress", "Neutral"]
+    assert (
+        fitting_model(["Stress", "No Stress"], both) == "worry" and fitting_model(["Neutral", "PAIN"], both) == "ache"
+    )
+    assert fitting_model(names, both) == "ache", "both fit, so the first"
+    assert fitting_model(names, both | {"three": ["neutral", "pain", "stress"]}) == "three", "it knows them all"
+    assert fitting_model(["Pain", "Neutral", "joy"], both | {"mood": ["neutral", "joy"]}) == "ache"
+    assert fitting_model(names, {"worry": stress}) == "worry", "pain is a task that is known, if not served"
+    for labels, classes, message in (
+        (
+            ["Ambivalence", "Neutral"],
+            both,
+            "fit no served model; models and their classes: ache: neutral, pain; worry: ",
+        ),
+        (["Pain", "Stress"], both, "the labels fit no served model"),
+        (
+            ["Pain", "Neutral"],
+            {"worry": stress},
+            "no label names 'stress'; name every class of the model: neutral, str",
+        ),
+        (
+            ["Anger", "Stress", "Neutral"],
+            {"worry": stress},
+            "'Anger' names no class of the model; its classes: neutral",
+        ),
+    ):
+        with pytest.raises(RefusedError, match=re.escape(message)) as refused:
+            fitting_model(labels, classes)
+        assert refused.value.refusal.code == "unknown_labels"
 
 
 def kept(videos: AnnotatedVideos, content: bytes = b"0123456789") -> str:
@@ -302,7 +351,7 @@ PAGE = """<video muted></video><pre></pre><script>
 async function predict(url, model, labels) {
   const body = new FormData();
   body.append("video", await (await fetch("/v.webm")).blob(), "clip-autt-recording.webm");
-  body.append("model", model);
+  if (model) body.append("model", model);
   body.append("labels", JSON.stringify(labels));
   const response = await fetch(url, { method: "POST", body });
   const result = await response.json();
@@ -343,7 +392,11 @@ async def use(chromium: str, page: str, address: str, folder: Path) -> None:
         assert await tab.evaluate("document.querySelector('video').duration") == pytest.approx(3.0, abs=0.1)
         status, found = await tab.evaluate(f"predict('{address}', 'stress', ['Stress', 'Neutral'])")
         assert (status, found["code"], found["detail"]) == (404, "unknown_model", "no model 'stress'; served are: pain")
-        status, found = await tab.evaluate(f"predict('{address}', 'pain', ['Pain', 'Stress', 'Neutral'])")
+        status, found = await tab.evaluate(f"predict('{address}', null, ['Pain', 'Stress', 'Neutral'])")
+        assert (
+            status == 200 and list(found["scores"]) == ["Pain", "Stress", "Neutral"] and not found["scores"]["Stress"]
+        )
+        status, found = await tab.evaluate(f"predict('{address}', 'pain', ['Pain', 'Joy', 'Neutral'])")
         assert (status, found["code"]) == (422, "unknown_labels")
-        assert found["detail"] == "'Stress' names no class of the model; its classes: neutral, pain"
+        assert found["detail"] == "'Joy' names no class of the model; its classes: neutral, pain"
         assert not [one for one in tab.complaints if "CORS" in one or "blocked" in one]

@@ -62,7 +62,7 @@ def config_of(*words: str) -> ServeConfig:
         ({"waiting": -1}, "waiting=-1: should be greater than or equal to 0"),
         ({"max_decoders": 1, "decoders": 2}, "max_decoders=1: should be decoders=2 or more"),
         ({"tls_key": Path("key.pem")}, "tls_certificate and tls_key belong together: give both, or none"),
-        ({"name": "../clinic"}, "name='../clinic': should be the name of a folder, such as clinic"),
+        ({"name": "../clinic"}, "name='../clinic': allowed: letters, digits and . _ -, at most 64"),
         ({"public_url": ""}, "public_url='': should be the address of a server, such as https://clinic.example"),
         ({"public_url": "javascript:alert(1)"}, "public_url='javascript:alert(1)': should be the address of a server"),
         (
@@ -143,7 +143,11 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said == [f"written: {out}", note, f"next: clipautt serve deploy '{out}'"]
     read = yaml.safe_load(out.read_text())
     (application,) = read["applications"]
-    assert (read["proxy_location"], application["name"], application["route_prefix"]) == ("Disabled", "clipautt", None)
+    assert (read["proxy_location"], application["name"], application["route_prefix"]) == (
+        "Disabled",
+        "clipautt-server",
+        None,
+    )
     assert application["import_path"] == "ray_jobs.serve.application:build"
     settings = application["args"]["settings"]
     assert (settings["models"], settings["decoders"]) == ({"pain": str(model / "checkpoint")}, 4)

@@ -432,7 +432,7 @@ def test_clients_beyond_the_limit_are_turned_away_and_one_that_vanishes_frees_it
         other = served.connect()
         message, closed = ended(other)
         assert (message["code"], closed) == ("busy", 1013)
-        assert message["detail"] == "1 live sessions at once are allowed; try again later"
+        assert (message["detail"], message["retry_seconds"]) == ("1 live sessions at once are allowed", 10)
         served.pipeline.held.clear()
         client.send(jpeg(0))
         time.sleep(0.05)

@@ -233,7 +233,7 @@ def test_it_is_watched(server: ServeConfig) -> None:
 
 
 def test_a_used_port_and_a_used_cluster_are_named(server: ServeConfig, model: Path) -> None:
-    message = rf"^port={server.port}: cannot listen on 127\.0\.0\.1 \(Address already in use\); choose another"
+    message = rf"^port {server.port} of 127\.0\.0\.1 is in use; choose another with port=…, or stop what listens there"
     with pytest.raises(ConnectionError, match=message):
         start(plan(server))
     other = ServeConfig(checkpoint=model / "checkpoint", port=free_port(), runs=server.runs)

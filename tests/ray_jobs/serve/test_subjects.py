@@ -312,7 +312,7 @@ def test_online_goes_on_from_what_was_personalized(store: SubjectStore, source: 
     other = changed(TUNED, steps=3)
     with refusal("cannot_adapt") as caught:
         predict_online(store, ANNA, "p", "pain", Predictor(source), CLIPS[4], config=other)
-    assert "and this server goes on by 'CLIP-AUTT infomax+KL, online, median baseline, 3 steps of 0.1'" in caught.detail
+    assert "and this server uses 'CLIP-AUTT infomax+KL, online, median baseline, 3 steps of 0.1'" in caught.detail
     short = replace(CLIPS[4], face_found=(torch.arange(20) < 2).numpy(), min_share=0.8)
     with refusal("no_label"):
         predict_online(store, ANNA, "p", "pain", Predictor(source), short, config=config)
