@@ -142,8 +142,11 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not is_checkpoint(folder):
         raise FileNotFoundError(f"no checkpoint in {folder} (checkpoint.json is missing); `clipautt train` makes one")
-    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    fingerprint = facts.pop("fingerprint")
+    try:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        fingerprint = facts.pop("fingerprint")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{folder}: {FACTS_FILE} is damaged ({error}); `clipautt train` makes a checkpoint") from error
     spec = _spec_from_json(facts)
     try:
         weights = load_file(folder / "weights.safetensors")

@@ -28,6 +28,15 @@ _DECODES_PER_PROCESS = 2
 """Videos that a decoder works on at once: one is read while the other is decoded."""
 _ENCODES_AT_ONCE = 32
 """Requests that an encoder holds: those of a batch, and those of the next one."""
+_ENCODES_PER_PROCESS = 4
+"""Requests in each encoder above which a further one is started, if it may be."""
+_SCALING: dict[str, Any] = {
+    "metrics_interval_s": 1,
+    "look_back_period_s": 5,
+    "upscale_delay_s": 5,
+    "downscale_delay_s": 120,
+}
+"""By what is in work in the last seconds; with Ray's own half minute, the replicas come after the rush."""
 _QUICK_END: dict[str, Any] = {
     "max_constructor_retry_count": 2,
     "graceful_shutdown_wait_loop_s": 0.1,
@@ -102,7 +111,7 @@ def application(plan: Plan) -> Any:
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         max_ongoing_requests=_ENCODES_AT_ONCE,
         max_queued_requests=-1,
-        **_replicas(config.encoders, config.max_encoders, _ENCODES_AT_ONCE // 4),
+        **_replicas(config.encoders, config.max_encoders, _ENCODES_PER_PROCESS),
         **_QUICK_END,
     )(Encoder).bind(replace(plan.encoding, device="cuda" if gpus else "cpu"))
     return serve.deployment(
@@ -124,7 +133,7 @@ def _replicas(least: int, most: int | None, target: int) -> dict[str, Any]:
     if most is None or most == least:
         return {"num_replicas": least}
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}
-    return {"autoscaling_config": scaling | {"upscale_delay_s": 5, "downscale_delay_s": 120}}
+    return {"autoscaling_config": scaling | _SCALING}
 
 
 def _web_setup(config: ServeConfig, served: tuple[Served, ...]) -> WebSetup:

@@ -129,6 +129,9 @@ def _alone(config: ServeConfig) -> Iterator[None]:
             stack.enter_context(locked(config.folder / "server", timeout_seconds=0))
         except TimeoutError as error:
             raise ValueError(f"{config.folder}: its server runs already; stop that, or give this one name=…") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{config.folder} cannot be written ({reason}); choose another with runs=…") from error
         yield
 
 

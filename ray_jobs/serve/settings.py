@@ -122,8 +122,6 @@ class ServeConfig:
             raise ValueError("models={}: give at least one, as in models={pain: FOLDER}; or leave it out")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: give both, or none")
-        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
-            raise ValueError(f"name={self.name!r}: should be the name of a folder, such as clinic")
         if self.public_url is not None:
             _check_address(self.public_url)
         for what, least, most in (

@@ -35,6 +35,8 @@ from ray_jobs.serve.video_check import Limits, check_video, without_paths
 from ray_jobs.serve.web.spool import Spool
 
 _T = TypeVar("_T")
+_LIVE_PIXELS = 1920 * 1080
+"""Largest picture of a live session, width × height; while a larger one is decoded, the other sessions wait."""
 _NICENESS = 5
 """Decoders give way to the web side, which has to answer at once."""
 
@@ -74,9 +76,8 @@ class Decoders:
         self._threads = ThreadPoolExecutor(decoding.at_once, "decode")
         self._drawing = ThreadPoolExecutor(1, "draw")
         self._stills = ThreadPoolExecutor(1, "stills")  # a live frame does not wait for videos
-        readers = {
-            one.pixels: StillReader(one.frames, max_pixels=decoding.limits.max_pixels) for one in decoding.served
-        }
+        largest = min(decoding.limits.max_pixels, _LIVE_PIXELS)
+        readers = {one.pixels: StillReader(one.frames, max_pixels=largest) for one in decoding.served}
         self._readers = {one.name: readers[one.pixels] for one in decoding.served}
         for frames in {one.pixels: one.frames for one in decoding.served}.values():
             decode_check(frames, decoding.reading)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
-from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.asgi import ASGI, Headers, Message, Receive, Send, refuse
 
 FRAMING_BYTES = 64 * 1024
@@ -140,6 +140,9 @@ class Door:
         scope.setdefault("state", {})["request_id"] = visit.request_id
 
         async def send_on(message: Message) -> None:
+            if message["type"] == "websocket.close" and not visit.started:  # no route takes this handshake
+                await refuse(Refusal("not_found", KINDS["not_found"][1]), send_on, websocket=True)
+                return
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 visit.started = True
                 message["headers"] = [*message.get("headers", ()), *self._headers(visit, message)]

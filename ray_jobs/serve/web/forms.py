@@ -36,7 +36,7 @@ _ADAPT = {
     "enum": list(get_args(Adapt)),
     "default": "none",
     "description": "none: the model, or what is stored of the subject, as it is; per_video: tuned to this video; "
-    "online: the subject's personalization goes on with this video, and is stored",
+    "online: the subject's personalization goes on with this video, and is stored, for keys of scope personalize",
 }
 _KEEP = {
     "type": "boolean",

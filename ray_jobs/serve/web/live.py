@@ -56,8 +56,6 @@ class LiveLimits:
     """How long a frame may take, and how long a client may take to receive an answer."""
     max_frame_mb: PositiveFloat = 1.0
     """Size of a frame's JPEG, millions of bytes."""
-    max_frame_pixels: PositiveInt = 1920 * 1080
-    """Width × height of a frame."""
     max_bad_frames: PositiveInt = 20
     """Frames in a row that cannot be used; then the session ends."""
     trouble_seconds: PositiveFloat = 60.0
@@ -116,7 +114,7 @@ class Live:
         self.lapsed = lapsed
         self._authenticate = authenticate
         self._on_clients = on_clients
-        self._waiting = 0
+        self._waiting: dict[asyncio.Task[tuple[_Start, Who]], None] = {}
         self._clients = 0
 
     @property
@@ -146,16 +144,7 @@ class Live:
             await client.refuse(Refusal("failed", "the server failed in this session"))
 
     async def _serve(self, client: _Client) -> None:
-        most = _WAITING_PER_CLIENT * self.limits.max_clients
-        if self._waiting >= most:
-            raise RefusedError(
-                "busy", f"{most} clients have connected and not said yet what they want", retry_seconds=_RETRY_SECONDS
-            )
-        self._waiting += 1
-        try:
-            start, who = await self._introduced(client)
-        finally:
-            self._waiting -= 1
+        start, who = await self._introduction(client)
         if self._clients >= self.limits.max_clients:
             raise RefusedError(
                 "busy", f"{self.limits.max_clients} live sessions at once are allowed", retry_seconds=_RETRY_SECONDS
@@ -178,6 +167,25 @@ class Live:
     def _count(self, change: int) -> None:
         self._clients += change
         self._on_clients(self._clients)
+
+    async def _introduction(self, client: _Client) -> tuple[_Start, Who]:
+        """`_introduced`; where too many are silent, the first of them goes, so that they keep nobody else out."""
+        introducing = asyncio.create_task(self._introduced(client))
+        self._waiting[introducing] = None
+        most = _WAITING_PER_CLIENT * self.limits.max_clients
+        if len(self._waiting) > most:
+            first = next(iter(self._waiting))
+            del self._waiting[first]
+            first.cancel()
+        try:
+            await asyncio.wait({introducing})
+            if introducing.cancelled():
+                said = f"{most} clients have connected since and not said yet what they want"
+                raise RefusedError("busy", said, retry_seconds=_RETRY_SECONDS)
+            return introducing.result()
+        finally:
+            self._waiting.pop(introducing, None)
+            introducing.cancel()
 
     async def _introduced(self, client: _Client) -> tuple[_Start, Who]:
         """The first message, and who sent it."""

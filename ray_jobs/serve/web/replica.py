@@ -36,7 +36,7 @@ from ray_jobs.serve.web.metrics import Metrics
 from ray_jobs.serve.web.pipeline import Capacity, ServePipeline
 from ray_jobs.serve.web.readiness import Readiness
 from ray_jobs.serve.web.server import Listener
-from ray_jobs.serve.web.spool import Spool
+from ray_jobs.serve.web.spool import Spool, sweep_dead
 from ray_jobs.serve.web.uploads import Upload
 
 _SPOOL_VIDEOS = 40
@@ -113,6 +113,7 @@ class Web:
         self._pipeline = ServePipeline(decoders, encoder, names=setup.models, capacity=setup.capacity)
         self._readiness = Readiness(self._check, self._replicas, lambda: self._pipeline.answered)
         _private_spool(setup.spool)
+        sweep_dead(setup.spool)
         self._spool = Spool(setup.spool / "uploads", max_bytes=_SPOOL_VIDEOS * setup.max_bytes, free_bytes=_FREE_BYTES)
         queue = self._pipeline.queue
         self._metrics.watch_queue(lambda: queue.working, lambda: queue.waiting)

@@ -128,6 +128,28 @@ class SpoolFile:
         self.size = 0
 
 
+def sweep_dead(folder: Path) -> None:
+    """Remove the folders of this user's servers at other ports that were killed and not started again.
+
+    Args:
+        folder: of a server, `…-PORT`; in each subfolder of it, such as `uploads`, processes have folders as in `Spool`.
+    """
+    for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+        own = other.is_dir() and not other.is_symlink() and other.stat().st_uid == os.geteuid()
+        if own and other != folder and not any(_is_locked(lock) for lock in other.glob(f"*/*/{_LOCK}")):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with _locked(path, wait=False):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # it has just ended
+        return False
+
+
 def _full() -> RefusedError:
     return RefusedError("busy", "the server has no room for this upload now", retry_seconds=_RETRY_SECONDS)
 

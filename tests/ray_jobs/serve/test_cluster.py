@@ -47,7 +47,12 @@ def ports(no_ray: None, tmp_path: Path) -> Iterator[tuple[int, int]]:
         paths = [str(tmp_path / "site"), str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{dashboard}")
-        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": dashboard, "resources": {"web": 1}}
+        head: dict[str, Any] = {
+            "num_cpus": 0,
+            "include_dashboard": True,
+            "dashboard_port": dashboard,
+            "resources": {"web": 1},
+        }
         nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=4, env_vars={"HIDES": hidden})
         try:
@@ -100,7 +105,7 @@ def test_servers_of_a_cluster_whose_nodes_share_no_uploads(
     assert (annotated.status_code, annotated.content[4:8]) == (200, b"ftyp")
 
     for number, content in enumerate((video, other), start=1):
-        sent = {"files": {"video": content}, "data": {"keep": "true"}}
+        sent: dict[str, Any] = {"files": {"video": content}, "data": {"keep": "true"}}
         job = finished(url, httpx.put(f"{url}/v1/subjects/anna", **sent, timeout=60).json())
         assert (job["status"], job["subject"] and job["subject"]["kept_clips"]) == ("done", number), job
     assert files_in(ServeConfig(port=ports[0]).spool / "decoders") == []

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from ray_jobs.serve.refusals import RefusedError
-from ray_jobs.serve.web.asgi import Message, Receive, Send
+from ray_jobs.serve.web.asgi import ASGI, Message, Receive, Send
 from ray_jobs.serve.web.door import Door, allowed_hosts, parse_origin
 
 CLINIC = "https://clinic.example"
@@ -141,7 +141,19 @@ def test_a_body_without_length_is_counted() -> None:
     assert call("POST", "/", content=bytes(1_000_000)).json() == {"size": 1_000_000}
 
 
-def test_a_websocket_of_another_site_is_refused() -> None:
+async def without_sockets(scope: Message, receive: Receive, send: Send) -> None:
+    """An application that takes no handshake."""
+    await send({"type": "websocket.close", "code": 1000})
+
+
+@pytest.mark.parametrize(
+    ("app", "origin", "status", "code"),
+    [
+        (application, b"https://evil.example", 403, "other_site"),
+        (without_sockets, b"http://127.0.0.1", 404, "not_found"),
+    ],
+)
+def test_a_handshake_is_refused_like_a_request(app: ASGI, origin: bytes, status: int, code: str) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -150,11 +162,12 @@ def test_a_websocket_of_another_site_is_refused() -> None:
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    headers = [(b"host", b"127.0.0.1"), (b"origin", b"https://evil.example")]
+    headers = [(b"host", b"127.0.0.1"), (b"origin", origin)]
     scope = {"type": "websocket", "path": "/v1/live", "headers": headers, "scheme": "ws"}
-    asyncio.run(Door(application, hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1)(scope, receive, send))
+    asyncio.run(Door(app, hosts=allowed_hosts("127.0.0.1"), max_body_bytes=1)(scope, receive, send))
     assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
-    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (403, "other_site")
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (status, code)
+    assert b"content-security-policy" in dict(sent[0]["headers"])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from clipautt.adaptation.source import Source
+from clipautt.files import locked
 from clipautt.model.checkpoint import save_checkpoint
 from clipautt.settings import one_line
 from ray_jobs.cli import main
@@ -62,7 +63,7 @@ def config_of(*words: str) -> ServeConfig:
         ({"waiting": -1}, "waiting=-1: should be greater than or equal to 0"),
         ({"max_decoders": 1, "decoders": 2}, "max_decoders=1: should be decoders=2 or more"),
         ({"tls_key": Path("key.pem")}, "tls_certificate and tls_key belong together: give both, or none"),
-        ({"name": "../clinic"}, "name='../clinic': should be the name of a folder, such as clinic"),
+        ({"name": "../clinic"}, "name='../clinic': allowed: letters, digits and . _ -, at most 64"),
         ({"public_url": ""}, "public_url='': should be the address of a server, such as https://clinic.example"),
         ({"public_url": "javascript:alert(1)"}, "public_url='javascript:alert(1)': should be the address of a server"),
         (
@@ -73,6 +74,7 @@ def config_of(*words: str) -> ServeConfig:
             {"public_url": "https://clinic.example?a=b"},
             "public_url='https://clinic.example?a=b': should be the address",
         ),
+        ({"max_upload_mb": 1e-9}, "max_upload_mb=1e-09: should be greater than or equal to 0.01"),
         ({"models": {}}, "models={}: give at least one, as in models={pain: FOLDER}; or leave it out"),
         (
             {"models": {"pain": "a"}, "checkpoint": Path("b")},
@@ -110,6 +112,10 @@ def test_the_newest_checkpoint_is_served_with_its_own_prompts(
     (one,) = served_models(config_of())
     assert (one.name, one.checkpoint) == ("pain", str(tmp_path / "runs/demo/checkpoint"))
     assert one.prompts == str(tmp_path / "runs/demo/prompts"), "the newer prompts are of another checkpoint"
+    shutil.copytree(model / "checkpoint", tmp_path / "damaged")
+    (tmp_path / "damaged/checkpoint.json").write_text("{")
+    with pytest.raises(ValueError, match=r"damaged: checkpoint\.json is damaged \(Expecting property name"):
+        served_models(config_of("checkpoint=damaged"))
     with pytest.raises(FileNotFoundError, match=r"^prompts=nowhere: no such folder; `clipautt adapt` or"):
         served_models(config_of("prompts=nowhere"))
 
@@ -136,7 +142,15 @@ def test_too_few_cores_are_named() -> None:
 
 def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "serve it.yaml"
-    words = ["serve", "build", f"checkpoint={model / 'checkpoint'}", f"runs={tmp_path}", f"out={out}", "decoders=4"]
+    words = [
+        "serve",
+        "build",
+        f"checkpoint={model / 'checkpoint'}",
+        f"runs={tmp_path}",
+        f"out={out}",
+        "decoders=4",
+        "cluster.num_gpus_per_actor=0.5",
+    ]
     assert main(words) == 0
     said = capsys.readouterr().out.splitlines()
     note = "note: it will answer programs on its own node only; host=0.0.0.0 lets others ask, with an API key"
@@ -152,7 +166,8 @@ def test_the_serve_yaml(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     settings = application["args"]["settings"]
     assert (settings["models"], settings["decoders"]) == ({"pain": str(model / "checkpoint")}, 4)
     assert settings["runs"] == str(tmp_path)
-    assert instantiate(settings).decoders == 4
+    config = instantiate(settings)
+    assert (config.decoders, config.cluster.num_gpus_per_actor, config.cluster.address) == (4, 0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +202,22 @@ def test_mistakes_of_the_command_are_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["serve", *words, f"checkpoint={model}/checkpoint", "cluster=local"]) == 2
     assert capsys.readouterr() == ("", f"clipautt serve: {message}\n")
+
+
+def test_a_server_has_its_folder_for_itself(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before Ray starts: another one would remove what this one is writing."""
+    monkeypatch.chdir(tmp_path)
+    words = ["serve", f"checkpoint={model}/checkpoint", f"port={free_port()}", "cluster=local"]
+    with locked(tmp_path / "runs/serve/server/server"):
+        assert main(words) == 2
+    said = "clipautt serve: runs/serve/server: its server runs already; stop that, or give this one name=…\n"
+    assert capsys.readouterr().err == said
+    (tmp_path / "file").touch()
+    assert main([*words, "runs=file"]) == 2
+    said = "clipautt serve: file/serve/server cannot be written (Not a directory); choose another with runs=…\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_reason_of_a_worker_is_its_last_line() -> None:

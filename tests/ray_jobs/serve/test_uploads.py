@@ -21,7 +21,7 @@ from ray_jobs.serve.web.asgi import Message, Receive, Send
 from ray_jobs.serve.web.door import Door, allowed_hosts
 from ray_jobs.serve.web.pace import Pace
 from ray_jobs.serve.web.server import Listener
-from ray_jobs.serve.web.spool import Spool
+from ray_jobs.serve.web.spool import Spool, sweep_dead
 from ray_jobs.serve.web.uploads import FormConfig, read_form
 from tests.support.listening import client, listening, wait_until
 
@@ -314,6 +314,29 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_files_stay(tmp_pa
     file.touch()
     with pytest.raises(ValueError, match=r"uploads cannot be kept in .*file \(File exists\)"):
         Spool(file, max_bytes=1, free_bytes=0)
+
+
+def test_what_servers_at_other_ports_left_is_swept_unless_they_live(tmp_path: Path) -> None:
+    living = Spool(tmp_path / "serve-0-8001" / "uploads", max_bytes=1, free_bytes=0)
+    names = ("serve-0-8000", "serve-0-8001", "serve-0-8002", "serve-1-8003", "other")
+    for name in names:
+        left = tmp_path / name / "jobs" / "a process" / "a job" / "0"
+        left.parent.mkdir(parents=True)
+        left.write_text("a face")
+    killed = tmp_path / "serve-0-8002" / "uploads" / "a process" / "lock"
+    killed.parent.mkdir(parents=True)
+    killed.touch()
+    (tmp_path / "serve-0-link").symlink_to(tmp_path / "other")
+    sweep_dead(tmp_path / "serve-0-8000")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "serve-0-8000",
+        "serve-0-8001",
+        "serve-0-link",
+        "serve-1-8003",
+    ]
+    assert (tmp_path / "other" / "jobs").is_dir() and living.folder.is_dir()
+    living.close()
 
 
 def test_umask_does_not_open_the_folder(tmp_path: Path) -> None:
