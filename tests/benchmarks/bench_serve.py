@@ -29,13 +29,16 @@ from clipautt.files import write_json
 from ray_jobs.platform.progress import table
 from tests.benchmarks.bench_predict_many import write_checkpoint
 from tests.benchmarks.machine import machine
+from tests.benchmarks.serve_load import percentiles
 from tests.support.fakes import write_video
 from tests.support.photograph import photograph
 from tests.support.server_process import MemoryWatch, Server, cpu_seconds, memory_by_name, serving
 
 PARTS = ("latency", "live", "memory", "overload", "kill")
 _RESULT = Path("runs/bench/serve.json")
-_CONCURRENCY = (1, 8, 32)
+_CONCURRENCY = (8, 32)
+_REST_SECONDS = 0.02
+"""Between two predictions: threads of PyTorch wait busily for a moment."""
 _LIVE_RATE, _LIVE_SECONDS = 12, 20
 _VIDEOS, _FRAMES = 8, 75
 _UPLOADS, _UPLOAD_BYTES = 20, 49_900_000
@@ -63,9 +66,9 @@ class Bare:
         torch.set_num_threads(os.cpu_count() or 1)
         self._predictor, self._videos = Predictor.load(checkpoint), videos
 
-    def one_by_one(self) -> list[float]:
-        """Milliseconds of each `predict`."""
-        return [1000 * timed(lambda video=video: self._predictor.predict(video)) for video in self._videos]  # type: ignore[misc]
+    def predict(self, video: Path) -> float:
+        """Milliseconds of a `predict`."""
+        return 1000 * timed(lambda: self._predictor.predict(video))
 
     def batched(self, times: int = 4) -> float:
         """Clips per second where all are predicted together."""
@@ -145,25 +148,47 @@ def pinging(server: Server, found: dict[str, Any]) -> Iterator[None]:
 
 def latency(server: Server, bare: Bare, videos: Sequence[Path], *, rounds: int, clips: int) -> dict[str, Any]:
     """Latency and throughput of the server and of the bare predictor, medians over rounds."""
-    bare.one_by_one()
     load("closed", server.url, 8, 16, *videos)  # both are warm
+    pairs: list[tuple[float, float]] = []
     found: dict[str, list[Any]] = {}
     for number in range(rounds):
+        pairs += paired(server, bare, videos, clips)
         steps: dict[str, Callable[[], Any]] = {
-            "bare one": bare.one_by_one,
             "bare batched": bare.batched,
             **{
-                f"server {many}": lambda many=many: load("closed", server.url, many, clips * min(many, 4), *videos)
+                f"server {many}": lambda many=many: load("closed", server.url, many, 4 * clips, *videos)
                 for many in _CONCURRENCY
             },
         }
         for name in sorted(steps, reverse=bool(number % 2)):
             found.setdefault(name, []).append(steps[name]())
-    one = statistics.median(np.median(times) for times in found["bare one"])
-    batched = statistics.median(found["bare batched"])
+    bares, ones = np.array(pairs).T
     served = {many: _middle(found[f"server {many}"]) for many in _CONCURRENCY}
+    times = percentiles((ones / 1000).tolist())
     cpu = {"bare": bare.cpu_per_clip()} | cpu_per_clip(server, videos, clips)
-    return {"bare_p50_ms": one, "bare_per_second": batched, "server": served, "cpu_ms_per_clip": cpu}
+    return {
+        "bare": percentiles((bares / 1000).tolist()),
+        "bare_per_second": statistics.median(found["bare batched"]),
+        "server": {1: times | {"per_second": 1000 / float(ones.mean())}, **served},
+        "over_bare_ms": float(np.median(ones - bares)),
+        "cpu_ms_per_clip": cpu,
+    }
+
+
+def paired(server: Server, bare: Bare, videos: Sequence[Path], clips: int) -> list[tuple[float, float]]:
+    """Milliseconds of one video at a time, by the bare predictor and by the server right after it."""
+    import httpx
+
+    pairs = []
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for number in range(clips):
+            video = videos[number % len(videos)]
+            content = {"video": ("a.mp4", video.read_bytes())}
+            alone = bare.predict(video)
+            time.sleep(_REST_SECONDS)
+            pairs.append((alone, 1000 * timed(lambda content=content: client.post("/v1/predict", files=content))))  # type: ignore[misc]
+            time.sleep(_REST_SECONDS)
+    return pairs
 
 
 def _middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -176,16 +201,20 @@ def _middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def show_latency(found: dict[str, Any]) -> None:
     """Print the table of latencies."""
-    rows = [("bare predictor", f"{found['bare_p50_ms']:.0f}", "", "", "", "", "")]
+    rows = [("bare predictor", *_shown(found["bare"]), "", "", "")]
     for many, one in found["server"].items():
-        over = f"{one['p50'] - found['bare_p50_ms']:+.0f}" if many == 1 else ""
-        share = f"{100 * one['per_second'] / found['bare_per_second']:.0f} %"
-        shown = [f"{one[name]:.0f}" for name in ("p50", "p95", "p99")]
-        rows.append((f"server, {many} at once", *shown, over, f"{one['per_second']:.1f}", share))
+        over = f"{found['over_bare_ms']:+.0f}" if many == 1 else ""
+        share = f"{100 * one['per_second'] / found['bare_per_second']:.0f} %" if many > 1 else ""
+        rows.append((f"server, {many} at once", *_shown(one), over, f"{one['per_second']:.1f}", share))
     rows.append(("bare, batched", "", "", "", "", f"{found['bare_per_second']:.1f}", "100 %"))
     table(rows, ["", "p50 ms", "p95 ms", "p99 ms", "over bare", "clips/s", "of bare, batched"])
     used = {name: f"{ms:.0f}" for name, ms in found["cpu_ms_per_clip"].items() if ms >= 0.5}
-    table([tuple(used.values())], ["processor time of a clip, ms: " + "bare, batched", *list(used)[1:]])
+    used["bare, batched"] = used.pop("bare")
+    table([("processor time of a clip, ms", *used.values())], ["", *used])
+
+
+def _shown(one: dict[str, float]) -> list[str]:
+    return [f"{one[name]:.0f}" for name in ("p50", "p95", "p99")]
 
 
 def live(server: Server, video: Path) -> dict[str, Any]:
