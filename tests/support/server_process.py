@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-OBJECT_STORE = "object store"
+OBJECT_STORE, PROGRAM_FILES = "object store", "files of programs"
 _START_SECONDS = 300.0
-_REPLICA = "ServeReplica:clipautt:"
+_REPLICA = re.compile(r"ServeReplica:[^:]+:(\w+)")
 _KNOWN = ("raylet", "gcs_server", "plasma", "log_monitor", "dashboard", "monitor", "runtime_env")
 
 
@@ -130,8 +131,9 @@ def processes(root: int) -> dict[int, str]:
 
 def _name_of(pid: int) -> str:
     line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    if _REPLICA in line:
-        return line.partition(_REPLICA)[2].split()[0].partition("#")[0].partition(":")[0].partition(".")[0]
+    replica = _REPLICA.search(line)
+    if replica:
+        return replica[1]
     for name in _KNOWN:
         if name in line:
             return "Ray"
@@ -140,25 +142,25 @@ def _name_of(pid: int) -> str:
     return "clipautt serve" if "ray_jobs.cli" in line else "others"
 
 
-def memory_mb(pid: int) -> tuple[float, float]:
-    """Proportional share of memory, MB, without and of shared memory; 0 if the process has gone."""
+def memory_by_name(root: int) -> dict[str, float]:
+    """What each kind of process holds by itself, MB; what several map, the object store and the files of programs and
+    libraries, is counted apart. The share of files changes with what else runs on the machine."""
+    found = {OBJECT_STORE: 0.0, PROGRAM_FILES: 0.0}
+    for pid, name in processes(root).items():
+        sizes = _sizes(pid)
+        found[name] = found.get(name, 0.0) + sizes.get("Pss_Anon", 0.0)
+        found[OBJECT_STORE] += sizes.get("Pss_Shmem", 0.0)
+        found[PROGRAM_FILES] += sizes.get("Pss_File", 0.0)
+    return found
+
+
+def _sizes(pid: int) -> dict[str, float]:
+    """The kernel's account of a process, MB; empty if it has gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
-        return 0.0, 0.0
-    sizes = {name: int(size) * 1024 / 1e6 for name, size, *_ in map(str.split, lines)}
-    shared = sizes.get("Pss_Shmem:", 0.0)
-    return sizes.get("Pss:", 0.0) - shared, shared
-
-
-def memory_by_name(root: int) -> dict[str, float]:
-    """What each kind of process holds, MB; the object store, which all of them map, by itself."""
-    found = {OBJECT_STORE: 0.0}
-    for pid, name in processes(root).items():
-        own, shared = memory_mb(pid)
-        found[name] = found.get(name, 0.0) + own
-        found[OBJECT_STORE] += shared
-    return found
+        return {}
+    return {line.partition(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines}
 
 
 def cpu_seconds(root: int) -> dict[str, float]:
