@@ -276,14 +276,19 @@ def kill(server: Server, videos: Sequence[Path], deployment: str, *, clips: int)
 
 def show_kills(found: dict[str, dict[str, Any]]) -> None:
     """Print what kills cost."""
-    rows = []
-    for name, one in found.items():
-        failed = one["requests"] - one["accepted"] - one["refused"]
-        kinds = ", ".join(f"{kind}: {number}" for kind, number in one["problems"].items())
-        rows.append(
-            (name, str(one["accepted"]), str(failed), kinds, f"{one['ready_seconds']:.1f}", str(len(one["files_left"])))
+    rows = [
+        (
+            name,
+            str(one["accepted"]),
+            f"{one['lost']} ({', '.join(kind for kind in one['problems'] if kind[0] == '0')})" if one["lost"] else "0",
+            str(one["refused"]),
+            str(one["nobody"]),
+            f"{one['ready_seconds']:.1f}",
+            str(len(one["files_left"])),
         )
-    table(rows, ["killed under load", "answered", "failed", "refusals and failures", "s until ready", "files left"])
+        for name, one in found.items()
+    ]
+    table(rows, ["killed", "answered", "lost", "refused", "nobody listened", "s until ready", "files left"])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -328,7 +333,7 @@ def run(
         table(rows, ["live frames", "dropped", "client: p50 / p95 / p99 / max, ms", "server's own count"])
     elif part == "memory":
         found = memory(server, videos[0], folder)
-        ends = f"{found['accepted']} answered, {found['refused']} refused"
+        ends = f"{found['accepted']} answered, {found['refused']} refused, {found['lost']} lost"
         sizes = f"{found['idle_mb']:.0f} MB idle, {found['peak_mb']:.0f} MB peak"
         print(f"{_UPLOADS} uploads of 50 MB at once ({ends}): {sizes}; /healthz {_times(found['ping_ms'])} ms")
     elif part == "overload":

@@ -140,7 +140,8 @@ async def open_loop(load: Load, rate: float, seconds: float) -> None:
 
 
 def summary(load: Load) -> dict[str, Any]:
-    """The outcomes in figures; times in milliseconds."""
+    """The outcomes in figures; times in milliseconds. `nobody` counts attempts to connect while nobody listened, `lost`
+    requests that were neither answered nor refused as they should be."""
     accepted = [one for one in load.outcomes if one.status == 200]
     refused = [one for one in load.outcomes if one.status in (429, 503)]
     others = [one for one in load.outcomes if one.status not in (200, 429, 503)]
@@ -149,6 +150,8 @@ def summary(load: Load) -> dict[str, Any]:
         "requests": len(load.outcomes),
         "accepted": len(accepted),
         "refused": len(refused),
+        "nobody": sum(one.problem == _NOBODY for one in others),
+        "lost": sum(one.problem != _NOBODY for one in others),
         "per_second": len(accepted) / load.seconds,
         "accepted_ms": percentiles([one.seconds for one in accepted]),
         "refused_ms": percentiles([one.seconds for one in refused]),
