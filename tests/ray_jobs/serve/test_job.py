@@ -22,7 +22,7 @@ from clipautt.model.checkpoint import save_checkpoint
 from clipautt.settings import one_line
 from ray_jobs.cli import main
 from ray_jobs.platform.configuration import complete, instantiate, resolved
-from ray_jobs.serve.job import last_line
+from ray_jobs.serve.cluster_command import last_line
 from ray_jobs.serve.served import missing_cores, served_models
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.video_check import Limits

@@ -6,8 +6,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -502,9 +500,3 @@ def test_a_sign_of_life_ends_with_its_process(tmp_path: Path) -> None:
     assert is_alive(tmp_path, sign.name) and not is_alive(tmp_path, "never")
     os.close(sign._handle)  # as a kill does
     assert not is_alive(tmp_path, sign.name)
-
-
-def test_the_web_side_imports_nothing_heavy() -> None:
-    code = "import sys, ray_jobs.serve.web.jobs; print([m for m in ('torch', 'pandas', 'scipy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

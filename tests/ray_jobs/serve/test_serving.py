@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.support.recordings import face_frames, recorded_webm
 from tests.support.server_process import free_port
 from tests.support.serving import ODD_SUBJECT, save_model, served, small_source
 
+ROOT = Path(__file__).resolve().parents[3]
 SMALL: dict[str, Any] = {"max_upload_mb": 0.3, "max_seconds": 4.0, "max_pixels": 128 * 128, "max_videos": 4}
 
 
@@ -239,3 +242,10 @@ def test_a_used_port_and_a_used_cluster_are_named(server: ServeConfig, model: Pa
     other = ServeConfig(checkpoint=model / "checkpoint", port=free_port(), runs=server.runs)
     with pytest.raises(ValueError, match=r"^this cluster runs Ray Serve already"):
         start(plan(other))
+
+
+def test_the_web_side_and_the_decoders_load_no_torch() -> None:
+    code = "import sys, ray_jobs.serve.web.replica, ray_jobs.serve.model.decoders; "
+    code += "print(sorted({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
