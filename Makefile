@@ -65,7 +65,7 @@ bench-window: $(STAMP) ## The window-length curve on synthetic people, and what 
 bench-sweep-conclusions: $(STAMP) ## From how many trials on importances and curves can be trusted; a few minutes
 	$(BIN)/python -m tests.benchmarks.bench_sweep_conclusions $(ARGS)
 
-bench-serve: $(STAMP) ## The server compared with the bare predictor: latency, throughput, overload, uploads, killed replicas; 25 minutes
+bench-serve: $(STAMP) ## Latency, throughput, memory, overload and kills of the server, compared with the bare predictor; twenty minutes
 	$(BIN)/python -m tests.benchmarks.bench_serve $(ARGS)
 
 serve-picture: $(STAMP) ## The picture of the server's page in its README, taken by Chromium

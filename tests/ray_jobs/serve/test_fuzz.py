@@ -253,7 +253,7 @@ def jpeg() -> bytes:
 
 
 def test_requests_made_from_the_openapi_are_answered_as_it_says(server: Server) -> None:
-    schemathesis = pytest.importorskip("schemathesis")
+    import schemathesis
     from hypothesis import HealthCheck, Phase, given
     from hypothesis import settings as effort
 
