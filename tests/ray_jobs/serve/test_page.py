@@ -432,7 +432,7 @@ def test_what_cannot_be_used_is_explained(server: ServeConfig, tmp_path: Path) -
         await shown(page, "clip")
         for path, detail, help in (
             (tmp_path / "big.mp4", "The file is too large; at most 2\u00a0MB are allowed.", "Send a shorter video"),
-            (long, "The video is 7.7 s long; at most 6 s are allowed.", "Cut the video, or make its frames smaller."),
+            (long, "The video is 7.7 s long; at most 6 s are allowed.", "Cut the video, or make its frames smaller"),
             (tmp_path / "broken.mp4", "The file cannot be read as a video", "Send MP4 or WebM."),
             (tmp_path / "empty.mp4", "The file is empty.", "Choose another file."),
         ):
