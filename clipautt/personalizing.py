@@ -72,8 +72,7 @@ def personalize_videos(
         videos: paths of videos or of folders of frames, `FEWEST_FRAMES` together or more. Best are several everyday
             ones in which the person also shows what is to be recognized: from a face at rest alone, decisions lean
             towards the expression, as in training half of a subject's clips showed it.
-        config: method and settings; None removes the resting face as the checkpoint was trained with it, and tunes
-            nothing (`adapt=default`).
+        config: method and settings; None removes the resting face as in training and tunes nothing (`adapt=default`).
         face: whose face to follow where there are several, as `faces.which`; None: as in training.
         limits: time, frame size and memory that reading a video may take.
         tuning: memory limit, batch size and compilation.
@@ -111,8 +110,7 @@ def personalize_videos(
         notes=[*notes, *copies],
     )
     if saving:
-        path = saving.folder / subject_file(subject)
-        save_personalization(made, path, checkpoint=source.checkpoint.fingerprint)
+        save_personalization(made, saving.folder / subject_file(subject), checkpoint=source.checkpoint.fingerprint)
     return made
 
 
