@@ -18,7 +18,7 @@ import yaml
 from clipautt.commands import word
 from clipautt.files import write_text
 from ray_jobs.serve.application import plan
-from ray_jobs.serve.settings import ServeConfig
+from ray_jobs.serve.settings import COMMAND, ServeConfig
 from ray_jobs.serve.web.keys import is_loopback
 
 _BUILDER = "ray_jobs.serve.application:build"
@@ -31,19 +31,19 @@ _HEAD = """\
 """
 
 
-def build(given: Mapping[str, Any], config: ServeConfig, out: Path) -> int:
+def build(given: Mapping[str, Any], config: ServeConfig) -> int:
     """Write the YAML; returns 0.
 
     Args:
         given: the settings as plain containers.
         config: the same.
-        out: the file.
 
     Raises:
         FileNotFoundError, ValueError: as `plan`.
     """
     served = plan(config).decoding.served
-    settings = copy.deepcopy(dict(given))
+    out = Path(config.out)
+    settings = {name: copy.deepcopy(value) for name, value in given.items() if name not in COMMAND}
     settings |= {"models": {one.name: one.checkpoint for one in served}, "checkpoint": None}
     settings |= {"runs": str(Path(config.runs).absolute()), "prompts": _absolute(config.prompts)}
     settings |= {"tls_certificate": _absolute(config.tls_certificate), "tls_key": _absolute(config.tls_key)}

@@ -26,9 +26,8 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -36,7 +35,6 @@ from clipautt.files import locked
 from ray_jobs.platform.cluster import connect, num_cpus
 from ray_jobs.platform.configuration import instantiate, resolved
 from ray_jobs.platform.footage import warn
-from ray_jobs.platform.nearest import suggestion
 from ray_jobs.serve import cluster_command, key_command
 from ray_jobs.serve.application import Plan, application, plan
 from ray_jobs.serve.cluster_command import last_line
@@ -46,7 +44,6 @@ from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.server import bind
 
 POSITIONAL = "action words…"
-_ACTIONS = ("build", "deploy", "keys")
 _READY_SECONDS = 300.0
 _CHECK_SECONDS = 10.0
 _SILENCE_SECONDS = 120.0
@@ -138,39 +135,19 @@ def _alone(config: ServeConfig) -> Iterator[None]:
 def main(cfg: DictConfig) -> int:
     """Run the job: serve until Ctrl-C or SIGTERM, or do what `action` says."""
     given = resolved(cfg)
-    command = {name: given.pop(name) for name in ("action", "words", "out", "scope", "days")}
-    action, words = command["action"], [str(word) for word in command["words"]]
-    _check_command(action, words, command)
     config: ServeConfig = instantiate(given)
-    if action == "keys":
-        return key_command.run(
-            words, config.folder, scope=command["scope"], days=command["days"], options=config.key_options
-        )
-    if action == "deploy":
-        return cluster_command.deploy(words)
-    if action == "build":
-        return cluster_command.build(given, config, Path(str(command["out"])))
+    if config.action == "keys":
+        options = config.key_options
+        return key_command.run(config.words, config.folder, scope=config.scope, days=config.days, options=options)
+    if config.action == "deploy":
+        return cluster_command.deploy(config.words)
+    if config.action == "build":
+        return cluster_command.build(given, config)
     with serving(config) as url, contextlib.suppress(KeyboardInterrupt):
         print(f"serving on {url} — Ctrl-C stops", flush=True)
         _watch(config)
     print("stopped")
     return 0
-
-
-def _check_command(action: str | None, words: Sequence[str], command: dict[str, Any]) -> None:
-    """Refuse words and settings that do not belong to the action.
-
-    Raises:
-        ValueError: naming them.
-    """
-    if action is not None and action not in _ACTIONS:
-        raise ValueError(
-            f"serve {action}: unknown action{suggestion(action, _ACTIONS)}; allowed: {', '.join(_ACTIONS)}"
-        )
-    if action not in ("keys", "deploy") and words:
-        raise ValueError(f"serve {action}: unknown word {words[0]!r}; `clipautt serve --help` shows examples")
-    if action != "keys" and (command["scope"] is not None or command["days"] is not None):
-        raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
 
 
 def _await_ready(config: ServeConfig) -> None:

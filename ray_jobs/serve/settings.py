@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -23,13 +23,16 @@ from ray_jobs.platform.cluster import ClusterConfig
 from ray_jobs.serve.key_command import FILE as KEYS_FILE
 from ray_jobs.serve.video_check import Limits
 from ray_jobs.serve.web.door import parse_origin
-from ray_jobs.serve.web.keys import needs_keys, open_keys
+from ray_jobs.serve.web.keys import Scope, needs_keys, open_keys
 
 _PATH = re.compile(r"[\w.~/-]*", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 """Names of servers and models."""
 ALLOWED_NAME = "allowed: letters, digits and . _ -, at most 64"
 """What `NAME` says."""
+Action = Literal["build", "deploy", "keys"]
+COMMAND = ("action", "words", "out", "scope", "days")
+"""The settings that say what to do besides serving."""
 _OF = {"name": "server", "runs": "runs"}
 """The defaults of the settings that `clipautt serve keys` needs to find the server."""
 
@@ -37,6 +40,19 @@ _OF = {"name": "server", "runs": "runs"}
 @settings
 class ServeConfig:
     """What is served, to whom, and what a request may cost."""
+
+    action: Action | None = None
+    """null: serve; build: write a Serve YAML; deploy FILE: start what it says on a cluster; keys add|list|renew|revoke:
+    who may use the server."""
+    words: tuple[str, ...] = ()
+    """What follows the action: the file of deploy; add, list, renew or revoke, and a name, of keys."""
+    out: str = "serve.yaml"
+    """build: the file that is written."""
+    scope: Scope | None = None
+    """keys add: what the key allows; personalize also stores subjects of its own, admin also sees those of the adapt
+    job and /metrics; null: predict."""
+    days: PositiveInt | None = None
+    """keys add and renew: days until the key expires; null: never."""
 
     models: dict[str, str] | None = None
     """Name → checkpoint folder, such as {pain: FOLDER, stress: FOLDER}; null: one model, `checkpoint`."""
@@ -114,6 +130,10 @@ class ServeConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        if self.action not in ("keys", "deploy") and self.words:
+            raise ValueError(f"unknown word {self.words[0]!r}; `clipautt serve --help` shows examples")
+        if self.action != "keys" and (self.scope is not None or self.days is not None):
+            raise ValueError("scope=… and days=… belong to `clipautt serve keys add NAME`")
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name={self.name!r}: {ALLOWED_NAME}")
         if self.models is not None and self.checkpoint is not None:
