@@ -7,7 +7,6 @@ Two drivers may use each of them at the same time.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import sqlite3
@@ -273,25 +272,12 @@ def _postgres(url: URL, name: str) -> BaseStorage:
         return _opened(url, {"pool_pre_ping": True, "connect_args": arguments})
 
 
-@contextlib.contextmanager
-def _loggers_kept() -> Iterator[None]:
-    """Optuna's migrations configure logging, which turns off every logger that there is; here they stay as they are."""
-    manager = logging.Logger.manager
-    before = {name: one.disabled for name, one in manager.loggerDict.items() if isinstance(one, logging.Logger)}
-    try:
-        yield
-    finally:
-        for name, disabled in before.items():
-            logging.getLogger(name).disabled = disabled
-
-
 def _opened(url: URL, engine: dict[str, Any]) -> RDBStorage:
     """The storage with its tables, which two drivers may make at the same time."""
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it.
     for attempt in range(_ATTEMPTS):
         try:
-            with _loggers_kept():
-                return RDBStorage(text, engine_kwargs=engine)
+            return RDBStorage(text, engine_kwargs=engine)
         except (SQLAlchemyError, OptunaError) as error:
             if attempt == _ATTEMPTS - 1 or not _RACE.search(_details(error)):
                 raise

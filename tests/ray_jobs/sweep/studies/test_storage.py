@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,6 @@ def test_a_journal_that_was_cut_off_goes_on_and_a_damaged_one_is_refused(tmp_pat
     Path(where).write_bytes(whole[:200] + b"\x00\x00{\n" + whole[200:])
     message = refusal(where, tmp_path)
     assert f"storage={where}: this journal has a line that cannot be read" in message
-
-
-def test_opening_a_storage_silences_nobody(tmp_path: Path) -> None:
-    """Optuna's migrations would turn off every logger of the process."""
-    ours = logging.getLogger("ray_jobs.of_this_test")
-    close_storage(open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path))
-    assert not ours.disabled
 
 
 def test_nobody_changes_what_another_connection_to_sqlite_has_read(tmp_path: Path) -> None:
