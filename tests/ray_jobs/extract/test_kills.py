@@ -82,6 +82,7 @@ def assert_all_there(manifest: Path, root: Path) -> None:
         np.testing.assert_allclose(loaded[clip.clip_id].features, alone.features, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_started_again_and_does_what_is_missing(manifest: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
     killed = start(manifest, root)
