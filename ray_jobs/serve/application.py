@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.platform.cluster import gpu_share, num_gpus
 from ray_jobs.platform.configuration import instantiate
@@ -23,6 +23,9 @@ from ray_jobs.serve.web.door import allowed_hosts, parse_origin
 from ray_jobs.serve.web.pipeline import Capacity
 from ray_jobs.serve.web.replica import Web, WebSetup
 from ray_jobs.serve.web.server import tls_context
+
+if TYPE_CHECKING:
+    from ray_jobs.serve.model.encoder import Encoding  # which imports Ray Serve
 
 _DECODES_PER_PROCESS = 2
 """Videos that a decoder works on at once: one is read while the other is decoded."""
@@ -51,8 +54,8 @@ class Plan:
 
     decoding: Decoding
     """For the decoders."""
-    encoding: Any
-    """For the encoders, an `Encoding`."""
+    encoding: Encoding
+    """For the encoders."""
     setup: WebSetup
     """For the web side."""
     config: ServeConfig
@@ -73,7 +76,7 @@ def plan(config: ServeConfig) -> Plan:
     decoding = Decoding(served, config.limits, config.reading, _DECODES_PER_PROCESS, str(config.spool))
     encoding = Encoding(
         served,
-        (config.backbone,) * len(served),
+        config.backbone,
         device="cpu",
         threads=config.threads,
         encoders=config.encoders,

@@ -150,9 +150,10 @@ def latency(server: Server, bare: Bare, videos: Sequence[Path], *, rounds: int, 
     """Latency and throughput of the server and of the bare predictor, medians over rounds."""
     load("closed", server.url, 8, 16, *videos)  # both are warm
     pairs: list[tuple[float, float]] = []
+    stages: list[dict[str, float]] = []
     found: dict[str, list[Any]] = {}
     for number in range(rounds):
-        pairs += paired(server, bare, videos, clips)
+        pairs += paired(server, bare, videos, clips, stages)
         steps: dict[str, Callable[[], Any]] = {
             "bare batched": bare.batched,
             **{
@@ -171,12 +172,16 @@ def latency(server: Server, bare: Bare, videos: Sequence[Path], *, rounds: int, 
         "bare_per_second": statistics.median(found["bare batched"]),
         "server": {1: times | {"per_second": 1000 / float(ones.mean())}, **served},
         "over_bare_ms": float(np.median(ones - bares)),
+        "stages_ms": {name: statistics.median(one[name] for one in stages) for name in stages[0]},
         "cpu_ms_per_clip": cpu,
     }
 
 
-def paired(server: Server, bare: Bare, videos: Sequence[Path], clips: int) -> list[tuple[float, float]]:
-    """Milliseconds of one video at a time, by the bare predictor and by the server right after it."""
+def paired(
+    server: Server, bare: Bare, videos: Sequence[Path], clips: int, stages: list[dict[str, float]]
+) -> list[tuple[float, float]]:
+    """Milliseconds of one video at a time, by the bare predictor and by the server right after it; adds to `stages`
+    where those of the server went."""
     import httpx
 
     pairs = []
@@ -186,9 +191,19 @@ def paired(server: Server, bare: Bare, videos: Sequence[Path], clips: int) -> li
             content = {"video": ("a.mp4", video.read_bytes())}
             alone = bare.predict(video)
             time.sleep(_REST_SECONDS)
-            pairs.append((alone, 1000 * timed(lambda content=content: client.post("/v1/predict", files=content))))  # type: ignore[misc]
+            began = time.perf_counter()
+            answer = client.post("/v1/predict", files=content).json()
+            seconds = time.perf_counter() - began
+            pairs.append((alone, 1000 * seconds))
+            stages.append(stages_of(answer, seconds))
             time.sleep(_REST_SECONDS)
     return pairs
+
+
+def stages_of(answer: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Milliseconds of an answer by stage: the server's own timings, and what HTTP takes of the client's seconds."""
+    of = {name: 1000 * answer["timings"][name] for name in ("receive", "wait", "decode", "encode", "predict")}
+    return of | {"HTTP": 1000 * (seconds - answer["seconds"] - answer["timings"]["receive"])}
 
 
 def _middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -208,6 +223,8 @@ def show_latency(found: dict[str, Any]) -> None:
         rows.append((f"server, {many} at once", *_shown(one), over, f"{one['per_second']:.1f}", share))
     rows.append(("bare, batched", "", "", "", "", f"{found['bare_per_second']:.1f}", "100 %"))
     table(rows, ["", "p50 ms", "p95 ms", "p99 ms", "over bare", "clips/s", "of bare, batched"])
+    stages = {name: f"{ms:.1f}" for name, ms in found["stages_ms"].items()}
+    table([("server, 1 at once, by stage, ms", *stages.values())], ["", *stages])
     used = {name: f"{ms:.0f}" for name, ms in found["cpu_ms_per_clip"].items() if ms >= 0.5}
     used["bare, batched"] = used.pop("bare")
     table([("processor time of a clip, ms", *used.values())], ["", *used])

@@ -26,7 +26,6 @@ from clipautt.action_units import action_unit_columns, title_of
 from clipautt.adaptation.method import AdaptConfig, TuningConfig
 from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.features.clip_features import ClipFeatures
-from clipautt.model.checkpoint import load_checkpoint
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.predictor import Predictor
 from clipautt.video.whole import DecodedClip
@@ -83,8 +82,8 @@ class Encoding:
 
     served: tuple[Served, ...]
     """The models, the first of which answers where none is named."""
-    backbones: tuple[BackboneConfig | None, ...]
-    """How the backbone of each is loaded; None: as in training."""
+    backbone: BackboneConfig | None
+    """How their backbones are loaded; None: as in training."""
     device: str
     """`cuda` or `cpu`."""
     threads: int | None
@@ -358,12 +357,10 @@ def load_predictors(encoding: Encoding) -> dict[str, Predictor]:
     """The predictor of each model; models with the same backbone share it."""
     shared: dict[str, Backbone] = {}
     predictors: dict[str, Predictor] = {}
-    for one, config in zip(encoding.served, encoding.backbones, strict=True):
-        wanted = load_checkpoint(one.checkpoint).spec.features.backbone_fingerprint
-        backbone = shared.get(wanted) or config
-        predictor = Predictor.load(one.checkpoint, backbone=backbone, device=encoding.device)
-        shared[predictor.source.backbone.fingerprint] = predictor.source.backbone
-        predictors[one.name] = predictor
+    for one in encoding.served:
+        backbone = shared.get(one.backbone) or encoding.backbone
+        predictors[one.name] = Predictor.load(one.checkpoint, backbone=backbone, device=encoding.device)
+        shared[one.backbone] = predictors[one.name].source.backbone
     return predictors
 
 

@@ -24,7 +24,9 @@ class Served:
     frames: FrameSpec
     """What the frames of a video become for it."""
     pixels: str
-    """Models with the same value take the same frames, so that a video is decoded once for them."""
+    """Hash of the facts of `frames`: a video is decoded once for all models that take the same frames."""
+    backbone: str
+    """Fingerprint of its backbone: models with the same one share it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,16 +154,16 @@ class Web:
             ),
         )
         parts = Parts(
-            self._pipeline,
-            gate,
-            forms,
-            self._jobs,
-            self._annotated,
-            live,
-            self._readiness,
-            self._metrics,
-            setup.facts,
-            setup.public_url,
+            pipeline=self._pipeline,
+            gate=gate,
+            forms=forms,
+            jobs=self._jobs,
+            annotated=self._annotated,
+            live=live,
+            readiness=self._readiness,
+            metrics=self._metrics,
+            facts=setup.facts,
+            public_url=setup.public_url,
         )
         app = make_app(parts, lifespan=self._running)
         hosts = allowed_hosts(setup.host, setup.hosts)

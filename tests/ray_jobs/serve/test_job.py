@@ -133,7 +133,8 @@ def test_several_models_have_names_and_share_what_they_can(source: Source, model
 def test_too_few_cores_are_named() -> None:
     config = ServeConfig(decoders=3, encoders=2)
     assert missing_cores(config, 8) is None
-    said = "decoders=3 and encoders=2 need 5 cores, and the cluster has 4; give fewer"
+    said = "decoders=3 and encoders=2 need 5 cores, and the cluster has 4; give fewer, or on one "
+    said += "machine cluster.num_cpus=5, if they may share cores"
     assert missing_cores(config, 4) == said
 
 
