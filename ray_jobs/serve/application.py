@@ -80,6 +80,7 @@ def plan(config: ServeConfig) -> Plan:
         device="cpu",
         threads=config.threads,
         encoders=config.encoders,
+        decoders=config.decoders,
         subjects=str(config.folder.absolute() / "subjects"),
         adapt=config.adapt,
         per_video=config.per_video,

@@ -102,7 +102,8 @@ class ServeConfig:
     max_encoders: PositiveInt | None = None
     """Most encoders; those beyond `encoders` are started while videos wait; null: no more than `encoders`."""
     threads: PositiveInt | None = None
-    """Threads of PyTorch in each encoder; null: the cores of its machine, shared by the encoders."""
+    """Threads of PyTorch in each encoder; null: the cores of its machine, shared by the encoders, and by the decoders
+    while they are busy."""
     waiting: NonNegativeInt = 16
     """Videos that may wait; further ones are refused with 503 and Retry-After."""
     answer_seconds: PositiveFloat = 180.0

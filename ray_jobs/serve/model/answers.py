@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clipautt.action_units import VOCABULARY, title_of
 from clipautt.prediction.answers import VideoPrediction
@@ -21,7 +22,7 @@ def describe(prediction: VideoPrediction) -> dict[str, Any]:
     return _decided(prediction) | {
         "action_units": {
             "time_seconds": _rounded(curves.index.to_numpy()),
-            "codes": {str(code): _rounded(curves[code].to_numpy()) for code in curves},
+            "codes": dict(zip(map(str, curves), _rounded(curves.to_numpy().T), strict=True)),
             "names": {str(code): title_of(str(code)) for code in curves},
             "not_learned": list(prediction.not_learned),
         },
@@ -75,5 +76,7 @@ def _column(boxes: Boxes, index: int) -> list[float | None]:
     return [None if math.isnan(value) else round(float(value), 2) for value in boxes[:, index]]
 
 
-def _rounded(values: Any) -> list[float]:
-    return [round(float(value), _DIGITS) for value in values]
+def _rounded(values: npt.NDArray[np.floating]) -> list[Any]:
+    """The values as lists; to fewer digits, so that answers are shorter."""
+    rounded: list[Any] = values.astype(np.float64).round(_DIGITS).tolist()
+    return rounded

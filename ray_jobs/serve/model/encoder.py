@@ -56,6 +56,8 @@ class _Frames:
     """Fingerprint of the backbone."""
     pixels: npt.NDArray[np.uint8]
     """[T, size, size, 3]."""
+    busy: bool
+    """Whether other videos are in work, so that the decoders need their cores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +89,12 @@ class Encoding:
     device: str
     """`cuda` or `cpu`."""
     threads: int | None
-    """Threads of PyTorch; None: this machine's cores, shared by the encoders."""
+    """Threads of PyTorch; None: this machine's cores, shared by the encoders, and by the decoders while they are busy.
+    """
     encoders: int
     """Copies of the models."""
+    decoders: int
+    """Processes that decode."""
     subjects: str
     """Folder of what is stored of subjects."""
     adapt: AdaptConfig
@@ -112,16 +117,18 @@ class Encoder:
 
     def __init__(self, encoding: Encoding) -> None:
         os.nice(_NICENESS)
-        torch.set_num_threads(encoding.threads or max(1, len(os.sched_getaffinity(0)) // encoding.encoders))
         self._encoding = encoding
         self._served = {one.name: one for one in encoding.served}
         self._predictors = load_predictors(encoding)
         self._backbones = {one.source.backbone.fingerprint: one.source.backbone for one in self._predictors.values()}
         prompts = {one.name: Path(one.prompts) if one.prompts else None for one in encoding.served}
         self._store = SubjectStore(Path(encoding.subjects), prompts)
+        cores = len(os.sched_getaffinity(0))
+        self._cores = encoding.threads or max(1, cores // encoding.encoders)
+        self._cores_when_busy = encoding.threads or max(1, (cores - encoding.decoders) // encoding.encoders)
         self._tower = ThreadPoolExecutor(1, "tower")
-        self._heads = ThreadPoolExecutor(2, "heads")
-        self._tuners = ThreadPoolExecutor(1, "tuners")
+        self._heads = _threads("heads", 2, cores=1)  # what they compute is too small to be shared
+        self._tuners = _threads("tuners", 1, cores=self._cores_when_busy)
         for predictor in self._predictors.values():
             _check(predictor)
         self._free = asyncio.Event()
@@ -131,15 +138,16 @@ class Encoder:
         """Each model as `schemas.ServedModel`, in the order of the settings."""
         return [_facts(name, predictor) for name, predictor in self._predictors.items()]
 
-    async def predict(self, decoded: Decoded, ask: Ask) -> dict[str, Any] | Refusal:
+    async def predict(self, decoded: Decoded, ask: Ask, busy: bool) -> dict[str, Any] | Refusal:
         """An `Answer` as plain values, of the first model that is asked, with those of further ones in it.
 
         Args:
             decoded: the video, decoded for these models.
             ask: which models, for whom.
+            busy: whether other videos are in work.
         """
         videos: dict[str, DecodedClip] = {pixels: await clip for pixels, clip in decoded.clips.items()}
-        encoded = await self._encoded_once(ask.models, videos)
+        encoded = await self._encoded_once(ask.models, videos, busy)
         try:
             answers = [await self._answer(name, videos, encoded, ask) for name in ask.models]
         except RefusedError as error:
@@ -151,11 +159,11 @@ class Encoder:
         return first | {"others": others}
 
     async def _encoded_once(
-        self, models: Sequence[str], videos: Mapping[str, DecodedClip]
+        self, models: Sequence[str], videos: Mapping[str, DecodedClip], busy: bool
     ) -> dict[tuple[str, str], _Encoded]:
         """(backbone, pixels) → the features; models that share both share them."""
         wanted = list(dict.fromkeys(map(self._key, models)))
-        batches = [self._encode(_Frames(backbone, videos[pixels].frames.frames)) for backbone, pixels in wanted]
+        batches = [self._encode(_Frames(backbone, videos[pixels].frames.frames, busy)) for backbone, pixels in wanted]
         return dict(zip(wanted, await asyncio.gather(*batches), strict=True))
 
     def _key(self, name: str) -> tuple[str, str]:
@@ -274,7 +282,7 @@ class Encoder:
         if isinstance(found, Refusal):
             return Sent(path, {}, found)
         videos: dict[str, DecodedClip] = {pixels: await clip for pixels, clip in found.clips.items()}
-        encoded = await self._encoded_once(models, videos)
+        encoded = await self._encoded_once(models, videos, busy=True)  # in the background
         features = {}
         for name in models:
             video = videos[self._served[name].pixels]
@@ -296,7 +304,7 @@ class Encoder:
     async def moment(self, look: Look) -> Moment | Refusal:
         """What a model sees in a frame of a live session."""
         predictor = self._predictors[look.model]
-        encoded = await self._encode(_Frames(predictor.source.backbone.fingerprint, look.frame[None]))
+        encoded = await self._encode(_Frames(predictor.source.backbone.fingerprint, look.frame[None], busy=False))
 
         def seen() -> Moment | Refusal:
             made = None
@@ -334,6 +342,7 @@ class Encoder:
 
     def _encoded(self, batch: Sequence[_Frames]) -> list[_Encoded]:
         began = time.perf_counter()
+        torch.set_num_threads(self._cores_when_busy if any(one.busy for one in batch) else self._cores)
         features: dict[int, Tensor] = {}
         for fingerprint, backbone in self._backbones.items():
             of = [index for index, one in enumerate(batch) if one.backbone == fingerprint]
@@ -343,6 +352,11 @@ class Encoder:
                 features |= dict(zip(of, made, strict=True))
         seconds = time.perf_counter() - began
         return [_Encoded(features[index], seconds, len(batch)) for index in range(len(batch))]
+
+
+def _threads(name: str, count: int, *, cores: int) -> ThreadPoolExecutor:
+    """Threads, in each of which PyTorch uses so many cores."""
+    return ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(cores,))
 
 
 def features_of(video: DecodedClip, features: Tensor, predictor: Predictor) -> ClipFeatures:

@@ -147,7 +147,7 @@ class ServePipeline:
             decoded = await self._decoded(upload, models)
             if isinstance(decoded, Refusal):
                 return decoded
-            answer = await _asked(self._encoder.predict.remote(decoded, asked))
+            answer = await _asked(self._encoder.predict.remote(decoded, asked, self.queue.inside > 1))
             if not (isinstance(answer, Refusal) and answer.code == "worker_lost" and attempt + 1 < attempts):
                 return answer
         raise AssertionError("the last attempt returns")
