@@ -117,6 +117,19 @@ def other_footage(seen: Mapping[str, Footage], rendered: Iterable[bool | None]) 
     return None
 
 
+def rendered_only(seen: Mapping[str, Footage]) -> str | None:
+    """A sentence that a model has seen rendered faces only, whatever it is shown; None if it has seen others.
+
+    Args:
+        seen: as in `other_footage`.
+    """
+    parts = [name for name, footage in seen.items() if footage.faces == "rendered"]
+    if not parts:
+        return None
+    who, have = " and ".join(parts), "have" if len(parts) > 1 else "has"
+    return f"{who[0].upper()}{who[1:]} {have} seen rendered faces only: what is said about real people means nothing."
+
+
 _KINDS_UNLIKE = (
     (
         "rendered",

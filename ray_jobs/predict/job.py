@@ -24,6 +24,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from clipautt.action_units import title_of
 from clipautt.adaptation.personalization import Personalization
 from clipautt.commands import setting, word
 from clipautt.datasets.inputs import Inputs, find_inputs
+from clipautt.footage import rendered_only
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.prediction.shown import why_no_units
 from clipautt.prediction.tables import check_place, write_rows
@@ -113,6 +115,7 @@ def _one(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         raise NoFaceError(f"{error}; {hints(settings)}, when extracting and training") from error
     named = replace(prediction.clip, clip_id=clip.clip_id, subject_id=clip.subject_id or prediction.clip.subject_id)
     prediction = replace(prediction, clip=named)
+    _warn_of_rendered(made.predictor, prediction.cautions)
     show(prediction)
     if cfg.out:
         _show_count(write_rows(cfg.out, made.columns, [made.of_answer(prediction)]), made.rows, str(cfg.out))
@@ -143,6 +146,7 @@ def _many(cfg: DictConfig, made: Table, pictures: Pictures) -> int:
         count = write_rows(cfg.out, made.columns, parts)
     else:
         rows = [{str(name): value for name, value in row.items()} for part in parts for row in part.to_dict("records")]
+    _warn_of_rendered(made.predictor, made.tally.cautions)
     _show_warnings(made.tally)
     if rows:
         _show_rows(rows[:_SHOWN], len(clips))
@@ -205,6 +209,13 @@ def _show_tally(tally: Tally) -> None:
             print(f"{status}: {count}")
     if tally.personalized:
         print(f"personalized: {tally.personalized}")
+
+
+def _warn_of_rendered(predictor: Predictor, cautions: Collection[str]) -> None:
+    """Print that the model has seen rendered faces only, unless a warning of a clip says so."""
+    sentence = rendered_only(predictor.source.footage)
+    if sentence and "unseen_footage" not in cautions:
+        print(f"warning rendered_only: {sentence}")
 
 
 def _show_warnings(tally: Tally) -> None:

@@ -21,6 +21,7 @@ from clipautt.footage import (
     is_rendered,
     is_rendered_clip,
     other_footage,
+    rendered_only,
     truth_path,
 )
 from tests.support.fakes import numbered_frames, write_video
@@ -147,3 +148,14 @@ def test_footage_of_a_kind_that_was_not_seen(
     backbone: Footage, checkpoint: Footage, clips: Sequence[bool | None], sentence: str | None
 ) -> None:
     assert other_footage({"the backbone": backbone, "the checkpoint": checkpoint}, clips) == sentence
+
+
+def test_a_model_of_rendered_faces_only_says_so() -> None:
+    assert rendered_only({"the backbone": FILMED, "the checkpoint": Footage()}) is None
+    said = "have seen rendered faces only: what is said about real people means nothing."
+    assert rendered_only({"the backbone": RENDERED, "the checkpoint": RENDERED}) == (
+        f"The backbone and the checkpoint {said}"
+    )
+    assert rendered_only({"the backbone": FILMED, "the checkpoint": RENDERED}) == (
+        f"The checkpoint {said.replace('have', 'has')}"
+    )

@@ -26,6 +26,7 @@ from clipautt.action_units import action_unit_columns, title_of
 from clipautt.adaptation.method import AdaptConfig, TuningConfig
 from clipautt.backbones.loading import Backbone, BackboneConfig
 from clipautt.features.clip_features import ClipFeatures
+from clipautt.footage import rendered_only
 from clipautt.prediction.answers import VideoPrediction
 from clipautt.predictor import Predictor
 from clipautt.video.whole import DecodedClip
@@ -212,11 +213,9 @@ class Encoder:
         else:
             prediction, before = self._predict_plainly(name, clip, ask)
         said = describe(labelled(prediction)) | {"before": before and describe_before(before)}
-        if ask.subject_id is not None and said["personalized_for"] is None:
-            said["warnings"].append(
-                f"Not personalized: nothing is stored for subject {ask.subject_id!r} and model {name!r}."
-            )
-            said["warning_codes"].append("not_personalized")
+        for code, sentence in _warnings(name, predictor, ask, said).items():
+            said["warning_codes"].append(code)
+            said["warnings"].append(sentence)
         return said
 
     def _predict_plainly(
@@ -378,6 +377,18 @@ def load_predictors(encoding: Encoding) -> dict[str, Predictor]:
     return predictors
 
 
+def _warnings(name: str, predictor: Predictor, ask: Ask, said: Mapping[str, Any]) -> dict[str, str]:
+    """What speaks against an answer besides the cautions of its clip: code → sentence."""
+    found = {}
+    rendered = rendered_only(predictor.source.footage)
+    if rendered and "unseen_footage" not in said["warning_codes"]:  # which says the same of this very video
+        found["rendered_only"] = rendered
+    if ask.subject_id is not None and said["personalized_for"] is None:
+        who = f"subject {ask.subject_id!r} and model {name!r}"
+        found["not_personalized"] = f"Not personalized: nothing is stored for {who}."
+    return found
+
+
 def _check(predictor: Predictor) -> None:
     """Predict the bundled clip."""
     video = check_frames(predictor.source.checkpoint.spec.features.frames)
@@ -397,7 +408,7 @@ def _facts(name: str, predictor: Predictor) -> dict[str, Any]:
         "checkpoint": source.checkpoint.fingerprint,
         "backbone": source.backbone.name,
         "trained_on": {part: str(seen) for part, seen in footage.items()},
-        "rendered_only": any(seen.faces == "rendered" for seen in footage.values()),
+        "rendered_only": rendered_only(footage) is not None,
         "detector": frames.faces.detector,
         "frames_per_second": frames.sampling.frames_per_second,
         "window_frames": source.window.length,

@@ -33,7 +33,7 @@ _IGNORED = re.compile(r"[\s_\-\u2010-\u2015]+")
 _NEGATIVE = ("neutral", "baseline")
 _NOT = ("no", "non", "not", "without")
 """Before the name of the other class, where there are two: another name of the neutral one."""
-_UNSEEN = "unseen_footage"
+_UNSEEN = ("unseen_footage", "rendered_only")
 _TOO_LARGE = Refusal("over_limit", "it is larger than the server keeps")
 
 
@@ -230,7 +230,7 @@ def message_of(found: Mapping[str, Any], failure: Refusal | None = None, foreign
         foreign: labels that name no class of the model.
     """
     warnings = list(zip(found["warning_codes"], found["warnings"], strict=True))
-    said = [sentence for code, sentence in warnings if code == _UNSEEN]
+    said = [sentence for code, sentence in warnings if code in _UNSEEN]
     if foreign:
         names = " or ".join(label.strip() for label in foreign)
         said.append(f"The model {found['model']} does not look for {names}; a score of 0 there says nothing.")
@@ -238,7 +238,7 @@ def message_of(found: Mapping[str, Any], failure: Refusal | None = None, foreign
     units = [f"{unit['name']} ({unit['code']})" for unit in found["top_action_units"]]
     rose = f"what rose most: {', '.join(units)}" if units else NONE_ROSE
     said.append(f"The face is most expressive from {window}; {rose}.")
-    said += [sentence for code, sentence in warnings if code != _UNSEEN]
+    said += [sentence for code, sentence in warnings if code not in _UNSEEN]
     if failure is not None:
         said.append(f"The annotated video could not be made: {failure.detail.rstrip('.')}.")
     return " ".join(said)

@@ -21,6 +21,7 @@ from clipautt.model.checkpoint import save_checkpoint
 from clipautt.predictor import Predictor
 from ray_jobs.serve.application import plan
 from ray_jobs.serve.job import start
+from ray_jobs.serve.model.check import CLIP
 from ray_jobs.serve.settings import ServeConfig
 from ray_jobs.serve.web.schemas import Answer, BatchAnswer, Job, Models, Problem, Ready, Subject
 from tests.support.fakes import write_video
@@ -96,6 +97,14 @@ def test_the_server_answers_as_the_predictor_does(server: ServeConfig, source: S
     timings = answer.timings
     assert min(timings.decode, timings.encode, timings.predict) > 0 and timings.batch_videos == 1
     assert timings.decode + timings.encode + timings.predict <= answer.seconds < 60
+
+
+def test_a_model_of_rendered_faces_says_so_whatever_it_is_shown(server: ServeConfig) -> None:
+    said = post(server, CLIP.read_bytes()).json()  # a rendered face
+    assert "rendered_only" in said["warning_codes"] and "unseen_footage" not in said["warning_codes"]
+    assert said["warnings"][said["warning_codes"].index("rendered_only")] == (
+        "The backbone 'embedded' has seen rendered faces only: what is said about real people means nothing."
+    )
 
 
 def test_a_video_is_encoded_once_for_all_models(server: ServeConfig, video: Path) -> None:
