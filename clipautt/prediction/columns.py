@@ -83,8 +83,8 @@ CLIPS_BETWEEN = (
     Column("face_share", "Share of the frames in which the face was found; empty without a face detector", "0 to 1"),
     Column(
         "turned_share",
-        f"Share of the frames with the face in which the head is turned to a side by more than {MOST_TURNED:.0f} degrees; "
-        "empty where nothing tells",
+        "Share of the frames with the face in which the head is turned to a side by more than "
+        f"{MOST_TURNED:.0f} degrees; empty where nothing tells",
         "0 to 1",
     ),
     Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),
