@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEAST_RISE = 0.0005
-"""What rises less has not risen: it would be shown as +0.000, and rounding makes as much of a face that does not move."""
+"""What rises less has not risen: it would be shown as +0.000."""
 NONE_ROSE = "no action unit rose over its usual level"
 """What is said where `risen` is empty."""
 Region = Literal["brow", "eye", "nose", "cheek", "mouth", "jaw", "neck", "head", "gaze"]

@@ -26,7 +26,7 @@ _KEPT_CHARACTERS = 40
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` at the end of the block.
 
     The temporary path is in the same folder, which must exist. Its name, `.NAME.<32 hexadecimal digits>.tmp`, is unique
@@ -36,6 +36,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Args:
         path: target file, which is replaced if it exists, or target folder, if the block makes one. A folder that is
             not empty is not replaced.
+        private: whether nobody but its owner can ever open the file, which then exists when the block begins.
 
     Raises:
         OSError: if it cannot be written, or `path` is a folder that is not empty.
@@ -43,6 +44,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name[:_KEPT_CHARACTERS]}.{uuid.uuid4().hex}.tmp")
     try:
+        if private:
+            temporary.touch(mode=0o600)
         yield temporary
         move(temporary, path)
     finally:
@@ -160,9 +163,7 @@ def locked(path: str | Path, *, timeout_seconds: float = 30.0) -> Iterator[None]
 def write_bytes(path: str | Path, content: bytes, *, private: bool = False) -> None:
     """Write a file atomically; a missing folder is created. Nobody but its owner can ever open a private file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        if private:
-            temporary.touch(mode=0o600)
+    with atomic(path, private=private) as temporary:
         temporary.write_bytes(content)
 
 

@@ -23,14 +23,13 @@ from clipautt.adaptation.personalization import (
     checkpoint_of_personalization,
     clips_of_personalization,
     save_personalization,
-    subject_file,
 )
 from clipautt.adaptation.source import Source
 from clipautt.clips import Clip
 from clipautt.datasets.files import name_parts, path_parts
 from clipautt.features.clip_features import ClipFeatures, encode_clip
 from clipautt.prediction.cautions import cautions
-from clipautt.subjects import checked_subject
+from clipautt.subjects import checked_subject, subject_file
 from clipautt.video.decoding import DecodeError
 from clipautt.video.reader import NoFaceError
 from clipautt.video.reader_process import ReadLimits

@@ -28,7 +28,7 @@ from clipautt.adaptation.driver import (
 )
 from clipautt.adaptation.method import AdaptConfig, Session
 from clipautt.adaptation.methods.clip_autt import ClipAUTT
-from clipautt.adaptation.personalization import Personalization, load_personalization, subject_file
+from clipautt.adaptation.personalization import Personalization, load_personalization
 from clipautt.adaptation.predictions import NO_PREDICTION, Prediction
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
@@ -40,6 +40,7 @@ from clipautt.model.windows import entropy
 from clipautt.personalizing import Saving, personalize_videos
 from clipautt.prediction.answers import Curves, VideoPrediction
 from clipautt.prediction.cautions import cautions
+from clipautt.subjects import subject_file
 from clipautt.tables import nfc
 from clipautt.video.faces import make_detector
 from clipautt.video.reader_process import ReadLimits

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipautt.action_units import title_of
+from clipautt.video.head_turn import MOST_TURNED
 
 _FLAG, _COSINE = "true or false", "cosine, -1 to 1"
 _MEANS = "mean over the window's frames; of the frame itself in a table of frames"
@@ -82,8 +83,8 @@ CLIPS_BETWEEN = (
     Column("face_share", "Share of the frames in which the face was found; empty without a face detector", "0 to 1"),
     Column(
         "turned_share",
-        "Share of the frames with the face in which the head is turned to a side by more than 30 degrees; empty where "
-        "nothing tells",
+        "Share of the frames with the face in which the head is turned to a side by more than "
+        f"{MOST_TURNED:.0f} degrees; empty where nothing tells",
         "0 to 1",
     ),
     Column("brightness", "Mean luma of what the model sees, from black to white", "0 to 1"),

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_TURNED = 30.0
-"""Degrees by which a head may be turned to a side before a frame counts as turned away; a usual limit for reading AUs,
-not one of `make bench-validity`, whose rendered heads turn by less."""
+"""Degrees by which a head may be turned to a side before a frame counts as turned away; chosen,
+not measured by `make bench-validity`."""
 _HEAD = np.array([[-32.6, 0, 0], [32.6, 0, 0], [0, 29, 34], [-24.5, 72, 0], [24.5, 72, 0]])
 """Right and left eye, tip of the nose, right and left corner of the mouth as (right, down, to the front): millimetres
 of a face as OpenFace fitted it."""
@@ -25,8 +25,8 @@ def head_turn(landmarks: npt.NDArray[np.floating]) -> float:
     camera.
 
     The head is taken for the rigid `_HEAD`, seen from afar: the 2 × 3 matrix that takes its points to the landmarks
-    best is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer; people's noses differ,
-    which is some degrees at 30, and landmarks that were guessed, as those of a covered face, look like any turn.
+    best is brought to the nearest scaled rotation. Tilting and nodding hardly change the answer; faces of other
+    proportions do, by some degrees, and landmarks that were guessed, as those of a covered face, look like any turn.
 
     Args:
         landmarks: right and left eye, tip of the nose, right and left corner of the mouth as (x, y), [5, 2].

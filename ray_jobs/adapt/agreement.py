@@ -14,9 +14,9 @@ import pandas as pd
 
 from clipautt.adaptation.agreement import Agreement, Decision, compare_decisions, pooled
 from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.personalization import subject_file
 from clipautt.evaluation.results import EVERY
 from clipautt.files import write_json
+from clipautt.subjects import subject_file
 from ray_jobs.adapt.actor import Outcome
 
 FOLDER = "agreement"

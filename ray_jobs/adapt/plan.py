@@ -19,10 +19,10 @@ import pandas as pd
 
 from clipautt.adaptation.driver import visiting_order
 from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.personalization import subject_file
 from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.clips import Clip
 from clipautt.evaluation.results import EVERY, Cohort, is_settled, read_rows
+from clipautt.subjects import subject_file
 
 Purpose = Literal["rows", "comparison", "explanation"]
 """What an assignment is for: `rows`, its predictions become result rows; `comparison`, they are only compared with

@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import PositiveFloat, PositiveInt
 
 from clipautt.adaptation.method import AdaptConfig, PromptMethod, TuningConfig
-from clipautt.adaptation.personalization import subject_file
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.clips import Clip
 from clipautt.evaluation.prompt_changes import FACTS_FILE
@@ -23,6 +22,7 @@ from clipautt.features.clip_features import FeatureSpec
 from clipautt.manifest import Manifest
 from clipautt.prediction.cautions import Code
 from clipautt.settings import settings
+from clipautt.subjects import subject_file
 from ray_jobs.platform.cluster import ClusterConfig
 
 

@@ -23,13 +23,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from clipautt.adaptation.method import AdaptConfig
-from clipautt.adaptation.personalization import Personalization, clips_of_personalization, subject_file
+from clipautt.adaptation.personalization import Personalization, clips_of_personalization
 from clipautt.clips import Clip
 from clipautt.commands import setting
 from clipautt.datasets.inputs import TABLES, find_inputs
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.checkpoint import find_checkpoint, is_checkpoint
 from clipautt.personalizing import Saving, personalize_videos
+from clipautt.subjects import subject_file
 from clipautt.tables import nfc
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.footage import warn

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, ListConfig
 
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.clip_autt.method import CLIP_AU
-from clipautt.adaptation.personalization import load_personalization, subject_file
+from clipautt.adaptation.personalization import load_personalization
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import Backbone, BackboneConfig, load_backbone
 from clipautt.clips import Clip
@@ -41,6 +41,7 @@ from clipautt.footage import is_rendered_clip, other_footage, truth_path
 from clipautt.manifest import Manifest, read_manifest
 from clipautt.model.checkpoint import find_checkpoint, footage_seen, load_checkpoint
 from clipautt.prediction.cautions import CODES
+from clipautt.subjects import subject_file
 from clipautt.video.faces import FEW_FACES
 from ray_jobs.platform.configuration import instantiate
 from ray_jobs.platform.methods import make_methods

@@ -19,7 +19,7 @@ from clipautt.adaptation.driver import adapt
 from clipautt.adaptation.method import AdaptConfig
 from clipautt.adaptation.methods.t3a import T3A
 from clipautt.adaptation.methods.zero_shot import ZeroShot
-from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
+from clipautt.adaptation.personalization import Personalization, save_personalization
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import encode_clip
 from clipautt.model.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ from clipautt.personalizing import (
     personalize_features,
     without_copies,
 )
+from clipautt.subjects import subject_file
 from tests.support.configs import adapt_config, changed
 from tests.support.fakes import fake_clip, fake_clips, fake_source, write_video
 from tests.support.photograph import photograph

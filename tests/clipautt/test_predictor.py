@@ -11,7 +11,7 @@ import pytest
 
 from clipautt.action_units import RENDERED, VOCABULARY, phrases, unit
 from clipautt.adaptation.driver import adapt
-from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
+from clipautt.adaptation.personalization import Personalization, save_personalization
 from clipautt.adaptation.source import Source
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.datasets.synthetic.video import write_mp4
@@ -19,6 +19,7 @@ from clipautt.footage import Footage
 from clipautt.model.checkpoint import Checkpoint
 from clipautt.model.windows import WindowSpec
 from clipautt.predictor import Predictor
+from clipautt.subjects import subject_file
 from tests.support.configs import adapt_config, changed
 from tests.support.fakes import fake_clip, fake_clips, fake_source, shared_backbone, write_video
 from tests.support.photograph import photograph

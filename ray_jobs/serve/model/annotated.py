@@ -27,11 +27,7 @@ from clipautt.prediction.overlay_plan import plan_of
 from clipautt.video.reader_process import ReadLimits, work_on_clip
 
 HIGHEST, RATE = 360, 15.0
-"""Pixels of the picture's height, and frames per second, at most.
-
-On one core of an AMD EPYC a clip of 20 s, 1280 × 720 at 24 frames per second, takes 3.6 s so, and 8.0 s with all
-frames and 640 pixels.
-"""
+"""Pixels of the picture's height, and frames per second, at most; fewer than an overlay has, as somebody waits."""
 _DRAWING = threading.Lock()
 """matplotlib's settings, of which a figure needs the usual ones, belong to the process."""
 _BOX = ("x", "y", "side", "tilt")
@@ -54,8 +50,7 @@ def write_annotated(path: Path, answer: Mapping[str, Any], target: Path, *, limi
     with _DRAWING:
         plan = plan_of(shown, shown.times, shown.boxes, highest=HIGHEST, rate=RATE)
     clip = Clip("video", "", str(path), "target")
-    with atomic(target) as temporary:
-        temporary.touch(mode=0o600)
+    with atomic(target, private=True) as temporary:
         work_on_clip(write_frames, clip, {"target": str(temporary.absolute()), "plan": asdict(plan)}, limits)
 
 

@@ -19,7 +19,7 @@ _KNOWN = {unit.code: unit for unit in VOCABULARY}
 def describe(prediction: VideoPrediction) -> dict[str, Any]:
     """What a prediction says, without the path of its video."""
     curves = prediction.action_units
-    return _decided(prediction) | {
+    return describe_before(prediction) | {
         "action_units": {
             "time_seconds": _rounded(curves.index.to_numpy()),
             "codes": dict(zip(map(str, curves), _rounded(curves.to_numpy().T), strict=True)),
@@ -30,7 +30,7 @@ def describe(prediction: VideoPrediction) -> dict[str, Any]:
             str(name): _rounded(values.to_numpy()) for name, values in prediction.class_probabilities.items()
         },
         "entropy": _rounded(np.asarray(prediction.entropy)),
-        "face_boxes": face_boxes(prediction),
+        "face_boxes": _face_boxes(prediction),
         "personalized_for": prediction.personalized_for,
         "warnings": list(prediction.warnings),
         "warning_codes": [str(code) for code in prediction.cautions],
@@ -38,11 +38,7 @@ def describe(prediction: VideoPrediction) -> dict[str, Any]:
 
 
 def describe_before(prediction: VideoPrediction) -> dict[str, Any]:
-    """The prediction without personalization, as `schemas.Before`."""
-    return _decided(prediction)
-
-
-def _decided(prediction: VideoPrediction) -> dict[str, Any]:
+    """What it says in short, as `schemas.Before` of a prediction without personalization."""
     return {
         "label": prediction.label,
         "probabilities": dict(prediction.probabilities),
@@ -60,7 +56,7 @@ def _decided(prediction: VideoPrediction) -> dict[str, Any]:
     }
 
 
-def face_boxes(prediction: VideoPrediction) -> dict[str, Any] | None:
+def _face_boxes(prediction: VideoPrediction) -> dict[str, Any] | None:
     """Where the face is in each frame, as `schemas.FaceBoxes`; None without a face detector."""
     clip = prediction.clip
     if clip.boxes is None or not clip.min_share or clip.face_found is None:

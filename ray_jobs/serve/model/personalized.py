@@ -32,8 +32,8 @@ from ray_jobs.serve.web.keys import Who
 class Sent:
     """A video that a subject is to be personalized with."""
 
-    path: Path | None
-    """Its file; None if it is not at hand, so that it cannot be kept."""
+    path: Path
+    """Its file."""
     features: Mapping[str, ClipFeatures]
     """Model → its features; empty if it could not be read."""
     refusal: Refusal | None = None
@@ -141,8 +141,8 @@ def _numbered(
         raise RefusedError("over_limit", f"{len(new)} videos and those kept are more than {MOST_CLIPS}; send fewer")
     first = max((next_number(clips) for clips in earlier), default=1)
     for number, one in enumerate(sent, start=first):
-        name = there.get(one.path, "") if one.path else ""
-        if keep and not name and one.path and one.features:
+        name = there.get(one.path, "")
+        if keep and not name and one.features:
             name = change.keep(one.path if one.content is None else one.content)
         yield _Numbered(f"clip {number}", one, name)
 
@@ -175,7 +175,6 @@ def _personalized(
                 features,
                 config=own,
                 tuning=tuning,
-                videos={one.clip_id: str(one.sent.path) for one in new if one.sent.path},
                 omitted={clip_id: refusal.detail for clip_id, refusal in failed.items()},
                 notes=[*(note for one in earlier for note in one.notes), *copies],
             )

@@ -86,24 +86,20 @@ def why_per_video_is_idle(source: Source, config: AdaptConfig) -> str | None:
     )
 
 
-def predict_per_video(
-    predictor: Predictor, clip: ClipFeatures, *, config: AdaptConfig, video: str = "", face: str | None = None
-) -> Adapted:
+def predict_per_video(predictor: Predictor, clip: ClipFeatures, *, config: AdaptConfig) -> Adapted:
     """Adapt to one video alone, and predict it.
 
     Args:
         predictor: the model.
         clip: the video's features.
         config: the server's settings.
-        video: its file, which tells whether its faces are rendered; empty if it is not at hand.
-        face: whose face was asked for; None if nobody was named.
 
     Raises:
         RefusedError: `no_label` where no window can be predicted, `not_finite`.
     """
     tuned = Predictor(predictor.source, config=server_config(predictor.source, config, "per_video"))
     with finite():
-        adapted, before = (one.predict_features(clip, video=video, face=face) for one in (tuned, predictor))
+        adapted, before = (one.predict_features(clip) for one in (tuned, predictor))
     return Adapted(labelled(adapted), before)
 
 
@@ -117,8 +113,6 @@ def predict_online(
     *,
     config: AdaptConfig,
     ticket: int | None = None,
-    video: str = "",
-    face: str | None = None,
     tuning: TuningConfig | None = None,
 ) -> Adapted:
     """Adapt to a further video of a subject, predict it, and store the state that follows.
@@ -137,8 +131,6 @@ def predict_online(
         clip: the video's features.
         config: the server's settings.
         ticket: from `SubjectStore.ticket` when the request came; None for now.
-        video: its file, which tells whether its faces are rendered; empty if it is not at hand.
-        face: whose face was asked for; None if nobody was named.
         tuning: memory limit, batch size and compilation.
 
     Raises:
@@ -147,7 +139,7 @@ def predict_online(
     """
     session = Session.open(predictor.source, server_config(predictor.source, config, "online"), tuning)
     with finite():
-        before = predictor.predict_features(clip, video=video, face=face)
+        before = predictor.predict_features(clip)
         with store.changing(who, subject_id, ticket=ticket) as change:
             stored = change.read(model)
             _check_goes_on(change, model, stored, session)
@@ -155,11 +147,11 @@ def predict_online(
         answer = visits[-1].answer
         if answer is None:
             made = stored.personalization if stored else None
-            known = predictor.predict_features(clip, video=video, face=face, personalization=made)
+            known = predictor.predict_features(clip, personalization=made)
             return Adapted(labelled(known), before)
     answer = replace(answer, au_embeddings=answer.au_embeddings.to(predictor.source.backbone.device))
     personal = Personal(change.subject, Basis.of([one.clip for one in visits]), centred=len(visits) > 1)
-    (found,) = predictor.describe(session, [clip], [answer], videos=[video], faces=[face], personal=personal)
+    (found,) = predictor.describe(session, [clip], [answer], videos=[""], personal=personal)
     return Adapted(labelled(found), before)
 
 

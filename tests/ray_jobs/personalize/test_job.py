@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 
 from clipautt.adaptation.basis import FEWEST_FRAMES
-from clipautt.adaptation.personalization import subject_file
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.features.clip_features import FeatureSpec
 from clipautt.model.checkpoint import checkpoint_folder, save_checkpoint
+from clipautt.subjects import subject_file
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 from ray_jobs import cli

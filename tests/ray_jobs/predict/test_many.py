@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from clipautt.adaptation.driver import adapt
-from clipautt.adaptation.personalization import Personalization, save_personalization, subject_file
+from clipautt.adaptation.personalization import Personalization, save_personalization
 from clipautt.backbones.loading import BackboneConfig, load_backbone
 from clipautt.clips import Clip
 from clipautt.features.clip_features import FeatureSpec, encode_clip
 from clipautt.features.store import FeatureStore
 from clipautt.model.checkpoint import save_checkpoint
 from clipautt.predictor import Predictor
+from clipautt.subjects import subject_file
 from clipautt.video.decoding import Sampling
 from clipautt.video.faces import FaceConfig
 from ray_jobs import cli

@@ -9,7 +9,7 @@ import json
 import socket as sockets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from clipautt.video.decoding import DecodeError
 from clipautt.video.preprocessing import Frames
 from clipautt.video.reader import FrameSpec
 from clipautt.video.stills import StillReader
-from ray_jobs.serve.model.live import LiveAsk, moments
+from ray_jobs.serve.model.live import moment as seen_in
 from ray_jobs.serve.model.looks import Look, Moment
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.keys import Who
@@ -60,10 +60,9 @@ def look_at(past: npt.NDArray[np.float32], **options: Any) -> Look:
     )
 
 
-def one(made: Sequence[Moment | Refusal]) -> Moment:
-    (moment,) = made
-    assert isinstance(moment, Moment)
-    return moment
+def one(made: Moment | Refusal) -> Moment:
+    assert isinstance(made, Moment)
+    return made
 
 
 def test_a_full_window_is_predicted_as_in_a_video_of_these_frames_whatever_the_stride() -> None:
@@ -73,15 +72,13 @@ def test_a_full_window_is_predicted_as_in_a_video_of_these_frames_whatever_the_s
         needed = (window.length - 1) * window.stride
         features = clip.features[-needed - 1 :]
         expected = model.predict_features(replace(clip, features=features, times=clip.times[: needed + 1]))
-        moment = one(moments(model, [LiveAsk(look_at(clip.features[:-1].numpy()))], features[-1:]))
+        moment = one(seen_in(model, look_at(clip.features[:-1].numpy()), features[-1]))
         assert moment.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
         assert moment.entropy == pytest.approx(-sum(p * np.log(p) for p in expected.probabilities.values()), abs=1e-5)
         assert moment.action_units == pytest.approx(expected.frames.iloc[-1][CODES].to_dict(), abs=1e-6)
         assert (moment.needed, moment.window_frames) == (needed, window.length)
-        part = one(moments(model, [LiveAsk(look_at(clip.features[-window.stride - 1 : -1].numpy()))], features[-1:]))
+        part = one(seen_in(model, look_at(clip.features[-window.stride - 1 : -1].numpy()), features[-1]))
         assert (part.probabilities, part.entropy, part.window_frames) == (None, None, 2)
-    encoded = one(moments(model, [LiveAsk(look_at(NOTHING, frame=BLANK + 9))]))
-    assert encoded.feature == pytest.approx(model.source.backbone.encode_frames(BLANK[None] + 9)[0].numpy(), abs=1e-6)
 
 
 def test_a_resting_face_personalizes_as_the_default_method_does() -> None:
@@ -90,43 +87,28 @@ def test_a_resting_face_personalizes_as_the_default_method_does() -> None:
     config = AdaptConfig(ClipAUTT(), subject_baseline="median")
     person = Personalization.of(adapt(model.source, [rest], config)["s0"], config)
     expected = model.predict_features(clip, personalization=person).probabilities
-    past, feature = clip.features[:-1].numpy(), clip.features[-1:]
-    by_file = one(moments(model, [LiveAsk(look_at(past), person)], feature))
-    by_rest = one(moments(model, [LiveAsk(look_at(past, centre_of=rest.features.numpy()))], feature))
+    past, feature = clip.features[:-1].numpy(), clip.features[-1]
+    by_file = one(seen_in(model, look_at(past), feature, person))
+    by_rest = one(seen_in(model, look_at(past, centre_of=rest.features.numpy()), feature))
     assert by_file.probabilities == pytest.approx(expected, abs=1e-6)
     assert by_rest.probabilities == pytest.approx(expected, abs=1e-6)
     assert by_file.centre is None
     assert by_rest.centre == pytest.approx(rest.features.median(0).values.numpy())
-    again = one(moments(model, [LiveAsk(look_at(past, centre=by_rest.centre))], feature))
-    both = one(moments(model, [LiveAsk(look_at(past, centre=np.zeros(FEATURE_DIM, np.float32)), person)], feature))
+    again = one(seen_in(model, look_at(past, centre=by_rest.centre), feature))
+    both = one(seen_in(model, look_at(past, centre=np.zeros(FEATURE_DIM, np.float32)), feature, person))
     assert again.probabilities == by_rest.probabilities
     assert both.probabilities != by_file.probabilities  # the session's own resting face goes before the stored one
 
 
-def test_sessions_that_are_looked_at_together_do_not_change_each_other() -> None:
-    model = predictor(subject_baseline="median")
-    config = AdaptConfig(ClipAUTT("infomax", steps=2, windows_per_clip=4), subject_baseline="median")
-    clips = [fake_clip("c", f"s{number}", positive=bool(number % 2)) for number in range(6)]
-    person = Personalization.of(adapt(model.source, clips[:1], config)["s0"], config)
-    broken = np.full((5, FEATURE_DIM), np.inf, np.float32)
-    asks = [
-        LiveAsk(look_at(clip.features[:5].numpy()), person if number < 2 else None) for number, clip in enumerate(clips)
-    ]
-    asks[4] = LiveAsk(look_at(broken))
-    asks[5] = LiveAsk(look_at(NOTHING, found=False, shown=False))
-    features = torch.stack([clip.features[5] for clip in clips])
-    features[3] = torch.nan
-    together = moments(model, asks, features)
-    for number in (0, 1, 2, 4, 5):
-        (alone,) = moments(model, [asks[number]], features[number : number + 1])
-        moment = together[number]
-        assert isinstance(moment, Moment)
-        assert isinstance(alone, Moment)
-        assert (moment.probabilities is None) == (number > 3)
-        assert (alone.probabilities or {}) == pytest.approx(moment.probabilities or {}, abs=1e-5)
-    assert together[3] == Refusal("not_finite", "the model's numbers for this frame are not finite")
-    assert isinstance(together[5], Moment)
-    assert together[5].action_units == {}
+def test_what_is_not_finite_or_shows_no_face_says_nothing_of_the_classes() -> None:
+    model, clip = predictor(), fake_clip(positive=True)
+    past, feature = clip.features[:5].numpy(), clip.features[5]
+    assert one(seen_in(model, look_at(past), feature)).probabilities is not None
+    assert one(seen_in(model, look_at(np.full_like(past, np.inf)), feature)).probabilities is None
+    hidden = one(seen_in(model, look_at(NOTHING, found=False, shown=False), feature))
+    assert (hidden.probabilities, hidden.action_units) == (None, {})
+    refused = Refusal("not_finite", "the model's numbers for this frame are not finite")
+    assert seen_in(model, look_at(past), torch.full_like(feature, torch.nan)) == refused
 
 
 class InProcess:
@@ -167,7 +149,8 @@ class InProcess:
             return Refusal("not_a_picture", f"frame: {error}")
 
     async def moment(self, look: Look) -> Any:
-        return (await asyncio.to_thread(moments, self.model, [LiveAsk(look)]))[0]
+        (feature,) = self.model.source.backbone.encode_frames(look.frame[None])
+        return await asyncio.to_thread(seen_in, self.model, look, feature)
 
 
 async def anyone(socket: WebSocket, key: str | None) -> Who | Refusal:

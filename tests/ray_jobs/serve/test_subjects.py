@@ -56,10 +56,9 @@ def store(tmp_path: Path) -> SubjectStore:
 
 def sent(clips: Sequence[ClipFeatures], *models: str, folder: Path | None = None) -> list[Sent]:
     """The clips as uploads; with a folder, each has a file in it."""
-    paths = [None if folder is None else folder / f"upload{i}" for i in range(len(clips))]
-    for path in paths:
-        if path is not None:
-            path.write_text("a video")
+    paths = [(folder or Path("nowhere")) / f"upload{i}" for i in range(len(clips))]
+    for path in paths if folder else ():
+        path.write_text("a video")
     return [Sent(path, dict.fromkeys(models or ["pain"], clip)) for path, clip in zip(paths, clips, strict=True)]
 
 
@@ -360,7 +359,7 @@ def test_kept_videos_add_up_and_others_are_replaced(tmp_path: Path, store: Subje
     assert torch.equal(made().centre, result.centre)
     (again,) = to_encode_again(store, ANNA, "p", both)
     assert to_encode_again(store, ANNA, "p", {"pain": source}) == []
-    unreadable = [Sent(again, {}, Refusal("timeout", "no answer in time")), *sent(CLIPS[3:4], "stress")]
+    unreadable = [Sent(again, {}, Refusal("timeout", "no answer in time"))]
     told = personalize(store, ANNA, "p", unreadable, {"stress": both["stress"]}, config=TUNED, keep=True)
     assert told["kept_clips"] == 3 and to_encode_again(store, ANNA, "p", both) == [again], "it is tried again"
     more = [Sent(again, {"stress": CLIPS[2]}), *sent(CLIPS[3:4], "stress", folder=spool)]
@@ -383,9 +382,9 @@ def test_videos_that_cannot_be_used_give_their_reasons_and_change_nothing(
 ) -> None:
     put(store, source, CLIPS[:2])
     before = store.personalization(ANNA, "p", "pain", source)
-    faceless = Sent(None, {}, Refusal("no_face", "no face was found in 50 frames"))
+    faceless = Sent(tmp_path / "faceless", {}, Refusal("no_face", "no face was found in 50 frames"))
     short = Sent(tmp_path / "gone", {"pain": fake_clip(num_frames=3)})
-    short.path.write_text("a video")  # type: ignore[union-attr]
+    short.path.write_text("a video")
     for uploads, code, said in (
         ([faceless], "no_face", "clip 1: no face was found in 50 frames"),
         ([faceless, short], "no_label", "clip 1: no face was found in 50 frames; clip 2: too short: 3 frames, fewer"),
