@@ -32,7 +32,7 @@ from clipautt.predictor import Predictor
 from clipautt.video.whole import DecodedClip
 from ray_jobs.serve.model.answers import describe, describe_before
 from ray_jobs.serve.model.check import check_frames
-from ray_jobs.serve.model.live import LiveAsk, moments
+from ray_jobs.serve.model.live import moment
 from ray_jobs.serve.model.looks import Look, Moment
 from ray_jobs.serve.model.messages import Decoded, NotHere, Personalizing, Served
 from ray_jobs.serve.model.personalized import Sent, personalize, to_encode_again
@@ -309,7 +309,7 @@ class Encoder:
             made = None
             if look.subject_id is not None and look.who is not None:
                 made = self._store.personalization(look.who, look.subject_id, look.model, predictor.source)
-            return moments(predictor, [LiveAsk(look, made)], encoded.features)[0]
+            return moment(predictor, look, encoded.features[0], made)
 
         return await self._refusing(self._heads, seen)
 
