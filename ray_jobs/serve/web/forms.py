@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 from starlette.requests import Request
 
-from ray_jobs.serve.refusals import RefusedError
+from clipautt.subjects import checked_subject
+from ray_jobs.serve.refusals import RefusedError, unless_refused
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.door import FRAMING_BYTES
 from ray_jobs.serve.web.keys import Who, scope_refusal
 from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
-from ray_jobs.serve.web.uploads import Form, read_form
+from ray_jobs.serve.web.uploads import Form, most_body_bytes, read_form
 
 _VIDEO = {
     "type": "string",
@@ -93,7 +93,7 @@ class Forms:
 
     def max_body_bytes(self) -> int:
         """Most bytes of any body."""
-        return self.max_videos * self.max_bytes + FRAMING_BYTES
+        return most_body_bytes(self.max_videos, self.max_bytes)
 
 
 def described(form: str) -> dict[str, Any]:
@@ -117,9 +117,8 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
         check_subject(subject)
     if adapt == "online" and subject is None:
         raise RefusedError("wrong_field", "adapt=online goes on with a person's prompts, so it needs subject_id")
-    refusal = scope_refusal(who, "personalize") if adapt == "online" else None
-    if refusal is not None:
-        raise RefusedError.of(refusal)
+    if adapt == "online":
+        unless_refused(scope_refusal(who, "personalize"))
     if adapt == "per_video" and subject is not None:
         raise RefusedError(
             "wrong_field",
@@ -156,12 +155,17 @@ def check_subject(subject_id: str) -> None:
     """Refuse what cannot be the name of a person.
 
     Raises:
-        RefusedError: for an empty, an overlong, or an unprintable one; for `.` and `..`, which a browser takes out of
-            addresses; and for bytes that were no UTF-8, of which different ones would be the same person.
+        RefusedError: for one that `checked_subject` refuses, and so whatever would store it; for an overlong or an
+            unprintable one; for `.` and `..`, which a browser takes out of addresses; and for bytes that were no UTF-8,
+            of which different ones would be the same person.
     """
     if subject_id in (".", "..") or _NO_UTF8 in subject_id:
         raise RefusedError("wrong_field", "subject_id: allowed is any name in UTF-8 but `.` and `..`")
-    if not subject_id.strip() or len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
+    if len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
         raise RefusedError(
             "wrong_field", f"subject_id has {len(subject_id)} characters; allowed: 1 to {_LONGEST_ID}, all printable"
         )
+    try:
+        checked_subject(subject_id, setting="subject_id")
+    except ValueError as error:
+        raise RefusedError("wrong_field", str(error)) from error

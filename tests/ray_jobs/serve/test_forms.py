@@ -24,7 +24,9 @@ def test_only_who_may_erase_a_person_stores_something_of_one() -> None:
     assert ask_of({"adapt": ["per_video"]}, PREDICT) == Ask(PREDICT, (), None, "per_video")
 
 
-@pytest.mark.parametrize("subject", ["", " ", "a\0", "a\nb", "\u202e", "\u200b", "x" * 201, ".", "..", "Jos\ufffd"])
+@pytest.mark.parametrize(
+    "subject", ["", " ", "a\0", "a\nb", "\u202e", "\u200b", "x" * 201, "é" * 40, ".", "..", "Jos\ufffd"]
+)
 def test_what_cannot_name_a_person(subject: str) -> None:
     """In an address `.` and `..` reach another one, and bytes that are no UTF-8 all become the same letter."""
     with pytest.raises(RefusedError) as caught:
