@@ -28,7 +28,7 @@ from typing import Any
 
 from clipautt.files import locked, sync_folder, write_json
 from clipautt.tables import nfc
-from ray_jobs.serve.alive import Alive, is_alive
+from ray_jobs.serve.alive import Alive, is_alive, remove_dead
 from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import Refusal, RefusedError, unless_refused
 from ray_jobs.serve.web.asked import Pipeline
@@ -329,12 +329,7 @@ class Jobs:
                 self._checked(job)
             self._forget_old()
             self._remove_unfinished()
-        for folder in self._spool.iterdir():
-            if not is_alive(self._signs, folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
-        for sign in self._signs.glob("[!.]*"):
-            if not is_alive(self._signs, sign.name):
-                sign.unlink(missing_ok=True)
+        remove_dead(self._signs, self._spool)
 
     def _remove_unfinished(self) -> None:
         """Remove what killed processes left half written: nobody else writes while the lock is held."""
