@@ -26,7 +26,7 @@ from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError, unless_refused
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.asgi import refusal_content, refusal_headers
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
+from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of, models_of
 from ray_jobs.serve.web.gate import Gate
 from ray_jobs.serve.web.interface import answer as interface_answer
 from ray_jobs.serve.web.jobs import Jobs
@@ -233,7 +233,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
         async with parts.forms.read(request, "personalize") as form:
-            models = unless_refused(parts.pipeline.named(form.fields.get("model", ()), every=True))
+            models = unless_refused(parts.pipeline.named(models_of(form.fields), every=True))
             job = unless_refused(
                 await parts.jobs.submit(who, subject_id, form.videos, models=models, keep=keep_of(form.fields))
             )

@@ -20,12 +20,13 @@ from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
 from ray_jobs.serve.web.uploads import Form, most_body_bytes, read_form
 
+_LONGEST_ID = 200
 _VIDEO = {
     "type": "string",
     "format": "binary",
     "description": "The video: MP4, WebM, MOV, MKV, AVI …; without a face detector, one face must fill the frame",
 }
-_SUBJECT = {"type": "string", "maxLength": 200, "description": "Use what is stored of this subject"}
+_SUBJECT = {"type": "string", "maxLength": _LONGEST_ID, "description": "Use what is stored of this subject"}
 _MODEL = {"type": "string", "description": "Name of a model, see GET /v1/models; without it, the first one"}
 _FITTING_MODEL = {
     "type": "string",
@@ -63,7 +64,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Form → its fields, as JSON schemas."""
 _REQUIRED = {"interface": ["video", "labels"]}
-_LONGEST_ID = 200
 _NO_UTF8 = "\ufffd"
 """Stands in an address for bytes that are no UTF-8."""
 
@@ -124,7 +124,12 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
             "wrong_field",
             "adapt=per_video tunes to this video alone, so it takes no subject_id; take adapt=online for a person",
         )
-    return Ask(who, tuple(name for name in fields.get("model", ()) if name), subject, adapt)  # type: ignore[arg-type]
+    return Ask(who, models_of(fields), subject, adapt)  # type: ignore[arg-type]
+
+
+def models_of(fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Names of the models that a form asks for; an empty field names none."""
+    return tuple(name for name in fields.get("model", ()) if name)
 
 
 def keep_of(fields: Mapping[str, Sequence[str]]) -> bool:

@@ -68,7 +68,7 @@ class _Start(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["start"]
     model: str | None = Field(None, max_length=200)
-    subject_id: str | None = Field(None, min_length=1, max_length=200)
+    subject_id: str | None = None
     key: str | None = Field(None, max_length=500)
     resting_seconds: float | None = Field(None, ge=0, le=LONGEST_REST)
 

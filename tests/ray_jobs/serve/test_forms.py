@@ -6,7 +6,7 @@ import pytest
 
 from ray_jobs.serve.refusals import RefusedError
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.forms import ask_of, check_subject
+from ray_jobs.serve.web.forms import ask_of, check_subject, models_of
 from ray_jobs.serve.web.keys import Who
 
 PREDICT, PERSONALIZE = Who("aaaaaaaa", "predict"), Who("bbbbbbbb", "personalize")
@@ -22,6 +22,11 @@ def test_only_who_may_erase_a_person_stores_something_of_one() -> None:
         "this needs a key of scope personalize, and yours has scope predict",
     )
     assert ask_of({"adapt": ["per_video"]}, PREDICT) == Ask(PREDICT, (), None, "per_video")
+
+
+def test_an_empty_field_names_no_model() -> None:
+    fields = {"model": ["", "pain"]}
+    assert models_of(fields) == ask_of(fields, PREDICT).models == ("pain",)
 
 
 @pytest.mark.parametrize(

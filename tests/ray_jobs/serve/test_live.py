@@ -324,6 +324,7 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
         (jpeg(0), "malformed", 1008, "a frame before the first message"),
         (json.dumps(START | {"key": "wrong"}), "key_unknown", 1008, "the key is not known"),
         (json.dumps(START | {"model": "joy"}), "unknown_model", 1008, "no such model; there are: pain, stress"),
+        (json.dumps(START | {"subject_id": ""}), "wrong_field", 1008, "a name that is not empty"),
         (json.dumps(START | {"subject_id": ".."}), "wrong_field", 1008, "any name in UTF-8 but `.` and `..`"),
         (json.dumps(START | {"subject_id": "a\0"}), "wrong_field", 1008, "all printable"),
         (json.dumps(START | {"subject_id": "bob"}), "unknown_subject", 1008, "no subject bob"),
