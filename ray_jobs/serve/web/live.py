@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from clipautt.settings import settings
 from ray_jobs.serve.refusals import Refusal, RefusedError, unless_refused
+from ray_jobs.serve.web.access_log import note
 from ray_jobs.serve.web.asked import Pipeline
 from ray_jobs.serve.web.forms import check_subject
 from ray_jobs.serve.web.keys import Who
@@ -247,6 +248,7 @@ class _Client:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say why the session is over, and close."""
+        note(self.socket.scope, code=refusal.code)
         code = _CLOSE_CODES.get(refusal.status, 1008)
         try:
             await self.send(_problem(refusal, final=True))
