@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,3 +48,18 @@ def is_alive(folder: Path, name: str) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def remove_dead(signs: Path, folder: Path) -> None:
+    """Remove what processes left that live no more, and their signs.
+
+    Args:
+        signs: where the signs are.
+        folder: has a subfolder for each process, of the name of its sign; it may be the folder above `signs`.
+    """
+    for left in folder.glob("[!.]*"):
+        if left.is_dir() and not left.is_symlink() and not is_alive(signs, left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    for sign in signs.glob("[!.]*"):
+        if not is_alive(signs, sign.name):
+            sign.unlink(missing_ok=True)

@@ -119,3 +119,14 @@ class RefusedError(ValueError):
 
     def __reduce__(self) -> Any:
         return RefusedError.of, (self.refusal,)
+
+
+def unless_refused(answer: Any) -> Any:
+    """What was answered.
+
+    Raises:
+        RefusedError: it is a `Refusal`.
+    """
+    if isinstance(answer, Refusal):
+        raise RefusedError.of(answer)
+    return answer

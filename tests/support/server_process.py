@@ -67,10 +67,11 @@ class Server:
         return {pid for pid, name in processes(self.pid).items() if name == deployment}
 
     def files(self) -> list[str]:
-        """What lies in the server's temporary folder, Ray's own and locks aside."""
+        """What lies in the server's temporary folder, Ray's own and signs of life aside."""
         root = self.folder / "tmp"
         found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
-        return [str(path) for path in found if path.parts[0] != "ray" and path.name != "lock" and path.suffix != ".log"]
+        aside = {"ray", ".alive"}
+        return [str(path) for path in found if not aside & set(path.parts) and path.suffix != ".log"]
 
 
 @contextlib.contextmanager

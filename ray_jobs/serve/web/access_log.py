@@ -18,7 +18,7 @@ import os
 import queue
 import stat
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from logging.handlers import QueueListener, RotatingFileHandler
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ray_jobs.serve.refusals import KINDS
+from ray_jobs.serve.web.asgi import ASGI, Message, Receive, Send
 from ray_jobs.serve.web.metrics import Metrics, known_method
 
 UNMATCHED = "unmatched"
@@ -38,11 +39,6 @@ _MOUNTED = "app_root_path"
 """Key that Starlette adds to the scope of what it hands to another application."""
 _MAX_WAITING = 10_000
 _MAX_PROBLEM_BYTES = 16_384
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +106,7 @@ class AccessLog:
 
 
 class PrivateFile(RotatingFileHandler):
-    """The file of the log; a failed write closes it, so that the next one begins anew."""
+    """The file of a log; a failed write closes it, so that the next one begins anew."""
 
     lost = 0
     _failing = False
@@ -120,14 +116,14 @@ class PrivateFile(RotatingFileHandler):
         self.lost += 1
         if not self._failing:
             self._failing = True
-            logger.warning("the access log %s loses lines; requests go on", self.baseFilename)
+            logger.warning("the log %s loses lines; requests go on", self.baseFilename)
 
     def emit(self, record: logging.LogRecord) -> None:
         lost = self.lost
         super().emit(record)
         if self._failing and self.lost == lost:
             self._failing = False
-            logger.warning("the access log %s is written again; %d lines were lost so far", self.baseFilename, lost)
+            logger.warning("the log %s is written again; %d lines were lost so far", self.baseFilename, lost)
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.lose()

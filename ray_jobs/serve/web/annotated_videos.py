@@ -18,6 +18,7 @@ from pathlib import Path
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import KINDS, RefusedError
 
 _SUFFIX = ".mp4"
@@ -42,13 +43,13 @@ class AnnotatedVideos:
     """The videos of this process.
 
     Args:
-        folder: where they lie; it belongs to this process alone, and videos that lie in it are deleted.
+        folder: where they lie; it belongs to this process alone.
         seconds: how long each can be fetched.
         max_bytes: of all; where a further one does not fit, the oldest go.
         clock: gives seconds that never go back.
 
     Raises:
-        ValueError: if the folder cannot be used.
+        OSError: the folder is not this user's, or cannot be made.
     """
 
     def __init__(
@@ -62,14 +63,7 @@ class AnnotatedVideos:
         self._folder, self._seconds, self._max_bytes, self._clock = folder, seconds, max_bytes, clock
         self._videos: dict[bytes, _Video] = {}
         self._begun: dict[Path, float] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-            self._delete_files("*")
-        except OSError as error:
-            raise ValueError(
-                f"annotated videos cannot be kept in {folder} ({error.strerror}); it should be this user's"
-            ) from error
+        private_folder(folder)
 
     @property
     def used(self) -> int:

@@ -22,11 +22,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
+from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError, unless_refused
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.asgi import refusal_content, refusal_headers
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of
+from ray_jobs.serve.web.forms import Forms, ask_of, check_subject, described, keep_of, models_of
 from ray_jobs.serve.web.gate import Gate
 from ray_jobs.serve.web.interface import answer as interface_answer
 from ray_jobs.serve.web.jobs import Jobs
@@ -147,7 +147,7 @@ def _add_predictions(app: FastAPI, parts: Parts) -> None:
     )
     async def predict(request: Request) -> Response:
         who = parts.gate.admit(request, "predict")
-        _refuse(parts.pipeline.queue.full())
+        unless_refused(parts.pipeline.queue.full())
         async with parts.forms.read(request, "predict") as form:
             return JSONResponse(await _predicted(parts, form, ask_of(form.fields, who)))
 
@@ -160,7 +160,7 @@ def _add_predictions(app: FastAPI, parts: Parts) -> None:
     )
     async def batch(request: Request) -> Response:
         who = parts.gate.admit(request, "predict")
-        _refuse(parts.pipeline.queue.full())
+        unless_refused(parts.pipeline.queue.full())
         async with parts.forms.read(request, "batch") as form:
             items = await _predict_each(parts, form, ask_of(form.fields, who))
         return JSONResponse({"answers": items})
@@ -170,12 +170,12 @@ def _add_predictions(app: FastAPI, parts: Parts) -> None:
     )
     async def models(request: Request) -> Response:
         parts.gate.admit(request, "predict")
-        return JSONResponse({"models": _value(await parts.pipeline.models()), **parts.facts})
+        return JSONResponse({"models": unless_refused(await parts.pipeline.models()), **parts.facts})
 
 
 async def _predicted(parts: Parts, form: Form, ask: Ask) -> dict[str, Any]:
     """The answer for the form's video; raises what it is refused for."""
-    return _timed(parts, _value(await parts.pipeline.predict(form.videos[0], ask)), form)
+    return _timed(parts, unless_refused(await parts.pipeline.predict(form.videos[0], ask)), form)
 
 
 def _timed(parts: Parts, answer: dict[str, Any], form: Form) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
     )
     async def subjects(request: Request) -> Subjects:
         who = parts.gate.admit(request, "predict")
-        return Subjects(subjects=_value(await parts.pipeline.subjects(who)))
+        return Subjects(subjects=unless_refused(await parts.pipeline.subjects(who)))
 
     @app.get(
         "/v1/subjects/{subject_id:path}",
@@ -219,7 +219,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
     async def subject(request: Request, subject_id: _ID) -> Subject:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
-        return Subject(**_value(await parts.pipeline.subject(who, subject_id)))
+        return Subject(**unless_refused(await parts.pipeline.subject(who, subject_id)))
 
     @app.put(
         "/v1/subjects/{subject_id:path}",
@@ -233,8 +233,8 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
         async with parts.forms.read(request, "personalize") as form:
-            models = _value(parts.pipeline.named(form.fields.get("model", ()), every=True))
-            job = _value(
+            models = unless_refused(parts.pipeline.named(models_of(form.fields), every=True))
+            job = unless_refused(
                 await parts.jobs.submit(who, subject_id, form.videos, models=models, keep=keep_of(form.fields))
             )
         return JSONResponse(job, 202, {"Location": f"/v1/jobs/{job['job']}"})
@@ -248,7 +248,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
         who = parts.gate.admit(request, "personalize")
         check_subject(subject_id)
         jobs = await parts.jobs.erase(who, subject_id)
-        erased = _value(await parts.pipeline.erase(who, subject_id)) + jobs
+        erased = unless_refused(await parts.pipeline.erase(who, subject_id)) + jobs
         if not erased:
             raise RefusedError("unknown_subject", f"nothing is stored for subject {subject_id!r}")
         return Erased(subject_id=subject_id, erased=erased)
@@ -256,7 +256,7 @@ def _add_subjects(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/jobs/{job}", summary="Follow a personalization", responses=_errors("unknown_job"))
     async def job(request: Request, job: str) -> Job:
         who = parts.gate.admit(request, "personalize")
-        return Job(**_value(await parts.jobs.status(who, job)))
+        return Job(**unless_refused(await parts.jobs.status(who, job)))
 
 
 def _add_interface(app: FastAPI, parts: Parts) -> None:
@@ -269,7 +269,7 @@ def _add_interface(app: FastAPI, parts: Parts) -> None:
     )
     async def interface(request: Request) -> Response:
         who = parts.gate.admit(request, "predict")
-        _refuse(parts.pipeline.queue.full())
+        unless_refused(parts.pipeline.queue.full())
         base = parts.public_url or str(request.base_url)
         async with parts.forms.read(request, "interface") as form:
             return JSONResponse(await interface_answer(form, parts.pipeline, parts.annotated, base, who))
@@ -308,17 +308,6 @@ def _add_watching(app: FastAPI, parts: Parts) -> None:
         parts.gate.admit(request, "admin")
         content, kind = parts.metrics.render()
         return Response(content, media_type=kind)
-
-
-def _refuse(refusal: Refusal | None) -> None:
-    if refusal is not None:
-        raise RefusedError.of(refusal)
-
-
-def _value(answer: Any) -> Any:
-    """The answer, unless it is a refusal."""
-    _refuse(answer if isinstance(answer, Refusal) else None)
-    return answer
 
 
 def _problem(refusal: Refusal) -> Response:

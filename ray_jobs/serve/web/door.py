@@ -19,8 +19,6 @@ from starlette.websockets import WebSocketDisconnect
 from ray_jobs.serve.refusals import KINDS, Refusal, RefusedError
 from ray_jobs.serve.web.asgi import ASGI, Headers, Message, Receive, Send, refuse
 
-FRAMING_BYTES = 64 * 1024
-"""Bytes that a multipart body may hold besides its files."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -12,20 +12,21 @@ from typing import Any, get_args
 
 from starlette.requests import Request
 
-from ray_jobs.serve.refusals import RefusedError
+from clipautt.subjects import checked_subject
+from ray_jobs.serve.refusals import RefusedError, unless_refused
 from ray_jobs.serve.web.asked import Ask
-from ray_jobs.serve.web.door import FRAMING_BYTES
 from ray_jobs.serve.web.keys import Who, scope_refusal
 from ray_jobs.serve.web.schemas import Adapt
 from ray_jobs.serve.web.spool import Spool
-from ray_jobs.serve.web.uploads import Form, read_form
+from ray_jobs.serve.web.uploads import Form, most_body_bytes, read_form
 
+_LONGEST_ID = 200
 _VIDEO = {
     "type": "string",
     "format": "binary",
     "description": "The video: MP4, WebM, MOV, MKV, AVI …; without a face detector, one face must fill the frame",
 }
-_SUBJECT = {"type": "string", "maxLength": 200, "description": "Use what is stored of this subject"}
+_SUBJECT = {"type": "string", "maxLength": _LONGEST_ID, "description": "Use what is stored of this subject"}
 _MODEL = {"type": "string", "description": "Name of a model, see GET /v1/models; without it, the first one"}
 _FITTING_MODEL = {
     "type": "string",
@@ -63,7 +64,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Form → its fields, as JSON schemas."""
 _REQUIRED = {"interface": ["video", "labels"]}
-_LONGEST_ID = 200
 _NO_UTF8 = "\ufffd"
 """Stands in an address for bytes that are no UTF-8."""
 
@@ -93,7 +93,7 @@ class Forms:
 
     def max_body_bytes(self) -> int:
         """Most bytes of any body."""
-        return self.max_videos * self.max_bytes + FRAMING_BYTES
+        return most_body_bytes(self.max_videos, self.max_bytes)
 
 
 def described(form: str) -> dict[str, Any]:
@@ -117,15 +117,19 @@ def ask_of(fields: Mapping[str, Sequence[str]], who: Who) -> Ask:
         check_subject(subject)
     if adapt == "online" and subject is None:
         raise RefusedError("wrong_field", "adapt=online goes on with a person's prompts, so it needs subject_id")
-    refusal = scope_refusal(who, "personalize") if adapt == "online" else None
-    if refusal is not None:
-        raise RefusedError.of(refusal)
+    if adapt == "online":
+        unless_refused(scope_refusal(who, "personalize"))
     if adapt == "per_video" and subject is not None:
         raise RefusedError(
             "wrong_field",
             "adapt=per_video tunes to this video alone, so it takes no subject_id; take adapt=online for a person",
         )
-    return Ask(who, tuple(name for name in fields.get("model", ()) if name), subject, adapt)  # type: ignore[arg-type]
+    return Ask(who, models_of(fields), subject, adapt)  # type: ignore[arg-type]
+
+
+def models_of(fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Names of the models that a form asks for; an empty field names none."""
+    return tuple(name for name in fields.get("model", ()) if name)
 
 
 def keep_of(fields: Mapping[str, Sequence[str]]) -> bool:
@@ -156,12 +160,17 @@ def check_subject(subject_id: str) -> None:
     """Refuse what cannot be the name of a person.
 
     Raises:
-        RefusedError: for an empty, an overlong, or an unprintable one; for `.` and `..`, which a browser takes out of
-            addresses; and for bytes that were no UTF-8, of which different ones would be the same person.
+        RefusedError: for one that `checked_subject` refuses, and so whatever would store it; for an overlong or an
+            unprintable one; for `.` and `..`, which a browser takes out of addresses; and for bytes that were no UTF-8,
+            of which different ones would be the same person.
     """
     if subject_id in (".", "..") or _NO_UTF8 in subject_id:
         raise RefusedError("wrong_field", "subject_id: allowed is any name in UTF-8 but `.` and `..`")
-    if not subject_id.strip() or len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
+    if len(subject_id) > _LONGEST_ID or not subject_id.isprintable():
         raise RefusedError(
             "wrong_field", f"subject_id has {len(subject_id)} characters; allowed: 1 to {_LONGEST_ID}, all printable"
         )
+    try:
+        checked_subject(subject_id, setting="subject_id")
+    except ValueError as error:
+        raise RefusedError("wrong_field", str(error)) from error

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipautt.action_units import NONE_ROSE, TASKS
-from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.refusals import Refusal, RefusedError, unless_refused
 from ray_jobs.serve.web.annotated_videos import AnnotatedVideos
 from ray_jobs.serve.web.asked import Ask, Pipeline
 from ray_jobs.serve.web.forms import one
@@ -54,15 +54,13 @@ async def answer(form: Form, pipeline: Pipeline, videos: AnnotatedVideos, base_u
     Raises:
         RefusedError: for a missing or wrong field, and whatever `pipeline.predict` refuses.
     """
-    if not form.videos:
-        raise RefusedError("malformed", "the form has no file in the field 'video'")
     labels = read_labels(one(form.fields, "labels"))
-    served = _value(await pipeline.models())
+    served = unless_refused(await pipeline.models())
     classes = {each["name"]: each["classes"] for each in served}
     name = one(form.fields, "model")
     model = choose_model(name, list(classes)) if name.strip() else fitting_model(labels, classes)
     named, foreign = match_labels(labels, classes[model], foreign_to(model, classes))
-    found = _value(await pipeline.predict(form.videos[0], Ask(who, (model,))))
+    found = unless_refused(await pipeline.predict(form.videos[0], Ask(who, (model,))))
     target = videos.begin()
     try:
         failure = await pipeline.annotate(form.videos[0], found, target)
@@ -77,13 +75,6 @@ async def answer(form: Form, pipeline: Pipeline, videos: AnnotatedVideos, base_u
         "message": message_of(found, failure, foreign),
         "annotatedVideoUrl": f"{base_url.rstrip('/')}/api/videos/{token}.mp4" if token else "",
     }
-
-
-def _value(found: Any) -> Any:
-    """What was answered, unless it is a refusal."""
-    if isinstance(found, Refusal):
-        raise RefusedError.of(found)
-    return found
 
 
 def read_labels(text: str) -> list[str]:

@@ -21,17 +21,16 @@ import re
 import secrets
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clipautt.files import locked, sync_folder, write_json
-from clipautt.subjects import checked_subject
-from ray_jobs.serve.alive import Alive, is_alive
+from clipautt.tables import nfc
+from ray_jobs.serve.alive import Alive, is_alive, remove_dead
 from ray_jobs.serve.private import private_folder
-from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.refusals import Refusal, RefusedError, unless_refused
 from ray_jobs.serve.web.asked import Pipeline
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.schemas import JobStatus
@@ -138,24 +137,20 @@ class Jobs:
 
         Args:
             who: its owner.
-            subject_id: whose videos they are.
-            uploads: the videos, which are moved away, so that the request may end.
+            subject_id: whose videos they are, see `forms.check_subject`.
+            uploads: the videos, one or more, which are moved away, so that the request may end.
             models: names of the models; empty for all.
             keep: whether the videos are kept, so that later ones add to them.
 
         Returns:
             A `Job` as plain values; or why there is none: `subject_busy` while an earlier one of the subject goes on,
-            `busy` if too many wait, `wrong_field` for an id that is none.
+            `busy` if too many wait.
         """
-        try:
-            subject = checked_subject(subject_id, setting="subject_id")
-        except ValueError as error:
-            return Refusal("wrong_field", str(error))
-        if not uploads:
-            return Refusal("wrong_field", "video: send one or more")
         if len(self._going) >= self.limits.at_once + self.limits.waiting:
             return Refusal("busy", "too many personalizations are waiting", _RETRY_SECONDS)
-        job = _Record(secrets.token_urlsafe(16), who.owner, subject, len(uploads), self._alive.name, time.time())
+        job = _Record(
+            secrets.token_urlsafe(16), who.owner, nfc(subject_id), len(uploads), self._alive.name, time.time()
+        )
         self._going.add(job.job)
         beginning = asyncio.create_task(self._begin(job, who, uploads, models, keep))
         self._beginning.add(beginning)
@@ -175,15 +170,11 @@ class Jobs:
         Their videos are deleted at once. A job of another process stops at its next video, and the store refuses what
         it would still write.
         """
-        jobs = await asyncio.to_thread(self._forget, who.owner, unicodedata.normalize("NFC", subject_id))
+        jobs = await asyncio.to_thread(self._forget, who.owner, nfc(subject_id))
         for job in jobs:
             if job.job in self._tasks:
                 self._tasks[job.job].cancel()
         return [f"{len(jobs)} job{'s' * (len(jobs) != 1)}"] if jobs else []
-
-    async def tidy(self) -> None:
-        """Forget what ended long ago; so does every submission, so this is for servers that get none."""
-        await asyncio.to_thread(self._tidy)
 
     async def close(self) -> None:
         """Stop all jobs, mark them as failed, and delete their videos."""
@@ -275,9 +266,7 @@ class Jobs:
             raise
 
     def _check_owner(self, job: _Record) -> None:
-        refusal = self._gone(job.owner)
-        if refusal is not None:
-            raise RefusedError.of(refusal)
+        unless_refused(self._gone(job.owner))
 
     def _is_forgotten(self, job: _Record) -> bool:
         with self._locked():
@@ -321,10 +310,6 @@ class Jobs:
             if number >= self.limits.most_kept or self._is_old(job):
                 self._remove(job)
 
-    def _tidy(self) -> None:
-        with self._locked():
-            self._forget_old()
-
     def _is_old(self, job: _Record) -> bool:
         return not job.going and time.time() - job.changed > self.limits.seconds_kept
 
@@ -344,12 +329,7 @@ class Jobs:
                 self._checked(job)
             self._forget_old()
             self._remove_unfinished()
-        for folder in self._spool.iterdir():
-            if not is_alive(self._signs, folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
-        for sign in self._signs.glob("[!.]*"):
-            if not is_alive(self._signs, sign.name):
-                sign.unlink(missing_ok=True)
+        remove_dead(self._signs, self._spool)
 
     def _remove_unfinished(self) -> None:
         """Remove what killed processes left half written: nobody else writes while the lock is held."""

@@ -103,9 +103,6 @@ class _KeyFile(BaseModel):
 class Keys:
     """The keys of a file, read again when it changes. One thread asks."""
 
-    needed = True
-    """Whether a request needs a key."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, ...] | None = ()
@@ -183,9 +180,6 @@ class Keys:
 
 class NoKeys:
     """In place of `Keys` where everyone may do everything."""
-
-    needed = False
-    """Whether a request needs a key."""
 
     def who(self, headers: Iterable[tuple[bytes, bytes]]) -> Who | Refusal:
         """Everyone is `LOCAL`."""

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, T
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from clipautt.settings import settings
-from ray_jobs.serve.refusals import Refusal, RefusedError
+from ray_jobs.serve.refusals import Refusal, RefusedError, unless_refused
+from ray_jobs.serve.web.access_log import note
 from ray_jobs.serve.web.asked import Pipeline
 from ray_jobs.serve.web.forms import check_subject
 from ray_jobs.serve.web.keys import Who
@@ -68,7 +69,7 @@ class _Start(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["start"]
     model: str | None = Field(None, max_length=200)
-    subject_id: str | None = Field(None, min_length=1, max_length=200)
+    subject_id: str | None = None
     key: str | None = Field(None, max_length=500)
     resting_seconds: float | None = Field(None, ge=0, le=LONGEST_REST)
 
@@ -115,12 +116,8 @@ class Live:
         self._authenticate = authenticate
         self._on_clients = on_clients
         self._waiting: dict[asyncio.Task[tuple[_Start, Who]], None] = {}
-        self._clients = 0
-
-    @property
-    def clients(self) -> int:
+        self.clients = 0
         """Sessions at this moment."""
-        return self._clients
 
     async def serve(self, socket: WebSocket) -> None:
         """Serve one socket until it is closed.
@@ -145,7 +142,7 @@ class Live:
 
     async def _serve(self, client: _Client) -> None:
         start, who = await self._introduction(client)
-        if self._clients >= self.limits.max_clients:
+        if self.clients >= self.limits.max_clients:
             raise RefusedError(
                 "busy", f"{self.limits.max_clients} live sessions at once are allowed", retry_seconds=_RETRY_SECONDS
             )
@@ -165,8 +162,8 @@ class Live:
             self._count(-1)
 
     def _count(self, change: int) -> None:
-        self._clients += change
-        self._on_clients(self._clients)
+        self.clients += change
+        self._on_clients(self.clients)
 
     async def _introduction(self, client: _Client) -> tuple[_Start, Who]:
         """`_introduced`; where too many are silent, the first of them goes, so that they keep nobody else out."""
@@ -195,20 +192,17 @@ class Live:
         if isinstance(message, bytes):
             raise RefusedError("malformed", f"a frame before the first message, which is {_EXAMPLE}")
         start: _Start = _parsed(message, TypeAdapter(_Start), f"the first message is {_EXAMPLE}")
-        who = await self._authenticate(client.socket, start.key)
-        if isinstance(who, Refusal):
-            raise _refused(who)
-        return start, who
+        return start, unless_refused(await self._authenticate(client.socket, start.key))
 
     async def _facts(self, start: _Start, who: Who) -> dict[str, Any]:
         """The model that is asked for, as `schemas.ServedModel`."""
-        models = {one["name"]: one for one in _value(await self.pipeline.models())}
+        models = {one["name"]: one for one in unless_refused(await self.pipeline.models())}
         name = next(iter(models)) if start.model is None else start.model
         if name not in models:
             raise RefusedError("unknown_model", f"no such model; there are: {', '.join(models)}")
         if start.subject_id is not None:
             check_subject(start.subject_id)
-            stored = _value(await self.pipeline.subject(who, start.subject_id))
+            stored = unless_refused(await self.pipeline.subject(who, start.subject_id))
             if name not in stored["models"]:
                 raise RefusedError("unknown_subject", f"nothing is stored of this subject for model {name}")
         facts: dict[str, Any] = models[name]
@@ -254,6 +248,7 @@ class _Client:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say why the session is over, and close."""
+        note(self.socket.scope, code=refusal.code)
         code = _CLOSE_CODES.get(refusal.status, 1008)
         try:
             await self.send(_problem(refusal, final=True))
@@ -334,9 +329,7 @@ class _Session:
 
     async def _hear(self, message: str | bytes, looking: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
         """Take a message in; the frame that is in work afterwards."""
-        lapsed = self._live.lapsed(self._client.socket, self._key)
-        if lapsed is not None:
-            raise _refused(lapsed)
+        unless_refused(self._live.lapsed(self._client.socket, self._key))
         if isinstance(message, str):
             told: _Rest = _parsed(message, TypeAdapter(_Rest), 'text is {"type": "rest", "seconds": 3}')
             self._state.rest(told.seconds)
@@ -419,16 +412,6 @@ def _parsed(text: str, kind: TypeAdapter[Any], what: str) -> Any:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise RefusedError("malformed", f"{where}{': ' if where else ''}{first['msg']}; {what}") from None
-
-
-def _value(answer: Any) -> Any:
-    if isinstance(answer, Refusal):
-        raise _refused(answer)
-    return answer
-
-
-def _refused(refusal: Refusal) -> RefusedError:
-    return RefusedError(refusal.code, refusal.detail, retry_seconds=refusal.retry_seconds)
 
 
 def _problem(refusal: Refusal, *, final: bool) -> dict[str, Any]:

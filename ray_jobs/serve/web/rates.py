@@ -6,13 +6,13 @@ thread asks.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.web.connections import client_of
 from ray_jobs.serve.web.keys import LOCAL, Who
 
 _SECONDS = 60.0
@@ -55,17 +55,17 @@ class Rates:
     """Requests per minute of each key; where no keys are needed, nobody is limited.
 
     Args:
-        per_minute: how many; None for any number.
+        per_minute: how many.
         clock: seconds that never go back.
     """
 
-    def __init__(self, per_minute: int | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
-        self._window = Window(per_minute or 0, clock=clock)
+        self._window = Window(per_minute, clock=clock)
 
     def refusal(self, who: Who) -> Refusal | None:
         """Count a request; a refusal if it is one too many, which is not counted."""
-        if self._per_minute is None or who == LOCAL:
+        if who == LOCAL:
             return None
         wait = self._window.take(who.owner)
         if wait is None:
@@ -85,9 +85,6 @@ class Failures:
     def __init__(self, per_minute: int = _FAILURES_PER_MINUTE, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = Window(per_minute, clock=clock)
 
-    def __len__(self) -> int:
-        return len(self._window)
-
     def answer(self, refusal: Refusal, address: str | None) -> Refusal:
         """Count a refused key; gives the refusal to answer, which is another one after too many.
 
@@ -97,19 +94,14 @@ class Failures:
         """
         if refusal.code != "key_unknown":
             return refusal
-        wait = self._window.take(_network(address))
+        wait = self._window.take(_client(address))
         if wait is None:
             return refusal
         return Refusal("rate_limited", f"too many wrong API keys; wait {wait} s", retry_seconds=wait)
 
 
-def _network(address: str | None) -> str:
-    """The address, or for IPv6 the network of 2^64 that one client usually has."""
+def _client(address: str | None) -> str:
     try:
-        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+        return client_of(address or "")
     except ValueError:
         return "unknown"
-    if parsed.version == 6:
-        mapped = parsed.ipv4_mapped
-        return str(mapped or ipaddress.ip_network((int(parsed), 64), strict=False))
-    return str(parsed)

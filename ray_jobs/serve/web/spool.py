@@ -1,24 +1,23 @@
 """The private folder that uploads lie in while they are answered.
 
-In: a folder. Out: new files in it, see `Spool.new_file`. Each process has a subfolder of its own and holds a lock on
-it; what a process that has died left there is removed when the next one starts.
+In: a folder. Out: new files in it, see `Spool.new_file`. Each process has a subfolder of its own, of the name of its
+sign of life; what a process that has died left there is removed when the next one starts.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from ray_jobs.serve.alive import Alive, is_alive, remove_dead
 from ray_jobs.serve.private import private_folder
 from ray_jobs.serve.refusals import RefusedError
 
-_LOCK = "lock"
+_SIGNS = ".alive"
+"""Folder in which the processes' signs of life are."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _RETRY_SECONDS = 10
 _CHECK_BYTES = 8 * 1024 * 1024
@@ -45,13 +44,11 @@ class Spool:
         self._unchecked = 0
         try:
             private_folder(folder)
-            with _locked(folder / _LOCK):
-                _sweep(folder)
-                self.folder = folder / uuid.uuid4().hex
-                """Subfolder of this process."""
-                self.folder.mkdir(mode=0o700)
-                self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._alive = Alive(folder / _SIGNS)
+            self.folder = folder / self._alive.name
+            """Subfolder of this process."""
+            self.folder.mkdir(mode=0o700)
+            remove_dead(folder / _SIGNS, folder)
         except OSError as error:
             raise ValueError(
                 f"uploads cannot be kept in {folder} ({error.strerror}); it should be this user's"
@@ -60,7 +57,7 @@ class Spool:
     def close(self) -> None:
         """Remove this process's files."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        self._alive.close()
 
     def check_room(self, num_bytes: int) -> None:
         """Refuse what does not fit.
@@ -136,40 +133,11 @@ def sweep_dead(folder: Path) -> None:
     """
     for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
         own = other.is_dir() and not other.is_symlink() and other.stat().st_uid == os.geteuid()
-        if own and other != folder and not any(_is_locked(lock) for lock in other.glob(f"*/*/{_LOCK}")):
+        if not own or other == folder:
+            continue
+        if not any(is_alive(sign.parent, sign.name) for sign in other.glob(f"*/{_SIGNS}/*")):
             shutil.rmtree(other, ignore_errors=True)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with _locked(path, wait=False):
-            return False
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:  # it has just ended
-        return False
 
 
 def _full() -> RefusedError:
     return RefusedError("busy", "the server has no room for this upload now", retry_seconds=_RETRY_SECONDS)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove subfolders that no living process has locked."""
-    for left in folder.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            try:
-                with _locked(left / _LOCK, wait=False):
-                    shutil.rmtree(left)
-            except BlockingIOError:
-                continue
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(handle)

@@ -21,11 +21,12 @@ from starlette.requests import Request
 
 from clipautt.settings import settings
 from ray_jobs.serve.refusals import RefusedError
-from ray_jobs.serve.web.door import FRAMING_BYTES
 from ray_jobs.serve.web.pace import Pace
 from ray_jobs.serve.web.spool import Spool, SpoolFile
 
 _FILE_FIELD = "video"
+_FRAMING_BYTES = 64 * 1024
+"""Bytes that a multipart body may hold besides its files."""
 _SHOWN_CHARACTERS = 40
 _SILENT = logging.Logger("multipart", logging.CRITICAL)
 """The parser would log a line, with bytes of the body in it, for each body that it cannot read."""
@@ -67,6 +68,11 @@ class FormConfig:
     """Most text fields."""
     max_field_bytes: PositiveInt = 16 * 1024
     """Longest text field, bytes."""
+
+
+def most_body_bytes(max_files: int, max_bytes: int) -> int:
+    """Most bytes of a body with so many files of so many bytes each."""
+    return max_files * max_bytes + _FRAMING_BYTES
 
 
 @asynccontextmanager
@@ -127,11 +133,6 @@ class _FormReader:
         self._num_fields = 0
         self._part = _Part()
         self._complete = False
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Most bytes of the body."""
-        return self.max_files * self.max_bytes + FRAMING_BYTES
 
     async def read(self, request: Request) -> Form:
         """The form; raises as `read_form`."""
@@ -209,7 +210,7 @@ class _FormReader:
                 ) from error
 
     def _check_body(self, num_bytes: int) -> None:
-        if num_bytes <= self.max_body_bytes:
+        if num_bytes <= most_body_bytes(self.max_files, self.max_bytes):
             return
         if self.max_files == 1:
             raise self._too_large()

@@ -267,8 +267,8 @@ def test_a_full_disk_stops_nobody_and_what_was_lost_is_told(
     log.close()
     assert len(path.read_text().splitlines()) == 1
     assert caplog.messages == [
-        f"the access log {path} loses lines; requests go on",
-        f"the access log {path} is written again; 6 lines were lost so far",
+        f"the log {path} loses lines; requests go on",
+        f"the log {path} is written again; 6 lines were lost so far",
     ]
     assert "Traceback" not in capfd.readouterr().err
 

@@ -76,7 +76,7 @@ def deployed(folder: Path, port: int, *words: str) -> str:
 
 
 def files_in(spool: Path) -> list[Path]:
-    return [path for path in spool.rglob("*") if path.is_file() and path.name != "lock"]
+    return [path for path in spool.rglob("*") if path.is_file() and path.parent.name != ".alive"]
 
 
 def finished(url: str, job: dict[str, Any]) -> dict[str, Any]:

@@ -247,9 +247,6 @@ def test_one_job_of_a_subject_at_a_time_on_all_replicas(world: World) -> None:
         assert isinstance(await jobs.submit(ANNA, "p", [world.upload()]), dict)
         at_once = [one.submit(ANNA, "q", [world.upload()]) for one in (jobs, replica, jobs, replica)]
         assert [isinstance(one, dict) for one in await asyncio.gather(*at_once)].count(True) == 1
-        assert code_of(await jobs.submit(ANNA, " ", [world.upload()])) == "wrong_field"
-        assert code_of(await jobs.submit(ANNA, "x" * 999, [world.upload()])) == "wrong_field"
-        assert code_of(await jobs.submit(ANNA, "p2", [])) == "wrong_field"
         await jobs.close()
         await replica.close()
         assert world.left() == []
@@ -400,8 +397,6 @@ def test_ended_jobs_are_forgotten_in_time_and_number(world: World, monkeypatch: 
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 24 * 3600 + 1)
         assert code_of(await jobs.status(ANNA, going["job"])) == "unknown_job"  # type: ignore[index]
-        await jobs.tidy()
-        assert world.files() == []
         await jobs.close()
         (world.folder / "junk.json").write_text("{")
         await world.jobs().close()

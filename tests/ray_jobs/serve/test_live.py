@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import socket as sockets
 import threading
 import time
@@ -38,8 +39,10 @@ from clipautt.video.stills import StillReader
 from ray_jobs.serve.model.live import moment as seen_in
 from ray_jobs.serve.model.looks import Look, Moment
 from ray_jobs.serve.refusals import Refusal
+from ray_jobs.serve.web.access_log import Watch
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.live import Live, LiveLimits
+from ray_jobs.serve.web.metrics import Metrics
 from tests.support.fakes import FEATURE_DIM, IMAGE_SIZE, PREPROCESSING, fake_clip, fake_source
 
 BLANK = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -162,6 +165,7 @@ class Served:
 
     def __init__(self, pipeline: InProcess, limits: LiveLimits) -> None:
         self.pipeline = pipeline
+        self.metrics = Metrics()
         self.outcomes: list[str] = []
         self.lapsed: Refusal | None = None
         """Why the key of who has `anna's` is none any more."""
@@ -173,6 +177,12 @@ class Served:
             on_frame=lambda outcome, _: self.outcomes.append(outcome),
         )
         self.port = 0
+
+    def refused(self, code: str) -> int:
+        """How many sessions were refused for this reason, as Prometheus is told."""
+        found = re.search(rf'failures_total{{reason="{code}"}} (\d+)', self.metrics.render()[0].decode())
+        assert found is not None
+        return int(found[1])
 
     def connect(self, first: dict[str, Any] | None = START) -> ClientConnection:
         client = connect(f"ws://127.0.0.1:{self.port}/v1/live", compression=None, proxy=None, legacy=True)
@@ -193,7 +203,8 @@ def serving(**limits: Any) -> Iterator[Served]:
     app = Starlette(routes=[WebSocketRoute("/v1/live", served.live.serve)])
     listener = sockets.create_server(("127.0.0.1", 0))
     served.port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    watch = Watch(app, served.metrics, None)
+    server = uvicorn.Server(uvicorn.Config(watch, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -307,6 +318,7 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
         (jpeg(0), "malformed", 1008, "a frame before the first message"),
         (json.dumps(START | {"key": "wrong"}), "key_unknown", 1008, "the key is not known"),
         (json.dumps(START | {"model": "joy"}), "unknown_model", 1008, "no such model; there are: pain, stress"),
+        (json.dumps(START | {"subject_id": ""}), "wrong_field", 1008, "a name that is not empty"),
         (json.dumps(START | {"subject_id": ".."}), "wrong_field", 1008, "any name in UTF-8 but `.` and `..`"),
         (json.dumps(START | {"subject_id": "a\0"}), "wrong_field", 1008, "all printable"),
         (json.dumps(START | {"subject_id": "bob"}), "unknown_subject", 1008, "no subject bob"),
@@ -314,9 +326,11 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
     ],
 )  # fmt: skip
 def test_a_wrong_beginning_is_refused(served: Served, first: str | bytes, code: str, closed: int, detail: str) -> None:
+    before = served.refused(code)
     client = served.connect(None)
     client.send(first)
     message, close_code = ended(client)
+    until(lambda: served.refused(code) == before + 1)
     assert (message["type"], message["code"], message["final"], close_code) == ("error", code, True, closed)
     assert detail in message["detail"]
     assert message["help"]

@@ -59,11 +59,11 @@ def server(no_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) 
     with served(model, runs, models=models, prompts=model / "prompts", origins=origins, **SMALL) as config:
         yield config
         assert uploads_in(config) == []
-    assert not [path for path in config.spool.rglob("*") if path.is_file() and path.name != "lock"]
+    assert not [path for path in config.spool.rglob("*") if path.is_file() and path.parent.name != ".alive"]
 
 
 def uploads_in(config: ServeConfig) -> list[Path]:
-    files = [path for path in (config.spool / "uploads").rglob("*") if path.is_file() and path.name != "lock"]
+    files = [path for path in (config.spool / "uploads").rglob("*") if path.is_file() and path.parent.name != ".alive"]
     return [path for path in files if path.parent.name != "annotated"]
 
 

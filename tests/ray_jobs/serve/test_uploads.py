@@ -76,7 +76,7 @@ class Site:
 
 def files_of(spool: Spool) -> list[Path]:
     """Files of uploads."""
-    return [path for path in spool.folder.iterdir() if path.name != "lock"]
+    return list(spool.folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -300,16 +300,16 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_files_stay(tmp_pa
     assert other.stdout is not None
     left = folder / other.stdout.readline().strip()
     mine = Spool(folder, max_bytes=10**6, free_bytes=0)
-    assert len(list(left.iterdir())) == 2 and oct(folder.stat().st_mode & 0o777) == "0o700"
+    assert len(list(left.iterdir())) == 1 and oct(folder.stat().st_mode & 0o777) == "0o700"
     other.send_signal(signal.SIGKILL)
     other.wait()
     half_made = folder / "0" / "x"
     half_made.mkdir(parents=True)
     again = Spool(folder, max_bytes=10**6, free_bytes=0)
-    assert sorted(path for path in folder.iterdir() if path.is_dir()) == sorted([mine.folder, again.folder])
+    assert sorted(folder.glob("[!.]*")) == sorted([mine.folder, again.folder])
     mine.close()
     again.close()
-    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert list(folder.rglob("*")) == [folder / ".alive"]
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match=r"uploads cannot be kept in .*file \(File exists\)"):
@@ -323,7 +323,7 @@ def test_what_servers_at_other_ports_left_is_swept_unless_they_live(tmp_path: Pa
         left = tmp_path / name / "jobs" / "a process" / "a job" / "0"
         left.parent.mkdir(parents=True)
         left.write_text("a face")
-    killed = tmp_path / "serve-0-8002" / "uploads" / "a process" / "lock"
+    killed = tmp_path / "serve-0-8002" / "uploads" / ".alive" / "a process"
     killed.parent.mkdir(parents=True)
     killed.touch()
     (tmp_path / "serve-0-link").symlink_to(tmp_path / "other")
