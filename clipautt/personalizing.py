@@ -103,7 +103,6 @@ def personalize_videos(
         features,
         config=config,
         tuning=tuning,
-        videos=files,
         face=face,
         omitted=failed,
         notes=[*notes, *copies],
@@ -134,7 +133,6 @@ def personalize_features(
     *,
     config: AdaptConfig,
     tuning: TuningConfig | None = None,
-    videos: Mapping[str, str] | None = None,
     face: str | None = None,
     omitted: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
@@ -147,7 +145,6 @@ def personalize_features(
         clips: features, with ids that differ; see `without_copies`.
         config: method and settings, see `check_keeps_something`.
         tuning: memory limit, batch size and compilation.
-        videos: clip id → its file, which tells whether its faces are rendered; None if they are not at hand.
         face: whose face was asked for; None if nobody was named.
         omitted: clip id → why a clip could not be encoded.
         notes: sentences on the footage that come first.
@@ -171,7 +168,7 @@ def personalize_features(
     }
     if not (made.basis and made.basis.num_clips):
         raise NothingLeftError(subject, reasons)
-    sentences = dict.fromkeys([*notes, *_notes(source, clips, videos or {}, face)])
+    sentences = dict.fromkeys([*notes, *_notes(source, clips, face)])
     return replace(made, omitted=reasons, notes=tuple(sentences))
 
 
@@ -280,13 +277,10 @@ def _encoded(
     return features, failed
 
 
-def _notes(
-    source: Source, features: Sequence[ClipFeatures], videos: Mapping[str, str], face: str | None
-) -> Iterator[str]:
+def _notes(source: Source, features: Sequence[ClipFeatures], face: str | None) -> Iterator[str]:
     """What `predict` would warn of in these videos, with the clip where it is about one."""
     for one in features:
-        video = videos.get(one.clip_id, "")
-        for code, sentence in cautions(source, one, video=video, face=face, centred=True).items():
+        for code, sentence in cautions(source, one, face=face, centred=True).items():
             yield sentence if code == "unseen_footage" else f"{one.clip_id}: {sentence}"
 
 

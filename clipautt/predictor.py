@@ -40,7 +40,7 @@ from clipautt.model.windows import entropy
 from clipautt.personalizing import Saving, personalize_videos
 from clipautt.prediction.answers import Curves, VideoPrediction
 from clipautt.prediction.cautions import cautions
-from clipautt.subjects import subject_file
+from clipautt.subjects import SUFFIX, subject_file
 from clipautt.tables import nfc
 from clipautt.video.faces import make_detector
 from clipautt.video.reader_process import ReadLimits
@@ -339,7 +339,7 @@ class Predictor:
         names = subject_file(subject), subject_file(nfc(subject))  # a keyboard's spelling of accents, and a manifest's
         path = self.personalizations / next((n for n in names if (self.personalizations / n).is_file()), names[0])
         if not path.is_file():
-            there = sorted(unquote(path.stem) for path in self.personalizations.glob("*.safetensors"))
+            there = sorted(unquote(path.stem) for path in self.personalizations.glob(f"*{SUFFIX}"))
             raise FileNotFoundError(
                 f"no adapted prompts for subject {subject!r} in {self.personalizations}; "
                 f"there are: {', '.join(there[:10]) or 'none'}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clipautt.backbones.loading import Backbone
 from clipautt.clips import Clip, id_number
+from clipautt.footage import is_rendered_clip
 from clipautt.video.augmentation import Augmentation, AugmentedPass, augmented_passes
 from clipautt.video.decoding import VERSION, Sampling
 from clipautt.video.face_check import sample_of
@@ -124,7 +125,7 @@ class ClipFeatures:
     """Degrees by which the head is turned to either side in each frame, see `Face.turn`, [T]; nan where nothing tells,
     None where it was not recorded."""
     rendered: bool | None = None
-    """Whether its faces are rendered, where the file is not at hand to be asked; None if that is not known."""
+    """Whether its faces are rendered, see `footage.is_rendered`; None if that is not known."""
 
     @classmethod
     def of(
@@ -135,7 +136,7 @@ class ClipFeatures:
         *,
         faces: FaceConfig,
         sides: tuple[float, ...],
-        rendered: bool | None = None,
+        rendered: bool | None,
     ) -> ClipFeatures:
         """What is known of a clip after it was decoded and encoded.
 
@@ -145,7 +146,7 @@ class ClipFeatures:
             features: of these frames, [T, d].
             faces: how faces were looked for.
             sides: `face_sides`.
-            rendered: whether its faces are rendered, if that is known.
+            rendered: whether its faces are rendered, see `is_rendered_clip`.
         """
         return cls(
             clip.clip_id,
@@ -279,7 +280,14 @@ def encode_clip(clip: Clip, backbone: Backbone, frames: FrameSpec, *, limits: Re
         encoded.append((replace(chunk, frames=chunk.frames[:0].copy()), features))  # a view would keep all frames
     kept = [(chunk, features) for chunk, features in encoded if chunk.decoder == encoded[-1][0].decoder]
     whole = FrameChunk.joined([chunk for chunk, _ in kept])
-    return ClipFeatures.of(clip, whole, torch.cat([one for _, one in kept]), faces=frames.faces, sides=sample.sides())
+    return ClipFeatures.of(
+        clip,
+        whole,
+        torch.cat([one for _, one in kept]),
+        faces=frames.faces,
+        sides=sample.sides(),
+        rendered=is_rendered_clip(clip),
+    )
 
 
 def subject_centre(frames: Tensor, baseline: SubjectBaseline) -> Tensor:

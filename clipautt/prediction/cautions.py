@@ -124,7 +124,7 @@ def cautions(
     Args:
         model: the model.
         clip: features of the clip, or what is known of it besides them.
-        video: its file, which tells whether its faces are rendered; empty if it is not at hand.
+        video: its file, which tells whether its faces are rendered where the clip does not; empty if it is not at hand.
         face: whose face was asked for; None if nobody was named.
         centred: whether the resting face comes from elsewhere than from this clip.
         basis: what the personalization rests on that is used; None without one, or if that is not known.
@@ -141,7 +141,8 @@ def cautions(
 def _cautions(
     model: Model, clip: ClipFeatures | ClipFacts, video: str, face: str | None, centred: bool
 ) -> Iterator[tuple[Code, str]]:
-    unseen = other_footage(model.footage, [is_rendered(video) if video else clip.rendered])
+    rendered = is_rendered(video) if clip.rendered is None and video else clip.rendered
+    unseen = other_footage(model.footage, [rendered])
     if unseen:
         yield "unseen_footage", unseen
     few = few_faces(clip.face_share, model.checkpoint.spec.features.frames.faces)

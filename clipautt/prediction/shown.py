@@ -88,10 +88,10 @@ def why_no_units(answer: Answer) -> str:
     windows = answer.windows
     if windows.loc[windows["chosen"], list(answer.action_unit_codes)].isna().all(axis=None):
         return "no curves: no action unit has a value in the window"
-    return why_none_rose(windows)
+    return _why_none_rose(windows)
 
 
-def why_none_rose(windows: pd.DataFrame) -> str:
+def _why_none_rose(windows: pd.DataFrame) -> str:
     """That no AU rose; in a clip of one window none can.
 
     Args:
