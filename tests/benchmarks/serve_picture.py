@@ -22,7 +22,7 @@ from PIL import Image
 from ray_jobs.serve.job import serving
 from ray_jobs.serve.settings import ServeConfig
 from tests.support.browser import Page, find_chromium, open_page, write_camera
-from tests.support.serving import free_port
+from tests.support.server_process import free_port
 
 RUN = Path("runs/demo/pain-hard-seed0")
 SUBJECT = "target-000"
