@@ -25,8 +25,8 @@ from tests.support.listening import Client, client, listening, wait_until
 
 HOST = "Host: 127.0.0.1\r\n"
 SHORT: dict[str, Any] = {"header_seconds": 0.3, "idle_seconds": 0.3, "answer_seconds": 0.6, "linger_seconds": 0.4}
-FREED = threading.Event()
-"""Set when a WebSocket's handler has ended."""
+ECHOING: list[Receive] = []
+"""One for each WebSocket's handler that has not ended."""
 
 
 async def application(scope: Message, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def echo(receive: Receive, send: Send) -> None:
-    FREED.clear()
+    ECHOING.append(receive)
     try:
         await receive()
         await send({"type": "websocket.accept"})
@@ -62,7 +62,7 @@ async def echo(receive: Receive, send: Send) -> None:
                 text = "x" * 500_000 if message.get("text") == "flood" else message.get("text") or "bytes"
                 await send({"type": "websocket.send", "text": text})
     finally:
-        FREED.set()
+        ECHOING.remove(receive)
 
 
 def door() -> Door:
@@ -282,14 +282,14 @@ def test_websockets_have_deadlines_and_limits(short: Listener) -> None:
     with client(short) as one:
         assert one.send(upgrade).socket.recv(12) == b"HTTP/1.1 101"
         assert b"\x03\xf1too many fragments" in one.send(empty_fragments).rest()
-    for does in (b"", b"\x81\x85\0\0\0\0flood", b"\x89\x80\0\0\0\0" * 3):  # no pong; reads nothing; pings
-        with client(short) as silent:
+    with contextlib.ExitStack() as stack:
+        for does in (b"", b"\x81\x85\0\0\0\0flood", b"\x89\x80\0\0\0\0" * 3):  # no pong; reads nothing; pings
+            silent = stack.enter_context(client(short))
             silent.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             silent.send(upgrade)
             assert silent.socket.recv(12) == b"HTTP/1.1 101"
             silent.send(does)
-            wait_until(FREED.is_set)
-            wait_until(lambda: not open_lines(short))
+        wait_until(lambda: not ECHOING and not open_lines(short))
 
 
 def test_a_socket_of_another_site_is_refused(short: Listener) -> None:
