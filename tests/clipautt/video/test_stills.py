@@ -45,13 +45,13 @@ def as_stream(frames: Frames, spec: FrameSpec) -> list[Still]:
 
 
 def test_a_stream_gives_the_frames_and_features_of_a_video_with_the_same_pixels(tmp_path: Path) -> None:
-    moving = np.stack([photograph(200 + 4 * i, 170 + 2 * i, 1.2, 0.01 * i) for i in range(20)])
+    moving = np.stack([photograph(200 + 4 * i, 170 + 2 * i, 1.2, 0.01 * i) for i in range(10)])
     path = write_video(tmp_path / "face.mkv", moving, codec="ffv1", pixel_format="bgr0", fps=FPS)
     for faces in (FaceConfig(), FaceConfig(detector="cascade")):
         spec = FrameSpec(PREPROCESSING, Sampling(None), faces)
         (chunk,) = decode_chunks(Clip("c", "s", str(path), "target"), spec, decoder="pyav")
         stills = as_stream(moving, spec)
-        assert [still.found for still in stills] == [True] * 20
+        assert [still.found for still in stills] == [True] * 10
         assert all(still.shown for still in stills)
         frames = np.stack([still.frame for still in stills])
         mine, theirs = (shared_backbone().encode_frames(one) for one in (frames, chunk.frames))
@@ -61,7 +61,7 @@ def test_a_stream_gives_the_frames_and_features_of_a_video_with_the_same_pixels(
     boxes = np.array([list(still.box.values()) for still in stills if still.box])
     away = np.abs(boxes[:, :3] - chunk.boxes[:, :3]).max(axis=1) / chunk.boxes[:, 2]
     assert away.max() < 0.08  # of the face's side: what lies ahead is not known
-    assert len(stills[-1].seen) == 20
+    assert len(stills[-1].seen) == 10
     assert stills[-1].seen[-1].shape == (360, 480)
 
 
