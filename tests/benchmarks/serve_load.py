@@ -12,7 +12,6 @@ Each part prints one line of JSON. Bodies are made once, so that the load itself
 from __future__ import annotations
 
 import asyncio
-import io
 import itertools
 import json
 import signal
@@ -190,15 +189,11 @@ async def loaded(url: str, files: Sequence[str], work: Callable[[Load], Awaitabl
 def jpegs(video: str) -> list[bytes]:
     """The frames of a video as a browser sends them."""
     import av
-    from PIL import Image
 
-    made = []
+    from tests.support.recordings import jpeg
+
     with av.open(video) as container:
-        for frame in container.decode(video=0):
-            file = io.BytesIO()
-            Image.fromarray(frame.to_ndarray(format="rgb24")).save(file, "JPEG", quality=80)
-            made.append(file.getvalue())
-    return made
+        return [jpeg(frame.to_ndarray(format="rgb24"), quality=80) for frame in container.decode(video=0)]
 
 
 async def live(url: str, rate: float, seconds: float, frames: Sequence[bytes]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 from ray_jobs.serve.job import serving
 from ray_jobs.serve.settings import ServeConfig
 from tests.support.browser import Page, find_chromium, open_page, write_camera
-from tests.support.serving import free_port
+from tests.support.server_process import free_port
 
 RUN = Path("runs/demo/pain-hard-seed0")
 SUBJECT = "target-000"
@@ -30,15 +30,11 @@ PICTURE = Path(__file__).resolve().parents[2] / ".github" / "serve_page.png"
 WIDTH, GAP = 1000, 24
 
 
-def camera_frames(video: Path, *, height: int = 240, width: int = 320) -> npt.NDArray[np.uint8]:
-    """A video of a face as a camera sees it, there and back, so that its end meets its beginning."""
+def camera_frames(video: Path, *, side: int = 240) -> npt.NDArray[np.uint8]:
+    """A video of a face as large as a camera sees it, [T, side, side, 3]."""
     with av.open(str(video)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    seen = np.full((len(frames), height, width, 3), 96, np.uint8)
-    left = (width - height) // 2
-    for place, frame in zip(seen, frames, strict=True):
-        place[:, left : left + height] = cv2.resize(frame, (height, height), interpolation=cv2.INTER_CUBIC)
-    return np.concatenate([seen, seen[::-1]])
+    return np.stack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_CUBIC) for frame in frames])
 
 
 async def look(url: str, video: Path, folder: Path) -> None:

@@ -33,18 +33,20 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def write_camera(path: Path, frames: npt.NDArray[np.uint8], *, fps: int = 25) -> Path:
-    """What a fake camera sees, as uncompressed video (.y4m).
+def write_camera(path: Path, frames: npt.NDArray[np.uint8], *, width: int = 320) -> Path:
+    """What a fake camera sees, as uncompressed video (.y4m) of 25 frames per second: a face in the middle of a wider
+    grey picture, there and back, so that its end meets its beginning.
 
     Args:
         path: The file.
-        frames: RGB, uint8 [T, H, W, 3], with even height and width.
-        fps: Frames per second.
+        frames: RGB, uint8 [T, H, W, 3]; H and the difference of W and `width` have to be even.
+        width: Of the picture, W or more.
     """
-    height, width = frames.shape[1:3]
+    side = (width - frames.shape[2]) // 2
+    seen = np.pad(frames, ((0, 0), (0, 0), (side, side), (0, 0)), constant_values=96)
     with path.open("wb") as file:
-        file.write(f"YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n".encode())
-        for pixels in frames:
+        file.write(f"YUV4MPEG2 W{width} H{frames.shape[1]} F25:1 Ip A1:1 C420jpeg\n".encode())
+        for pixels in (*seen, *seen[::-1]):
             planes = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p").to_ndarray()
             file.write(b"FRAME\n" + planes.tobytes())
     return path

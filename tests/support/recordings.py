@@ -1,13 +1,15 @@
-"""Files as browsers and phones make them: a face that changes, recorded without a length, or with sound only."""
+"""Files as browsers and phones make them: a face that changes, recorded without a length, a picture, or sound only."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 
 class Pipe:
@@ -41,6 +43,13 @@ def recorded_webm(frames: npt.NDArray[np.uint8]) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return bytes(pipe.content)
+
+
+def jpeg(frame: npt.NDArray[np.uint8], **options: Any) -> bytes:
+    """A frame as a JPEG; the options are Pillow's."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", **options)
+    return file.getvalue()
 
 
 def audio_file(path: Path) -> Path:

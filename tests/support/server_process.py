@@ -20,6 +20,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 OBJECT_STORE, PROGRAM_FILES = "object store", "files of programs"
 _START_SECONDS = 300.0
@@ -39,9 +42,14 @@ class Server:
     """A running `clipautt serve`."""
 
     url: str
-    pid: int
+    process: subprocess.Popen[bytes]
     folder: Path
     """Its working folder: `runs/` and `tmp/` are in it."""
+
+    @property
+    def pid(self) -> int:
+        """Of the command; all other processes are below it."""
+        return self.process.pid
 
     def status(self, path: str, seconds: float = 10.0) -> int:
         """HTTP status of an address; 0 if there is no answer."""
@@ -57,8 +65,8 @@ class Server:
         """Seconds until predictions work."""
         began = time.monotonic()
         while self.status("/readyz") != 200:
-            if time.monotonic() - began > seconds:
-                raise TimeoutError(f"the server at {self.url} is not ready after {seconds:g} s")
+            if self.process.poll() is not None or time.monotonic() - began > seconds:
+                raise TimeoutError(f"the server is not ready; see the end of {self.folder / 'server.log'}")
             time.sleep(0.1)
         return time.monotonic() - began
 
@@ -72,6 +80,16 @@ class Server:
         found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
         aside = {"ray", ".alive"}
         return [str(path) for path in found if not aside & set(path.parts) and path.suffix != ".log"]
+
+
+def ended(url: str, job: dict[str, Any], seconds: float = 120.0) -> dict[str, Any]:
+    """What a server tells of a personalization once nothing is to come of it."""
+    ends = time.monotonic() + seconds
+    while job["status"] in ("waiting", "running"):
+        assert time.monotonic() < ends, job
+        time.sleep(0.05)
+        job = httpx.get(f"{url}/v1/jobs/{job['job']}", timeout=30).raise_for_status().json()
+    return job
 
 
 @contextlib.contextmanager
@@ -89,9 +107,9 @@ def serving(folder: Path, settings: Sequence[str]) -> Iterator[Server]:
         env={**os.environ, "TMPDIR": str(temporary)},
         start_new_session=True,
     )
-    server = Server(f"http://127.0.0.1:{port}", process.pid, folder)
+    server = Server(f"http://127.0.0.1:{port}", process, folder)
     try:
-        _wait_for(process, server)
+        server.wait_until_ready()
         yield server
     finally:
         process.send_signal(signal.SIGINT)
@@ -103,14 +121,6 @@ def serving(folder: Path, settings: Sequence[str]) -> Iterator[Server]:
                     os.kill(pid, signal.SIGKILL)
             process.wait()
         log.close()
-
-
-def _wait_for(process: subprocess.Popen[bytes], server: Server) -> None:
-    began = time.monotonic()
-    while server.status("/readyz") != 200:
-        if process.poll() is not None or time.monotonic() - began > _START_SECONDS:
-            raise RuntimeError(f"the server does not start; see the end of {server.folder / 'server.log'}")
-        time.sleep(0.2)
 
 
 def processes(root: int) -> dict[int, str]:

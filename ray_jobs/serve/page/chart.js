@@ -1,6 +1,6 @@
 // The timeline: rise of the leading action units over the clip, and below it the model's entropy. Independent of the page.
 
-import { median, node, signed } from "./dom.js";
+import { median, node, shorten, signed, timeAxis } from "./dom.js";
 
 export const LEFT = 40, RIGHT = 180, NARROW = 560;
 const TOP = 10, UPPER = 190, GAP = 16, LOWER = 56, AXIS = 24;
@@ -65,14 +65,12 @@ function render(answer, width, seek) {
     svg.append(node("line", { class: "axis", x1: LEFT, x2: LEFT + inner, y1: z(level), y2: z(level) }));
     svg.append(node("text", { x: LEFT + inner + 6, y: z(level) + 4 }, word));
   }
-  for (const tick of ticks(0, end, Math.min(8, inner / 70))) {
-    svg.append(node("text", { x: x(tick), y: floor + 17, "text-anchor": "middle" }, `${+tick.toFixed(2)} s`));
-  }
+  timeAxis(svg, ticks(0, end, Math.min(8, inner / 70)), x, floor + 17);
   svg.append(area(times, answer.entropy, x, z, floor));
   rises.forEach((curve, index) => svg.append(line(times, curve.values, x, y, index)));
   names(rises, y).forEach(({ code, index, at }) => {
     const text = wide ? answer.action_units.names[code] : code;
-    svg.append(node("text", { class: `name s${index}`, x: LEFT + inner + 6, y: at + 4 }, shorten(text)));
+    svg.append(node("text", { class: `name s${index}`, x: LEFT + inner + 6, y: at + 4 }, shorten(text, 26)));
   });
   const playhead = node("line", { class: "playhead", y1: TOP, y2: floor });
   svg.append(playhead);
@@ -147,8 +145,4 @@ export function ticks(low, high, count) {
   const found = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) found.push(tick);
   return found;
-}
-
-function shorten(text) {
-  return text.length > 26 ? `${text.slice(0, 25)}…` : text;
 }

@@ -22,6 +22,29 @@ export function move(shape, attributes) {
   for (const [key, value] of Object.entries(attributes)) shape.setAttribute(key, value);
 }
 
+// The time axis below a chart: `x` tells where a second is, `y` where the words stand.
+export function timeAxis(svg, seconds, x, y) {
+  for (const tick of seconds) svg.append(node("text", { x: x(tick), y, "text-anchor": "middle" }, `${+tick.toFixed(2)} s`));
+}
+
+// A piece of the line that a chart draws for this place of a list.
+export function lineSample(index = null) {
+  const svg = node("svg", { viewBox: "0 0 28 10", "aria-hidden": "true" });
+  if (index !== null) svg.append(node("line", { class: `series s${index}`, x1: 0, x2: 28, y1: 5, y2: 5 }));
+  return svg;
+}
+
+// The box of a face over a picture of `width` × `height` pixels; dashed where it is inferred.
+export function drawBox(overlay, width, height, { x, y, side, tilt = 0, found }) {
+  const shape = overlay.firstChild ?? overlay.appendChild(node("rect", { "vector-effect": "non-scaling-stroke" }));
+  overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  move(shape, {
+    x, y, width: side, height: side, rx: side / 20,
+    class: found ? "box" : "box inferred",
+    transform: `rotate(${tilt} ${x + side / 2} ${y + side / 2})`,
+  });
+}
+
 export function size(bytes) {
   return bytes < 1e5 ? `${Math.ceil(bytes / 1e3)}\u00a0kB` : `${+(bytes / 1e6).toFixed(1)}\u00a0MB`;
 }
@@ -31,7 +54,7 @@ export function signed(value, digits = 3) {
   return +text === 0 ? "0" : `${value < 0 ? "−" : "+"}${text}`;
 }
 
-export function percent(share) {
+function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
 
@@ -39,6 +62,10 @@ export function sentence(text) {
   const trimmed = text.trim();
   if (!trimmed) return "";
   return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?…]$/.test(trimmed) ? "" : ".");
+}
+
+export function shorten(text, most) {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
 export function count(number, one, many = `${one}s`) {

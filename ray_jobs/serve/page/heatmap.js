@@ -1,12 +1,12 @@
 // All action units over the clip, as colours: how far each is above or below its usual level. Mouse and keyboard go there.
 
-import { element, median, move, node, signed } from "./dom.js";
+import { element, median, move, node, shorten, signed, timeAxis } from "./dom.js";
 import { LEFT, NARROW, endOf, innerWidth, stepOf, ticks } from "./chart.js";
 
 const ROW = 15, TOP = 4, AXIS = 22, COLUMNS = 480;
 
 // Rows of the map: what the backbone learned, in the order of FACS, then what it did not.
-export function rowsOf(answer) {
+function rowsOf(answer) {
   const { codes, names, not_learned: left } = answer.action_units;
   const rows = Object.entries(codes).map(([code, values]) => {
     const usual = median(values);
@@ -16,7 +16,7 @@ export function rowsOf(answer) {
 }
 
 // The rise that gets the full colour: nearly the largest, so that one outlier does not fade all others.
-export function strongest(rows) {
+function strongest(rows) {
   const all = rows.filter(({ learned }) => learned).flatMap(({ rises }) => rises.map(Math.abs)).sort((a, b) => a - b);
   return Math.max(0.005, all[Math.floor(0.99 * (all.length - 1))] ?? 0);
 }
@@ -63,13 +63,11 @@ function render(container, map, answer) {
   svg.append(node("rect", { class: "ground", ...box }));
   svg.append(node("image", { href: picture(container, map), preserveAspectRatio: "none", class: "cells", ...box }));
   map.rows.forEach(({ code, name, learned }, index) => {
-    const text = width < NARROW ? code : shorten(name);
+    const text = width < NARROW ? code : shorten(name, 27);
     const y = TOP + ROW * (index + 0.75);
     svg.append(node("text", { class: learned ? "unit" : "unit faint", x: LEFT + inner + 6, y }, text));
   });
-  for (const tick of ticks(0, map.end, Math.min(8, inner / 70))) {
-    svg.append(node("text", { x: x(tick), y: floor + 16, "text-anchor": "middle" }, `${+tick.toFixed(2)} s`));
-  }
+  timeAxis(svg, ticks(0, map.end, Math.min(8, inner / 70)), x, floor + 16);
   const from = x(answer.window_start_seconds);
   const span = Math.max(2, x(answer.window_end_seconds) - from);
   svg.append(node("rect", { class: "chosen", x: from, y: TOP - 1, width: span, height: floor - TOP + 2 }));
@@ -151,8 +149,4 @@ function listen(container, map, go, seek) {
     go(...target);
     seek(map.times[map.at]);
   }, { signal });
-}
-
-function shorten(text) {
-  return text.length > 27 ? `${text.slice(0, 26)}…` : text;
 }

@@ -1,6 +1,6 @@
 // The live tab: frames of the camera go to the server as JPEG, what it sees comes back. Nothing is recorded.
 
-import { $, median, move, node, rest, rests, sentence, shares } from "./dom.js";
+import { $, drawBox, median, rest, rests, sentence, shares } from "./dom.js";
 import { Problem, theKey, withKey } from "./ask.js";
 import { closeCamera, openCamera } from "./camera.js";
 import { rolling } from "./livechart.js";
@@ -37,7 +37,7 @@ export function stopLive(words = "Stopped.") {
   status(words);
 }
 
-async function start({ name: model, not_learned: left = [] }) {
+async function start({ name: model, not_learned: left }) {
   failed(null);
   session = { sent: new Map(), asked: 0, received: 0, waits: [], served: [], drawn: 0, encoding: false, chart: null, left };
   const mine = session;
@@ -162,9 +162,7 @@ function basis({ personalized, resting, rises, face, brightness }) {
 function drawFace(face) {
   const overlay = $("live-face"), canvas = $("live-canvas");
   if (!face) return overlay.replaceChildren();
-  overlay.setAttribute("viewBox", `0 0 ${canvas.width} ${canvas.height}`);
-  const shape = overlay.firstChild ?? overlay.appendChild(node("rect", { "vector-effect": "non-scaling-stroke" }));
-  move(shape, { x: face.x, y: face.y, width: face.side, height: face.side, rx: face.side / 20, class: face.found ? "box" : "box inferred" });
+  drawBox(overlay, canvas.width, canvas.height, face);
 }
 
 // Where the line is slow, frames are left out here already: old frames are of no use.

@@ -1,8 +1,8 @@
 // The rolling chart of the live tab: the action units that moved most in the last seconds, each against its usual level.
 
-import { $, element, median, node, signed } from "./dom.js";
+import { $, element, lineSample, median, node, signed } from "./dom.js";
 
-export const SPAN = 20, SHOWN = 5;
+const SPAN = 20, SHOWN = 5;
 const LEFT = 40, RIGHT = 8, TOP = 8, HEIGHT = 190, AXIS = 22;
 
 // What was seen lately. `names`: code → code and name; `left`: codes that the backbone never learned.
@@ -63,9 +63,7 @@ function draw(seen, names) {
 function legend(seen, names, curves) {
   $("live-units").replaceChildren(...seen.slots.map((code, index) => {
     const item = element("li");
-    const sample = node("svg", { viewBox: "0 0 28 10", "aria-hidden": "true" });
-    sample.append(node("line", { class: `series s${index}`, x1: 0, x2: 28, y1: 5, y2: 5 }));
-    item.append(sample, element("span", names[code] ?? code), element("span", signed(curves[index][curves[index].length - 1] ?? 0), "number"));
+    item.append(lineSample(index), element("span", names[code] ?? code), element("span", signed(curves[index][curves[index].length - 1] ?? 0), "number"));
     return item;
   }));
 }

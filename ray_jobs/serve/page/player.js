@@ -1,6 +1,6 @@
 // The clip with the face box over it, the strip below it that marks the chosen window, and going to a moment.
 
-import { $, move, node } from "./dom.js";
+import { $, drawBox, move, node } from "./dom.js";
 import { endOf, stepOf } from "./chart.js";
 import { nearest } from "./heatmap.js";
 
@@ -50,23 +50,16 @@ function words({ face_boxes: found }) {
 function show(seconds) {
   hear(seconds);
   if (strip) move(strip.playhead, { x1: strip.x(seconds), x2: strip.x(seconds) });
-  drawBox(seconds);
+  drawFace(seconds);
 }
 
 // A dashed box is inferred from the frames around it; away from all frames with a face there is none.
-function drawBox(seconds) {
+function drawFace(seconds) {
   const overlay = $("face"), width = video().videoWidth, height = video().videoHeight;
   if (!boxes?.time_seconds.length || !width) return overlay.replaceChildren();
   const at = nearest(boxes.time_seconds, seconds), side = boxes.side[at];
   if (side === null || Math.abs(boxes.time_seconds[at] - seconds) > far) return overlay.replaceChildren();
-  const shape = overlay.firstChild ?? overlay.appendChild(node("rect", { "vector-effect": "non-scaling-stroke" }));
-  const [x, y, tilt] = [boxes.x[at], boxes.y[at], boxes.tilt[at] ?? 0];
-  overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  move(shape, {
-    x, y, width: side, height: side, rx: side / 20,
-    class: boxes.found[at] ? "box" : "box inferred",
-    transform: `rotate(${tilt} ${x + side / 2} ${y + side / 2})`,
-  });
+  drawBox(overlay, width, height, { x: boxes.x[at], y: boxes.y[at], side, tilt: boxes.tilt[at] ?? 0, found: boxes.found[at] });
 }
 
 function drawStrip(answer) {

@@ -1,6 +1,6 @@
 // Shows an answer of the server: what speaks against it first, then what it says.
 
-import { $, count, element, node, sentence, shares, signed } from "./dom.js";
+import { $, count, element, lineSample, sentence, shares, signed } from "./dom.js";
 import { risesOf, timeline } from "./chart.js";
 import { heatmap } from "./heatmap.js";
 import { forgetClip, seek, showClip } from "./player.js";
@@ -103,11 +103,9 @@ function fillUnits(list, units, drawn) {
 
 function unit({ code, name, phrase, rise }, index, drawn) {
   const item = element("li");
-  const sample = node("svg", { viewBox: "0 0 28 10", "aria-hidden": "true" });
-  if (drawn) sample.append(node("line", { class: `series s${index}`, x1: 0, x2: 28, y1: 5, y2: 5 }));
   const words = element("span", phrase);
   words.append(" ", element("span", code === name ? code : `${code}, ${name}`, "soft small"));
-  item.append(sample, words, element("span", signed(rise), "number"));
+  item.append(lineSample(drawn ? index : null), words, element("span", signed(rise), "number"));
   return item;
 }
 

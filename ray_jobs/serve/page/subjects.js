@@ -1,7 +1,7 @@
 // People with a personalization: choose one, personalize with a clip, and forget.
 
 import { $, count, element, rest, rests, sentence } from "./dom.js";
-import { ask, pause, send, subjectPath } from "./ask.js";
+import { ask, pause, Problem, send, subjectPath } from "./ask.js";
 
 const NEW = "\u0000new"; // No name can be this.
 const known = { ids: [], allowed: true, subject: null, clip: () => null, failed: () => {}, turn: 0 };
@@ -41,17 +41,17 @@ export function chosenSubject() {
 
 // The person whose prompts are to be used: "" for someone of whom nothing is stored yet.
 export function storedSubject() {
-  const chosen = chosenSubject(), somebody = $("who").value === NEW ? NEW : "";
+  const chosen = chosenSubject();
   return known.ids.includes(chosen) ? chosen : "";
 }
 
-export function chooseSubject(id) {
+function chooseSubject(id) {
   $("who").value = known.ids.includes(id) ? id : NEW;
   $("subject").value = known.ids.includes(id) ? "" : id;
   return changed();
 }
 
-export async function changed(focus = false) {
+async function changed(focus = false) {
   const turn = known.turn += 1;
   confirming(false, false);
   $("new-row").hidden = $("who").value !== NEW;
@@ -131,9 +131,7 @@ async function follow(started) {
       return job;
     });
   }
-  if (job.status !== "failed") return;
-  const { detail, help, code } = job.error ?? { detail: "personalization failed", help: "", code: "failed" };
-  throw Object.assign(new Error(detail), { help, code });
+  if (job.status === "failed") throw new Problem(job.error);
 }
 
 function confirming(begins, focus = true) {

@@ -19,16 +19,15 @@ from clipautt.video.reader import FrameSpec, decode_chunks
 from clipautt.video.stills import Still, StillReader, read_jpeg
 from tests.support.fakes import PREPROCESSING, shared_backbone, write_video
 from tests.support.photograph import photograph
+from tests.support.recordings import jpeg
 
 SHAPE = Preprocessing(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FPS = 10
 
 
-def jpeg(frame: Frames, **options: Any) -> bytes:
+def fine(frame: Frames, **options: Any) -> bytes:
     """A frame as a JPEG of the highest quality, without subsampled colour."""
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", **{"quality": 98, "subsampling": 0} | options)
-    return file.getvalue()
+    return jpeg(frame, **{"quality": 98, "subsampling": 0} | options)
 
 
 def with_size(content: bytes, height: int, width: int) -> bytes:
@@ -41,18 +40,18 @@ def as_stream(frames: Frames, spec: FrameSpec) -> list[Still]:
     """What a stream of these frames gives."""
     look, stills = StillReader(spec), list[Still]()
     for number, frame in enumerate(frames):
-        stills.append(look(jpeg(frame), seconds=number / FPS, seen=stills[-1].seen if stills else ()))
+        stills.append(look(fine(frame), seconds=number / FPS, seen=stills[-1].seen if stills else ()))
     return stills
 
 
 def test_a_stream_gives_the_frames_and_features_of_a_video_with_the_same_pixels(tmp_path: Path) -> None:
-    moving = np.stack([photograph(200 + 4 * i, 170 + 2 * i, 1.2, 0.01 * i) for i in range(20)])
+    moving = np.stack([photograph(200 + 4 * i, 170 + 2 * i, 1.2, 0.01 * i) for i in range(10)])
     path = write_video(tmp_path / "face.mkv", moving, codec="ffv1", pixel_format="bgr0", fps=FPS)
     for faces in (FaceConfig(), FaceConfig(detector="cascade")):
         spec = FrameSpec(PREPROCESSING, Sampling(None), faces)
         (chunk,) = decode_chunks(Clip("c", "s", str(path), "target"), spec, decoder="pyav")
         stills = as_stream(moving, spec)
-        assert [still.found for still in stills] == [True] * 20
+        assert [still.found for still in stills] == [True] * 10
         assert all(still.shown for still in stills)
         frames = np.stack([still.frame for still in stills])
         mine, theirs = (shared_backbone().encode_frames(one) for one in (frames, chunk.frames))
@@ -62,7 +61,7 @@ def test_a_stream_gives_the_frames_and_features_of_a_video_with_the_same_pixels(
     boxes = np.array([list(still.box.values()) for still in stills if still.box])
     away = np.abs(boxes[:, :3] - chunk.boxes[:, :3]).max(axis=1) / chunk.boxes[:, 2]
     assert away.max() < 0.08  # of the face's side: what lies ahead is not known
-    assert len(stills[-1].seen) == 20
+    assert len(stills[-1].seen) == 10
     assert stills[-1].seen[-1].shape == (360, 480)
 
 
@@ -79,10 +78,10 @@ def test_of_two_faces_the_one_followed_so_far_is_kept_and_a_short_absence_is_bri
     assert [still.shown for still in stills] == [True] * 11
     assert all(still.box is not None and still.box["x"] + still.box["side"] / 2 < 200 for still in stills)
     look = StillReader(spec)
-    later = look(jpeg(empty), seconds=9.0, seen=stills[-1].seen)
+    later = look(fine(empty), seconds=9.0, seen=stills[-1].seen)
     assert (later.found, later.shown, later.box) == (False, False, None)
     assert np.unique(later.frame).tolist() == [127]
-    first = look(jpeg(empty))
+    first = look(fine(empty))
     assert (first.found, first.shown, first.box, first.brightness) == (
         False,
         False,
@@ -102,7 +101,7 @@ def test_pictures_are_turned_upright_and_become_colour() -> None:
     upright = photograph()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    turned = jpeg(np.rot90(upright).copy(), exif=exif)
+    turned = fine(np.rot90(upright).copy(), exif=exif)
     assert np.abs(read_jpeg(turned).astype(int) - upright).mean() < 2
     for mode in ("L", "CMYK"):
         file = io.BytesIO()
@@ -110,16 +109,16 @@ def test_pictures_are_turned_upright_and_become_colour() -> None:
         shown = read_jpeg(file.getvalue())
         assert shown.shape == upright.shape
         assert np.abs(shown.mean() - upright.mean()) < 3
-    assert read_jpeg(jpeg(upright, progressive=True)).shape == (360, 480, 3)
-    tiny = StillReader(FrameSpec(SHAPE))(jpeg(np.full((1, 3, 3), 7, np.uint8)))
+    assert read_jpeg(fine(upright, progressive=True)).shape == (360, 480, 3)
+    tiny = StillReader(FrameSpec(SHAPE))(fine(np.full((1, 3, 3), 7, np.uint8)))
     assert tiny.frame.shape == (64, 64, 3)
 
 
 def test_what_is_no_whole_jpeg_of_a_usual_size_is_refused_before_it_is_decoded() -> None:
-    whole = jpeg(photograph())
+    whole = fine(photograph())
     png = io.BytesIO()
     Image.fromarray(photograph()).save(png, "PNG")
-    progressive = jpeg(photograph(), progressive=True)
+    progressive = fine(photograph(), progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     broken_exif = whole[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + whole[2:]
     cases = {
@@ -144,7 +143,7 @@ def test_damage_anywhere_gives_a_picture_or_one_error() -> None:
     look = StillReader(FrameSpec(SHAPE), max_pixels=500_000)
     exif = Image.Exif()
     exif[0x0112] = 3
-    whole = jpeg(photograph(), quality=60, exif=exif)
+    whole = fine(photograph(), quality=60, exif=exif)
     rng = np.random.default_rng(0)
     outcomes = set()
     for _ in range(150):

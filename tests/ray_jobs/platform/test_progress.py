@@ -7,18 +7,12 @@ import io
 import pytest
 
 from ray_jobs.platform.progress import Progress, duration, format_table
+from tests.support.clock import Clock
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_lines_every_tenth_of_the_way() -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +14,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 
@@ -34,14 +30,10 @@ from tests.clipautt.prediction.test_answers import fallen, seen_clip
 from tests.clipautt.prediction.test_overlay import BLUE, answer, near
 from tests.support.browser import find_chromium, open_page
 from tests.support.fakes import fake_clip, write_video
+from tests.support.listening import listening
 from tests.support.web import Page, serving
 
 LIMITS = ReadLimits()
-WITHOUT = """
-import sys
-import ray_jobs.serve.model.annotated
-print(*{"torch", "scipy", "ray", "decord"} & set(sys.modules))
-"""
 
 
 def plain(prediction: VideoPrediction) -> dict[str, Any]:
@@ -49,11 +41,6 @@ def plain(prediction: VideoPrediction) -> dict[str, Any]:
     said = describe(prediction) | {"duration_seconds": prediction.duration_seconds}
     values: dict[str, Any] = json.loads(json.dumps(said))
     return values
-
-
-def test_it_does_without_pytorch() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
 
 
 def drawn(prediction: VideoPrediction) -> tuple[Rendered, Rendered]:
@@ -126,16 +113,8 @@ def running(videos: AnnotatedVideos) -> Iterator[str]:
     async def video(name: str) -> FileResponse:
         return videos.response(name)
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with listening(app) as listener:
+        yield listener.url
 
 
 @pytest.mark.slow

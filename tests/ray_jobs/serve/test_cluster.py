@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from ray_jobs.cli import main
 from ray_jobs.serve.settings import ServeConfig
 from tests.support.fakes import write_video
 from tests.support.recordings import face_frames
-from tests.support.serving import free_port, small_source
+from tests.support.server_process import ended, free_port
+from tests.support.serving import small_source
 
 HIDES = """
 import os
@@ -79,14 +79,6 @@ def files_in(spool: Path) -> list[Path]:
     return [path for path in spool.rglob("*") if path.is_file() and path.parent.name != ".alive"]
 
 
-def finished(url: str, job: dict[str, Any]) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while job["status"] in ("waiting", "running") and time.monotonic() < deadline:
-        time.sleep(0.1)
-        job = httpx.get(f"{url}/v1/jobs/{job['job']}").json()
-    return job
-
-
 @pytest.mark.cluster
 def test_servers_of_a_cluster_whose_nodes_share_no_uploads(
     ports: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,7 +98,7 @@ def test_servers_of_a_cluster_whose_nodes_share_no_uploads(
 
     for number, content in enumerate((video, other), start=1):
         sent: dict[str, Any] = {"files": {"video": content}, "data": {"keep": "true"}}
-        job = finished(url, httpx.put(f"{url}/v1/subjects/anna", **sent, timeout=60).json())
+        job = ended(url, httpx.put(f"{url}/v1/subjects/anna", **sent, timeout=60).json())
         assert (job["status"], job["subject"] and job["subject"]["kept_clips"]) == ("done", number), job
     assert files_in(ServeConfig(port=ports[0]).spool / "decoders") == []
     kept = (tmp_path / "runs/serve/server/subjects").rglob(".clips/anna/*")

@@ -7,7 +7,6 @@ what the second one adds is a leak.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import time
@@ -20,7 +19,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -28,7 +26,8 @@ from ray_jobs.serve.refusals import KINDS
 from tests.benchmarks.bench_predict_many import write_checkpoint
 from tests.support.corpus import mutations, whole_files, write_corpus
 from tests.support.fakes import numbered_frames, write_video
-from tests.support.server_process import OBJECT_STORE, PROGRAM_FILES, Server, memory_by_name, processes, serving
+from tests.support.recordings import jpeg
+from tests.support.server_process import OBJECT_STORE, PROGRAM_FILES, Server, ended, memory_by_name, processes, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 _LIMITS = (
@@ -161,11 +160,7 @@ def videos(contents: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
 
 def follow(server: Server, job: dict[str, Any]) -> None:
     """Wait until a personalization has ended; it may fail, but not by a fault of the server."""
-    deadline = time.monotonic() + 120
-    while job["status"] in ("waiting", "running"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.2)
-        job = check_answer(httpx.get(f"{server.url}/v1/jobs/{job['job']}", timeout=30))
+    job = ended(server.url, job)
     assert job["error"] is None or job["error"]["code"] != "failed", job
 
 
@@ -217,7 +212,7 @@ def live_session(server: Server, rng: np.random.Generator, *, vanishing: bool) -
     with connect(url, compression=None, proxy=None, close_timeout=1) as client:
         client.send(json.dumps({"type": "start"}))
         assert json.loads(client.recv(30))["type"] == "ready"
-        for message in hostile_messages(rng, jpeg()):
+        for message in hostile_messages(rng, jpeg(numbered_frames(8)[7])):
             client.send(message)
             told = json.loads(client.recv(30))
             assert told["type"] in ("frame", "rest", "error")
@@ -244,12 +239,6 @@ def hostile_messages(rng: np.random.Generator, good: bytes) -> Iterator[str | by
         "null",
     ]
     yield texts[int(rng.integers(len(texts)))]
-
-
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(numbered_frames(8)[7]).save(file, "JPEG")
-    return file.getvalue()
 
 
 def test_requests_made_from_the_openapi_are_answered_as_it_says(server: Server) -> None:

@@ -22,6 +22,7 @@ from ray_jobs.serve.web.interface import answer, choose_model, fitting_model, ma
 from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.uploads import Form, Upload
 from tests.support.browser import find_chromium, open_page
+from tests.support.clock import Clock
 from tests.support.recordings import face_frames, recorded_webm
 from tests.support.serving import save_model, served, small_source
 from tests.support.web import Page, serving
@@ -61,13 +62,6 @@ class Stand:
     async def annotate(self, upload: Upload, answer: dict[str, Any], target: Path) -> Refusal | None:
         target.write_bytes(b"0123456789" if self.drawn is None else b"012")
         return self.drawn
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def form(labels: str = '["Pain", "No Pain"]', model: str = "PAIN") -> Form:

@@ -49,14 +49,7 @@ class FakePipeline:
     written: int = 0
 
     async def personalize(
-        self,
-        who: Who,
-        subject_id: str,
-        clips: Sequence[Path],
-        *,
-        models: Sequence[str],
-        keep: bool,
-        on_clip: Callable[[], None],
+        self, who: Who, subject_id: str, clips: Sequence[Path], *, keep: bool, on_clip: Callable[[], None], **_: Any
     ) -> Any:
         self.running += 1
         self.most = max(self.most, self.running)
@@ -85,8 +78,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.spool, self.uploads = folder / "jobs", folder / "spool", folder / "uploads"
-        self.uploads.mkdir()
-        self.spool.mkdir()
+        self.uploads.mkdir(exist_ok=True)
+        self.spool.mkdir(exist_ok=True)
         self.number = 0
         self.gone: dict[str, Refusal] = {}
         """Owner → why nothing more is done for it."""
@@ -348,9 +341,7 @@ def die_with_a_job(folder: Path) -> None:
     """A process that is killed during a job."""
 
     async def begin() -> None:
-        world = object.__new__(World)
-        world.folder, world.spool, world.uploads, world.number = folder / "jobs", folder / "spool", folder, 0
-        world.gone = {}
+        world = World(folder)
         await world.jobs().submit(ANNA, "p", [world.upload()])
         os._exit(9)
 
@@ -425,30 +416,20 @@ def test_uploads_that_are_gone_leave_no_job(world: World) -> None:
 
 
 class StorePipeline:
-    """The real store and model in one process; reading stops at a gate."""
+    """The real store and model in one process."""
 
     def __init__(self, store: SubjectStore, source: Source) -> None:
         self.store, self.source = store, source
-        self.reading, self.gate = asyncio.Event(), asyncio.Event()
         self.outcome: Any = None
 
     async def personalize(
-        self,
-        who: Who,
-        subject_id: str,
-        clips: Sequence[Path],
-        *,
-        models: Sequence[str],
-        keep: bool,
-        on_clip: Callable[[], None],
+        self, who: Who, subject_id: str, clips: Sequence[Path], *, keep: bool, on_clip: Callable[[], None], **_: Any
     ) -> Any:
         ticket = await asyncio.to_thread(self.store.ticket, who, subject_id)
         sent = []
         for clip in clips:
             sent.append(await asyncio.to_thread(self._read, clip))
             on_clip()
-        self.reading.set()
-        await self.gate.wait()
         arguments = (self.store, who, subject_id, sent, {"pain": self.source})
         work = asyncio.to_thread(personalize, *arguments, config=TUNED, keep=keep, ticket=ticket)
         self.outcome = asyncio.ensure_future(work)  # as a deployment, it goes on where nobody waits any more
@@ -477,18 +458,15 @@ def test_real_videos_become_what_is_stored_and_nothing_after_an_erasure(world: W
             uploads[1].path.write_bytes(video)
             return await jobs.submit(ANNA, "p", uploads, keep=True)
 
-        pipeline.gate.set()
         found = await ended(jobs, await submit())
         assert found["subject"] == store.describe(ANNA, "p") and found["subject"]["kept_clips"] == 1
         assert store.personalization(ANNA, "p", "pain", pipeline.source).omitted == {"clip 1": "not a video"}
         (kept,) = (tmp_path / "subjects" / "anna-key" / ".clips" / "p").iterdir()
         assert kept.read_bytes() == video and world.left() == []
 
-        pipeline.reading.clear()
         with store.changing(ANNA, "p"):  # the job comes to its end and waits for this
             await submit()
-            await pipeline.reading.wait()
-            await until(lambda: pipeline.outcome is not None and not pipeline.outcome.done())
+            await until(lambda: not pipeline.outcome.done())
             assert await jobs.erase(ANNA, "p") == ["2 jobs"]
             erasing = asyncio.create_task(asyncio.to_thread(store.erase, ANNA, "p"))
         assert (await erasing)[-1] in ("1 kept clip", "2 kept clips")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import re
 import socket as sockets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
@@ -44,6 +41,8 @@ from ray_jobs.serve.web.keys import Who
 from ray_jobs.serve.web.live import Live, LiveLimits
 from ray_jobs.serve.web.metrics import Metrics
 from tests.support.fakes import FEATURE_DIM, IMAGE_SIZE, PREPROCESSING, fake_clip, fake_source
+from tests.support.listening import listening, wait_until
+from tests.support.recordings import jpeg
 
 BLANK = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 NOTHING = np.zeros((0, 0), np.float32)
@@ -201,19 +200,12 @@ class Served:
 def serving(**limits: Any) -> Iterator[Served]:
     served = Served(InProcess(), LiveLimits(**limits))
     app = Starlette(routes=[WebSocketRoute("/v1/live", served.live.serve)])
-    listener = sockets.create_server(("127.0.0.1", 0))
-    served.port = listener.getsockname()[1]
-    watch = Watch(app, served.metrics, None)
-    server = uvicorn.Server(uvicorn.Config(watch, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        served.pipeline.held.set()
-        server.should_exit = server.force_exit = True
-        thread.join()
-        listener.close()
+    with listening(Watch(app, served.metrics, None)) as listener:
+        served.port = listener.port
+        try:
+            yield served
+        finally:
+            served.pipeline.held.set()
 
 
 def told(client: ClientConnection) -> dict[str, Any]:
@@ -230,18 +222,9 @@ def ended(client: ClientConnection) -> tuple[dict[str, Any], int]:
     return message, closed.value.rcvd.code
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def jpeg(number: int) -> bytes:
-    file = io.BytesIO()
-    frame: Frames = np.random.default_rng(number).integers(0, 255, (40, 48, 3), np.uint8)
-    Image.fromarray(frame).save(file, "JPEG")
-    return file.getvalue()
+def noise(number: int) -> bytes:
+    pixels: Frames = np.random.default_rng(number).integers(0, 255, (40, 48, 3), np.uint8)
+    return jpeg(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +242,7 @@ def test_a_session_from_the_first_message_over_a_resting_face_to_its_end(served:
     while not answers or answers[-1]["type"] != "rest":
         if answers and answers[-1].get("frame", 0) > 10:
             time.sleep(0.02)
-        client.send(jpeg(next(numbers)))
+        client.send(noise(next(numbers)))
         answers.append(told(client))
     *frames, rest = answers
     first = frames[0]
@@ -285,7 +268,7 @@ def test_a_session_from_the_first_message_over_a_resting_face_to_its_end(served:
     resting = {code: float(np.median([one["action_units"][code] for one in frames])) for code in CODES}
     assert after["rises"] == pytest.approx({c: after["action_units"][c] - resting[c] for c in CODES}, abs=3e-5)
     client.close()
-    until(lambda: served.live.clients == 0)
+    wait_until(lambda: served.live.clients == 0)
 
 
 def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: Served) -> None:
@@ -293,11 +276,11 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
         served.outcomes.clear()
         served.pipeline.held.clear()
         for number in range(30):
-            client.send(jpeg(number))
-        until(lambda: served.outcomes.count("dropped") == 29)
+            client.send(noise(number))
+        wait_until(lambda: served.outcomes.count("dropped") == 29)
         served.pipeline.held.set()
         first = told(client)
-        client.send(jpeg(30))
+        client.send(noise(30))
         second = told(client)
         assert [(one["frame"], one["dropped"]) for one in (first, second)] == [(0, 29), (30, 29)]
 
@@ -315,7 +298,7 @@ def test_frames_that_come_while_one_is_in_work_are_dropped_and_counted(served: S
         ('{"type": "start", "resting_seconds": NaN}', "malformed", 1008, "resting_seconds: "),
         ('{"type": "start", "path": "/etc/passwd"}', "malformed", 1008, "path: Extra inputs are not permitted"),
         (json.dumps(START | {"subject_id": "a" * 5000}), "malformed", 1008, "text of more than 4096 characters"),
-        (jpeg(0), "malformed", 1008, "a frame before the first message"),
+        (noise(0), "malformed", 1008, "a frame before the first message"),
         (json.dumps(START | {"key": "wrong"}), "key_unknown", 1008, "the key is not known"),
         (json.dumps(START | {"model": "joy"}), "unknown_model", 1008, "no such model; there are: pain, stress"),
         (json.dumps(START | {"subject_id": ""}), "wrong_field", 1008, "a name that is not empty"),
@@ -330,7 +313,7 @@ def test_a_wrong_beginning_is_refused(served: Served, first: str | bytes, code: 
     client = served.connect(None)
     client.send(first)
     message, close_code = ended(client)
-    until(lambda: served.refused(code) == before + 1)
+    wait_until(lambda: served.refused(code) == before + 1)
     assert (message["type"], message["code"], message["final"], close_code) == ("error", code, True, closed)
     assert detail in message["detail"]
     assert message["help"]
@@ -338,9 +321,9 @@ def test_a_wrong_beginning_is_refused(served: Served, first: str | bytes, code: 
 
 def test_a_bad_frame_costs_itself_and_only_bad_frames_in_a_row_end_a_session(served: Served) -> None:
     client = served.ready()
-    large = jpeg(0) + bytes(60_000)
+    large = noise(0) + bytes(60_000)
     for number, (bad, code) in enumerate(
-        [(b"", "not_a_picture"), (large, "too_large"), (jpeg(1), ""), (jpeg(2)[:500], "not_a_picture")]
+        [(b"", "not_a_picture"), (large, "too_large"), (noise(1), ""), (noise(2)[:500], "not_a_picture")]
     ):
         client.send(bad)
         answer = told(client)
@@ -362,7 +345,7 @@ def test_a_worker_that_is_lost_is_told_and_the_session_goes_on(served: Served) -
         served.pipeline.instead = [None, lost, lost, lost, lost, RuntimeError("a bug"), None]
         answers = []
         for number in range(7):
-            client.send(jpeg(number))
+            client.send(noise(number))
             answers.append(told(client))
         assert [one.get("code", one["type"]) for one in answers] == ["frame", *["worker_lost"] * 4, "failed", "frame"]
         assert not any(one.get("final") for one in answers)
@@ -373,10 +356,10 @@ def test_a_face_that_is_not_seen_at_rest_is_said_and_can_be_tried_again(served: 
     with served.ready() as client:
         for _ in range(2):
             client.send('{"type": "rest", "seconds": 0.01}')
-            client.send(jpeg(0))
+            client.send(noise(0))
             assert told(client)["resting"]
             time.sleep(0.02)
-            client.send(jpeg(1))
+            client.send(noise(1))
             error, frame = told(client), told(client)
             assert (error["code"], error["final"], frame["personalized"]) == ("no_face", False, False)
             assert error["detail"] == "the face was seen in 1 of 1 frames of the resting face; 10 are needed"
@@ -391,19 +374,19 @@ def test_who_is_silent_slow_or_too_long_is_told_and_let_go() -> None:
         last: dict[str, Any] = {}
         with contextlib.suppress(ConnectionClosed):
             while "final" not in last:
-                long.send(jpeg(0))
+                long.send(noise(0))
                 last = told(long)
         with contextlib.suppress(ConnectionClosed):
             last = told(long)
         assert (last["code"], last["detail"]) == ("session_over", "a session lasts 0.6 s at most")
         message, closed = ended(idle)
         assert (message["code"], message["detail"], closed) == ("too_slow", "nothing was received for 0.3 s", 1008)
-        until(lambda: served.live.clients == 0)
+        wait_until(lambda: served.live.clients == 0)
         client = served.ready()
         served.pipeline.held.clear()
-        client.send(jpeg(0))
+        client.send(noise(0))
         assert told(client)["code"] == "timeout"
-        client.send(jpeg(1))
+        client.send(noise(1))
         message, closed = ended(client)
         assert message["detail"] == "no answers for 0.1 s: no answer for this frame within 0.2 s"
         assert (message["code"], closed) == ("timeout", 1008)
@@ -412,13 +395,13 @@ def test_who_is_silent_slow_or_too_long_is_told_and_let_go() -> None:
 
 def test_a_key_that_is_revoked_ends_its_session_at_the_next_message(served: Served) -> None:
     with served.ready(key="anna's") as anna, served.ready() as other:
-        anna.send(jpeg(0))
+        anna.send(noise(0))
         assert told(anna)["type"] == "frame"
         served.lapsed = Refusal("key_unknown", "this API key is not known")
-        anna.send(jpeg(1))
+        anna.send(noise(1))
         message, closed = ended(anna)
         assert (message["code"], message["final"], closed) == ("key_unknown", True, 1008)
-        other.send(jpeg(2))
+        other.send(noise(2))
         assert told(other)["type"] == "frame"
     served.lapsed = None
 
@@ -431,22 +414,22 @@ def test_clients_beyond_the_limit_are_turned_away_and_one_that_vanishes_frees_it
         assert (message["code"], closed) == ("busy", 1013)
         assert (message["detail"], message["retry_seconds"]) == ("1 live sessions at once are allowed", 10)
         served.pipeline.held.clear()
-        client.send(jpeg(0))
+        client.send(noise(0))
         time.sleep(0.05)
         client.socket.shutdown(sockets.SHUT_RDWR)  # without a word, in the middle of a frame
         client.socket.close()
-        until(lambda: served.live.clients == 0)
+        wait_until(lambda: served.live.clients == 0)
         assert served.pipeline.cancelled == 1
         served.pipeline.held.set()
         with served.ready() as client:
-            client.send(jpeg(0))
+            client.send(noise(0))
             assert told(client)["window_frames"] == 1  # nothing is left of the other's frames
         waiting = [served.connect(None) for _ in range(4)]
-        until(lambda: len(served.live._waiting) == 4)
+        wait_until(lambda: len(served.live._waiting) == 4)
         with served.ready() as client:  # whoever says nothing keeps out nobody who does
             message, closed = ended(waiting[0])
             assert (message["code"], closed) == ("busy", 1013)
-        until(lambda: len(served.live._waiting) == 3)
+        wait_until(lambda: len(served.live._waiting) == 3)
         for silent in waiting[1:]:
             silent.close()
-        until(lambda: served.live._waiting == {})
+        wait_until(lambda: served.live._waiting == {})

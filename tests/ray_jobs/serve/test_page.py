@@ -312,20 +312,16 @@ async def moments_are_reached(page: Page) -> None:
 # Against the real server
 
 
-def face_frames(*, size: int = 240, width: int = 320) -> npt.NDArray[np.uint8]:
-    """A rendered person who shows pain, as a camera sees them, [T, size, width, 3]."""
+def rendered_face(size: int) -> npt.NDArray[np.uint8]:
+    """A rendered person who shows pain, [T, size, size, 3]."""
     config = SyntheticConfig(source_subjects=0, source_val_subjects=0, target_subjects=1, size=size)
     [person] = plan(config)
-    frames = render_clip(draw_identity(person.identity_seed), person.clips[1], config)[1]
-    seen = np.full((len(frames), size, width, 3), 96, np.uint8)
-    seen[:, :, (width - size) // 2 : (width + size) // 2] = frames
-    return seen
+    return render_clip(draw_identity(person.identity_seed), person.clips[1], config)[1]
 
 
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    frames = face_frames()
-    return write_camera(tmp_path_factory.mktemp("camera") / "face.y4m", np.concatenate([frames, frames[::-1]]))
+    return write_camera(tmp_path_factory.mktemp("camera") / "face.y4m", rendered_face(240))
 
 
 @pytest.fixture(scope="module")
@@ -421,7 +417,7 @@ def test_a_live_session_with_a_resting_face(server: ServeConfig, camera: Path, t
 
 @pytest.mark.slow
 def test_what_cannot_be_used_is_explained(server: ServeConfig, tmp_path: Path) -> None:
-    frames = face_frames(size=96, width=96)
+    frames = rendered_face(96)
     video = write_video(tmp_path / "face.mp4", frames)
     long = write_video(tmp_path / "long.mp4", np.concatenate([frames, frames]))
     contents = {"big.mp4": bytes(2_100_000), "broken.mp4": video.read_bytes()[:2000], "empty.mp4": b""}

@@ -12,11 +12,16 @@ from ray_jobs.serve.web.spool import Spool
 
 
 def test_a_folder_is_made_or_closed_to_others(tmp_path: Path) -> None:
+    before = os.umask(0)
     open_before = tmp_path / "open"
     open_before.mkdir()
     open_before.chmod(0o777)
+    try:
+        for folder in (tmp_path / "new", open_before):
+            private_folder(folder)
+    finally:
+        os.umask(before)
     for folder in (tmp_path / "new", open_before):
-        private_folder(folder)
         assert oct(folder.stat().st_mode & 0o777) == "0o700"
 
 

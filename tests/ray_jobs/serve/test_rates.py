@@ -7,18 +7,10 @@ import pytest
 from ray_jobs.serve.refusals import Refusal
 from ray_jobs.serve.web.keys import LOCAL, Who
 from ray_jobs.serve.web.rates import Failures, Rates, Window
+from tests.support.clock import Clock
 
 ANNA, BEN = Who("aaaaaaaa", "predict"), Who("bbbbbbbb", "admin")
 UNKNOWN = Refusal("key_unknown", "this API key is not known")
-
-
-class Clock:
-    """Seconds that a test sets."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_no_minute_has_more_requests_than_allowed_and_the_wait_that_is_named_is_enough() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -337,13 +336,3 @@ def test_what_servers_at_other_ports_left_is_swept_unless_they_live(tmp_path: Pa
     ]
     assert (tmp_path / "other" / "jobs").is_dir() and living.folder.is_dir()
     living.close()
-
-
-def test_umask_does_not_open_the_folder(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        spool = Spool(tmp_path / "spool", max_bytes=1, free_bytes=0)
-    finally:
-        os.umask(before)
-    assert oct(spool.folder.stat().st_mode & 0o777) == "0o700"
-    spool.close()
