@@ -79,6 +79,9 @@ class Page:
                 self.complaints.append(json.dumps(told["exceptionDetails"]))
             elif method == "Log.entryAdded":
                 self.complaints.append(told["entry"]["text"])
+            elif method == "Inspector.targetCrashed":
+                for waiting in self._waiting.values():
+                    waiting.set_exception(RuntimeError("the page crashed"))
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
@@ -114,7 +117,7 @@ class Page:
         """Give a file to a file input."""
         root = (await self.send("DOM.getDocument"))["root"]["nodeId"]
         found = (await self.send("DOM.querySelector", nodeId=root, selector=selector))["nodeId"]
-        await self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=found)
+        await self.send("DOM.setFileInputFiles", files=[str(path.resolve())], nodeId=found)
         await self.settle()
 
     async def settle(self) -> None:
@@ -195,7 +198,7 @@ async def open_page(chromium: str, folder: Path, url: str, *, camera: Path | Non
             async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 page = Page(socket)
                 listening = asyncio.create_task(page.listen())
-                for domain in ("Page", "Network", "Runtime", "Log", "DOM"):
+                for domain in ("Page", "Network", "Runtime", "Log", "DOM", "Inspector"):
                     await page.send(f"{domain}.enable")
                 await page.send("Page.navigate", url=url)
                 await page.wait_for("document.readyState === 'complete'")
