@@ -24,7 +24,6 @@ from clipautt.adaptation.method import AdaptConfig, SavedState, Session, TuningC
 from clipautt.adaptation.predictions import NO_PREDICTION
 from clipautt.adaptation.source import Source
 from clipautt.files import write_tensors
-from clipautt.subjects import subject_file as subject_file
 
 FORMAT = 2
 """Version of the file format."""

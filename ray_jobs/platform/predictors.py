@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipautt.adaptation.personalization import checkpoint_of_personalization, subject_file
+from clipautt.adaptation.personalization import checkpoint_of_personalization
 from clipautt.backbones.loading import BackboneConfig
 from clipautt.files import newest
 from clipautt.model.checkpoint import find_checkpoint, newest_checkpoint
 from clipautt.predictor import Predictor
+from clipautt.subjects import subject_file
 from clipautt.tables import nfc
 from clipautt.video.reader_process import ReadLimits
 

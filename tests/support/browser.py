@@ -81,7 +81,8 @@ class Page:
                 self.complaints.append(told["entry"]["text"])
             elif method == "Inspector.targetCrashed":
                 for waiting in self._waiting.values():
-                    waiting.set_exception(RuntimeError("the page crashed"))
+                    if not waiting.done():
+                        waiting.set_exception(RuntimeError("the page crashed"))
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""

@@ -8,7 +8,6 @@ are of single frames and do not change with the rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,16 +123,3 @@ def _action_units(predictor: Predictor, feature: Tensor) -> dict[str, float]:
     source = predictor.source
     (row,) = source.face_similarities(ClipFeatures("live", "", feature[None], np.zeros(1)))
     return dict(zip(action_unit_columns(source.checkpoint.spec.phrases), row.tolist(), strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class LiveAsk:
-    """Arguments of `moment`."""
-
-    look: Look
-    personalization: Personalization | None = None
-
-
-def moments(predictor: Predictor, asks: Sequence[LiveAsk], features: Tensor) -> list[Moment | Refusal]:
-    """`moment` of each."""
-    return [moment(predictor, ask.look, one, ask.personalization) for ask, one in zip(asks, features, strict=True)]
