@@ -31,11 +31,11 @@ from clipautt.adaptation.personalization import (
     load_personalization,
     read_personalization,
     save_personalization,
-    subject_file,
 )
 from clipautt.adaptation.source import Source
 from clipautt.features.clip_features import ClipFeatures
 from clipautt.model.windows import WindowSpec
+from clipautt.subjects import subject_file
 from tests.support.configs import ZERO_SHOT, adapt_config, changed
 from tests.support.fakes import fake_clips, fake_source
 
